@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._ptq.presets import apply_preset
+from omgoptim.techniques.quantize._ptq.state import apply_preset
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
 
 Batches = Sequence[dict[str, NDArray[Any]]]

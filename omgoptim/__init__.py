@@ -1,4 +1,4 @@
-"""omgoptim: make a PyTorch model smaller and faster, and prove it.
+"""omgoptim: make a PyTorch model smaller and faster, measured on the saved artifact.
 
     import omgoptim
     report = omgoptim.quantize("net.py:build", data="net.py:load", max_quality_drop=0.01)

@@ -1,4 +1,4 @@
-"""A project with runs that were written by hand, for the tests of the faces."""
+"""A project with runs that were written by hand, for the tests of the interfaces."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def report(name: str = "quantized", **changes: object) -> EfficiencyReport:
     return stored.model_copy(update=changes)
 
 
-def finished_run(project: Path, told: EfficiencyReport) -> RunFolder:
+def finished_run(project: Path, answer: EfficiencyReport) -> RunFolder:
     """A run folder as a worker leaves it."""
-    folder, state = _begun(project, told.verb)
-    folder.write_report(told.model_copy(update={"run_id": folder.id}))
+    folder, state = _begun(project, answer.verb)
+    folder.write_report(answer.model_copy(update={"run_id": folder.id}))
     folder.html_file.write_text("<!doctype html>", encoding="utf-8")
-    folder.write_state(as_done(state, told))
+    folder.write_state(as_done(state, answer))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What every answer of a face must be: visible, bounded, and without marks that a reader could take for ours."""
+"""Checks of every answer: visible, bounded, without markup of untrusted text."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HOSTILE = (
     "data:text/html;base64,PHN2Zy8+ mailto:e@evil.example javascript:alert(1)",
     "z\u0338\u0321a\u0362 \u05e9\u05dc\u05d5\u05dd \U0001f600",
 )
-"""What a class, a layer, a file or an argument may be called."""
+"""Hostile names of classes, layers, files and arguments."""
 
 
 def with_texts(value: Any, text: str, key: str = "") -> Any:

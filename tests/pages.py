@@ -1,4 +1,4 @@
-"""What a page says, read back from its data."""
+"""Content of a page, read back from its data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the Python face: what it shows while a run goes on, and a technique given by its parameters."""
+"""Tests of the Python interface: what it shows while a run goes on, and a technique given by its parameters."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def test_text_structure_and_page_each_carry_verdict_interval_warnings_and_next_s
     text = report_markdown(report, "brief")
     structure = brief_report(report)
     page = json.loads(document_json(app.finished_document(report, "/p"), app.LARGEST))
-    told = json.dumps(page, ensure_ascii=False)
+    text = json.dumps(page, ensure_ascii=False)
     assert verdict(report) in text
     assert structure["outcome"] == outcome == page["tone"]
     assert page["verdict"] == verdict(report)
@@ -203,13 +203,13 @@ def test_text_structure_and_page_each_carry_verdict_interval_warnings_and_next_s
     for step in report.next_steps:
         assert step.command in text
         assert step.command in [one["command"] for one in structure["next_steps"]]
-        assert f"Call the tool {step.tool} of omgoptim" in told
+        assert f"Call the tool {step.tool} of omgoptim" in text
     gains = report.gains
     if gains and gains.speedup_low and gains.speedup_high:
         claim, _ = speed_claim(gains)
         interval = claim[claim.index("(") :]
         assert interval in text
-        assert interval in told
+        assert interval in text
         assert (structure["gains"]["speedup_low"], structure["gains"]["speedup_high"]) == (
             gains.speedup_low,
             gains.speedup_high,

@@ -1,4 +1,4 @@
-"""Tests of the shell face: what it accepts, what goes to which stream, and its exit codes."""
+"""Tests of the command line: what it accepts, what goes to which stream, and its exit codes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Odd(Params):
 
     scheme: Literal["odd"] = "odd"
     strength: float = Field(0.5, ge=0)
-    """How odd."""
+    """Degree of oddness."""
     careful: bool = True
 
 
@@ -86,17 +86,17 @@ class OddRequest(Request):
 
 
 def test_a_technique_and_a_field_that_nobody_has_heard_of_become_options() -> None:
-    told = {option.name: option for option in options.options_of(OddRequest)}
-    assert next(iter(told)) == "model"
-    assert told["strength"].help == "How odd."
-    assert told["strength"].panel == "Scheme odd"
-    assert told["scheme"].metavar == "odd|bf16"
+    by_name = {option.name: option for option in options.options_of(OddRequest)}
+    assert next(iter(by_name)) == "model"
+    assert by_name["strength"].help == "Degree of oddness."
+    assert by_name["strength"].panel == "Scheme odd"
+    assert by_name["scheme"].metavar == "odd|bf16"
     given = {"strength": "0.25", "names": ["a", "b"], "sizes": ["x=1", 'y="z"'], "careful": False, "model": None}
     raw = options.given_arguments(OddRequest, given)
     assert raw == {"strength": 0.25, "names": ["a", "b"], "sizes": {"x": 1, "y": "z"}, "careful": False}
 
 
-def test_options_reach_the_request_as_they_would_from_any_face() -> None:
+def test_options_reach_the_request_as_they_would_from_any_interface() -> None:
     given = {
         "model": "net.py:build",
         "model_kwargs": ["width=64", "name=big", "deep=true"],
@@ -125,12 +125,12 @@ def test_options_reach_the_request_as_they_would_from_any_face() -> None:
 
 
 def test_a_flag_that_is_not_off_by_default_can_be_turned_off() -> None:
-    told = {option.name: option for option in options.options_of(QuantizeRequest)}
+    by_name = {option.name: option for option in options.options_of(QuantizeRequest)}
     for name in ("equalize", "bias_correction", "distill"):
-        shown, hidden = told[name].parameters()
+        shown, hidden = by_name[name].parameters()
         assert [shown.name, hidden.name] == [name, f"no_{name}"]
         assert shown.default.metavar == f"/--no-{name.replace('_', '-')}"
-    assert [parameter.name for parameter in told["symmetric"].parameters()] == ["symmetric"]
+    assert [parameter.name for parameter in by_name["symmetric"].parameters()] == ["symmetric"]
     assert options.given_arguments(QuantizeRequest, {"no_equalize": True, "distill": True, "no_distill": None}) == {
         "equalize": False,
         "distill": True,
@@ -138,17 +138,17 @@ def test_a_flag_that_is_not_off_by_default_can_be_turned_off() -> None:
 
 
 def test_the_verbs_own_options_come_first_then_those_of_its_techniques_and_the_shared_ones_in_panels() -> None:
-    told = {option.name: option.panel for option in options.options_of(PruneRequest)}
-    assert told["method"] is told["rounds"] is told["max_quality_drop"] is None
-    assert told["sparsity"] == "Common to several methods"
-    assert told["pruning_ratio"] == "Method structured"
+    by_name = {option.name: option.panel for option in options.options_of(PruneRequest)}
+    assert by_name["method"] is by_name["rounds"] is by_name["max_quality_drop"] is None
+    assert by_name["sparsity"] == "Common to several methods"
+    assert by_name["pruning_ratio"] == "Method structured"
     training = set(TrainingRequest.model_fields) - set(ModelRequest.model_fields)
-    assert {told[name] for name in training} == {"Training"}
-    panels = list(dict.fromkeys(told.values()))
+    assert {by_name[name] for name in training} == {"Training"}
+    panels = list(dict.fromkeys(by_name.values()))
     of_techniques = ["Common to several methods", "Method structured", "Method semi_structured"]
     shared = ["Training", "Model and data", "Measurement", "Project and permissions", "Output"]
     assert panels == [None, *of_techniques, *shared]
-    assert [told[name] for name in ("data", "timing", "allow_path", "plan")] == shared[1:]
+    assert [by_name[name] for name in ("data", "timing", "allow_path", "plan")] == shared[1:]
 
 
 def test_the_help_names_no_type_of_a_flag_of_a_request(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,15 +159,15 @@ def test_the_help_names_no_type_of_a_flag_of_a_request(capsys: pytest.CaptureFix
 
 
 def test_what_differs_between_techniques_is_told_for_each() -> None:
-    told = {option.name: option for option in options.options_of(PruneRequest)}
-    scope, score = told["scope"], told["score"]
+    by_name = {option.name: option for option in options.options_of(PruneRequest)}
+    scope, score = by_name["scope"], by_name["score"]
     assert scope.default_text == "global (wanda: per_row)"
     assert scope.help.startswith("(magnitude, gradient, random) Rank weights over all selected layers")
     assert "(wanda) Rank weights within each output row" in scope.help
     assert scope.help.endswith("One of: global, per_layer, per_row.")
     assert score.default_text == "sensitivity (semi_structured: magnitude)"
-    assert told["targets"].help == "Globs on module paths: prune only these. Repeatable."
-    assert told["prune_heads"].default_text == "on"
+    assert by_name["targets"].help == "Globs on module paths: prune only these. Repeatable."
+    assert by_name["prune_heads"].default_text == "on"
 
 
 def test_keyword_arguments_may_be_one_json_object_as_in_the_command_that_repeats_a_run() -> None:
@@ -209,13 +209,13 @@ def test_keyword_arguments_may_be_one_json_object_as_in_the_command_that_repeats
 def test_a_bad_request_is_refused_in_the_words_of_the_request(
     verb: str, words: list[str], raw: dict[str, Any], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(RequestError) as told:
+    with pytest.raises(RequestError) as refused:
         requests.parse(verb, raw)
     assert cli.run([verb, *words, "--json"]) == 2
     streams = capsys.readouterr()
-    expected = told.value.to_dict()
+    expected = refused.value.to_dict()
     assert json.loads(streams.out) == {"error": expected | {"fix": in_shell(expected["fix"])}}
-    assert streams.err.startswith(f"error: {told.value.what}")
+    assert streams.err.startswith(f"error: {refused.value.what}")
     assert list(project.iterdir()) == []
 
 
@@ -364,7 +364,7 @@ def test_interrupting_cancels_the_run_and_says_so(project: Path) -> None:
         assert started.stderr is not None
         try:
             shown = ""
-            while "loading" not in shown:  # a stage that only a living worker tells
+            while "loading" not in shown:  # a stage that only a living worker sets
                 shown = started.stderr.readline()
                 assert shown, "it ended before it could be interrupted"
             started.send_signal(signal.SIGINT)

@@ -221,8 +221,8 @@ def test_the_live_view_has_stages_with_times_what_was_measured_the_curves_and_th
 
 
 def test_a_candidate_that_is_not_judged_yet_is_shown_with_what_was_done_to_it(tmp_path: Path) -> None:
-    told = by_hand.report().candidates[0]
-    candidate = told.model_copy(update={"status": "planned", "why": "screened with one launch", "speedup": 5.8})
+    first = by_hand.report().candidates[0]
+    candidate = first.model_copy(update={"status": "planned", "why": "screened with one launch", "speedup": 5.8})
     state = read_state(by_hand.running_run(tmp_path))
     text = shown(LiveRun(state=state, candidates=[candidate]))
     assert "screened with one launch" in text

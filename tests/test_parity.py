@@ -1,4 +1,4 @@
-"""Both faces give the same report for the same request; only ids, times and measured numbers may differ."""
+"""Shell and MCP server give the same report for the same request; only ids, times and measured numbers may differ."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEASURED = {
 """Numbers that no two runs share."""
 
 TOLD = {"outcome", "summary", "warnings", "why", "status", "run_id", "files", "next_steps"}
-"""What is told about such numbers, and which run it was."""
+"""Fields of an answer about such numbers, and its run id."""
 
 pytestmark = pytest.mark.anyio
 
@@ -130,8 +130,8 @@ async def test_both_faces_optimize_alike(project: Path) -> None:
     for report in (shell, assistant):
         assert report["outcome"] == "ok"
         assert any(step["status"] == "kept" for step in report["steps"])
-    told = [[(step["name"], step["verb"], step["size_bytes"]) for step in one["steps"]] for one in (shell, assistant)]
-    assert told[0] == told[1]
+    chains = [[(step["name"], step["verb"], step["size_bytes"]) for step in one["steps"]] for one in (shell, assistant)]
+    assert chains[0] == chains[1]
     assert shell["after"]["size_bytes"] == assistant["after"]["size_bytes"]
     assert shell["after"]["quality"] == assistant["after"]["quality"]
 

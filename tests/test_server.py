@@ -1,4 +1,4 @@
-"""Tests of the MCP face, over real stdio and HTTP with the SDK's own client, in both protocol eras."""
+"""Tests of the MCP server, over real stdio and HTTP with the SDK's own client, in both protocol eras."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ def test_the_schema_of_a_tool_has_every_argument_that_the_request_takes() -> Non
             loaded = {"source"} if params.by_source else set()
             one_choice = {name for name, field in params.model_fields.items() if len(get_args(field.annotation)) == 1}
             known |= set(params.model_fields) - (one_choice - {"targets", "ignore"}) - loaded
-        face = set() if tool.name == "doctor" else {"wait_s", "detail"}
+        own = set() if tool.name == "doctor" else {"wait_s", "detail"}
         rare = set(tools.options_of(tool.name))
         assert rare <= known
         options = {"options"} if rare else set()
-        assert set(tool.input_schema["properties"]) == (known - rare) | face | options
+        assert set(tool.input_schema["properties"]) == (known - rare) | own | options
         assert tool.input_schema.get("required", []) == [
             name for name, field in request.model_fields.items() if field.is_required()
         ]
@@ -237,20 +237,20 @@ async def test_an_agent_cannot_allow_itself_another_folder_and_the_user_can(proj
 async def test_a_bad_request_is_refused_in_the_words_of_the_request(era: str, project: Path) -> None:
     async with connected(project, era) as client:
         for tool, raw in BAD_REQUESTS:
-            with pytest.raises(RequestError) as told:
+            with pytest.raises(RequestError) as refused:
                 requests.parse(tool, raw)
             result = await client.call_tool(tool, raw)
             assert result.is_error
             error = result.structured_content["error"]
-            assert told.value.what in text_of(result)
-            assert error["what"] == told.value.what
+            assert refused.value.what in text_of(result)
+            assert error["what"] == refused.value.what
             if (
                 "has no argument" in error["what"]
             ):  # the names that are known differ: wait_s here, allow_path in a shell
                 assert "wait_s" in error["why"] or tool == "doctor"
                 assert "allow_path" not in error["why"]
             else:
-                assert error == told.value.to_dict()
+                assert error == refused.value.to_dict()
             assert "pydantic" not in text_of(result)
     assert not (project / ".omgoptim").exists()
 
@@ -279,7 +279,7 @@ async def test_what_is_rarely_needed_may_stand_in_options_or_beside_the_rest(pro
     assert "'seed' is given twice" in text_of(twice)
     assert "Did you mean 'learning_rate'" in text_of(unknown)
     assert "OMGOPTIM_ALLOW_PATH" in text_of(shell)
-    assert "options is an object" in text_of(no_object)
+    assert "it is not an object" in text_of(no_object)
     assert not (project / ".omgoptim").exists()
 
 
@@ -290,23 +290,23 @@ async def test_a_next_step_has_the_form_that_the_list_of_tools_asks_for(project:
     async with connected(project) as client:
         listed = {tool.name: tool for tool in (await client.list_tools()).tools}
         answer = await client.call_tool("runs", {"action": "show", "run_id": folder.id})
-    (told,) = answer.structured_content["next_steps"]
-    jsonschema.validate(told["arguments"], listed["prune"].input_schema)
-    assert told["arguments"]["options"] == {"timing": "careful", "warmup": 0.1}
+    (step,) = answer.structured_content["next_steps"]
+    jsonschema.validate(step["arguments"], listed["prune"].input_schema)
+    assert step["arguments"]["options"] == {"timing": "careful", "warmup": 0.1}
     assert '"options": {"timing": "careful", "warmup": 0.1}' in text_of(answer)
 
 
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_finished_run_is_answered_twice_each_time_complete(era: str, project: Path) -> None:
-    told = by_hand.report()
-    folder = by_hand.finished_run(project, told)
+    sent = by_hand.report()
+    folder = by_hand.finished_run(project, sent)
     async with connected(project, era) as client:
         short = await client.call_tool("runs", {"action": "show", "run_id": folder.id})
         full = await client.call_tool("runs", {"action": "wait", "run_id": folder.id[-4:], "detail": "full"})
     assert list(short.structured_content)[:4] == ["outcome", "summary", "warnings", "next_steps"]
     assert len(json.dumps(short.structured_content)) <= 8_000
     assert len(text_of(short)) <= 8_000
-    for needed in (told.summary, told.warnings[0], told.next_steps[0].command, folder.id, str(folder.report_file)):
+    for needed in (sent.summary, sent.warnings[0], sent.next_steps[0].command, folder.id, str(folder.report_file)):
         assert needed in json.dumps(short.structured_content, ensure_ascii=False)
         assert needed in text_of(short)
     files = full.structured_content.pop("files")
@@ -406,17 +406,17 @@ async def test_waiting_reports_progress_that_grows_even_when_nothing_changes(
     folder = by_hand.running_run(project)
     monkeypatch.setattr(waiting, "HEARTBEAT_S", 0.0)
     monkeypatch.setattr(waiting, "INTERVAL_S", 0.01)
-    told: list[tuple[float, str | None]] = []
+    sent: list[tuple[float, str | None]] = []
 
     async def report(progress: float, total: float | None, message: str | None) -> None:
         assert total == 100
-        told.append((progress, message))
+        sent.append((progress, message))
 
     state = await waiting.wait_for(folder, 0.2, report)
     assert state.status == read_state(folder).status == "running"
-    assert len(told) > 2
-    assert [progress for progress, _ in told] == sorted({progress for progress, _ in told})
-    assert told[0] == (40.0, "measuring, 40%, 12 s left")
+    assert len(sent) > 2
+    assert [progress for progress, _ in sent] == sorted({progress for progress, _ in sent})
+    assert sent[0] == (40.0, "measuring, 40%, 12 s left")
     assert waiting.HEARTBEAT_S < 10
 
 
@@ -541,12 +541,12 @@ def http_server(project: Path, token: str = "") -> Iterator[tuple[int, str]]:
 
 def status_of(port: int, headers: dict[str, str]) -> int:
     """The status of an `initialize` sent with these headers."""
-    told = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"} | headers
+    sent = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"} | headers
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
-        connection.putrequest("POST", "/mcp", skip_host="Host" in told)
+        connection.putrequest("POST", "/mcp", skip_host="Host" in sent)
         body = json.dumps(INITIALIZE).encode()
-        for name, value in (told | {"Content-Length": str(len(body))}).items():
+        for name, value in (sent | {"Content-Length": str(len(body))}).items():
             connection.putheader(name, value)
         connection.endheaders(body)
         response = connection.getresponse()
@@ -556,8 +556,8 @@ def status_of(port: int, headers: dict[str, str]) -> int:
 
 
 def test_http_wants_the_token_a_local_host_and_a_local_origin(project: Path) -> None:
-    with http_server(project, "token-0123456789") as (port, told):
-        assert told == "the one in $OMGOPTIM_TOKEN"
+    with http_server(project, "token-0123456789") as (port, sent):
+        assert sent == "the one in $OMGOPTIM_TOKEN"
         good = {"Authorization": "Bearer token-0123456789"}
         assert status_of(port, {}) == 401
         assert status_of(port, {"Authorization": "Bearer wrong"}) == 401

@@ -1,4 +1,4 @@
-"""The Python face: the same verbs on a source or a live module, in this process, measured from the reopened artifact.
+"""Python interface: the verbs on a source or a live module, in this process, measured on the reopened artifact.
 
 report = omgoptim.quantize(model, data=load, max_quality_drop=0.01)
 small = omgoptim.open_artifact(report.artifact.path)
@@ -87,7 +87,7 @@ def profile(
     """Measure a model as it is.
 
     Args:
-        model: a source, as for the other faces, or a module of this process; it is not changed.
+        model: a source such as net.py:build, or a module of this process; it is not changed.
         data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
         metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
         progress: whether to show on standard error where the run stands; None: in a notebook or on a terminal.
@@ -115,7 +115,7 @@ def quantize(
     """Quantize a model and keep the fastest candidate that holds the quality guard.
 
     Args:
-        model: a source, as for the other faces, or a module of this process; it is not changed.
+        model: a source such as net.py:build, or a module of this process; it is not changed.
         scheme: a name, or its parameters such as `omgoptim.Static(num_bits=8)`; auto tries all that fit.
         data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
         metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
@@ -148,7 +148,7 @@ def prune(
     """Prune a model, fine-tune it, and measure the saved artifact against the original.
 
     Args:
-        model: a source, as for the other faces, or a module of this process; it is not changed.
+        model: a source such as net.py:build, or a module of this process; it is not changed.
         method: a name, or its parameters such as `omgoptim.Magnitude(sparsity=0.9)`.
         data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
             Training takes its `train` split.
@@ -182,7 +182,7 @@ def factorize(
     """Replace large weights by low-rank factors, fine-tune, and measure the saved artifact.
 
     Args:
-        model: a source, as for the other faces, or a module of this process; it is not changed.
+        model: a source such as net.py:build, or a module of this process; it is not changed.
         method: a name, or its parameters such as `omgoptim.Svd(rank_ratio=0.5)`.
         data: as for `prune`.
         metric: as for `prune`.
@@ -215,7 +215,7 @@ def distill(
     """Train a smaller student on the teacher's outputs, and measure the saved student against the teacher.
 
     Args:
-        teacher: a source, as for the other faces, or a module of this process; it is not changed.
+        teacher: a source such as net.py:build, or a module of this process; it is not changed.
         student: a source, or a module of this process (a copy is trained); or how to derive one from the teacher: a
             name, or its parameters such as `omgoptim.Narrow(width=0.5)`.
         data: as for `prune`; labels are welcome and not needed.
@@ -275,10 +275,10 @@ def optimize(
     progress: bool | None = None,
     **arguments: Unpack[OptimizeArguments],
 ) -> EfficiencyReport:
-    """Make a model as small and fast as it gets within a quality drop and a time budget.
+    """Make a model as small and fast as possible within a quality drop and a time budget.
 
     Args:
-        model: a source, as for the other faces, or a module of this process; it is not changed.
+        model: a source such as net.py:build, or a module of this process; it is not changed.
         data: as for `prune`.
         metric: as for `prune`.
         loss: as for `prune`.
@@ -307,7 +307,7 @@ def search(
     """Search for the network of best quality that meets a target on this machine.
 
     Args:
-        model: a source, as for the other faces, or a module of this process; or, without a space, a function
+        model: a source such as net.py:build, or a module of this process; or, without a space, a function
             `space(trial)` that returns a module.
         space: auto (vary the model's own stages), a source, or a function `space(trial)`, with the model as teacher.
         data: as for `prune`.

@@ -12,7 +12,7 @@ from omgoptim.blocks import ResizedConv2d
 from omgoptim.errors import TechniqueError
 from omgoptim.requests import Params
 from omgoptim.requests.distill import Depthwise, FewerLayers, InvertedResidual, LowRank, Narrow
-from omgoptim.techniques.distill._student.compatibility import output_shapes, refuse_other_shapes
+from omgoptim.techniques.distill._student.derivation import output_shapes, refuse_other_shapes
 from omgoptim.techniques.registry import ModuleRun, apply_to_module
 
 KEEP = "keep"

@@ -10,6 +10,7 @@ import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -65,7 +66,7 @@ def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path
         steps: functions that build, measure and train a network.
         folders: the finished trials, whose qualities decide at each rung.
         spec: number and configuration of the trial.
-        folder: in the making; the saved artifact stays in it, and the weights where there are more rungs to climb.
+        folder: in the making; the weights stay in it.
 
     Raises:
         OmgoptimError: as the steps do.
@@ -77,7 +78,7 @@ def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path
     qualities = climb(steps.train, module, spec, folder / "checkpoints", list(folders.histories().values()))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     save_weights(module, folder / WEIGHTS)
-    return conclude(steps, module, spec, qualities, screened.untrained, screened.predicted, folder)
+    return conclude(spec, qualities, screened.untrained, screened.predicted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +107,11 @@ def screen(steps: Steps, spec: TrialSpec, folder: Path) -> Screened | TrialResul
     return Screened(module, predicted, untrained)
 
 
-def conclude(
-    steps: Steps,
-    module: nn.Module,
-    spec: TrialSpec,
-    qualities: tuple[float, ...],
-    untrained: Cost,
-    predicted: float | None,
-    folder: Path,
-) -> TrialResult:
-    """Return the result of a training; a network that was trained to the end is measured again, and kept.
-
-    Raises:
-        OmgoptimError: as the steps do.
-    """
+def conclude(spec: TrialSpec, qualities: tuple[float, ...], untrained: Cost, predicted: float | None) -> TrialResult:
+    """Return the result of a training, with the cost that the network had before it."""
     if len(qualities) < len(rung_epochs(spec.epochs)):
         return _result("stopped", qualities, untrained, predicted, "not among the best third at its rung")
-    return _result("trained", qualities, steps.measure(module, folder / "artifact"), predicted, "")
+    return _result("trained", qualities, untrained, predicted, "")
 
 
 def climb(
@@ -162,7 +151,9 @@ def unfinished(folders: TrialFolders, count: int = 3) -> list[tuple[TrialSpec, T
 def finalists(
     steps: Steps, folders: TrialFolders, finals: TrialFolders, count: int = 3
 ) -> list[tuple[TrialSpec, TrialResult]]:
-    """Train the best trials to the end, the most promising first; what is finished in `finals` is not done again.
+    """Train the best trials to the end and measure them, the most promising first.
+
+    What is finished in `finals` is not done again.
 
     Raises:
         ArtifactError: the weights of a trial are gone or not its own.
@@ -170,15 +161,8 @@ def finalists(
     """
     found = []
     for spec, before in unfinished(folders, count):
-        if before.outcome == "trained":
-            found.append((spec, before))
-            continue
         weights = folders.path(spec.number) / WEIGHTS
-
-        def trial(spec: TrialSpec, folder: Path, before: TrialResult = before, weights: Path = weights) -> TrialResult:
-            return _to_the_end(steps, spec, folder, before, weights)
-
-        found.append((spec, finals.run(spec, trial)))
+        found.append((spec, finals.run(spec, partial(finished, steps, before=before, weights=weights))))
     return found
 
 
@@ -211,7 +195,8 @@ def fitting(
     return train
 
 
-def _to_the_end(steps: Steps, spec: TrialSpec, folder: Path, before: TrialResult, weights: Path) -> TrialResult:
+def finished(steps: Steps, spec: TrialSpec, folder: Path, before: TrialResult, weights: Path) -> TrialResult:
+    """Train a trial from its weights to the end, if it has not come there, and measure what it is now."""
     module = steps.build(spec.configuration)
     load_weights(module, weights)
     qualities = climb(steps.train, module, spec, folder / "checkpoints", None, before.rungs)

@@ -1,4 +1,4 @@
-"""The shell face: parse, submit, follow, print. No logic of its own.
+"""Command line: parse, submit, follow, print. No logic of its own.
 
 Exit codes: 0 ok and no gain, 2 a bad request, 3 the model, the data, the set-up or the run, 4 the quality guard failed,
 130 interrupted. Results go to standard output, everything else to standard error.
@@ -6,7 +6,6 @@ Exit codes: 0 ok and no gain, 2 a bad request, 3 the model, the data, the set-up
 
 from __future__ import annotations
 
-import inspect
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,16 +15,13 @@ import typer
 
 from omgoptim import __version__, requests
 from omgoptim.cli import options, output, runs
-from omgoptim.cli.output import AS_JSON as _AS_JSON
-from omgoptim.cli.output import PROJECT as _PROJECT
-from omgoptim.cli.runs import GUARD_FAILED as GUARD_FAILED
-from omgoptim.cli.runs import INTERRUPTED as INTERRUPTED
+from omgoptim.cli.output import INTERRUPTED, Shape
 from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
 from omgoptim.jobs.doctor import doctor
 from omgoptim.jobs.project import find_project
 from omgoptim.jobs.states import read_state
 from omgoptim.jobs.submit import submit
-from omgoptim.reports import DoctorReport
+from omgoptim.render.brief import to_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,22 +82,19 @@ def _root(
 def _verb_command(verb: str, request: type[requests.Request]) -> Callable[..., int]:
     """The function of a verb, with the signature that Typer reads its options from."""
 
-    def command(**given: Any) -> int:
-        as_json, form, no_wait, detail = (given.pop(name) for name in ("as_json", "form", "no_wait", "detail"))
+    def command(no_wait: bool, shape: Shape, **given: Any) -> int:
         parsed = requests.parse(verb, options.given_arguments(request, given))
-        shape = output.form_of(as_json, form)
-        full = output.wants_full(detail, shape)
         folder = submit(verb, parsed, find_project(getattr(parsed, "project", None)))
-        if no_wait:
-            return output.print_text(folder.id) if shape == "text" else output.show_state(read_state(folder), shape)
-        return runs.await_report(folder, shape, full)
+        if not no_wait:
+            return runs.await_report(folder, shape)
+        if shape.form == "text":
+            return output.print_text(folder.id)
+        return output.show_state(read_state(folder), shape.form)
 
-    own = [parameter for option in options.options_of(request) for parameter in option.parameters()]
-    parameters = [*own, *_FACE_PARAMETERS]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    parameters = [parameter for option in options.options_of(request) for parameter in option.parameters()]
+    parameters.append(output.parameter("no_wait", bool, _NO_WAIT))
     command.__doc__ = "\n\n".join(" ".join(part.split()) for part in (request.__doc__ or "").split("\n\n"))
-    return command
+    return output.with_output_options(output.with_signature(command, parameters))
 
 
 _NO_WAIT = typer.Option(
@@ -109,38 +102,30 @@ _NO_WAIT = typer.Option(
 )
 
 
-def _face_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-_FACE_PARAMETERS = [
-    _face_parameter("as_json", bool, _AS_JSON),
-    _face_parameter("form", str | None, output.FORMAT),
-    _face_parameter("detail", str | None, output.DETAIL),
-    _face_parameter("no_wait", bool, _NO_WAIT),
-]
-
-
 def _doctor(
-    project: str | None = _PROJECT,
+    project: str | None = output.PROJECT,
     python: str | None = typer.Option(None, "--python", metavar="TEXT", help="Python interpreter to check."),
-    target: str | None = typer.Option(None, "--target", metavar="TEXT", help="Machine to check: ssh://[user@]host."),
-    clean: bool = typer.Option(False, "--clean", help="Remove what omgoptim has stored on the target."),
-    as_json: bool = _AS_JSON,
+    target: str | None = typer.Option(
+        None, "--target", metavar="TEXT", help="Machine to check: ssh://\\[user@]host\\[:port]."
+    ),
+    clean: bool = typer.Option(False, "--clean", metavar="", help="Remove what omgoptim has stored on the target."),
+    as_json: bool = output.AS_JSON,
 ) -> int:
     """Report the engines, devices and optional packages of the project's Python, and how to install missing ones."""
     given = {"project": project, "python": python, "target": target, "clean": clean or None}
     request = requests.parse("doctor", {name: value for name, value in given.items() if value is not None})
     assert isinstance(request, requests.DoctorRequest)  # what parse gives for this verb
-    report: DoctorReport = doctor(request)
-    return output.show_doctor(report, "json" if as_json else "text")
+    report = doctor(request)
+    return output.show(to_json(report), lambda term: term.doctor_view(report), "json" if as_json else "text")
 
 
 def _mcp(
     http: bool = typer.Option(
         False, "--http", metavar="", help="Serve HTTP on the loopback interface instead of stdio."
     ),
-    port: int = typer.Option(8377, "--port", help="Port for --http; 0 takes a free one.", min=0, max=65535),
+    port: int = typer.Option(
+        8377, "--port", metavar="PORT", help="Port for --http; 0 takes a free one.", min=0, max=65535
+    ),
 ) -> None:
     """Start the MCP server: over stdio, or over HTTP with a bearer token ($OMGOPTIM_TOKEN, else a new one)."""
     from omgoptim import server  # the one command that needs mcp

@@ -1,7 +1,7 @@
 """The options of a verb, read off its request: a new field or technique needs no edit here.
 
 Values stay text where a request reads text, and only what was given is passed on, so that `requests.parse` refuses in
-the same words as for every other face.
+the same words everywhere.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Option:
     panel: str | None = None
     default_text: str = ""
     required: bool = True
-    """Of one that is given by place: whether it must be, or can be given by another name."""
+    """False for a positional argument that also has a named option."""
 
     @property
     def turns_off(self) -> str | None:
@@ -89,7 +89,7 @@ class Option:
         return inspect.Parameter(self.name, kind, default=default, annotation=annotation)
 
     def value(self, given: Any) -> Any:
-        """What was given, as `requests.parse` takes it."""
+        """Return a value as `requests.parse` takes it."""
         if self.kind == "list":
             return list(given)
         if self.kind == "mapping":
@@ -219,7 +219,7 @@ def _technique_options(request: type[Request]) -> Iterator[Option]:
 
 
 def _kind(fields: list[FieldInfo]) -> tuple[Kind, str]:
-    """How values of a type are given in a shell, and the word for one: its choices, if it has some."""
+    """Return the kind of option for a type, and its metavar: the choices of a Literal."""
     members = [member for field in fields for member in _members(field.annotation)]
     origins = {typing.get_origin(member) or member for member in members}
     if list in origins:

@@ -1,10 +1,12 @@
-"""What a command prints, in the form that was asked for: results to standard output, all else to standard error."""
+"""Output of the commands: results to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -14,13 +16,24 @@ from omgoptim.cli import options
 from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.render import brief, markdown, shared
-from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
+from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests.command import in_shell
 from omgoptim.text import clean_json
 
 Form = Literal["text", "markdown", "json"]
 FORMS: tuple[Form, ...] = ("text", "markdown", "json")
 _WIDTH_OF_A_PIPE = 110
+GUARD_FAILED, INTERRUPTED = 4, 130
+"""Exit codes beside those of errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Form of the output, and whether it is the whole report."""
+
+    form: Form = "text"
+    full: bool = False
+
 
 AS_JSON = typer.Option(
     False,
@@ -40,6 +53,42 @@ DETAIL = typer.Option(
     None, "--detail", metavar="brief|full", help="How much of the report to print.", rich_help_panel=options.OUTPUT
 )
 PROJECT = typer.Option(None, "--project", metavar="TEXT", help="Path of the project; default: the working directory.")
+
+
+def parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """Return a parameter of a command that Typer reads as an option."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def with_signature(command: Callable[..., int], parameters: list[inspect.Parameter]) -> Callable[..., int]:
+    """Give a command the signature that Typer reads its options from."""
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
+def with_output_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options --json, --format and --detail; it takes them as one argument, `shape`."""
+    options = [
+        parameter("as_json", bool, AS_JSON),
+        parameter("form", str | None, FORMAT),
+        parameter("detail", str | None, DETAIL),
+    ]
+    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "shape"]
+
+    def shaped(**given: Any) -> int:
+        shape = _shape(*(given.pop(one.name) for one in options))
+        return command(**given, shape=shape)
+
+    shaped.__doc__ = command.__doc__
+    return with_signature(shaped, [*own, *options])
+
+
+def _shape(as_json: bool, form: str | None, detail: str | None) -> Shape:
+    found = form_of(as_json, form)
+    if detail not in (None, "brief", "full"):
+        raise RequestError(f"unknown detail '{detail}'", "Known: brief, full.")
+    return Shape(found, found == "json" if detail is None else detail == "full")
 
 
 def form_of(as_json: bool, given: str | None) -> Form:
@@ -66,19 +115,14 @@ def form_in(arguments: Sequence[str]) -> Form:
     return next((form for form in FORMS if form in given), "text")
 
 
-def wants_full(detail: str | None, form: Form) -> bool:
-    """Whether the whole report is asked for: the default of JSON alone."""
-    if detail not in (None, "brief", "full"):
-        raise RequestError(f"unknown detail '{detail}'", "Known: brief, full.")
-    return form == "json" if detail is None else detail == "full"
-
-
-def show_report(report: EfficiencyReport, folder: RunFolder, form: Form, full: bool) -> int:
-    """Print a report."""
-    if form == "markdown":
-        return print_text(shared.shared_markdown(report))
-    content = brief.to_json(report) if full else brief.brief_report(report, folder.path)
-    return show(content, lambda term: term.report_view(report, full=full, folder=folder.path), form)
+def show_report(report: EfficiencyReport, folder: RunFolder, shape: Shape) -> int:
+    """Print a report; return the exit code of its run."""
+    if shape.form == "markdown":
+        print_text(shared.shared_markdown(report))
+    else:
+        content = brief.to_json(report) if shape.full else brief.brief_report(report, folder.path)
+        show(content, lambda term: term.report_view(report, full=shape.full, folder=folder.path), shape.form)
+    return GUARD_FAILED if report.outcome == "guard_failed" else 0
 
 
 def show_state(state: RunState, form: Form) -> int:
@@ -93,11 +137,6 @@ def show_states(states: list[RunState], form: Form) -> int:
     if form == "markdown":
         return print_text(shared.without_paths_in(markdown.runs_markdown(states, len(states))))
     return show({"runs": [brief.to_json(state) for state in states]}, lambda term: term.runs_view(states), form)
-
-
-def show_doctor(report: DoctorReport, form: Form) -> int:
-    """Print what this machine can do."""
-    return show(brief.to_json(report), lambda term: term.doctor_view(report), form)
 
 
 def show(content: dict[str, Any], view: Callable[[Any], Any], form: Form) -> int:
@@ -141,7 +180,7 @@ def print_error(error: OmgoptimError, form: Form) -> int:
 
 
 def console(stream: Any) -> Any:
-    """A console of a stream; of a fixed width where it is no terminal."""
+    """Return a console for a stream; of a fixed width unless it is a terminal."""
     from rich.console import Console
 
     return Console(file=stream, width=None if stream.isatty() else _WIDTH_OF_A_PIPE, highlight=False)

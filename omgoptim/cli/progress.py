@@ -68,7 +68,7 @@ def watching(folder: RunFolder, *, lines: bool = False) -> Iterator[None]:
     ended = threading.Event()
 
     def show() -> None:
-        with suppress(OmgoptimError):  # a folder that is taken away meanwhile has no state to show
+        with suppress(OmgoptimError):  # the folder may be deleted meanwhile
             for state in follow(folder):
                 if ended.is_set():
                     return
@@ -142,7 +142,7 @@ _STYLE = {"kept": "green", "rolled_back": "yellow", "failed": "red"}
 
 
 def watch(folder: RunFolder, console: Console) -> bool:
-    """Show a run until it ends, and return True; False where the user stopped watching. The run goes on then.
+    """Show a run until it ends, and return True; False if the user stopped watching; the run continues.
 
     A terminal shows a live view; elsewhere it is one line a stage.
     """
@@ -151,7 +151,7 @@ def watch(folder: RunFolder, console: Console) -> bool:
             for state in follow(folder):
                 shown.show(state)
     except KeyboardInterrupt:
-        console.print(f"run {folder.id} goes on: omgoptim runs watch {folder.id}", markup=False, soft_wrap=True)
+        console.print(f"run {folder.id} continues: omgoptim runs watch {folder.id}", markup=False, soft_wrap=True)
         return False
     return True
 
@@ -207,7 +207,7 @@ def curve_text(values: Sequence[float]) -> str:
 
 
 def _stages(run: LiveRun) -> RenderableType:
-    """The last stages with the time each has taken, then the one that goes on, with its detail."""
+    """Return the last stages with their times, then the current one with its detail."""
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(justify="right", no_wrap=True)
     table.add_column()

@@ -13,10 +13,10 @@ import typer
 from omgoptim import requests
 from omgoptim.cli.output import (
     AS_JSON,
-    DETAIL,
-    FORMAT,
+    INTERRUPTED,
     PROJECT,
     Form,
+    Shape,
     console,
     form_of,
     json_text,
@@ -27,7 +27,7 @@ from omgoptim.cli.output import (
     show_report,
     show_state,
     show_states,
-    wants_full,
+    with_output_options,
 )
 from omgoptim.errors import RequestError, RunError, did_you_mean
 from omgoptim.jobs.actions import cancel, pick, resume
@@ -39,10 +39,7 @@ from omgoptim.jobs.storage import write_whole
 from omgoptim.render.brief import to_json
 from omgoptim.render.runs import Run, runs_html, runs_json, runs_markdown, runs_section
 from omgoptim.render.shared import shared_markdown
-from omgoptim.reports import EfficiencyReport
 
-GUARD_FAILED = 4
-INTERRUPTED = 130
 _HERE = ("open", "watch")
 """Actions of the shell alone, for whoever sits before it."""
 _ACTIONS = (*get_args(requests.RunsRequest.model_fields["action"].annotation), *_HERE)
@@ -55,6 +52,7 @@ _ENDINGS = {".html": "html", ".md": "markdown", ".json": "json", ".txt": "text"}
 _FORMS: tuple[Form | Literal["html"], ...] = ("text", "markdown", "json", "html")
 
 
+@with_output_options
 def runs(
     action: str = typer.Argument(
         "list", metavar="ACTION", help="One of list, show, watch, open, wait, cancel, resume, pick."
@@ -62,15 +60,13 @@ def runs(
     run_id: str | None = typer.Argument(None, metavar="ID", help="Run id; its start or end is enough."),
     name: str | None = typer.Argument(None, metavar="NAME", help="For pick: name of one of the report's alternatives."),
     project: str | None = PROJECT,
-    as_json: bool = AS_JSON,
-    form: str | None = FORMAT,
-    detail: str | None = DETAIL,
+    *,
+    shape: Shape,
 ) -> int:
     """List runs; show, watch, wait for, cancel or resume one; open its page; or pick another finalist.
 
-    Ctrl-C ends watching, and the run goes on; it cancels a run that is waited for.
+    Ctrl-C ends `watch`, and the run continues; with `wait` and `resume` it cancels the run.
     """
-    shape = form_of(as_json, form)
     if action not in _ACTIONS:
         raise RequestError(f"'{action}' is not a value of action", did_you_mean(action, _ACTIONS))
     if action in _HERE and not run_id:
@@ -80,39 +76,36 @@ def runs(
     assert isinstance(request, requests.RunsRequest)  # what parse gives for this verb
     root = find_project(request.project)
     if request.action == "list":
-        return show_states(list_runs(root), shape)
+        return show_states(list_runs(root), shape.form)
     folder = find_run(root, request.run_id or "")
     if request.action == "cancel":
-        return show_state(cancel(folder), shape)
-    full = wants_full(detail, shape)
+        return show_state(cancel(folder), shape.form)
     if action == "open":
-        return _open(folder, shape)
+        return _open(folder, shape.form)
     if action == "watch":
-        return _watch(folder, shape, full)
+        return _watch(folder, shape)
     if request.action == "pick":
-        report = pick(folder, request.name or "")
-        show_report(report, folder, shape, full)
-        return exit_code(report)
+        return show_report(pick(folder, request.name or ""), folder, shape)
     if request.action == "resume":
         resume(folder)
     if request.action in ("wait", "resume"):
-        return await_report(folder, shape, full)
+        return await_report(folder, shape)
     state = read_state(folder)
     if state.status not in ENDED:
-        return show_state(state, shape)
-    return show_report(load_report(folder), folder, shape, full)
+        return show_state(state, shape.form)
+    return show_report(load_report(folder), folder, shape)
 
 
+@with_output_options
 def pick_command(
     run_id: str = typer.Argument(..., metavar="ID", help="Run id; its start or end is enough."),
     name: str = typer.Argument(..., metavar="NAME", help="Name of one of the report's alternatives."),
     project: str | None = PROJECT,
-    as_json: bool = AS_JSON,
-    form: str | None = FORMAT,
-    detail: str | None = DETAIL,
+    *,
+    shape: Shape,
 ) -> int:
     """Replace a quantize run's artifact by another of its finalists; nothing is computed again."""
-    return runs("pick", run_id, name, project, as_json, form, detail)
+    return runs("pick", run_id, name, project, shape=shape)
 
 
 def report(
@@ -161,13 +154,13 @@ def _form_of_report(as_json: bool, form: str | None, target: Path | None) -> For
 
 def _show_runs(folders: Sequence[RunFolder]) -> int:
     if len(folders) == 1:
-        return show_report(load_report(folders[0]), folders[0], "text", full=False)
+        return show_report(load_report(folders[0]), folders[0], Shape())
     section = runs_section(_runs_of(folders))
     return show({}, lambda term: term.section_view(section), "text")
 
 
 def _runs_text(folders: Sequence[RunFolder], form: Form | Literal["html"]) -> str:
-    """The runs in a form that is no terminal's; plain text is markdown."""
+    """Return the runs as JSON, a page or markdown; plain text is markdown."""
     if len(folders) > 1:
         made = _runs_of(folders)
         if form == "json":
@@ -186,7 +179,7 @@ def _runs_of(folders: Sequence[RunFolder]) -> list[Run]:
     return [Run(state, load_report(folder) if state.status == "done" else None) for folder, state in states]
 
 
-def await_report(folder: RunFolder, form: Form, full: bool) -> int:
+def await_report(folder: RunFolder, shape: Shape) -> int:
     """Follow a run to its end, showing where it stands, and print its report. Ctrl-C cancels it."""
     from omgoptim.cli.progress import display
 
@@ -199,30 +192,21 @@ def await_report(folder: RunFolder, form: Form, full: bool) -> int:
     except KeyboardInterrupt:
         state = cancel(folder)
         if state.status == "cancelled":
-            print_error(RunError(f"cancelled run {folder.id}", "it was interrupted", ""), form)
+            print_error(RunError(f"cancelled run {folder.id}", "it was interrupted", ""), shape.form)
             return INTERRUPTED
-    report = load_report(folder)
-    show_report(report, folder, form, full)
-    return exit_code(report)
+    return show_report(load_report(folder), folder, shape)
 
 
-def exit_code(report: EfficiencyReport) -> int:
-    """The exit code of a run that is done."""
-    return GUARD_FAILED if report.outcome == "guard_failed" else 0
-
-
-def _watch(folder: RunFolder, form: Form, full: bool) -> int:
+def _watch(folder: RunFolder, shape: Shape) -> int:
     from omgoptim.cli.progress import watch
 
     if not watch(folder, console(sys.stderr)):
         return INTERRUPTED
-    report = load_report(folder)
-    show_report(report, folder, form, full)
-    return exit_code(report)
+    return show_report(load_report(folder), folder, shape)
 
 
 def _open(folder: RunFolder, form: Form) -> int:
-    """Show the page in the browser, made anew from the report, so that it holds nothing else; print where it is."""
+    """Write the page again from the report, show it in the browser, and print its path."""
     from omgoptim.render.html import report_html
 
     page = report_html(load_report(folder))

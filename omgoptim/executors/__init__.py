@@ -35,9 +35,7 @@ class Task:
     checkpoints: str = ""
     """Name of a folder beside `target` that a later attempt finds again; default: `NNN.checkpoints`."""
     inputs: Mapping[str, Path] = field(default_factory=dict)
-    """Files that the task reads, by name."""
-    timing: bool = False
-    """Whether it measures time: it then holds a whole machine of the resource `omgoptim_timing`."""
+    """Files that the task reads, by name: a path of names without `..`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +22,9 @@ PROBE_S = 2.0
 """Seconds that a head may take to accept a connection."""
 
 ADDRESS = "RAY_ADDRESS"
+
+MODE = "RAY_AUTH_MODE"
+"""Environment variable without which Ray takes no notice of a token."""
 
 
 def cluster_address() -> str | None:
@@ -80,10 +86,6 @@ def ray_library(part: str = "") -> Any:
     Raises:
         SetupError: it is not installed.
     """
-    import importlib
-
-    if os.environ.get("RAY_AUTH_TOKEN"):  # Ray takes no notice of it otherwise
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         return importlib.import_module(f"ray.{part}" if part else "ray")
     except ImportError as error:
@@ -92,3 +94,26 @@ def ray_library(part: str = "") -> Any:
             f"{str(error).splitlines()[0]} ({sys.executable})",
             "pip install 'omgoptim[ray]'",
         ) from error
+
+
+@contextmanager
+def token_mode() -> Iterator[None]:
+    """Let Ray and the processes that it starts meanwhile authenticate by RAY_AUTH_TOKEN, where one is given."""
+    given = bool(os.environ.get("RAY_AUTH_TOKEN")) and MODE not in os.environ
+    if given:
+        os.environ[MODE] = "token"
+    read_again()
+    try:
+        yield
+    finally:
+        if given:
+            os.environ.pop(MODE, None)
+        read_again()
+
+
+def read_again() -> None:
+    """Make Ray read mode and token from the environment again; it keeps those that it was imported with."""
+    with suppress(ImportError, AttributeError):
+        compiled = importlib.import_module("ray._raylet")
+        compiled.Config.initialize("")
+        compiled.AuthenticationTokenLoader.instance().reset_cache()

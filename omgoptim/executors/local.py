@@ -34,6 +34,7 @@ class LocalExecutor:
         self._waiting: queue.Queue[tuple[Task, Future[TaskResult]] | None] = queue.Queue()
         self._processes: dict[int, subprocess.Popen[str]] = {}
         self._closed = False
+        self._starting = threading.RLock()
         self._mark = f".shared-{secrets.token_hex(8)}"
         self._marked: set[Path] = set()
         self._threads = [threading.Thread(target=self._serve, args=(place,), daemon=True) for place in range(workers)]
@@ -51,7 +52,7 @@ class LocalExecutor:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """See `Executor.paused`."""
-        with stopped([process.pid for process in self._processes.values()]):
+        with self._starting, stopped([process.pid for process in self._processes.values()]):
             yield
 
     def close(self) -> None:
@@ -92,19 +93,20 @@ class LocalExecutor:
         raise lost(task, 1 + self._retries, reason)
 
     def _process(self, place: int) -> subprocess.Popen[str]:
-        process = self._processes.get(place)
-        if process is None or process.poll() is not None:
-            threads = str(max(1, (os.cpu_count() or 1) // self.workers))
-            process = subprocess.Popen(
-                [sys.executable, "-c", START, str(PACKAGE_FILE)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=self._project,
-                env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-            )
-            self._processes[place] = process
-        return process
+        with self._starting:  # none while something is timed
+            process = self._processes.get(place)
+            if process is None or process.poll() is not None:
+                threads = str(max(1, (os.cpu_count() or 1) // self.workers))
+                process = subprocess.Popen(
+                    [sys.executable, "-c", START, str(PACKAGE_FILE)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    cwd=self._project,
+                    env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+                )
+                self._processes[place] = process
+            return process
 
     def _ask(self, process: subprocess.Popen[str], line: str) -> dict[str, Any] | None:
         """Return the answer of a worker process; None where it ended."""

@@ -7,7 +7,6 @@ token that only its own processes know, so that nothing is written to the home f
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import secrets
@@ -18,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,10 @@ import psutil
 from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.executors import RETRIES, Task, TaskResult, lost
-from omgoptim.executors.connection import cluster_address, ray_library
+from omgoptim.executors.connection import cluster_address, ray_library, read_again, token_mode
 from omgoptim.executors.local import result_of, stopped
 from omgoptim.executors.package import pack
 from omgoptim.executors.task import WORKER, run_task, to_record
-
-TIMING = "omgoptim_timing"
-"""Custom resource of a machine that may measure time: one task at a time holds it, with all of the machine's cores."""
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets for the driver of a job."""
@@ -74,6 +70,8 @@ class RayExecutor:
         self._ray = ray_library()
         _remove_abandoned()
         self._scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=_short_folder()))
+        self._hold = self._scratch / "hold"
+        self._authenticated = ExitStack()
         self._before: dict[str, str | None] = {}
         self._mark = f".shared-{secrets.token_hex(8)}"
         self._marked: set[Path] = set()
@@ -95,10 +93,8 @@ class RayExecutor:
         """See `Executor.submit`."""
         (task.target.parent / self._mark).touch()
         self._marked.add(task.target.parent)
-        resources: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES}
-        if task.timing:
-            resources |= {"num_cpus": self._timing_cpus(), "resources": {TIMING: 1}}
-        reference = self._task.options(**resources).remote(to_record(task, self._mark), self._put(task.inputs))
+        options = self._task.options(num_cpus=1, max_retries=RETRIES)
+        reference = options.remote(to_record(task, self._mark, self._hold), self._put(task.inputs))
         self._running[task.target] = 1
         future: Future[TaskResult] = Future()
         future.set_running_or_notify_cancel()
@@ -118,13 +114,18 @@ class RayExecutor:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """See `Executor.paused`."""
-        with stopped(list(self._pids())):
-            yield
+        self._hold.touch()
+        try:
+            with stopped(list(self._pids())):
+                yield
+        finally:
+            self._hold.unlink()
 
     def close(self) -> None:
         """See `Executor.close`."""
         if self._ours:
             self._ray.shutdown()
+        self._authenticated.close()
         if self._guard is not None:
             self._guard.communicate(b"done")
         for name, value in self._before.items():
@@ -133,7 +134,7 @@ class RayExecutor:
             else:
                 os.environ[name] = value
         if self._ours:
-            _forget_token()
+            read_again()
         for folder in self._marked:
             (folder / self._mark).unlink(missing_ok=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -148,8 +149,7 @@ class RayExecutor:
             (alone / "omgoptim").symlink_to(PACKAGE_FILE.parent, target_is_directory=True)
             path = [str(alone), os.environ.get("PYTHONPATH", "")]
             self._set({"RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": os.pathsep.join(filter(None, path))})
-            _forget_token()
-            options |= {"address": "local", "num_cpus": self.workers, "resources": {TIMING: 1}}
+            options |= {"address": "local", "num_cpus": self.workers}
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             options |= {"_temp_dir": str(self._scratch)}
         elif JOB in os.environ:  # a Ray job's tasks have what the job was sent
@@ -160,27 +160,12 @@ class RayExecutor:
             options |= {"address": address, "runtime_env": runtime_env(package.file)}
         if address is None:
             self._guard = subprocess.Popen([sys.executable, "-c", GUARD, str(self._scratch)], stdin=subprocess.PIPE)
+        self._authenticated.enter_context(token_mode())
         try:
             self._ray.init(**options)
         except Exception as error:  # Ray raises kinds of its own, of versions, tokens, files and time-outs
             what = "Ray does not start" if address is None else f"no connection to the Ray cluster at {address}"
             raise SetupError(what, f"{type(error).__name__}: {str(error)[:300]}", "read the run's log") from error
-
-    def _timing_cpus(self) -> float:
-        """Return the CPUs of the smallest machine that may measure time.
-
-        Raises:
-            SetupError: there is none.
-        """
-        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        cpus = [float(each.get("CPU", 0)) for each in machines if each.get(TIMING)]
-        if not cpus:
-            raise SetupError(
-                "no machine of the Ray cluster may measure time",
-                f"none of {len(machines)} has the custom resource {TIMING}",
-                f"start one of them with the resource {TIMING}: 1, and let nothing else run there",
-            )
-        return min(cpus)
 
     def _set(self, variables: Mapping[str, str]) -> None:
         for name, value in variables.items():
@@ -219,12 +204,6 @@ class RayExecutor:
                     about = json.loads(file.read_text(encoding="utf-8"))
                     if about["host"] == socket.gethostname() and about["pid"] != os.getpid():
                         yield int(about["pid"])
-
-
-def _forget_token() -> None:
-    """Make Ray read its token from the environment again; it keeps the first one that a process had."""
-    with suppress(ImportError, AttributeError):
-        importlib.import_module("ray._raylet").AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _short_folder() -> Path:

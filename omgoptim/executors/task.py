@@ -29,6 +29,8 @@ WORKER = "worker.json"
 
 PR_SET_PDEATHSIG = 1
 
+HOLD_POLL_S = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -41,12 +43,13 @@ class Work:
     inputs: Mapping[str, Path]
 
 
-def to_record(task: Task, mark: str) -> dict[str, Any]:
+def to_record(task: Task, mark: str, hold: Path | None = None) -> dict[str, Any]:
     """Return a task in JSON.
 
     Args:
         task: to send.
         mark: name of a file beside the target: a worker that sees it shares the folder.
+        hold: file that is there while no attempt may begin on the driver's machine.
     """
     return {
         "function": task.function,
@@ -55,6 +58,7 @@ def to_record(task: Task, mark: str) -> dict[str, Any]:
         "checkpoints": task.checkpoints or f"{task.target.name}.checkpoints",
         "inputs": {name: str(path) for name, path in task.inputs.items()},
         "mark": mark,
+        "hold": None if hold is None else str(hold),
     }
 
 
@@ -83,6 +87,8 @@ def _attempt(record: dict[str, Any], contents: Mapping[str, bytes], root: Path, 
     began, (number, folder) = time.monotonic(), _begin(target)
     about = {"host": socket.gethostname(), "pid": os.getpid(), "attempt": number}
     (folder / WORKER).write_text(json.dumps(about), encoding="utf-8")
+    while record["hold"] and os.path.exists(record["hold"]):  # something is timed by a driver that saw no file above
+        time.sleep(HOLD_POLL_S)
     work = Work(folder, root / record["checkpoints"], _inputs(record, contents, root))
     try:
         if not target.is_dir():  # else an earlier attempt was lost after its last step
@@ -133,7 +139,8 @@ def _inputs(record: dict[str, Any], contents: Mapping[str, bytes], root: Path) -
     for name, text in record["inputs"].items():
         path = Path(text)
         if name in contents and not path.is_file():
-            path = root / f"input-{Path(text).name}"
+            path = root / "inputs" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(contents[name])
         found[name] = path
     return found

@@ -69,10 +69,10 @@ def cancel(folder: RunFolder, grace_s: float = 3.0) -> RunState:
 
 
 def resume(folder: RunFolder, program: str = WORKER) -> RunState:
-    """Start a failed or cancelled run again. What it had not checkpointed is done anew.
+    """Restart a failed or cancelled run from its last checkpoint.
 
     Raises:
-        RunError: the run is done, or still going on.
+        RunError: the run is done, or still running.
         SetupError: its Python cannot be started any more, or, for a run that this user did not ask for, none was found.
     """
     state = read_state(folder)
@@ -83,7 +83,7 @@ def resume(folder: RunFolder, program: str = WORKER) -> RunState:
         raise RunError(f"run {folder.id} is {state.status} already", state.stage, wait)
     submission = folder.read_request()
     if submission.verb not in VERBS:
-        raise RunError(f"run {folder.id} has no readable request.json", f"there is no verb '{submission.verb}'")
+        raise RunError(f"run {folder.id} has no readable request.json", f"unknown command '{submission.verb}'")
     if not folder.is_own_request():
         submission = _without_grants(folder, submission)
     with _locked(folder):
@@ -95,7 +95,7 @@ def resume(folder: RunFolder, program: str = WORKER) -> RunState:
 def reopen(folder: RunFolder, state: RunState, submission: Submission) -> None:
     """Write that an ended run begins again; what it had checkpointed stays. The caller holds the run's lock."""
     folder.worker_file.unlink(missing_ok=True)
-    time, stage = now(), "going on from the last checkpoint" if folder.checkpoints.is_dir() else "starting over"
+    time, stage = now(), "resuming from the last checkpoint" if folder.checkpoints.is_dir() else "starting over"
     again = {"status": "starting", "stage": stage, "progress": None, "eta_s": None, "pid": None}
     again |= {"started": time, "updated": time, "summary": None, "error": None}
     folder.write_request(submission)

@@ -36,27 +36,38 @@ INSPECT = (
 )
 """The working directory leaves the path before anything is imported: it is the project."""
 
-ENGINES = {"onnxruntime": "running ONNX programs, int8 included", "openvino": "the OpenVINO engine, often the fastest"}
+ENGINES = {
+    "onnxruntime": "running ONNX programs, int8 included",
+    "openvino": "the OpenVINO engine, often the fastest",
+    "executorch": "programs for Android and iOS: runtime executorch",
+    "tensorrt": "the TensorRT engine on NVIDIA GPUs, with onnxruntime-gpu",
+}
 EXTRAS = {
     "nncf": "static quantization with NNCF, which keeps more quality on transformers and depthwise convolutions",
     "transformers": "models from Hugging Face: hf:FOLDER",
     "timm": "models from timm: timm:NAME",
     "torchvision": "models from torchvision: torchvision:NAME",
     "torchmetrics": "torchmetrics names as metric",
+    "peft": "LoRA on models of transformers, by PEFT",
+    "optuna": "search with Optuna's samplers",
+    "ray": "independent work and training on Ray: on ray",
+    "coremltools": "export to Core ML",
 }
+INSTALLED_WITH = {"executorch": ("executorch", "torchao", "ruamel.yaml", "flatbuffers", "tabulate")}
+"""What a package is installed with where its own requirements were left out (docs/devices.md)."""
 DRAGGED_DOWN = ("torchmetrics", "transformers", "timm", "peft")
 """Packages that import torchvision where it is installed, and so break when it is broken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a Python answered about itself."""
+    """Packages, compiler and devices of a Python, as it reported them."""
 
     packages: dict[str, dict[str, str | None]]
     compiler: dict[str, str | None]
     cuda_devices: list[str]
     crash: str | None = None
-    """How it ended when it imported everything, if it did not survive that."""
+    """Exit status and log, if importing all packages crashed the Python."""
 
 
 def doctor(request: DoctorRequest) -> DoctorReport:
@@ -144,7 +155,7 @@ def _ask(interpreter: Interpreter, project: Path, *arguments: str) -> subprocess
 
 
 def _unusable(interpreter: Interpreter, inspection: Inspection) -> list[str]:
-    """What every run needs and cannot be used; torch and onnxruntime stand among the runtimes already."""
+    """Return the required packages that are missing or broken; torch and onnxruntime are listed as runtimes."""
     states = inspection.packages
     broken = [name for name in REQUIRED if states.get(name, {}).get("state") == "broken"]
     wanted = dict.fromkeys([*interpreter.missing, *broken])
@@ -160,7 +171,8 @@ def _runtimes(interpreter: Interpreter, inspection: Inspection) -> list[PackageS
         compiled = compiled.model_copy(
             update={"state": "missing", "unlocks": f"{compiled.unlocks}. Not usable: {problem}", "fix": advice}
         )
-    return [eager, compiled, *(_state(interpreter, inspection, name, what) for name, what in ENGINES.items())]
+    shown = [name for name in ENGINES if name != "tensorrt" or inspection.cuda_devices]
+    return [eager, compiled, *(_state(interpreter, inspection, name, ENGINES[name]) for name in shown)]
 
 
 def _state(
@@ -169,7 +181,7 @@ def _state(
     found = inspection.packages.get(name, {"state": "missing", "version": None, "error": None})
     state, fix = found["state"], None
     if state == "missing":
-        fix = interpreter.install_command(name)
+        fix = interpreter.install_command(*INSTALLED_WITH.get(name, (name,)))
     elif state == "broken":
         fix = _repair(interpreter, inspection, name)
         unlocks = f"{unlocks}. Broken: {clean(found['error'] or '', 400)}"
@@ -239,7 +251,8 @@ def target_doctor(request: DoctorRequest, target: str) -> DoctorReport:
         machine = target_machine.look_at(connection)
         freed = int(connection.request("clean")["freed_bytes"]) if request.clean else None
     except TargetLost as lost:
-        raise SetupError(f"the connection to {address} ended", str(lost), "try again") from None
+        fix = f"check that `ssh {address.login}` connects, then run doctor again"
+        raise SetupError(f"the connection to {address} ended", str(lost), fix) from None
     finally:
         connection.close()
     packages = [_target_state(machine, name) for name in TARGET_UNLOCKS]

@@ -3,7 +3,7 @@
     .omgoptim/runs/<id>/
         request.json  state.json  worker.json  worker.lock  events.jsonl  log.txt
         work/         scratch, gone when the run has ended
-        checkpoints/  what a run that was cut off can be resumed from, gone when the run is done
+        checkpoints/  checkpoints of an interrupted run, removed when the run is done
         alternatives/ other finalists of a quantize run, each NAME/ with its report NAME.json
         artifact/     report.json  report.html  badge.svg      only of a run that ended well
 
@@ -37,7 +37,7 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What `request.json` holds: what was asked, for which project, and which Python does it."""
+    """Content of `request.json`: verb, request, project, and the Python that runs it."""
 
     verb: str
     request: dict[str, Any]
@@ -74,84 +74,56 @@ class WorkerProcess:
     born: float
 
 
+class _Entry:
+    """Path of an entry of a run folder, as an attribute."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunFolder, owner: type[RunFolder]) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """The paths of one run, and how its files are read and written."""
 
     path: Path
 
+    request_file = _Entry("request.json")
+    """File of the submission."""
+    state_file = _Entry("state.json")
+    """File of the run's state."""
+    worker_file = _Entry("worker.json")
+    """File that names the worker process."""
+    worker_lock = _Entry("worker.lock")
+    """Lock that the worker holds for its whole life. Its holder may write the state."""
+    events_file = _Entry("events.jsonl")
+    """File of the run's events, one JSON object a line."""
+    log_file = _Entry("log.txt")
+    """Output of the worker and of the user's code."""
+    work = _Entry("work")
+    """Scratch folder, removed when the run ends."""
+    checkpoints = _Entry("checkpoints")
+    """Folder of the checkpoints from which an interrupted run resumes."""
+    artifact = _Entry("artifact")
+    """Folder of the artifact."""
+    alternatives = _Entry("alternatives")
+    """Finalists that were not chosen: see `actions.pick`."""
+    report_file = _Entry("report.json")
+    """File of the report."""
+    html_file = _Entry("report.html")
+    """File of the report's page."""
+    badge_file = _Entry("badge.svg")
+    """File of the report's badge."""
+
     @property
     def id(self) -> str:
         """Id of the run: the name of its folder."""
         return self.path.name
 
-    @property
-    def request_file(self) -> Path:
-        """File of the submission."""
-        return self.path / "request.json"
-
-    @property
-    def state_file(self) -> Path:
-        """File of the run's state."""
-        return self.path / "state.json"
-
-    @property
-    def worker_file(self) -> Path:
-        """File that names the worker process."""
-        return self.path / "worker.json"
-
-    @property
-    def worker_lock(self) -> Path:
-        """Held by the worker for its whole life. Who holds it may write the state."""
-        return self.path / "worker.lock"
-
-    @property
-    def events_file(self) -> Path:
-        """File of the run's events, one JSON object a line."""
-        return self.path / "events.jsonl"
-
-    @property
-    def log_file(self) -> Path:
-        """Output of the worker and of the user's code."""
-        return self.path / "log.txt"
-
-    @property
-    def work(self) -> Path:
-        """Scratch folder, removed when the run ends."""
-        return self.path / "work"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What a run that was cut off goes on from."""
-        return self.path / "checkpoints"
-
-    @property
-    def artifact(self) -> Path:
-        """Folder of the artifact."""
-        return self.path / "artifact"
-
-    @property
-    def alternatives(self) -> Path:
-        """Finalists that were not delivered: see `pick.py`."""
-        return self.path / "alternatives"
-
-    @property
-    def report_file(self) -> Path:
-        """File of the report."""
-        return self.path / "report.json"
-
-    @property
-    def html_file(self) -> Path:
-        """File of the report's page."""
-        return self.path / "report.html"
-
-    @property
-    def badge_file(self) -> Path:
-        """File of the report's badge."""
-        return self.path / "badge.svg"
-
     def read_request(self) -> Submission:
-        """What was asked.
+        """Return the submission of the run.
 
         Raises:
             RunError: request.json is missing or damaged.
@@ -289,7 +261,7 @@ def new_run(project: Path, verb: str) -> RunFolder:
 def run_folders(project: Path) -> list[RunFolder]:
     """Every run of a project, by name.
 
-    A link is none, nor is a folder with a link or a pipe in it: what is written to a run stays in the project.
+    Links, and folders that hold a link or a pipe, are left out: what is written to a run stays in the project.
     """
     root = runs_root(project)
     if not root.is_dir():

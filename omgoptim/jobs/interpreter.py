@@ -1,4 +1,4 @@
-"""Which Python does the work, and whether it has what the work needs.
+"""Choice of the Python that runs the worker, and the packages that it lacks.
 
 The user's model needs the user's packages, so the worker runs in the user's Python. Only omgoptim itself is brought
 along: `bootstrap.py` loads it from its own folder without opening the rest of that folder to the user's Python.
@@ -50,10 +50,10 @@ class Interpreter:
 
     path: Path
     found_by: str
-    """How it was chosen, for instance `the project's .venv`."""
+    """Source of the choice, for instance `the project's .venv`."""
     version: str
     missing: tuple[str, ...]
-    """What a run needs and this Python lacks, by the names to install."""
+    """Required packages that this Python lacks, by the names to install."""
     has_pip: bool = True
     to_make: Path | None = None
     """The environment to make first, where this Python is only the plugin's own and the project has none."""
@@ -124,7 +124,8 @@ def offered_python(project: Path, named: str, served: Sequence[Path]) -> Path:
         RequestError: it is none of those; `why` lists them.
     """
     found, asked = _found_pythons(project), None
-    on_path = [folder for folder in _folders_on_path() if not any(map(folder.resolve().is_relative_to, served))]
+    on_path = [Path(text) for text in os.environ.get("PATH", "").split(os.pathsep) if os.path.isabs(text)]
+    on_path = [folder for folder in on_path if not any(map(folder.resolve().is_relative_to, served))]
     if "/" not in named and os.sep not in named:
         asked = shutil.which(named, path=os.pathsep.join(map(str, on_path))) if _COMMAND.fullmatch(named) else None
     else:
@@ -135,7 +136,7 @@ def offered_python(project: Path, named: str, served: Sequence[Path]) -> Path:
         if python in found or (python.parent in on_path and _COMMAND.fullmatch(python.name) and os.path.isfile(python)):
             return python
     raise RequestError(
-        f"'{named}' is no Python that an agent may name",
+        f"'{named}' is not a Python that an agent may name",
         f"naming a program runs it; found are {', '.join(map(str, found))}, and python commands on the PATH",
         "leave python out; or ask the user to set OMGOPTIM_PYTHON in the server's environment, or to run the command "
         "in a shell with --python",
@@ -153,11 +154,6 @@ def _found_pythons(project: Path) -> list[Path]:
         with suppress(SetupError):
             found.append(_named(project, variable, "OMGOPTIM_PYTHON"))
     return list(dict.fromkeys(Path(os.path.abspath(python)) for python in found))
-
-
-def _folders_on_path() -> list[Path]:
-    """The folders of the PATH that are absolute."""
-    return [Path(text) for text in os.environ.get("PATH", "").split(os.pathsep) if os.path.isabs(text)]
 
 
 def require(interpreter: Interpreter) -> None:

@@ -20,7 +20,7 @@ KILL_LIMIT_S = 5.0
 
 
 def birth(pid: int) -> float | None:
-    """When a process was started, which distinguishes it from later ones of the same id; None if it is gone.
+    """Return the start time of a process, which distinguishes it from later ones of the same id; None if it is gone.
 
     A process that has ended and waits to be reaped is gone. On Linux the clock is the kernel's own, in ticks since
     boot: unlike a time of day it does not move when the machine's clock is set.

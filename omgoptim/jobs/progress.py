@@ -29,7 +29,7 @@ HEARTBEAT_S = 5.0
 SHORTEST_STEP_S = 0.2
 """A state that only moved its fraction is written at most this often."""
 MOST_PUBLISHED = 2_000
-"""Most records that a run shows while it goes on."""
+"""Most records that a run publishes while it runs."""
 
 
 class Progress:
@@ -95,7 +95,7 @@ class Progress:
             self._set({"status": "running", "stage": self._waited_at_stage}, write=True)
 
     def report(self, stage: str, fraction: float | None) -> None:
-        """What is being done now, and the fraction of the run that is done; None leaves the fraction as it was."""
+        """Set the stage, and the fraction of the run that is done; None leaves the fraction unchanged."""
         with self._lock:
             stage = clean(stage, 200)
             changes: dict[str, Any] = {"stage": stage}
@@ -257,7 +257,7 @@ def read_shares(file: Path | None, kind: str) -> Sequence[float]:
 
 
 def learn_shares(file: Path | None, kind: str, shares: Sequence[float]) -> None:
-    """Mix a finished run's shares into those of its kind; a folder that cannot be written is no error."""
+    """Mix a finished run's shares into those of its kind; a read-only folder is ignored."""
     if file is None:
         return
     known = _read(file)
@@ -272,7 +272,7 @@ def learn_shares(file: Path | None, kind: str, shares: Sequence[float]) -> None:
 
 
 def shares_file() -> Path | None:
-    """Where shares are kept: OMGOPTIM_CACHE_DIR, else the user's cache folder; None where there is no home."""
+    """Return the file of the time shares, in OMGOPTIM_CACHE_DIR or the user's cache folder; None without a home."""
     for name, below in (("OMGOPTIM_CACHE_DIR", ""), ("XDG_CACHE_HOME", "omgoptim")):
         value = os.environ.get(name, "")
         if value and Path(value).is_absolute():  # a relative one would lie in whichever project is open

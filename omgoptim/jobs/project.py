@@ -1,7 +1,7 @@
-"""Which folder is the user's project, and which projects a server serves.
+"""The user's project folder, and the projects that a server serves.
 
-Whoever types a command or writes Python names any project. A server's tools are called by an assistant, which may only
-name what the person who started the server gave it: see `served_projects`.
+A shell command or a Python call may name any project. A tool call comes from an assistant, which may only name the
+projects that the user configured for the server: see `served_projects`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def find_project(explicit: str | None) -> Path:
     """The project folder, resolved: the argument, else OMGOPTIM_PROJECT, else CLAUDE_PROJECT_DIR, else where we are.
 
     Raises:
-        RequestError: it is no existing folder, or the working directory cannot be the project (the plugin's own
+        RequestError: it is not an existing folder, or the working directory cannot be the project (the plugin's own
             folder, the root of the file system).
     """
     named = [(explicit, "the argument 'project'"), *((os.environ.get(name), name) for name in NAMED_BY)]
@@ -39,7 +39,7 @@ def find_project(explicit: str | None) -> Path:
     if here.parent == here or _is_in_plugin(here):
         raise RequestError(
             "it is not known which project is meant",
-            f"the working directory is {here}, which is no project",
+            f"the working directory is {here}, which cannot be a project",
             "give project=<absolute path of your project>, or set OMGOPTIM_PROJECT",
         )
     return here
@@ -48,9 +48,8 @@ def find_project(explicit: str | None) -> Path:
 def served_projects() -> list[Path]:
     """The projects that the user gave this server, resolved, each once, the default first.
 
-    OMGOPTIM_PROJECT, CLAUDE_PROJECT_DIR, the working directory, and the list in OMGOPTIM_PROJECTS. A working directory
-    that holds more than a project (the root, the home folder or what is above it) is none, nor is the plugin's own
-    folder.
+    OMGOPTIM_PROJECT, CLAUDE_PROJECT_DIR, the working directory, and the list in OMGOPTIM_PROJECTS. Not the
+    working directory if it is the root, the home folder or a parent of it, or the plugin's own folder.
     """
     here = Path.cwd().resolve()
     given = [os.environ.get(name, "") for name in NAMED_BY]
@@ -80,7 +79,7 @@ def served_project(explicit: str | None) -> Path:
 
 
 def plugin_roots() -> list[Path]:
-    """Where this process was started from as a plugin; empty if it was not."""
+    """Return the plugin folders that this process was started from; empty if it is not a plugin."""
     return [Path(os.environ[name]).resolve() for name in PLUGIN_ROOTS if os.environ.get(name)]
 
 
@@ -96,7 +95,7 @@ def _only(served: list[Path]) -> Path:
         return served[0]
     raise RequestError(
         "it is not known which project is meant",
-        f"the working directory is {here}, which is no project; the server serves {_listed(served)}",
+        f"the working directory is {here}, which cannot be a project; the server serves {_listed(served)}",
         "give project=<absolute path of one of them>"
         if served
         else "ask the user to add this to the server's environment and start it again: OMGOPTIM_PROJECT=<path>",
@@ -128,7 +127,7 @@ def _existing(value: str, source: str) -> Path:
 
 
 def _folder(text: str) -> Path | None:
-    """An existing folder, links resolved; None if there is none of that name, or it can be no name."""
+    """An existing folder, links resolved; None if it does not exist or is not a valid name."""
     try:
         path = Path(text).expanduser()
         return path.resolve() if path.is_dir() else None

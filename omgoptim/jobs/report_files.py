@@ -1,4 +1,4 @@
-"""What lies beside a report: its page, its badge, and a card in the folder of each artifact that it names."""
+"""Files beside a report: its page, its badge, and a model card in the folder of each artifact."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omgoptim.reports import EfficiencyReport
 def write_report_files(folder: RunFolder, report: EfficiencyReport) -> None:
     """Write the page and the badge of a report, and the cards of its artifact and its alternatives.
 
-    A card is no file of its artifact's manifest: what is measured, sealed and opened does not change with it.
+    The card is not part of the artifact's manifest: it is neither measured nor sealed.
     """
     from omgoptim.render.html import report_html
     from omgoptim.render.shared import badge_svg

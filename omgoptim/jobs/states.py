@@ -26,7 +26,7 @@ FOREIGN = "somebody else made this run, or its request or report was changed sin
 ENDED = ("done", "failed", "cancelled")
 
 START_GRACE_S = 10.0
-"""How long a run may be without a process: between its folder and its worker."""
+"""Longest time between the creation of a run folder and the start of its worker."""
 
 
 def read_state(folder: RunFolder) -> RunState:
@@ -129,10 +129,10 @@ def settle(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunSta
 
 
 def repeat_hint(folder: RunFolder) -> str:
-    """What to do after a run that gave no result: where its log is, and the command that resumes or repeats it."""
+    """Return the fix for a run without a result: its log, and the command that resumes or repeats it."""
     hint = f"see {folder.log_file}" if folder.log_file.exists() else ""
     if folder.checkpoints.is_dir():
-        go_on = f"go on from its last checkpoint: omgoptim runs resume {folder.id} (tool: runs, action resume)"
+        go_on = f"resume it from its last checkpoint: omgoptim runs resume {folder.id} (tool: runs, action resume)"
         return f"{hint}; {go_on}" if hint else go_on
     if not folder.is_own_request():
         return hint

@@ -1,19 +1,16 @@
 """Runs that are steps of another run: each has a folder of its own and is done in the process of the run it belongs to.
 
-`checkpoints/steps/KEY` in the folder of that run names the run that was begun under a key, so that a run that was cut
-off goes on with the step it was in instead of beginning another.
+`checkpoints/steps/KEY` in the folder of that run names the run that was begun under a key, so that an
+interrupted run resumes its step instead of starting another.
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omgoptim.errors import RunError
-from omgoptim.executors.task import Work
 from omgoptim.jobs.actions import reopen
 from omgoptim.jobs.folder import NAME, RunFolder, Submission, is_run
 from omgoptim.jobs.interpreter import Interpreter
@@ -33,14 +30,14 @@ class StepRuns:
     """Does verbs as steps of a run: see `RunStep`."""
 
     folder: RunFolder
-    """Of the run that the steps belong to."""
+    """Folder of the run that the steps belong to."""
     submission: Submission
     report: Callable[[str, float | None], None]
     execute: Callable[..., None]
     """`worker.execute`."""
 
     def __call__(self, key: str, verb: str, request: Request, live: Live, span: tuple[float, float]) -> StepRun:
-        """Do the run of a key, or go on with it, and return it; its progress moves this run's within `span`.
+        """Do or resume the run of a key and return it; its progress moves this run's within `span`.
 
         Raises:
             OmgoptimError: what the run raised.
@@ -76,7 +73,7 @@ class StepRuns:
         return folder
 
     def _begun(self, key: str, verb: str, request: Request) -> RunFolder | None:
-        """Return the run that was begun under a key, ready to go on unless it is done; None where there is none."""
+        """Return the run that was begun under a key, ready to resume unless it is done; None if there is none."""
         folder = _named(self.folder, _steps_of(self.folder) / key)
         if folder is None:
             return None
@@ -88,28 +85,6 @@ class StepRuns:
             )
             reopen(folder, state, again)
         return folder
-
-
-def run_step_task(payload: Mapping[str, Any], _work: Work) -> None:
-    """Do the run of a step in a worker process; how it ended is in its own folder."""
-    from omgoptim.jobs.worker import execute
-    from omgoptim.operations import run_verb
-    from omgoptim.operations.loaded_model import Live
-    from omgoptim.operations.optimization.selection_data import selection_as_evaluation
-
-    live = Live(resplit=selection_as_evaluation)
-
-    def operation(verb: str, request: Request, context: RunContext) -> EfficiencyReport:
-        return run_verb(verb, request, context, live)
-
-    folder = RunFolder(Path(payload["folder"]))
-    if not folder.request_file.is_file():
-        raise RunError(
-            "a worker does not see the run's folder",
-            f"there is no {folder.path} on {socket.gethostname()}",
-            "keep the project on storage that the cluster shares",
-        )
-    execute(folder, operation, owns_process=False)
 
 
 def settle_steps(folder: RunFolder) -> None:

@@ -113,12 +113,12 @@ CLOSED = {
     errno.ENAMETOOLONG: "that path is too long",
 }
 RESERVED_BYTES = 65_536
-"""Kept while a run goes on, so that how it ended can still be written on a full disk."""
+"""Reserved during a run, so that its final state can be written on a full disk."""
 
 NOTHING_LEFT_BYTES = 65_536
 
 _ERRNO_IN_WORDS = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+),")
-"""How libraries in Rust (safetensors) pass on the number of a system error."""
+"""Pattern of a system error number in messages of Rust libraries (safetensors)."""
 
 
 def cannot_write(folder: Path, error: OSError) -> SetupError:
@@ -130,7 +130,7 @@ def cannot_write(folder: Path, error: OSError) -> SetupError:
 
 
 def full_disk(run: Path, error: BaseException) -> SetupError | None:
-    """What a failure is if a disk that took no more caused it; None if nothing says so.
+    """Return the error of a full disk if one caused a failure, else None.
 
     Evidence is the number of a system error anywhere in its chain, or a disk that has nothing left.
 
@@ -172,7 +172,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def _number(error: BaseException) -> int | None:
-    """Which of `FULL` an exception is about."""
+    """Return the system error number of an exception if it is in `FULL`."""
     if isinstance(error, OSError):
         return error.errno if error.errno in FULL else None
     in_words = _ERRNO_IN_WORDS.search(str(error.args[0])) if error.args and isinstance(error.args[0], str) else None

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 LOCK_LIMIT_S = 10.0
 EXIT_LIMIT_S = 10.0
-"""How long threads that the user's code left behind may delay the end of the process."""
+"""Longest delay of the exit by threads that the user's code left running."""
 
 
 def main(run_path: str) -> None:
@@ -162,7 +162,8 @@ class _Turns:
 def _see_omgoptim() -> None:
     """Let omgoptim's checkout be imported, after everything else.
 
-    The project is importable only once code of it was named (`models/user_code.py`): until then its `torch.py` is none.
+    The project is importable only once code of it was named (`models/user_code.py`), so that a `torch.py` in it does
+    not shadow torch.
     """
     beside = PACKAGE_FILE.parent.parent
     if beside.name not in ("site-packages", "dist-packages"):  # another Python's packages must not leak into this one
@@ -196,7 +197,7 @@ def _as_omgoptim_error(folder: RunFolder, error: BaseException) -> OmgoptimError
     ):  # nothing of omgoptim raises such: the model's, the data's or the metric's code
         return UserCodeError(
             f"the user's code ended the run: {last_line}",
-            f"it raised {type(error).__name__}, which is no Exception, in stage '{folder.stored_state().stage}'",
+            f"it raised {type(error).__name__}, which is not an Exception, in stage '{folder.stored_state().stage}'",
             f"raise an Exception, or nothing; {folder.log_file} has the traceback",
         )
     fix = f"see {folder.log_file}; if it is not your model or your machine's memory, report it with that file"

@@ -25,6 +25,8 @@ RUINED_ERROR = 0.5
 RUINED_AGREEMENT = 0.5
 """Fraction of equal classes or integers below which an output counts as ruined: most answers are other ones."""
 
+RUINED_PART = 0.9
+"""Relative error above which entries of a far smaller scale count as ruined: little better than always their mean."""
 
 SCALE_GAP = 10.0
 """Ratio of spreads between neighbours in size from which entries of an output are of another scale."""
@@ -109,8 +111,8 @@ def output_agreements(
         scores = _scores(spec, candidate, original)
         cosine = float(cosines(spec, candidate, original).mean()) if spec.is_vector else None
         mean = float(scores.per_sample.mean())
-        part = scores.part if spec.index not in whole and scores.part else None
-        ruined = part if part is not None and part.relative_error > RUINED_ERROR else None
+        part = scores.part if spec.index not in whole else None
+        ruined = part if part is not None and part.relative_error > RUINED_PART else None
         found.append(OutputAgreement(spec, mean, scores.relative_error, cosine, spec.index in reads, ruined))
     return tuple(found)
 

@@ -21,6 +21,15 @@ from omgoptim.models.output_detection import OutputOptions, describe_outputs, la
 from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec, class_layout
 from omgoptim.runtimes.signature import Signature
 
+BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
+"""Names of the built-in metrics, besides `auto`."""
+
+OUTPUT_DETECTION_BATCHES = 8
+"""Batches from which outputs are detected, if they were not described before: enough to see labels and batch lengths of
+all kinds, while the outputs of a whole set may exceed the memory."""
+
+CUSTOM_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
+
 
 def token_log_likelihoods(
     outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays], index: int = 0
@@ -89,17 +98,6 @@ def _log_probabilities(scores: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(rows - np.log(np.exp(rows).sum(-1, keepdims=True)))
 
 
-BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
-"""Names of the built-in metrics, besides `auto`."""
-
-
-OUTPUT_DETECTION_BATCHES = 8
-"""Batches from which outputs are detected, if they were not described before: enough to see labels and batch lengths of
-all kinds, while the outputs of a whole set may exceed the memory."""
-
-CUSTOM_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
-
-
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A quality metric, higher is better.
@@ -155,13 +153,7 @@ def agreement_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = 
     outputs = outputs or detect_outputs(original)
     names = {spec.compared_by for spec in outputs.compared}
     name = names.pop() if len(outputs.compared) == 1 else "worst_output_agreement"
-
-    def per_sample(candidate: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
-        del targets
-        return worst_scores(outputs, candidate, reference)
-
-    reads = frozenset(spec.index for spec in outputs.compared)
-    return Metric(name, per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
+    return _worst_agreement(name, outputs, outputs.compared)
 
 
 def cosine_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = None) -> Metric:
@@ -171,13 +163,17 @@ def cosine_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = Non
         DataError: no output has a direction: all are single numbers or constant.
     """
     outputs = outputs or detect_outputs(original)
-    reads = frozenset(spec.index for spec in cosine_outputs(outputs))
+    return _worst_agreement("cosine_agreement", outputs, cosine_outputs(outputs), cosine=True)
+
+
+def _worst_agreement(name: str, outputs: ModelOutputs, compared: Sequence[OutputSpec], cosine: bool = False) -> Metric:
+    reads = frozenset(spec.index for spec in compared)
 
     def per_sample(candidate: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
         del targets
-        return worst_scores(outputs, candidate, reference, cosine=True)
+        return worst_scores(outputs, candidate, reference, cosine, reads)
 
-    return Metric("cosine_agreement", per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
+    return Metric(name, per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
 
 
 def builtin_metric(
@@ -253,13 +249,7 @@ def _top1_agreement(outputs: ModelOutputs) -> Metric:
             ", ".join(f"{spec.name} is {spec.kind}" for spec in outputs.specs),
             f"use metric auto, or name the output: {argument('target_output', 'NAME')}",
         )
-    reads = frozenset(spec.index for spec in scores)
-
-    def per_sample(candidate: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
-        del targets
-        return worst_scores(ModelOutputs(outputs.specs), candidate, reference, only=reads)
-
-    return Metric("top1_agreement", per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
+    return _worst_agreement("top1_agreement", outputs, scores)
 
 
 PerSample = Callable[[Sequence[Arrays], list[Any], Sequence[Arrays]], NDArray[np.float64]]

@@ -127,12 +127,13 @@ def run_launch(launch: Launch) -> list[LaunchResult | OmgoptimError]:
             entry.process = stack.enter_context(MeasuringProcess(entry.artifact, launch.setup, batches))
             entry.process.begin_open()
         run.each(_end_open)
-        latency = _turns(run, LATENCY, plan.rounds)
-        throughput = _turns(run, THROUGHPUT, plan.throughput_rounds) if parts.throughput else {}
-        if parts.memory:
-            run.each(_read_peak)
-        if on_open := launch.on_open:
-            run.each(lambda entry: on_open(run.entries.index(entry), entry.process))
+        with launch.setup.hold():
+            latency = _turns(run, LATENCY, plan.rounds)
+            throughput = _turns(run, THROUGHPUT, plan.throughput_rounds) if parts.throughput else {}
+            if parts.memory:
+                run.each(_read_peak)
+            if on_open := launch.on_open:
+                run.each(lambda entry: on_open(run.entries.index(entry), entry.process))
     return [entry.error or _result(run, entry, latency, throughput) for entry in run.entries]
 
 

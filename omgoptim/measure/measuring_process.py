@@ -50,6 +50,8 @@ class TimingSetup:
     same_machine: bool = True
     """The artifacts were saved on this machine, so that they have to reproduce the recorded outputs; on another, whose
     kernels round differently, the differences are only reported."""
+    hold: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    """Entered while a launch measures: its processes have opened their artifacts before, and end after."""
 
     @property
     def cpu_features(self) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.errors import DataError, SetupError, argument, did_you_mean
+from omgoptim.errors import DataError, OmgoptimError, SetupError, argument, did_you_mean
 from omgoptim.measure.builtin_metrics import BUILTIN, CUSTOM_METRIC_FIX, Metric, builtin_metric, detect_outputs
 from omgoptim.models.outputs import Arrays, ModelOutputs
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten
+
+SHUFFLED_SAMPLES, FEWEST_SHUFFLED = 256, 16
+"""About as many samples are shuffled at most, and at least."""
+
+SHUFFLES, SURE = 8, 5.0
+"""Times that outputs are shuffled, and standard deviations of the results by which the model's own must lie below."""
+
+SLOW_METRIC_S = 0.5
+"""Seconds of a call above which a metric is not called for shuffled outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,9 @@ def resolve_metric(
     if outputs is None:
         outputs = detect_outputs(original, targets, name if isinstance(name, str) else "auto", signature)
     if callable(name):
-        return _user_metric(getattr(name, "__name__", "metric"), name, signature, limit_s, outputs)
+        metric = _user_metric(getattr(name, "__name__", "metric"), name, signature, limit_s, outputs)
+        refuse_lower_is_better(metric, original, targets)
+        return metric
     builtin = builtin_metric(name, original, targets, outputs)
     if builtin is not None:
         return builtin
@@ -61,7 +73,9 @@ def resolve_metric(
             raise DataError(
                 f"metric '{name}' is no callable", f"it is a {type(function).__name__}", "give metric(outputs, targets)"
             )
-        return _user_metric(name.rpartition(":")[2], function, signature, limit_s, outputs)
+        metric = _user_metric(name.rpartition(":")[2], function, signature, limit_s, outputs)
+        refuse_lower_is_better(metric, original, targets)
+        return metric
     return _torchmetric(name, original, targets, outputs)
 
 
@@ -80,6 +94,56 @@ def _user_metric(
 
     reads = None if described.target is None else frozenset([described.target])
     return Metric(name, whole=whole, outputs=described, reads=reads)
+
+
+def refuse_lower_is_better(metric: Metric, original: Sequence[Arrays], targets: list[Any]) -> None:
+    """Raise a DataError if a metric is higher where samples have each other's outputs: an error, not a quality.
+
+    Nothing is checked without arrays of targets, with few samples, or where the metric is slow or fails on a part.
+
+    Args:
+        metric: of the user, as a whole.
+        original: outputs of the original, per batch.
+        targets: of the same batches.
+    """
+    count, taken = 0, []
+    for index, target in enumerate(targets):
+        if count >= SHUFFLED_SAMPLES or not isinstance(target, np.ndarray) or not target.ndim:
+            break
+        taken.append((original[index], target))
+        count += len(target)
+    if metric.whole is None or count < FEWEST_SHUFFLED:
+        return
+    random, parts = np.random.default_rng(0), [part for part, _ in taken]
+    labels = [target for _, target in taken]
+    try:
+        began = time.perf_counter()
+        own = metric.whole(parts, labels)
+        if time.perf_counter() - began > SLOW_METRIC_S:
+            return
+        others = [metric.whole(_shuffled(parts, labels, random), labels) for _ in range(SHUFFLES)]
+    except OmgoptimError:  # not defined on so few samples
+        return
+    mean, spread = float(np.mean(others)), float(np.std(others, ddof=1))
+    if not min(others) > own or not mean - own > SURE * spread:
+        return
+    raise DataError(
+        f"metric {metric.name} is higher for shuffled outputs than for the model's own",
+        f"it gives {own:.4g} for the original and about {mean:.4g} where samples have each other's outputs: lower "
+        "seems to be better, and a metric must be higher where the model is better",
+        "return its negative; if higher is better, the data or the weights are wrong",
+    )
+
+
+def _shuffled(parts: Sequence[Arrays], targets: Sequence[NDArray[Any]], random: np.random.Generator) -> list[Arrays]:
+    """Permute the samples in each batch, and the batches if all have one size."""
+    sizes = [len(target) for target in targets]
+    order = random.permutation(len(parts)) if len(set(sizes)) == 1 else np.arange(len(parts))
+    shuffled = []
+    for index in order:
+        rows = random.permutation(sizes[index])
+        shuffled.append([a[rows] if a.ndim and len(a) == len(rows) else a for a in parts[index]])
+    return shuffled
 
 
 def _joined(outputs: Sequence[Arrays], signature: Signature) -> Any:

@@ -20,8 +20,43 @@ from numpy.typing import NDArray
 from omgoptim.errors import DataError, OmgoptimError
 from omgoptim.measure.agreement import OutputAgreement, output_agreements
 from omgoptim.measure.builtin_metrics import Metric, batch_lengths, detect_outputs
-from omgoptim.models.labels import IGNORED
+from omgoptim.models.labels import IGNORED, plain_labels
 from omgoptim.models.outputs import Arrays
+
+Drop = Callable[[Sequence[Arrays], Sequence[Arrays], list[Any]], float]
+"""`drop(before, after, targets)`: the metric before minus the metric after."""
+
+UNKNOWN = (-math.inf, math.inf)
+"""Interval if nothing is known."""
+
+Z_975 = 1.959964
+"""97.5 % quantile of the standard normal distribution."""
+
+RESAMPLES = 200
+"""Bootstrap resamples; Efron and Tibshirani (1993) find 50 to 200 enough for a standard error."""
+
+MIN_RESAMPLES = 40
+"""The 2.5 % quantile of fewer is their smallest, which is no quantile."""
+
+BUDGET_S = 20.0
+"""Longest time, in seconds, that a metric is recomputed for the sake of its interval: about that of one evaluation."""
+
+MAX_FAILING = 0.1
+"""Fraction of resamples on which a metric may fail (a class is missing, say) before the interval is unknown."""
+
+LOST_RECALL = 0.1
+"""Drop of a class's recall that its 95 % interval must exceed for the class to count as lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostClass:
+    """A class whose samples are recognized less often, which the accuracy over all classes can hide."""
+
+    label: int
+    samples: int
+    before: float
+    """Fraction of its samples that were right."""
+    after: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +76,8 @@ class Quality:
     """Each output against the original's."""
     is_agreement: bool = False
     """The metric itself is an agreement with the original model."""
+    lost_classes: tuple[LostClass, ...] = ()
+    """The worst first; empty where the metric is no accuracy of one label a sample."""
 
     @property
     def ruined(self) -> tuple[OutputAgreement, ...]:
@@ -127,12 +164,14 @@ def compare_quality(
     Raises:
         DataError: the metric cannot be computed on either, or is not finite.
     """
+    lost: tuple[LostClass, ...] = ()
     if metric.per_sample:
         reference = before if original is None else original
         scores = [_sample_scores(metric, side, targets, reference) for side in (before, after)]
         values = [_finite(side.mean(), metric.name) for side in scores]
         low, high = paired_interval(*scores)
         samples = len(scores[0])
+        lost = lost_classes(metric, scores[0], scores[1], targets)
     else:
         before, after = list(before), list(after)  # a whole metric takes all batches at once, again on each resample
         values, (low, high) = _resampled(metric, before, after, targets, seed)
@@ -150,7 +189,35 @@ def compare_quality(
         samples=samples,
         outputs=outputs,
         is_agreement=metric.agreement,
+        lost_classes=lost,
     )
+
+
+def lost_classes(
+    metric: Metric, before: NDArray[np.float64], after: NDArray[np.float64], targets: list[Any]
+) -> tuple[LostClass, ...]:
+    """Find the classes whose recall fell, the worst first.
+
+    Args:
+        metric: of the scores; only an accuracy of one label a sample has classes.
+        before: 1 for each sample that was right, else 0.
+        after: the same of the candidate.
+        targets: labels of the samples, per batch; -100 is left out of the scores.
+    """
+    described = metric.outputs
+    if described is None or metric.agreement or described.labels != "classes":
+        return ()
+    labels = [np.asarray(plain_labels(np.asarray(target), described.label_form)) for target in targets]
+    if any(each.ndim != 1 for each in labels) or not set(np.unique(before)) <= {0.0, 1.0}:
+        return ()
+    joined = np.concatenate(labels)
+    joined = joined[joined != IGNORED]
+    found = []
+    for label in np.unique(joined) if len(joined) == len(before) else ():
+        rows = joined == label
+        if paired_interval(before[rows], after[rows])[0] > LOST_RECALL:
+            found.append(LostClass(int(label), int(rows.sum()), float(before[rows].mean()), float(after[rows].mean())))
+    return tuple(sorted(found, key=lambda one: one.after - one.before))
 
 
 def _resampled(
@@ -190,26 +257,6 @@ def _finite(value: Any, name: str) -> float:
 def sample_count(outputs: Sequence[Arrays], targets: Sequence[Any] = ()) -> int:
     """Return the samples over all batches."""
     return sum(batch_lengths(outputs, targets))
-
-
-Drop = Callable[[Sequence[Arrays], Sequence[Arrays], list[Any]], float]
-"""`drop(before, after, targets)`: the metric before minus the metric after."""
-
-UNKNOWN = (-math.inf, math.inf)
-"""Interval if nothing is known."""
-Z_975 = 1.959964
-"""97.5 % quantile of the standard normal distribution."""
-
-RESAMPLES = 200
-"""Bootstrap resamples; Efron and Tibshirani (1993) find 50 to 200 enough for a standard error."""
-MIN_RESAMPLES = 40
-"""The 2.5 % quantile of fewer is their smallest, which is no quantile."""
-
-BUDGET_S = 20.0
-"""Longest time, in seconds, that a metric is recomputed for the sake of its interval: about that of one evaluation."""
-
-MAX_FAILING = 0.1
-"""Fraction of resamples on which a metric may fail (a class is missing, say) before the interval is unknown."""
 
 
 def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float]:

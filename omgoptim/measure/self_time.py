@@ -21,6 +21,12 @@ from omgoptim.reports import Layer
 ROOT = "(model)"
 """Path of the model itself: the work that its own forward does outside its children."""
 
+MIN_CALLS = 5
+"""Least calls behind a median."""
+
+MAX_CALLS = 1000
+"""Limit of the calls of a small model."""
+
 
 def module_paths(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield path and module once for every module; one that is used in several places has its first path."""
@@ -91,12 +97,6 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-MIN_CALLS = 5
-"""Least calls behind a median."""
-MAX_CALLS = 1000
-"""Limit of the calls of a small model."""
 
 
 def costliest_layers(

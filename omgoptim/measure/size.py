@@ -18,6 +18,26 @@ if TYPE_CHECKING:
 
     from omgoptim.models.onnx_graph import OnnxLayer
 
+ONNX_NAMES = {"float": "float32", "double": "float64"}
+"""ONNX's names of types where they are not numpy's."""
+
+SAFETENSORS_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I8": "int8",
+    "U8": "uint8",
+    "I32": "int32",
+}
+"""Dtype names of safetensors, to torch's."""
+
+FOLLOWED = ("Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
+"""Ops that may be between an integer weight and its scale."""
+
+PACKED = ("MatMulNBits", "GatherBlockQuantized")
+"""Operators that read packed weights, their scales and zero points."""
+
 
 def count_params(module: nn.Module) -> tuple[int, int]:
     """Count the parameters and the non-zero ones; a weight that several layers share counts once."""
@@ -40,27 +60,6 @@ def _identity(parameter: torch.Tensor) -> tuple[int, ...]:
     """Return address, shape and stride of a tensor; the object's id if it has no memory (empty or meta)."""
     address = parameter.data_ptr()
     return (address, *parameter.shape, *parameter.stride()) if address else (id(parameter),)
-
-
-ONNX_NAMES = {"float": "float32", "double": "float64"}
-"""ONNX's names of types where they are not numpy's."""
-
-SAFETENSORS_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I8": "int8",
-    "U8": "uint8",
-    "I32": "int32",
-}
-"""Dtype names of safetensors, to torch's."""
-
-FOLLOWED = ("Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
-"""Ops that may be between an integer weight and its scale."""
-
-PACKED = ("MatMulNBits", "GatherBlockQuantized")
-"""Operators that read packed weights, their scales and zero points."""
 
 
 @dataclass(frozen=True, slots=True)

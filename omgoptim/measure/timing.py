@@ -109,7 +109,7 @@ def time_artifacts(
         active = [index for index in range(len(artifacts)) if index not in errors]
         more = launch < plan.throughput_launches and _slowest_s([launched[index] for index in active]) <= VERY_SLOW_S
         parts = LaunchParts(throughput=more and THROUGHPUT in setup.batches, memory=more)
-        on_open = _at(active, on_first) if on_first is not None and launch == 0 else None
+        on_open = _with_indices(active, on_first) if on_first is not None and launch == 0 else None
         chosen = [artifacts[index] for index in active]
         results = run(Launch(chosen, setup, plan, f"{seed} {launch}", parts, on_open))
         for index, result in zip(active, results, strict=True):
@@ -128,7 +128,7 @@ def time_artifacts(
             ]
 
 
-def _at(
+def _with_indices(
     active: Sequence[int], on_first: Callable[[int, MeasuringProcess], None]
 ) -> Callable[[int, MeasuringProcess], None]:
     return lambda position, process: on_first(active[position], process)

@@ -26,6 +26,20 @@ ABOVE_CHANCE = 0.99
 FEW_CLASSES = 0.5
 """Fraction of the expected number of classes up to which data is said to hold few."""
 
+MAX_SAMPLES = 32
+"""Limit of the samples of the test, which runs each of them alone."""
+
+MIN_SAMPLES, TIME_LIMIT_S = 8, 3.0
+"""Samples that always run, and the time limit in seconds for the others: a slow model is checked on fewer."""
+
+TOLERANCE, COARSE = 1e-3, 5e-2
+"""Differences up to this fraction of an output's scale are rounding, of float32 and half precision."""
+
+OFFSET = 1e-2
+"""Least scale of a float32 output as a fraction of its largest value: rounding grows with values, not their spread."""
+
+Run = Callable[[NamedBatch], Sequence[NDArray[Any]]]
+
 
 def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]) -> str | None:
     """Return a sentence if a quality is at chance level; None if it is better, or unknown.
@@ -104,18 +118,6 @@ def missing_classes_notes(outputs: ModelOutputs, targets: Sequence[Any]) -> list
     ]
 
 
-MAX_SAMPLES = 32
-"""Limit of the samples of the test, which runs each of them alone."""
-MIN_SAMPLES, TIME_LIMIT_S = 8, 3.0
-"""Samples that always run, and the time limit in seconds for the others: a slow model is checked on fewer."""
-TOLERANCE, COARSE = 1e-3, 5e-2
-"""Differences up to this fraction of an output's scale are rounding, of float32 and half precision."""
-OFFSET = 1e-2
-"""Least scale of a float32 output as a fraction of its largest value: rounding grows with values, not their spread."""
-
-Run = Callable[[NamedBatch], Sequence[NDArray[Any]]]
-
-
 def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool = False) -> str | None:
     """Compare the outputs of samples in one batch with those of the same samples one by one.
 
@@ -189,6 +191,8 @@ def _apart(many: NDArray[Any], one: NDArray[Any], row: int, scale: float) -> flo
         return 0.0
     differing = [axis for axis in range(many.ndim) if many.shape[axis] != one.shape[axis]]
     if len(differing) != 1 or one.shape[differing[0]] != 1 or not one.size:
+        return 0.0
+    if row >= many.shape[differing[0]]:  # no batch axis: as many entries as values of the samples decide
         return 0.0
     mine, alone = np.take(many, [row], differing[0]), one
     finite = np.isfinite(mine) & np.isfinite(alone)

@@ -61,7 +61,7 @@ PACKABLE = ("float32", "float16", "bfloat16")
 
 def save_program(folder: Path, program: Path, manifest: Manifest, check: OutputCheck) -> None:
     """Save a program as an artifact: an ONNX file with its external data, or a lowered one with its layers."""
-    with _whole(folder) as partial:
+    with _atomic_folder(folder) as partial:
         _copy_program(program, partial, program_file(manifest.runtime))
         if engine_named(manifest.runtime).runs == "lowered":
             shutil.copy2(program.with_name(LAYERS), partial / LAYERS)
@@ -102,7 +102,7 @@ def save_module(
     """
     from omgoptim.models.weights_file import distinct_tensors, save_weights
 
-    with _whole(folder) as partial:
+    with _atomic_folder(folder) as partial:
         if recipe.kind == "pt2":
             shutil.copy2(recipe.spec, partial / PROGRAM2)
         for program in programs:
@@ -222,12 +222,12 @@ def loading_snippet(folder: Path, manifest: Manifest) -> str:
 
 def copy_artifact(folder: Path, target: Path) -> None:
     """Copy an artifact to a folder of the user's choice, atomically."""
-    with _whole(target) as partial:
+    with _atomic_folder(target) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True)
 
 
 @contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
+def _atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `folder` on success and deleted on failure."""
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)

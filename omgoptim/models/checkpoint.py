@@ -33,6 +33,8 @@ from omgoptim.models.checkpoint_keys import (
     unlike_entries,
 )
 
+WeightSet = Literal["auto", "ema", "plain"]
+
 
 def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") -> list[str]:
     """Load the weights in `path` into `module`: every entry of its state dict, or none.
@@ -59,7 +61,7 @@ def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") 
 
 
 def read_tensors(path: Path) -> Mapping[str, Any]:
-    """Whatever mapping the file holds.
+    """Read the mapping that the file holds.
 
     Raises:
         ModelError: an unknown ending, a damaged file, or a pickle that holds more than tensors.
@@ -99,9 +101,6 @@ def _unreadable(path: Path, why: str) -> ModelError:
     return ModelError(
         f"checkpoint {path.name} cannot be read", why, "save it again: torch.save(model.state_dict(), 'weights.pt')"
     )
-
-
-WeightSet = Literal["auto", "ema", "plain"]
 
 
 @dataclass(frozen=True, slots=True)

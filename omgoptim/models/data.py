@@ -113,14 +113,13 @@ def from_callable(
     called = _by_split(load)
     how = collation or Collation()
 
-    def batches(split: Split) -> Iterator[RawBatch]:
-        loaded = call_user(f"loading the {split} data", limit_s, called, split)
-        iterator = call_user(f"iterating over the {split} data", limit_s, as_batches, loaded, batch, False, how)
-        while True:
-            raw = call_user(f"reading the {split} data", limit_s, next, iterator, None)
-            if raw is None:
-                return
+    def read(loaded: Any, split: Split, size: int, shuffled: bool) -> Iterator[RawBatch]:
+        iterator = call_user(f"iterating over the {split} data", limit_s, as_batches, loaded, size, shuffled, how)
+        while (raw := call_user(f"reading the {split} data", limit_s, next, iterator, None)) is not None:
             yield raw
+
+    def batches(split: Split) -> Iterator[RawBatch]:
+        yield from read(call_user(f"loading the {split} data", limit_s, called, split), split, batch, False)
 
     kept: list[Any] = []
 
@@ -128,12 +127,7 @@ def from_callable(
         loaded = kept[0] if kept else call_user("loading the train data", limit_s, called, "train")
         if not kept and not isinstance(loaded, Iterator):  # an iterator is used up by one pass
             kept.append(loaded)
-        iterator = call_user("iterating over the train data", limit_s, as_batches, loaded, size, True, how)
-        while True:
-            raw = call_user("reading the train data", limit_s, next, iterator, None)
-            if raw is None:
-                return
-            yield raw
+        yield from read(loaded, "train", size, True)
 
     return DataSource(batches, epoch, real=True, notes=how.notes)
 

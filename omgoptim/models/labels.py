@@ -18,7 +18,7 @@ from omgoptim.errors import DataError
 IGNORED = -100
 """Label of targets that do not count: the default `ignore_index` of torch.nn.CrossEntropyLoss."""
 
-FEWEST = 8
+MIN_LABELS = 8
 """Labels from which a form other than class indices is concluded: of three classes, eight labels are all below 2 in 4 %
 of draws."""
 
@@ -38,7 +38,7 @@ def label_form(targets: Sequence[NDArray[Any]]) -> LabelForm:
     """Return the form of numeric labels, from the targets of several batches; `index` where there is no other sign."""
     flat = np.concatenate([target.ravel() for target in targets])
     values = {float(value) for value in np.unique(flat)} - {IGNORED}
-    if len(flat) < FEWEST or len(values) != 2:
+    if len(flat) < MIN_LABELS or len(values) != 2:
         return "index"
     if values == {-1.0, 1.0}:
         return "signed"

@@ -13,7 +13,7 @@ FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".pt2", ".onnx")
 """Suffixes of weight files."""
 
 TRAINING_COPIES = 5
-"""A trained weight is there so often: itself, its gradient, Adam's two moments, and the best so far."""
+"""Copies of a trained weight in memory: itself, its gradient, Adam's two moments, and the best so far."""
 
 
 def refuse_beyond_memory(
@@ -23,12 +23,12 @@ def refuse_beyond_memory(
 
     Args:
         needed_bytes: estimate of what it takes.
-        what: in words: `loading weights.pt`.
-        available_bytes: default: what the machine says.
+        what: the action, for the error: `loading weights.pt`.
+        available_bytes: default: the machine's free memory.
         kind: of the error.
 
     Raises:
-        OmgoptimError: it does not.
+        OmgoptimError: it needs more than is available.
     """
     available = psutil.virtual_memory().available if available_bytes is None else available_bytes
     if needed_bytes <= available:

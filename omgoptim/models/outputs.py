@@ -31,6 +31,9 @@ COMPARED_BY: dict[OutputKind, ComparedBy] = {
 }
 """Measure of agreement for each kind of output."""
 
+ROUNDING = 1e-6
+"""Root mean square about the mean, over that about zero, at which an output is constant: the rounding of float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
@@ -172,10 +175,6 @@ def sample_shape(shape: Sequence[int | str], batch_axis: int | None) -> list[int
 
 def _shape_words(shape: Sequence[int | str]) -> str:
     return f"({', '.join(str(size) for size in shape)})"
-
-
-ROUNDING = 1e-6
-"""Root mean square about the mean, over that about zero, at which an output is constant: the rounding of float32."""
 
 
 @dataclass(slots=True)

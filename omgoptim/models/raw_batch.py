@@ -22,6 +22,12 @@ from omgoptim.models.labels import IGNORED
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 """Keys under which data sets yield their targets, in order of preference."""
 
+MASK = "attention_mask"
+"""Input name of Hugging Face's attention masks."""
+
+MAX_EXAMINED = 16
+"""Entries of a list that are examined to distinguish samples from batches; each may be a file that is read."""
+
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
@@ -99,12 +105,6 @@ def slice_samples(value: Any, start: int, stop: int | None = None) -> Any:
     return value[window]
 
 
-MASK = "attention_mask"
-"""Input name of Hugging Face's attention masks."""
-MAX_EXAMINED = 16
-"""Entries of a list that are examined to distinguish samples from batches; each may be a file that is read."""
-
-
 @dataclass(slots=True)
 class Collation:
     """Collation of one data source: properties of the model, and the decisions made so far."""
@@ -126,10 +126,10 @@ class Collation:
     def batches(self, samples: Any, batch: int, shuffled: bool) -> Iterator[RawBatch]:
         """Yield batches of a Dataset or list of samples.
 
-        Uses the data set's own `collate_fn` if it has one. Samples of different lengths are padded, with an attention
-        mask, if the model takes one; else each batch holds samples of one length.
+        Uses the `collate_fn` of the data set, or else of the model, if it has one. Samples of different lengths are
+        padded, with an attention mask, if the model takes one; else each batch holds samples of one length.
         """
-        own = getattr(samples, "collate_fn", None)
+        own = getattr(samples, "collate_fn", None) or getattr(self.module, "collate_fn", None)
         if callable(own):
             loader: Iterable[Any] = DataLoader(samples, batch_size=batch, shuffle=shuffled, collate_fn=own)
             yield from map(split_target, loader)

@@ -242,7 +242,7 @@ def _build_callable(recipe: Recipe, policy: PathPolicy) -> nn.Module:
     if isinstance(target, nn.Module):
         if recipe.kwargs:
             raise ModelError(f"{name} is a module, not a callable", "model_kwargs were given with it", "leave them out")
-        return _own(target)
+        return _unshared(target)
     if not callable(target):
         raise ModelError(
             f"'{recipe.spec}' is a {type(target).__name__}", "a callable that returns an nn.Module is needed"
@@ -254,13 +254,13 @@ def _build_callable(recipe: Recipe, policy: PathPolicy) -> nn.Module:
             f"the model was given as '{recipe.spec}'",
             "name the class, or a function that builds and returns the module",
         )
-    return _own(built)
+    return _unshared(built)
 
 
 _HANDED_OUT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def _own(module: nn.Module) -> nn.Module:
+def _unshared(module: nn.Module) -> nn.Module:
     """Return the object itself the first time, then copies: two artifacts of one object may be open in a process."""
     if module in _HANDED_OUT:
         return copy.deepcopy(module)

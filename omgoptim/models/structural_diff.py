@@ -43,39 +43,39 @@ class StructuralDiff:
         return copy.deepcopy(plain)
 
     @staticmethod
-    def from_json(compute_diff: Mapping[str, Any]) -> StructuralDiff:
+    def from_json(record: Mapping[str, Any]) -> StructuralDiff:
         """Create the difference from the result of `to_json`, `kept` being optional in older artifacts.
 
         Raises:
             ArtifactError: it is something else.
         """
-        if not isinstance(compute_diff, Mapping) or set(compute_diff) | {"kept"} != {
+        if not isinstance(record, Mapping) or set(record) | {"kept"} != {
             "attributes",
             "blocks",
             "shapes",
             "kept",
         }:
             raise _damaged("it must hold attributes, blocks, shapes and kept, and nothing else")
-        if not all(isinstance(part, Mapping) for part in compute_diff.values()):
+        if not all(isinstance(part, Mapping) for part in record.values()):
             raise _damaged("attributes, blocks, shapes and kept must be objects")
-        for path, values in compute_diff["attributes"].items():
+        for path, values in record["attributes"].items():
             if not isinstance(values, Mapping) or not all(_is_number_or_numbers(value) for value in values.values()):
                 raise _damaged(f"the attributes of '{path}' are not all numbers")
-        for path, block in compute_diff["blocks"].items():
+        for path, block in record["blocks"].items():
             has_kind = isinstance(block, Mapping) and (SAME_AS in block or "kind" in block)
             if not has_kind or not isinstance(block.get(SAME_AS, block.get("kind")), str):
                 raise _damaged(f"the block at '{path}' has no kind")
-        for name, shape in compute_diff["shapes"].items():
+        for name, shape in record["shapes"].items():
             if not _are_counts(shape):
                 raise _damaged(f"the shape of '{name}' is not a list of sizes")
-        for path, indices in compute_diff.get("kept", {}).items():
+        for path, indices in record.get("kept", {}).items():
             if not _are_counts(indices):
-                raise _damaged(f"what '{path}' kept is not a list of numbers")
+                raise _damaged(f"the kept layers of '{path}' are not a list of numbers")
         return StructuralDiff(
-            {path: dict(values) for path, values in compute_diff["attributes"].items()},
-            {path: dict(block) for path, block in compute_diff["blocks"].items()},
-            {name: list(shape) for name, shape in compute_diff["shapes"].items()},
-            {path: list(indices) for path, indices in compute_diff.get("kept", {}).items()},
+            {path: dict(values) for path, values in record["attributes"].items()},
+            {path: dict(block) for path, block in record["blocks"].items()},
+            {name: list(shape) for name, shape in record["shapes"].items()},
+            {path: list(indices) for path, indices in record.get("kept", {}).items()},
         )
 
 
@@ -256,7 +256,7 @@ def _built(kind: str, config: dict[str, Any]) -> nn.Module:
     return block
 
 
-# Operating
+# Applying
 
 
 def _layer(module: nn.Module, path: str) -> nn.Module:
@@ -266,13 +266,13 @@ def _layer(module: nn.Module, path: str) -> nn.Module:
         raise _other_module(f"it has no layer '{path}'") from error
 
 
-def _put_block(module: nn.Module, path: str, compute_diff: Mapping[str, Any]) -> None:
+def _put_block(module: nn.Module, path: str, record: Mapping[str, Any]) -> None:
     replaced = _layer(module, path)
     parent, _, name = path.rpartition(".")
-    if SAME_AS in compute_diff:
-        block = _layer(module, compute_diff[SAME_AS])
+    if SAME_AS in record:
+        block = _layer(module, record[SAME_AS])
     else:
-        kind = compute_diff["kind"]
+        kind = record["kind"]
         if kind not in BLOCKS:
             raise ArtifactError(
                 f"the artifact holds a block of kind '{kind}' at '{path}'",
@@ -280,7 +280,7 @@ def _put_block(module: nn.Module, path: str, compute_diff: Mapping[str, Any]) ->
                 "open it with the omgoptim that wrote it, or a later one",
             )
         try:
-            block = _built(kind, {key: value for key, value in compute_diff.items() if key != "kind"})
+            block = _built(kind, {key: value for key, value in record.items() if key != "kind"})
         except (TypeError, ValueError, KeyError) as error:
             raise _damaged(f"no {kind} can be built for '{path}': {error}") from error
         like = next((p for p in replaced.parameters() if p.is_floating_point()), None)

@@ -29,7 +29,7 @@ from omgoptim.requests import DistillRequest, FactorizeRequest, Params, PruneReq
 from omgoptim.requests.distill import Auto, Given
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Qat, Static, WeightOnly
 from omgoptim.techniques.registry import Outcome
-from omgoptim.training.config import STEPS_AN_EPOCH, TrainingConfig, config_for_data
+from omgoptim.training.config import MIN_STEPS_PER_EPOCH, TrainingConfig, config_for_data
 
 INT8_OPS: dict[type[Params], tuple[str, ...]] = {
     Static: ("Conv", "ConvTranspose", "MatMul", "Gemm"),
@@ -156,7 +156,7 @@ def batches_in_epoch(job: AnyJob) -> int:
     batches, loss = job.datasets.batches, job.datasets.loss
     plan = TrainingConfig.of(job.request, 1, job.loaded.device, job.request.seed)
     count = sum(1 for _ in itertools.islice(batches.epoch(plan.batch), MOST_BATCHES))
-    if count >= STEPS_AN_EPOCH:
+    if count >= MIN_STEPS_PER_EPOCH:
         return count
     plan = config_for_data(plan, job.request, batches, loss.check if loss is not None else lambda _target: None)
     return batches.survey(plan.batch, plan.seed, lambda _target: None)[0]

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import RequestError, argument
 from omgoptim.executors import Executor
+from omgoptim.models.manifest import MANIFEST
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live
 from omgoptim.requests import ModelRequest, Request, parse
 from omgoptim.requests.training import ExecutionFields
+
+PARENT = "parent/"
+"""Prefix of a task's inputs: the files of the artifact that the model is."""
+
+HERE = {"on": "local", "workers": 1, "output": None, "target": None}
+"""Arguments of a request that a worker does not follow: it works alone, delivers nothing and measures nothing."""
 
 
 def refuse_unreachable(request: ExecutionFields, live: Live | None) -> None:
@@ -62,7 +71,8 @@ def sent(verb: str, request: ModelRequest, context: RunContext, threads: int) ->
         context: of the run.
         threads: of each worker, unless fewer were asked for.
     """
-    asked = request.model_dump(mode="json") | {"on": "local", "workers": 1, "output": None}
+    asked = request.model_dump(mode="json")
+    asked |= {name: value for name, value in HERE.items() if name in asked}
     return {
         "verb": verb,
         "request": asked | {"threads": min(threads, request.threads or threads)},
@@ -70,6 +80,33 @@ def sent(verb: str, request: ModelRequest, context: RunContext, threads: int) ->
         "scratch": str(context.work),
         "run_id": context.run_id,
     }
+
+
+def parent_files(artifact: Path | None) -> dict[str, Path]:
+    """Return the files of the artifact that a run starts from, as inputs of a task; none where it is no artifact."""
+    files = [] if artifact is None else sorted(file for file in artifact.rglob("*") if file.is_file())
+    return {PARENT + file.relative_to(artifact or file).as_posix(): file for file in files}
+
+
+def with_parent(record: Mapping[str, Any], inputs: Mapping[str, Path]) -> Mapping[str, Any]:
+    """Return a request that was sent, its model the artifact among a task's inputs where the run's is not seen here.
+
+    The driver has checked where the artifact is from. It is kept in the copy of the project, by its hash.
+    """
+    files = {name.removeprefix(PARENT): path for name, path in inputs.items() if name.startswith(PARENT)}
+    if not files or Path(record["scratch"]).is_dir():
+        return record
+    digest = hashlib.sha256(files[MANIFEST].read_bytes()).hexdigest()[:16]  # it has the hashes of all others
+    folder = Path.cwd() / ".omgoptim" / "parents" / digest
+    if not folder.is_dir():
+        partial = folder.with_name(f"{digest}.{os.getpid()}")
+        for name, path in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, partial / name)
+        with suppress(OSError):  # another worker of this machine came first
+            os.replace(partial, folder)
+        shutil.rmtree(partial, ignore_errors=True)
+    return {**record, "request": record["request"] | {"model": str(folder), "trust_artifact": True}}
 
 
 def request_here(record: Mapping[str, Any]) -> tuple[Request, RunContext]:

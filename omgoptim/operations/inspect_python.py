@@ -19,9 +19,14 @@ from importlib import metadata
 PACKAGES = (
     "numpy", "pydantic", "safetensors", "typing_extensions", "filelock", "psutil", "sympy", "onnx", "onnxscript",
     "onnxruntime", "openvino", "torch", "thop", "torchvision", "torchmetrics", "transformers", "timm", "nncf",
+    "peft", "optuna", "ray", "executorch", "coremltools", "tensorrt",
 )  # fmt: skip
 
-DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")}
+MODULES = {"executorch": ("executorch.extension.pybindings._C", "torchao", "ruamel.yaml", "flatbuffers", "tabulate")}
+"""Parts to look for where a package is not usable alone: the first is imported."""
+
+DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
+                 "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")}  # fmt: skip
 """Names that a package goes by where it is installed, if not its own."""
 
 LAZY = {"transformers": "AutoModel"}
@@ -46,8 +51,7 @@ def main() -> None:
 
 def inspect_package(name: str, with_import: bool) -> dict[str, str | None]:
     """`state` (ok, missing or broken), `version`, and the `error` of a broken one."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
+    if not all(map(_is_found, MODULES.get(name, (name,)))):
         return {"state": "missing", "version": None, "error": None}
     error = _import_error(name) if with_import else None
     return {"state": "broken" if error else "ok", "version": _version(name), "error": error}
@@ -75,9 +79,17 @@ def cuda_devices() -> list[str]:
         return []
 
 
+def _is_found(module: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:  # of the package around it
+        return False
+    return spec is not None and spec.origin is not None
+
+
 def _import_error(name: str) -> str | None:
     try:
-        module = importlib.import_module(name)
+        module = importlib.import_module(MODULES.get(name, (name,))[0])
         if name in LAZY:
             getattr(module, LAZY[name])
     except (Exception, SystemExit) as error:  # noqa: BLE001 importing runs anyone's code; its failure is the finding

@@ -7,11 +7,11 @@ from typing import Any
 
 from omgoptim.operations.context import is_live
 from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.operations.quantization.candidates import runtimes_of
 from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
 from omgoptim.reports.measured import SMALLER
 from omgoptim.requests import (
-    GRANTS,
     DistillRequest,
     FactorizeRequest,
     ModelRequest,
@@ -66,16 +66,26 @@ def pick_step(run_id: str, name: str, why: str) -> NextStep:
 
 
 def common_arguments(request: ModelRequest) -> dict[str, Any]:
-    """Return the given arguments on model and data, for another verb."""
-    model = ("model", "checkpoint", "weights", "model_kwargs", "project", "python", "device", *GRANTS)
-    names = (*model, "data", "inputs", "metric", "target_output", "ignore_outputs")
-    fields = type(request).model_fields
-    given = {name: getattr(request, name) for name in names}
+    """Return the given arguments on model, data and measuring, for another verb.
+
+    Not `timing`: a call for a quick look is no reason to suggest one.
+    """
     return {
-        name: value
-        for name, value in given.items()
-        if name == "model" or value != fields[name].get_default(call_default_factory=True)
+        name: getattr(request, name)
+        for name, field in ModelRequest.model_fields.items()
+        if name != "timing"
+        and (field.is_required() or getattr(request, name) != field.get_default(call_default_factory=True))
     }
+
+
+def engine_argument(runtime: str, scheme: str = "auto") -> dict[str, Any]:
+    """Return a requested engine as an argument of `quantize`, if it runs the scheme's artifacts; not torch for auto."""
+    request = parse("quantize", {"model": "m", "scheme": scheme})
+    assert isinstance(request, QuantizeRequest)
+    if runtime == "auto" or (scheme == "auto" and runtime.startswith("torch")):
+        return {}
+    runs = scheme == "auto" or runtime in runtimes_of(request.scheme)
+    return {"runtime": runtime} if runs else {}
 
 
 def result_arguments(request: ModelRequest, run_id: str) -> dict[str, Any]:
@@ -110,7 +120,7 @@ def profile_steps(
     """
     if not loaded.precision.startswith("float32") or not _quantizable(layers):
         return []
-    arguments = common_arguments(request)
+    arguments = common_arguments(request) | engine_argument(str(getattr(request, "runtime", "auto")))
     costly = layers[0] if layers and layers[0].time_share else None
     share = f"{costly.path} ({costly.kind}) takes {costly.time_share:.0%} of the time; " if costly else ""
     why = f"{share}{_what_fewer_bits_bring(costly, waits)}"
@@ -225,6 +235,7 @@ def quantize_steps(
         steps.append(step("quantize", careful, "a single launch gives no interval; standard timing does"))
     if outcome == "ok" and not real_data:
         known = {key: value for key, value in arguments.items() if key != "inputs"} | {"data": "file.py:load"}
+        known |= _goal(request) | engine_argument(request.runtime)
         steps.append(step("quantize", known, "with data, static quantization is possible and accuracy can be measured"))
     all_used = loaded.evaluation.count < request.samples
     if outcome == "ok" and real_data and needed and needed > request.samples and not all_used:
@@ -237,20 +248,27 @@ def quantize_steps(
 
 
 def _to_lose_less(request: QuantizeRequest, arguments: dict[str, Any], loaded: LoadedModel) -> list[NextStep]:
-    """Suggest steps after int8 failed the guard: better rounding, QAT, or bfloat16."""
-    if request.runtime == "executorch":  # which has none of them
-        plain = same_arguments(request) | {"scheme": "fp32"}
-        return [step("quantize", plain, "float32 in XNNPACK: the engine's speed without a loss")]
+    """Suggest steps after int8 failed the guard: better rounding, then QAT and bfloat16, or float32 on ExecuTorch."""
     steps = []
-    scheme = request.scheme.scheme
+    scheme, on_device = request.scheme.scheme, request.runtime == "executorch"
     if scheme in ("auto", "static") and loaded.data.real:
         if request.effort != "best":
             best = same_arguments(request) | {"effort": "best"}
             steps.append(step("quantize", best, "AdaRound optimizes the rounding of each weight, which takes minutes"))
-        if loaded.module is not None:
-            trained = arguments | {"scheme": "qat"}
+        if loaded.module is not None and not on_device:
+            trained = arguments | _goal(request) | engine_argument(request.runtime, "qat") | {"scheme": "qat"}
             steps.append(step("quantize", trained, "quantization-aware training; needs training data and a few epochs"))
-    if scheme != "bf16":
-        half = arguments | {"scheme": "bf16"}
+    if on_device and scheme != "fp32":
+        plain = arguments | _goal(request) | {"scheme": "fp32", "runtime": request.runtime}
+        steps.append(step("quantize", plain, "float32 in XNNPACK: the engine's speed without a loss"))
+    elif not on_device and scheme != "bf16":
+        half = arguments | _goal(request) | engine_argument(request.runtime, "bf16") | {"scheme": "bf16"}
         steps.append(step("quantize", half, "bfloat16 loses far less quality than int8 at half the float32 size"))
     return steps
+
+
+def _goal(request: QuantizeRequest) -> dict[str, Any]:
+    """Return the given arguments on which candidate to choose."""
+    fields = type(request).model_fields
+    names = ("max_quality_drop", "prefer")
+    return {name: getattr(request, name) for name in names if getattr(request, name) != fields[name].default}

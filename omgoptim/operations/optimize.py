@@ -31,8 +31,14 @@ from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_l
 from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import Point
-from omgoptim.operations.optimization.selection_data import identity_of, selection_as_evaluation, train_problem
-from omgoptim.operations.optimization.steps import Steps, weights_identity
+from omgoptim.operations.optimization.selection_data import (
+    identity_of,
+    selection_as_evaluation,
+    train_problem,
+    weights_identity,
+)
+from omgoptim.operations.optimization.singles import make_together
+from omgoptim.operations.optimization.steps import Steps
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization.selection import Preference
@@ -117,7 +123,10 @@ def _points(
     """
     alone = single(steps)
     if problem is None:
-        Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone, preference)).build()
+        chain = Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone, preference))
+        if steps.request.on == "ray" or steps.request.workers > 1:
+            make_together(steps, chain.compared(), loaded.source.artifact)
+        chain.build()
     else:
         steps.skip("prune or distill", "prune", problem)
     singles = [alone, *steps.alternatives(alone)] if alone else []

@@ -20,6 +20,8 @@ from omgoptim.training.modes import eval_mode
 LONGEST_S, FEWEST = 20.0, 32
 """Time limit in seconds, once the minimum number of samples was run; for slow models."""
 
+PATH = "some inputs use a path through the model that needs the removed channels"
+
 Shapes = list[tuple[int, ...]]
 
 
@@ -55,13 +57,12 @@ def refuse_partial(
             if isinstance(shapes, str) or done <= FEWEST:
                 expected = _outputs(original, signature, one, device)
                 if shapes != expected and not isinstance(expected, str):
-                    failures.append(
-                        shapes if isinstance(shapes, str) else f"its outputs are {shapes} instead of {expected}"
-                    )
+                    other = f"its outputs are {shapes} instead of {expected}; their size depends on values, or on what"
+                    failures.append(f"{shapes}; {PATH}" if isinstance(shapes, str) else f"{other} was removed")
     if failures:
         raise TechniqueError(
             f"the smaller model fails on {len(failures)} of {done} samples that the original runs on",
-            f"{failures[0]}; some inputs use a path through the model that needs the removed channels",
+            failures[0],
             "name the layers on that path, and those before it, in ignore",
         )
     return done

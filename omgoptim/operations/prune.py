@@ -24,7 +24,7 @@ from omgoptim.operations.save_and_measure import engine_for, require_module
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import SemiStructured, Structured, Unstructured
-from omgoptim.techniques.prune._unstructured.schedule import levels
+from omgoptim.techniques.prune._unstructured.sparsity_allocation import levels
 from omgoptim.techniques.registry import Outcome, technique_of
 
 

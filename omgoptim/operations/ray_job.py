@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from omgoptim.errors import OmgoptimError, RunError, SetupError
-from omgoptim.executors.connection import probe_head, ray_library
+from omgoptim.executors.connection import probe_head, ray_library, token_mode
 from omgoptim.executors.package import pack
 from omgoptim.executors.ray import runtime_env
 from omgoptim.models.manifest import MANIFEST
@@ -65,10 +65,11 @@ def run_as_job(verb: str, request: ModelRequest, context: RunContext, live: Live
     refuse_unreachable(request, live)
     probe_head(request.on)
     output = free_output(request.output, request.allow_path, context) if hasattr(request, "output") else None
-    client = _client(request.on)
-    with _stopped_with_this(client, context.run_id):
-        _submit(client, verb, request, context)
-        log = _followed(client, context)
+    with token_mode():
+        client = _client(request.on)
+        with _stopped_with_this(client, context.run_id):
+            _submit(client, verb, request, context)
+            log = _followed(client, context)
     report = fetched(log, context)
     place, notes = deliver(context.artifact, output, report.outcome != "guard_failed")
     update: dict[str, Any] = {"warnings": [*report.warnings, *notes]}

@@ -53,7 +53,7 @@ def next_steps(verb: str, request: Reshaping, loaded: LoadedModel, result: RunRe
     slower = result.gains.speedup_low is None or result.gains.speedup_low <= 1
     if single_weights and slower and not failed:
         why = "zeros do not make a dense engine faster; structured pruning does"
-        steps.append(step("prune", common_arguments(request) | {"method": "structured"}, why))
+        steps.append(step("prune", common_arguments(request) | _guard(request) | {"method": "structured"}, why))
     if not failed or result.missed:
         why = "quantization comes last, and its gains multiply"
         steps.insert(0 if failed else len(steps), step("quantize", again, why))
@@ -61,6 +61,12 @@ def next_steps(verb: str, request: Reshaping, loaded: LoadedModel, result: RunRe
         why = "shows the time by layer of the artifact"
         steps.append(step("profile", again, why))
     return steps[:3]
+
+
+def _guard(request: Reshaping) -> dict[str, Any]:
+    """Return the given quality guard, which is about the same original in another verb."""
+    default = type(request).model_fields["max_quality_drop"].default
+    return {} if request.max_quality_drop == default else {"max_quality_drop": request.max_quality_drop}
 
 
 def _missed_speed(request: Reshaping, result: RunResult) -> bool:
@@ -97,7 +103,8 @@ def _reachable_speed(request: Reshaping, result: RunResult, loaded: LoadedModel)
     asked, reached = request.method.target_speedup, result.gains.speedup
     if asked is not None and loaded.data.real:
         why = "a student of another architecture can be faster than this model at its narrowest widths"
-        steps.append(step("distill", common_arguments(request) | {"student": "auto", "target_speedup": asked}, why))
+        student = common_arguments(request) | _guard(request) | {"student": "auto", "target_speedup": asked}
+        steps.append(step("distill", student, why))
     if reached is not None and reached >= WORTH_ASKING:
         goal = {name: value for name, value in given.items() if name not in ("target_speedup", "target_latency_ms")}
         nearest = int(reached * 0.97 * 100) / 100

@@ -31,6 +31,7 @@ from omgoptim.operations.architecture_search.spaces import (
     space_function,
     users_space,
 )
+from omgoptim.operations.architecture_search.tasks import load_workers, weights_hash
 from omgoptim.operations.architecture_search.trials import (
     FINAL_SHARE,
     Found,
@@ -99,6 +100,7 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         if executor is not None:
             job = replace(job, context=pausing(context, executor))
+            load_workers(executor, job, "" if alone else weights_hash(original))
         return _searched(job, searched, executor, alone, function, began, output)
 
 

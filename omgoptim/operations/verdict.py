@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from omgoptim.measure.agreement import RUINED_AGREEMENT, RUINED_ERROR, OutputAgreement
+from omgoptim.measure.agreement import RUINED_AGREEMENT, RUINED_ERROR, RUINED_PART, OutputAgreement
 from omgoptim.measure.quality import Quality
 from omgoptim.operations.timing import AS_FAST_ONCE, BUSY, OVERLOADED
 from omgoptim.reports import Gains, Measurement
@@ -20,6 +20,9 @@ ROUNDING = 1e-6
 MARGIN_SHARE = 0.5
 """Maximum margin for the uncertainty of selection samples, as a fraction of the guard: with a few hundred samples the
 interval is wider than any guard, and no candidate would pass."""
+
+MOST_CLASSES = 3
+"""Classes that are named as lost."""
 
 MOST_SAMPLES = 1_000_000
 """Largest number of evaluation samples that a request may ask for."""
@@ -122,7 +125,7 @@ def ruined_sentence(ruined: Sequence[OutputAgreement]) -> str:
         if output.ruined_part is not None:
             part = output.ruined_part
             place = f"entries {part.first} to {part.last} of dimension {part.axis}"
-            error = f"{place}, of a smaller scale: relative error {part.relative_error:.2f}, above {RUINED_ERROR:g}"
+            error = f"{place}, of a smaller scale: relative error {part.relative_error:.2f}, above {RUINED_PART:g}"
         elif output.relative_error is not None:
             error = f"relative error {output.relative_error:.2f}, above {RUINED_ERROR:g}"
         else:
@@ -145,7 +148,11 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
     """
     if quality is None:
         return []
-    warnings = []
+    warnings = [
+        f"class {lost.label} is recognized less: {lost.before:.0%} -> {lost.after:.0%} of its {lost.samples} samples; "
+        f"the accuracy over all {quality.samples:,} hides it"
+        for lost in quality.lost_classes[:MOST_CLASSES]
+    ]
     if not real_data:
         warnings.append(
             f"{quality.metric} was measured on random inputs: it is not accuracy. Give data to measure accuracy."

@@ -25,7 +25,7 @@ class Point:
     label: str
     """Number or word beside it."""
     text: str
-    """What it says when it is pointed at."""
+    """Tooltip."""
     size: int | None = None
     """Bytes: the area of the point."""
     x_low: float | None = None
@@ -56,7 +56,7 @@ class Bar:
     value: float
     text: str
     whole: str = ""
-    """What it says when it is pointed at."""
+    """Tooltip."""
     expected: float | None = None
     faded: bool = False
 
@@ -108,7 +108,7 @@ class Cell:
     points: tuple[tuple[float, float], ...]
     text: str
     over: bool = False
-    """Whether its worst drop is above the guard."""
+    """True if its largest drop is above the guard."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,12 +46,12 @@ NESTED = (
 
 
 def report_files(folder: Path) -> dict[str, str]:
-    """Where the whole report is."""
+    """Return the paths of the report and its page."""
     return {"report": str(folder / "report.json"), "page": str(folder / "report.html")}
 
 
 def to_json(record: Record) -> Json:
-    """A record as plain JSON values; what is no number becomes null."""
+    """Return a record as plain JSON values; NaN and infinity become null."""
     values: Json = json.loads(record.model_dump_json())
     return values
 

@@ -43,7 +43,7 @@ SPEEDUP, QUALITY = "speedup", "quality"
 
 
 def live_scatter(records: Sequence[Candidate | Step], verb: str, allowed: float | None) -> Scatter | None:
-    """Speedup against quality of what a run that goes on has measured so far. None below two points.
+    """Speedup against quality of the measurements of a running run. None below two points.
 
     Args:
         records: candidates or steps so far.
@@ -59,7 +59,7 @@ def live_scatter(records: Sequence[Candidate | Step], verb: str, allowed: float 
 def candidate_scatter(report: EfficiencyReport) -> Scatter | None:
     """Speedup against quality, both as screened; the chosen one marked, the guard as a band. None below two points.
 
-    The numbers at the points are the places of `ranked_candidates`, from 1. Intervals are those of the final race.
+    The points are numbered as in `ranked_candidates`, from 1. Intervals are those of the final measurement.
     """
     intervals = {one.candidate: (one.speedup_low, one.speedup_high) for one in report.alternatives}
     base = _quality_of_original(report.candidates)
@@ -71,7 +71,7 @@ def candidate_scatter(report: EfficiencyReport) -> Scatter | None:
         if chosen and report.gains is not None:
             low, high = report.gains.speedup_low, report.gains.speedup_high
         if low is None or high is None or one.speedup is None or not low <= one.speedup <= high:
-            low = high = None  # the race of all did not give what the screening did
+            low = high = None  # the final measurement differs from the screening
         points += _point(one, number, "kept" if chosen else "point", guard, (low, high))
     picture = _scatter("Candidates: speedup against quality", points, base, guard, _original(report.verb))
     return replace(picture, original_ms=_original_ms(report)) if picture else None
@@ -97,7 +97,7 @@ def step_scatter(report: EfficiencyReport) -> Scatter | None:
 
 
 def step_chain(report: EfficiencyReport) -> Chain:
-    """What each step brought, and whether the result builds on it."""
+    """Return the steps with their speedup, size and drop, and whether each was kept."""
     links = []
     for step in report.steps:
         speed = if_known(ratio_text, step.speedup)
@@ -240,7 +240,7 @@ def _layer_text(layer: Layer) -> str:
 
 
 MOST_LAYERS = 24
-"""How many layers or groups get a curve of their own, the most sensitive first."""
+"""Most layers or groups that get a curve, the most sensitive first."""
 
 
 def learning_curve(

@@ -1,4 +1,4 @@
-"""What may be claimed of a report, decided once for every form: verdict, "faster", the before / after table.
+"""Claims of a report, decided once for every form: verdict, "faster", the before / after table.
 
 "Faster" needs an interval that excludes 1, "the teacher helped" one that excludes 0.
 """
@@ -44,7 +44,7 @@ def verdict(report: EfficiencyReport) -> str:
 
 
 def speed_undecided(report: EfficiencyReport) -> bool:
-    """Whether times were measured and no ratio of them is reliable."""
+    """Return True if times were measured but no ratio of them is reliable."""
     return report.gains is not None and report.gains.launches is not None and report.gains.speedup is None
 
 
@@ -74,7 +74,7 @@ def size_words(measured: Measurement) -> str:
 
 
 def speed_claim(gains: Gains) -> tuple[str, Tone]:
-    """What may be said about speed: faster or slower only where the interval excludes 1."""
+    """Return the claim on speed: faster or slower only if the interval excludes 1."""
     if gains.speedup is None:
         return "", "same"
     if gains.speedup_low is None or gains.speedup_high is None:
@@ -122,7 +122,7 @@ def control_claim(control: Control) -> tuple[str, Tone]:
 
 
 def sides(report: EfficiencyReport) -> tuple[str, str]:
-    """What the two columns of the table are called."""
+    """Return the names of the two columns of the table."""
     return ("teacher", "student") if report.verb == "distill" else ("before", "after")
 
 
@@ -178,15 +178,13 @@ def total_text(total: Total) -> str:
 
 
 def size_files_text(report: EfficiencyReport) -> str:
-    """Which files a size counts: `model.onnx`, or for both sides where they differ; empty where it is not known."""
-    names = [", ".join(plain(name, 80) for name in side.size_files[:8]) for side in _sides(report)]
+    """Return the files that a size counts: `model.onnx`, or both sides if they differ; empty if unknown."""
+    names = [
+        ", ".join(plain(name, 80) for name in side.size_files[:8]) for side in (report.before, report.after) if side
+    ]
     if len(names) == 2 and names[0] and names[1] and names[0] != names[1]:
         return f"{names[0]} -> {names[1]}"
     return names[-1] if names else ""
-
-
-def _sides(report: EfficiencyReport) -> list[Measurement]:
-    return [side for side in (report.before, report.after) if side is not None]
 
 
 def _of_count(ratio: float | None, what: str) -> str:

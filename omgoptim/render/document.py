@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from omgoptim.render.blocks import Block, Chain, Code, Curve, Items, Line, Row, Scatter, Section, Strip, Table, Text
@@ -75,12 +75,12 @@ class Action:
     label: str
     message: str
     confirm: str = ""
-    """What is asked before."""
+    """Question of the confirmation dialog; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a page shows, from top to bottom."""
+    """Content of a page, from top to bottom."""
 
     title: str
     lead: str = ""
@@ -93,9 +93,9 @@ class Document:
     sections: tuple[Section, ...] = ()
     actions: tuple[Action, ...] = ()
     progress: float | None = None
-    """Fraction done of a run that goes on, 0..1."""
+    """Fraction done of a running run, 0..1."""
     poll: tuple[tuple[str, str], ...] = ()
-    """Arguments of the read-only call that says how the run goes on; empty once it has ended."""
+    """Arguments of the call that polls a running run; empty once it has ended."""
 
 
 def report_document(
@@ -139,8 +139,8 @@ def call_text(tool: str, arguments: Json) -> str:
 def document_json(document: Document, limit: int = LARGEST) -> str:
     """Return a document as JSON of at most `limit` bytes that may stand in a script element.
 
-    Texts are cleaned; what is no number is left out; of lists that are too long the first entries are kept, and how
-    many are left out is said.
+    Texts are cleaned; NaN and infinite numbers become null; lists that are too long are cut, with the number
+    of entries left out.
     """
     for folded, others in _CUTS:
         text = json.dumps(_plain(document, (folded, others)), ensure_ascii=False, separators=(",", ":"))
@@ -199,11 +199,10 @@ def _cut(value: Any, most: tuple[int, int]) -> Any:
 
 def _fields(value: Any, most: tuple[int, int]) -> Json:
     given = ((field, getattr(value, field.name)) for field in fields(value))
-    return {field.name: _plain(item, most) for field, item in given if item != _default(field)}
-
-
-def _default(field: Field[Any]) -> Any:
-    return None if field.default is MISSING else field.default
+    kept = (
+        (field.name, item) for field, item in given if item != (None if field.default is MISSING else field.default)
+    )
+    return {name: _plain(item, most) for name, item in kept}
 
 
 def _gain_tiles(report: EfficiencyReport) -> list[Tile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from omgoptim.reports import Candidate, EfficiencyReport, SensitivityPoint, Skip
 
@@ -69,7 +70,7 @@ def sensitivities(report: EfficiencyReport) -> list[Sensitivity]:
     for path, of_path in points.items():
         ordered = tuple(sorted(of_path, key=lambda point: point.amount))
         found.append(Sensitivity(path, ordered, None if guard is None else _within(ordered, guard)))
-    return sorted(found, key=lambda one: (-one.worst.quality_drop, -_mean_drop(one)))
+    return sorted(found, key=lambda one: (-one.worst.quality_drop, -fmean(point.quality_drop for point in one.points)))
 
 
 def extremes(found: Sequence[Sensitivity], each: int = 5) -> list[Sensitivity]:
@@ -84,7 +85,3 @@ def _within(points: Sequence[SensitivityPoint], guard: float) -> float:
             break
         amount = point.amount
     return amount
-
-
-def _mean_drop(one: Sensitivity) -> float:
-    return sum(point.quality_drop for point in one.points) / len(one.points)

@@ -95,7 +95,7 @@ def runs_markdown(states: list[RunState], total: int) -> str:
 
 
 def doctor_markdown(report: DoctorReport) -> str:
-    """What this machine and the project's Python can do, and what to install for the rest."""
+    """Return the engines and packages of the project's Python, and how to install missing ones."""
     features = f" ({safe(', '.join(report.cpu_features), 400)})" if report.cpu_features else ""
     where = [f"- target: {code(report.target)}"] if report.target else []
     memory = f", {report.memory_bytes / 2**30:.1f} GiB" if report.memory_bytes else ""
@@ -116,7 +116,7 @@ def doctor_markdown(report: DoctorReport) -> str:
 
 
 def error_markdown(error: OmgoptimError) -> str:
-    """What happened, why, and what to do next."""
+    """Return an error with its cause and fix."""
     parts = [("Error", error.what), ("Why", error.why), ("Fix", error.fix)]
     lines = [f"{name}: {safe(text, LONGEST_LINE)}" for name, text in parts if text]
     log = [f"  | {code(line, 300)}" for line in error.log.splitlines() if line.strip()]
@@ -190,15 +190,15 @@ _MARKS = re.compile(
     r"[*~$|\\]"  # emphasis, strikethrough, a fence, mathematics, a table, an escape
     r"|<(?=[A-Za-z/!?])|&(?=#|\w+;)"  # a tag, an entity
     r"|\](?=[(:\[])|\[.*\]$|\[\^"  # an address of a link, its definition (the colon may be ours), a footnote
-    r"|(?<![^\W_])_|_(?![^\W_])"  # emphasis; an underscore inside of a name is none
+    r"|(?<![^\W_])_|_(?![^\W_])"  # emphasis; not an underscore inside a name
     r"|://|\bwww\.|\bmailto:|@[\w-]"  # what becomes a link or a mention by itself
     r"|#\d|\bGH-\d|(?<!\w)![0-9]|\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7,40}\b"  # issues and commits
     r"|:[a-z0-9_+-]+(?::|$)",  # an emoji, also with a colon of ours after it
     re.IGNORECASE,
 )
-"""What markdown, as GitHub and Hugging Face read it, would take for more than text."""
+"""Pattern of markup in GitHub's and Hugging Face's markdown."""
 _OPENING = re.compile(r"[>=\[#]|[-+]+$|\d+[.)]$")
-"""What opens a block at the beginning of a line: quote, heading, task, list, rule."""
+"""Pattern of a block marker at the beginning of a line: quote, heading, task, list, rule."""
 _WORD = re.compile(r"\S+")
 
 

@@ -29,7 +29,7 @@ from omgoptim.reports import EfficiencyReport, LiveRun, RunState
 
 
 def live_document(run: LiveRun, project: str) -> Document:
-    """Return a run that goes on: where it stands, its stages, what it has measured, and how it learns."""
+    """Return a running run: its progress, stages, measurements so far, and learning curve."""
     state = run.state
     left = "" if state.eta_s is None else f"about {wait_text(state.eta_s)} left"
     ask = call_text("runs", {"action": "cancel", "run_id": state.run_id, "project": project})
@@ -97,12 +97,7 @@ def _measured(run: LiveRun) -> Section | None:
         "drop": [if_known(drop_text, one.quality_drop) for one in records],
         "what": [Text(one.why or one.status.replace("_", " "), limit=200) for one in records],
     }
-    table = Table(
-        *cells_of(
-            columns,
-            numeric=["speedup", "size", "drop"],
-        )
-    )
+    table = Table(*cells_of(columns, numeric=["speedup", "size", "drop"]))
     picture = live_scatter(records, run.state.verb, run.max_quality_drop)
     charts = (Chart(picture),) if picture else ()
     title = "Steps so far" if run.steps else "Candidates so far"

@@ -55,13 +55,13 @@ def shared_markdown(report: EfficiencyReport) -> str:
 
 
 def error_to_share(error: OmgoptimError) -> str:
-    """What went wrong, with neither paths of the machine nor the log."""
+    """Return an error as markdown, without paths of the machine and without the log."""
     shown = OmgoptimError(*(without_paths_in(text) for text in (error.what, error.why, in_shell(error.fix))))
     return f"**FAILED** omgoptim\n\n{error_markdown(shown)}"
 
 
 def without_paths(report: EfficiencyReport) -> EfficiencyReport:
-    """The same report with paths relative to the project; of a path elsewhere only its last part is left."""
+    """Return a report with paths relative to the project; other paths are cut to their last part."""
     folders = project_folders(report)
     return EfficiencyReport.model_validate(
         _with_texts(report.model_dump(mode="json"), lambda text: without_paths_in(text, folders))

@@ -67,7 +67,7 @@ def section_view(section: Section) -> RenderableType:
 
 
 def error_view(error: OmgoptimError) -> RenderableType:
-    """What happened, why, and what to do next."""
+    """Return an error with its cause and fix."""
     lines = [RichText.assemble(("error: ", "bold red"), block(error.what))]
     if error.why:
         lines.append(RichText.assemble(("  why: ", "bold"), block(error.why)))
@@ -110,7 +110,7 @@ def state_view(state: RunState) -> RenderableType:
 
 
 def doctor_view(report: DoctorReport) -> RenderableType:
-    """What this machine and the project's Python can do, and what to install for the rest."""
+    """Return the engines and packages of the project's Python, and how to install missing ones."""
     style = "green" if report.outcome == "ok" else "yellow"
     head = Panel(RichText(report.summary), title=RichText(report.outcome.upper(), f"bold {style}"), border_style=style)
     about = RichTable.grid(padding=(0, 2))

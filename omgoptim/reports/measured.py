@@ -242,7 +242,7 @@ class OutputRecord(Record):
     """Mean cosine similarity over samples, for vector outputs; informative only."""
     ruined: bool = False
     """True for a ruined output: relative error above 0.5, or fewer than half of the classes or integers equal; or
-    relative error above 0.5 of entries whose scale is a tenth of the others' or less, such as scores beside boxes. A
+    relative error above 0.9 of entries whose scale is a tenth of the others' or less, such as scores beside boxes. A
     run whose metric does not show it ends as `guard_failed`.
     """
     reopened: float | None = None

@@ -181,7 +181,7 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
     """Return the first validation error as a RequestError, in words for users of a verb instead of pydantic's."""
     problem = error.errors(include_url=False)[0]
     known = VERBS | QUERIES
-    where = [part for part in problem["loc"] if not _is_union_tag(part, known[verb])]
+    where = [part for part in problem["loc"] if part not in techniques(known[verb])]
     name = ".".join(str(part) for part in where) or verb
     received = shown(problem["input"])
     match problem["type"]:
@@ -205,10 +205,6 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
         case "value_error":
             return RequestError(problem["msg"].removeprefix("Value error, "))
     return RequestError(f"'{name}' of {verb} is not valid", f"{problem['msg']}; received {received}")
-
-
-def _is_union_tag(part: object, request: type[Request]) -> bool:
-    return part in techniques(request)
 
 
 def _who_takes(name: str, value: Any, request: type[Request]) -> str:

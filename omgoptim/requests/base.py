@@ -124,7 +124,7 @@ class Params(Request):
     """Base class of a technique's parameters: one class per technique, one literal field that names it."""
 
     by_source: ClassVar[bool] = False
-    """Whether a bare name means the field `source`, which names a model, instead of the technique."""
+    """True if a bare name is the field `source`, a model source, instead of the technique."""
 
     def bare(self, key: str) -> str:
         """Return the bare name of these params; `key` is the field that names the technique."""

@@ -112,7 +112,7 @@ class FewerLayers(Derived):
     @model_validator(mode="after")
     def _one_depth(self) -> Self:
         if self.keep_layers is not None and self.depth != 1.0:
-            raise ValueError("keep_layers and depth are two goals; give one")
+            raise ValueError("keep_layers and depth exclude each other; give one")
         return self
 
 

@@ -39,9 +39,9 @@ class Factorization(Params):
     def _one_goal(self) -> Self:
         given = [n for n in ("target_compression", "energy", "rank", "rank_ratio") if getattr(self, n) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are two goals; give one")
+            raise ValueError(f"{' and '.join(given)} exclude each other; give one")
         if self.per == "time" and given and given != ["target_compression"]:
-            raise ValueError(f"per time shares out a target_compression; {given[0]} leaves nothing to share")
+            raise ValueError(f"per time allocates the ranks of a target_compression; {given[0]} already sets them")
         return self
 
     @property

@@ -44,7 +44,7 @@ def refuse_unusable(arguments: dict[str, Any]) -> None:
         elif isinstance(value, dict):
             for key, item in value.items():
                 if depth == 0 and not isinstance(key, str):
-                    raise RequestError(f"{shown(key)} is no name of an argument", "names are text")
+                    raise RequestError(f"{shown(key)} is not the name of an argument", "names are text")
                 _refuse_text(name, str(key), texts, "a name in " if name else "the name of an argument, ")
                 left.append((name or str(key), item, depth + 1))
         elif isinstance(value, (list, tuple)):

@@ -58,7 +58,7 @@ class Structured(Params):
         goals = ("pruning_ratio", "target_speedup", "target_latency_ms", "target_macs_ratio")
         given = [name for name in goals if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are two goals; give one")
+            raise ValueError(f"{' and '.join(given)} exclude each other; give one")
         return self
 
     @property
@@ -223,7 +223,7 @@ class PruneRequest(RecoveryRequest):
         if amounts is None:
             if self.schedule not in SHAPES:
                 raise ValueError(
-                    f"schedule '{self.schedule}' is none of {', '.join(SHAPES)}, nor a list of amounts: 0.5,0.75,0.9"
+                    f"schedule '{self.schedule}' is not one of {', '.join(SHAPES)}, nor a list: 0.5,0.75,0.9"
                 )
             return self
         if any(not 0 < amount < 1 for amount in amounts) or sorted(set(amounts)) != amounts:

@@ -198,7 +198,7 @@ class QuantizeRequest(ModelRequest):
     )
     """Quality guard: largest allowed drop of the metric, before minus after; layers stay in float until it holds."""
     prefer: Annotated[Prefer, RARE] = "balanced"
-    """Which candidate within the guard to choose. balanced: largest speedup x size ratio; speed: the fastest; size: the
+    """Choice among candidates within the guard. balanced: largest speedup x size ratio; speed: the fastest; size: the
     smallest. If equally fast: the smaller. `omgoptim pick` selects another finalist later."""
     effort: Annotated[Effort, Short("Of static; best takes minutes.")] = "balanced"
     """Effort of static int8. fast: min-max calibration; balanced: adds equalization, bias correction and range search

@@ -41,7 +41,7 @@ class Verb:
 
     @property
     def on_model(self) -> bool:
-        """Whether the operation takes a model, and so one of the caller's own process."""
+        """True if the operation takes a model, and so also a live module."""
         return issubclass(self.request, ModelRequest)
 
 

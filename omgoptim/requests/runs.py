@@ -18,7 +18,7 @@ class RunsRequest(Request):
         Literal["list", "show", "wait", "cancel", "resume", "pick"],
         Short("resume: continue a failed or cancelled run. pick: select another finalist."),
     ] = "list"
-    """What to do. resume: continue a failed or cancelled run from its last checkpoint; pick: replace the artifact by
+    """Action. resume: continue a failed or cancelled run from its last checkpoint; pick: replace the artifact by
     another finalist of the run, nothing is computed again."""
     run_id: Annotated[str | None, Short("")] = None
     """Run to act on."""

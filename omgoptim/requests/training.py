@@ -64,12 +64,12 @@ class RecoveryRequest(TrainingRequest):
 
 
 class ExecutionFields(Request):
-    """Where work runs, and how much of it at a time."""
+    """Place and parallelism of the work."""
 
     on: Annotated[str, RARE] = "local"
-    """Where the work runs: local (this machine), ray (a Ray of its own, or the cluster of RAY_ADDRESS), or http://HEAD:8265 (the whole run as a Ray job there)."""  # noqa: E501
+    """Place of the work: local (processes of this machine), ray (a local Ray instance, or the cluster at RAY_ADDRESS), or http://HEAD:8265 (the whole run as a Ray job there)."""  # noqa: E501
     workers: Annotated[int, RARE] = Field(1, ge=1, le=1000)
-    """Tasks that run at a time; with ray, each has one CPU."""
+    """Number of parallel tasks: processes of this machine, or with ray tasks of one CPU each."""
 
     @field_validator("on")
     @classmethod
@@ -85,7 +85,7 @@ class ExecutionFields(Request):
 
 
 def is_head(on: str) -> bool:
-    """Whether a place is the address of a head that takes Ray jobs."""
+    """Return True if a place is the address of a Ray head that takes jobs."""
     return re.fullmatch(r"https?://[^\s/@?#]+/?", on) is not None
 
 

@@ -143,8 +143,8 @@ SOURCE_PLACE = re.compile(
 
 ERROR_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 """Prefix of ONNX Runtime's error messages."""
-MEANINGLESS = re.compile(r"(Exception from|Please fix either|Check '.*' failed at|While validating node)\b.*|[\s:.]*")
-"""Lines of an engine's message that only say where it was raised, or what anyone would do."""
+NO_CAUSE = re.compile(r"(Exception from|Please fix either|Check '.*' failed at|While validating node)\b.*|[\s:.]*")
+"""Lines of an engine's message without a cause: places in its source, and general advice."""
 
 
 def engine_message(error: BaseException) -> str:
@@ -158,7 +158,7 @@ def engine_message(error: BaseException) -> str:
     for raw in str(error).splitlines():
         from_engine |= bool(ERROR_PREFIX.match(raw) or SOURCE_PLACE.search(raw) or raw.startswith("Exception from"))
         line = SOURCE_PLACE.sub("", ERROR_PREFIX.sub("", raw)).rstrip()
-        if MEANINGLESS.fullmatch(line.strip()):
+        if NO_CAUSE.fullmatch(line.strip()):
             continue
         if raw[:1].isspace() and lines:
             lines[-1] += f" {line.strip()}"

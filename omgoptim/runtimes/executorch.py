@@ -28,7 +28,7 @@ PACKAGES = {
     "flatbuffers": "flatbuffers",
     "tabulate": "tabulate",
 }
-"""What exporting and running need, and the module that shows it; executorch lists more for other backends."""
+"""Packages that exporting and running need, to a module of each; executorch lists more for other backends."""
 
 ONE_SAMPLE = "an ExecuTorch program has the batch of its export, and on a device that is 1"
 """Reason for measuring at batch 1."""

@@ -29,6 +29,7 @@ MAX_DEPTH = 200
 MAX_TEXT = 10_000
 """Limit of a key or location, in bytes: a path has at most 4,096 on Linux."""
 TEXT, VARINT, EIGHT_BYTES, FOUR_BYTES = 2, 0, 1, 5
+"""Wire types of protobuf; `TEXT` is any value with a length before it, messages too."""
 
 
 class MalformedProtobuf(ValueError):

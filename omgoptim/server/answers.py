@@ -25,10 +25,10 @@ Json = dict[str, Any]
 Detail = Literal["brief", "full"]
 
 MULTILINE = ("load", "log")
-"""Where the structured answer has text of several lines."""
+"""Fields of the structured answer with text of several lines."""
 
 LISTED = 10
-"""How many runs a list shows."""
+"""Most runs in a list."""
 
 
 def report_answer(report: EfficiencyReport, folder: RunFolder, detail: Detail) -> CallToolResult:
@@ -47,7 +47,7 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | 
         cap: that the wait was shorter than asked, in words.
     """
     left = "" if state.eta_s is None else f", about {numbers.wait_text(state.eta_s)} left"
-    summary = f"The run goes on by itself: {numbers.stage_text(state)}{left}. Wait for it with the call in next_steps."
+    summary = f"The run continues: {numbers.stage_text(state)}{left}. Wait for it with the call in next_steps."
     arguments = {"action": "wait", "run_id": state.run_id, "project": str(project), "wait_s": wait_s}
     wait = NextStep(
         tool="runs",
@@ -73,7 +73,7 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | 
 
 
 def cancelled_answer(state: RunState) -> CallToolResult:
-    """What became of a run that was to be cancelled."""
+    """Return the answer to a cancellation."""
     ended = {
         "cancelled": f"Run {state.run_id} is cancelled.",
         "done": f"Run {state.run_id} had ended before; its report is there.",

@@ -61,7 +61,7 @@ async def answer_with(context: Context, result: CallToolResult, document: Callab
 
 
 def finished_document(report: EfficiencyReport, project: str) -> Document:
-    """Return a report with the buttons that go on from it."""
+    """Return a report with buttons for its next steps."""
 
     def ask(step: NextStep) -> str:
         return call_text(step.tool, {**step.arguments, "project": project})
@@ -86,7 +86,7 @@ def _actions(report: EfficiencyReport, project: str) -> list[Action]:
 
 
 def _with_most_effort(report: EfficiencyReport) -> dict[str, Any] | None:
-    """Return the arguments of the same run with the most effort; None where there is no such call for an agent."""
+    """Return the arguments of the same run with the most effort; None if an agent cannot make such a call."""
     if report.verb != "quantize" or not report.repeat.startswith("omgoptim quantize "):
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a call may reach: the projects, Pythons and runs that the user gave the server. An agent cannot widen it."""
+"""Permissions of a tool call: the projects, Pythons and runs that the user granted the server."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def within_reach(request: Request) -> tuple[Path, Request]:
     """The project of a call, and its request with the Python that it names found.
 
     Raises:
-        RequestError: the user gave the server neither that project nor one that holds it, or the Python is none that is
-            found.
+        RequestError: the user gave the server neither that project nor one that holds it, or the Python is not
+            one of those found.
     """
     project = served_project(getattr(request, "project", None))
     _refuse_other_head(getattr(request, "on", "local"))

@@ -1,4 +1,4 @@
-"""What the server does with a call: parse, submit, wait, answer."""
+"""Handling of a tool call: parse, submit, wait, answer."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> Cal
         raise RequestError(f"there is no tool '{clean(name, 80)}'", did_you_mean(name, known))
     requests.refuse_unusable(arguments)
     _spread_options(arguments)
-    face = {key: arguments.pop(key) for key in ("wait_s", "detail") if name != "doctor" and key in arguments}
+    own = {key: arguments.pop(key) for key in ("wait_s", "detail") if name != "doctor" and key in arguments}
     refuse_shell_only(arguments)
     _refuse_unknown(name, arguments)
     request = requests.parse(name, arguments)
     progress = "progress_token" in (context.meta or {})
-    wait_s, detail = wait_seconds(face.get("wait_s"), progress), _detail(face.get("detail"))
-    cap = cap_words(face.get("wait_s"), progress)
+    wait_s, detail = wait_seconds(own.get("wait_s"), progress), _detail(own.get("detail"))
+    cap = cap_words(own.get("wait_s"), progress)
     project, request = await run_sync(within_reach, request)
     if isinstance(request, requests.DoctorRequest):
         found = request.model_copy(update={"project": str(project)})
@@ -153,10 +153,11 @@ async def _reported(
 
 
 def _spread_options(arguments: dict[str, Any]) -> None:
-    """Put what stands in `options` beside the other arguments, where every other face has it."""
+    """Put what stands in `options` beside the other arguments, where `requests.parse` expects it."""
     options = arguments.pop("options", None) or {}
     if not isinstance(options, dict):
-        raise RequestError(f"{shown(options)} is no options", "options is an object of arguments", "leave it out")
+        fix = "give an object of arguments, or leave it out"
+        raise RequestError(f"{shown(options)} is not a value of options", "it is not an object", fix)
     twice = [key for key in options if key in arguments]
     if twice:
         raise RequestError(f"'{clean(twice[0], 80)}' is given twice", "beside options and in it", "give it once")
@@ -164,7 +165,7 @@ def _spread_options(arguments: dict[str, Any]) -> None:
 
 
 def _refuse_unknown(name: str, arguments: dict[str, Any]) -> None:
-    """Refuse what is no argument of the tool, by the names that an agent may use."""
+    """Refuse an unknown argument, with the names that an agent may use."""
     known, of_techniques = _known_arguments(name)
     for given in arguments:
         if given not in known and given not in of_techniques and given not in SHELL_ONLY:
@@ -182,5 +183,5 @@ def _known_arguments(name: str) -> tuple[tuple[str, ...], frozenset[str]]:
 
 def _detail(given: Any) -> answers.Detail:
     if given not in (None, "brief", "full"):
-        raise RequestError(f"{shown(given)} is no detail", "Known: brief, full.")
+        raise RequestError(f"{shown(given)} is not a value of detail", "Known: brief, full.")
     return cast(answers.Detail, given or "brief")

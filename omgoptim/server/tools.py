@@ -33,7 +33,7 @@ from omgoptim.server.waiting import default_wait
 Json = dict[str, Any]
 
 SHELL_ONLY = (*GRANTS, "clean")
-"""What an agent may not give itself: the user sets OMGOPTIM_ALLOW_PATH and OMGOPTIM_ALLOW_MODULE for the server."""
+"""Arguments that an agent cannot give: the user sets OMGOPTIM_ALLOW_PATH and OMGOPTIM_ALLOW_MODULE for the server."""
 
 NAMED_BY_TOOLS = ("weights", "target")
 """Rare arguments of every verb that only the first tool names: the instructions may have 2,048 characters."""
@@ -53,13 +53,13 @@ TRAINING = tuple(
 _SAYS_LITTLE = {"title", "minLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 
 
-def input_schema(verb: str, request: type[Request], face: Json, described: set[str]) -> Json:
+def input_schema(verb: str, request: type[Request], own: Json, described: set[str]) -> Json:
     """Return the schema of a verb's arguments, and of those that the server itself takes.
 
     Args:
         verb: its name.
         request: its request.
-        face: schema of the arguments that the server itself takes.
+        own: schema of the arguments that the server itself takes.
         described: arguments that an earlier tool describes; those of this verb are added to it.
     """
     key = technique_field(request)
@@ -69,7 +69,7 @@ def input_schema(verb: str, request: type[Request], face: Json, described: set[s
     kept = {name: schema for name, schema in properties.items() if name not in (*SHELL_ONLY, *options_of(verb))}
     listed = {
         name: _bare(schema) if name in described and name not in NAMED_BY_TOOLS else _described(schema)
-        for name, schema in (kept | face).items()
+        for name, schema in (kept | own).items()
     }
     if key is not None:
         listed[key] = properties[key]
@@ -94,7 +94,7 @@ def option_descriptions() -> str:
     for name in MEASURING:
         field = ModelRequest.model_fields[name]
         default = "" if field.default in (None, {}, []) else f"={field.default}"
-        shared.append(f"- {name}{default}: {_one_line(short_text(field))}")
+        shared.append(f"- {name}{default}: {' '.join(short_text(field).split())}")
     training = []
     for name in TRAINING:
         choices = typing.get_args(RecoveryRequest.model_fields[name].annotation)
@@ -194,24 +194,20 @@ def _small(schema: Json) -> Json:
     return schema
 
 
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())
-
-
 _RUNS_CODE = "Runs code with the user's rights."
 
 OUTPUT_SCHEMA: dict[str, Any] = {"type": "object"}
-"""Every answer is an object whose `summary` says it in words; an error has `error` instead."""
+"""Schema of every answer: an object with a `summary`, or with an `error`."""
 
 INSTRUCTIONS = f"""\
-omgoptim makes a PyTorch model smaller and faster, and proves it: every number is measured on the saved artifact,
-reopened in a fresh process. For a goal, or as far as it gets: optimize. By hand: profile, then quantize (scheme and
+omgoptim makes a PyTorch model smaller and faster. Every number is measured on the saved artifact, reopened in a fresh
+process. As small and fast as possible, or to a target: optimize. Step by step: profile, then quantize (scheme and
 runtime auto); if not enough, prune, factorize or distill, and quantize the result. An answer begins with outcome and
 summary: report both, with warnings and intervals, and follow next_steps. Always give project, the absolute
-path of the user's project. Its code runs with the user's rights in the project's Python.
+path of the project. Its code runs with the user's rights in the project's Python.
 
-If a run takes longer than the call, the answer has its status and a run_id: call runs with action wait. The run goes on
-if the client disconnects. Something missing: call doctor.
+If a run takes longer than the call, the answer has its status and a run_id: call runs with action wait. The run
+continues if the client disconnects. Something missing: call doctor.
 
 An argument without description means the same as in an earlier tool; the first choice is the default.
 wait_s: seconds to wait for the result. detail: full for the whole report. options: rarely needed arguments (=default):
@@ -234,7 +230,7 @@ def _tool(name: str, described: set[str]) -> Tool:
         name=name,
         title=TITLES[name],
         description=description,
-        input_schema=input_schema(name, request, {} if name == "doctor" else _face_arguments(), described),
+        input_schema=input_schema(name, request, {} if name == "doctor" else _own_arguments(), described),
         output_schema=OUTPUT_SCHEMA,
         annotations=ToolAnnotations(
             read_only_hint=name == "doctor",
@@ -244,7 +240,7 @@ def _tool(name: str, described: set[str]) -> Tool:
     )
 
 
-def _face_arguments() -> dict[str, Any]:
+def _own_arguments() -> dict[str, Any]:
     return {
         "wait_s": {"type": "number", "default": default_wait()},
         "detail": {"type": "string", "enum": ["brief", "full"], "default": "brief"},

@@ -1,4 +1,4 @@
-"""An answer to messages that cannot be read: nested too deep, a number without end, text that is no Unicode.
+"""Answers to messages that cannot be parsed: nested too deep, numbers too large, invalid Unicode.
 
 The SDK drops such a line of standard input, and the client waits for ever. The id of the request is found without
 reading the rest, and the request is refused as any other that is wrong.

@@ -49,20 +49,21 @@ def default_wait() -> float:
 
 
 def wait_seconds(given: Any, progress: bool = False) -> float:
-    """How long to wait, from what was given; `progress` as for `longest_wait`.
+    """Return the seconds to wait for a `wait_s`; `progress` as for `longest_wait`.
 
     Raises:
-        RequestError: it is no number of seconds.
+        RequestError: it is not a number of seconds.
     """
     if given is None:
         return default_wait()
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
-        raise RequestError(f"{shown(given)} is no wait_s", "wait_s is a number of seconds, 0 or more", "leave it out")
+        fix = "give seconds, 0 or more, or leave it out"
+        raise RequestError(f"{shown(given)} is not a value of wait_s", "it is not a number of seconds", fix)
     return min(float(given), longest_wait(progress))
 
 
 def cap_words(given: Any, progress: bool = False) -> str | None:
-    """That a wait was cut to the longest one, if it was."""
+    """Return the warning that a wait was capped; None if it was not."""
     cap = longest_wait(progress)
     if given is None or not float(given) > cap:
         return None

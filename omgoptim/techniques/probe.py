@@ -7,13 +7,14 @@ import linecache
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
@@ -29,7 +30,7 @@ CPU; in half precision, and on GPUs, which may round the factors of float32 prod
 """
 
 NOT_RUN = "it did not run for the samples that were tried: the forward does not call it, or only for some inputs"
-"""Why a layer that a trace did not meet stays as it is."""
+"""Reason for skipping a layer that a trace did not meet."""
 
 NOT_THE_USERS = ("torch", "omgoptim", "torch_pruning")
 """Packages whose frames are left out of an error's location."""
@@ -81,15 +82,26 @@ def quiet() -> Any:
         yield
 
 
+@contextlib.contextmanager
+def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end of the block."""
+    handles = list(hooks)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def error_location(error: BaseException) -> str:
     """Return the location and text of an error in the user's code: `net.py line 12: x.view(-1, 7200) (shape …)`."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    message = (str(error).strip() or type(error).__name__).splitlines()[0]
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         if not _is_of_a_library(frame.filename):
             line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
             place = f"{Path(frame.filename).name} line {frame.lineno}: {line}"
-    return f"{place} ({said})" if place else said
+    return f"{place} ({message})" if place else message
 
 
 def _is_of_a_library(filename: str) -> bool:

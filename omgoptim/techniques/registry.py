@@ -61,7 +61,7 @@ class ModuleRun:
     """Context of a technique on modules, besides its parameters."""
 
     signature: Signature
-    """How the module is called."""
+    """Inputs of the module's forward."""
     statistics: Samples
     """Batches of the train split (random ones without data) for norms, moments and gradients."""
     loss: Callable[[Any, Any], Tensor]
@@ -75,7 +75,7 @@ class ModuleRun:
     device: str = "cpu"
     """Device of the module, the original and the batches."""
     real: bool = True
-    """Whether the statistics are real data; nothing is fitted to random inputs."""
+    """True if the statistics are real data; nothing is fitted to random inputs."""
     runtime: str = "torch_eager"
     """The engine that the artifact will run on."""
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
@@ -100,7 +100,7 @@ class Technique:
     params: type[Params]
     apply: ProgramTechnique | ModuleTechnique
     on: Literal["program", "module"]
-    """What it changes: see `ProgramTechnique` and `ModuleTechnique`."""
+    """Kind of model it changes: see `ProgramTechnique` and `ModuleTechnique`."""
     runtimes: tuple[str, ...]
     """Engines that its result is worth running on."""
     needs_data: bool

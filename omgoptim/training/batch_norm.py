@@ -18,7 +18,7 @@ from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import Samples, batch_length, forward_args
 from omgoptim.runtimes.signature import Signature
 
-LEAST = 32
+MIN_SAMPLES = 32
 """Minimum samples of a joined batch: the batch variance of fewer is too noisy, and of one sample undefined."""
 
 
@@ -81,14 +81,14 @@ def _estimating(layers: list[_BatchNorm]) -> Iterator[None]:
 
 
 def _joined(batches: list[NamedBatch]) -> Iterator[NamedBatch]:
-    """Join neighbouring small batches of the same shapes into batches of `LEAST` samples or more."""
+    """Join neighbouring small batches of the same shapes into batches of `MIN_SAMPLES` samples or more."""
     waiting: list[NamedBatch] = []
     for batch in batches:
         if waiting and _shapes(batch) != _shapes(waiting[0]):
             yield _concatenated(waiting)
             waiting = []
         waiting.append(batch)
-        if sum(map(batch_length, waiting)) >= LEAST:
+        if sum(map(batch_length, waiting)) >= MIN_SAMPLES:
             yield _concatenated(waiting)
             waiting = []
     if waiting:

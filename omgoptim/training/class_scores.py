@@ -12,10 +12,10 @@ from omgoptim.errors import DataError
 from omgoptim.models.labels import IGNORED, refuse_out_of_range
 from omgoptim.models.outputs import OutputSpec, class_layout
 
-SMALLEST = 1e-12
+MIN_PROBABILITY = 1e-12
 """Lower bound of a probability before its logarithm: keeps log finite, far below the float32 epsilon of 1.2e-7."""
 
-ENOUGH = 16
+MIN_SCORES = 16
 """Minimum single scores, all in 0..1, that are taken for probabilities: 16 logits of N(0, 1) lie there once in 3e7."""
 
 
@@ -47,7 +47,7 @@ class ClassScores:
         if axis is not None:
             return ClassScores(classes, axis, is_distribution(output, axis))
         low, high = output.detach().aminmax()
-        return ClassScores(2, None, output.numel() >= ENOUGH and bool(low >= 0) and bool(high <= 1))
+        return ClassScores(2, None, output.numel() >= MIN_SCORES and bool(low >= 0) and bool(high <= 1))
 
     @staticmethod
     def of_spec(spec: OutputSpec, output: Tensor) -> ClassScores | None:
@@ -85,7 +85,7 @@ class ClassScores:
         if self.axis == 1 and scores.ndim > 2:
             scores = scores.movedim(1, -1)
         scores = scores.reshape(-1, self.classes)
-        return scores.clamp(min=SMALLEST).log() if self.probabilities else scores
+        return scores.clamp(min=MIN_PROBABILITY).log() if self.probabilities else scores
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean (binary) cross-entropy over the targets that count; 0 where none does."""

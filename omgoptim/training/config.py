@@ -33,6 +33,24 @@ average begins at 0, without correction)."""
 BATCH = 64
 """Default batch size with enough data; `config_for_data` lowers it for few samples."""
 
+MIN_STEPS_PER_EPOCH = 8
+"""Minimum optimizer steps per epoch while the batch can shrink."""
+
+MIN_BATCH = 8
+"""Lower bound of the shrunk batch: batch normalization estimates its statistics from one batch."""
+
+FEW_STEPS = 100
+"""Total steps below which the default peak learning rate is scaled by sqrt(steps / 100)."""
+
+MOMENTUM = 0.9
+"""Momentum of SGD: the value of the ResNet recipe, arXiv:1512.03385, section 3.4."""
+
+ONE_CYCLE_RISE = 0.3
+"""Minimum rising fraction of a one_cycle schedule: `pct_start` of torch's OneCycleLR."""
+
+START, END = 25.0, 1e4
+"""`div_factor` and `final_div_factor` of torch's OneCycleLR."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
@@ -78,7 +96,7 @@ class TrainingConfig:
         )
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Return the optimizer with its settings, as "adamw, learning rate 0.001, cosine"."""
         parts = [self.optimizer, f"learning rate {self.learning_rate:.3g}", self.lr_schedule]
         if self.accumulate > 1:
@@ -88,22 +106,17 @@ class TrainingConfig:
         return ", ".join(parts)
 
 
-STEPS_AN_EPOCH = 8
-"""Minimum optimizer steps per epoch while the batch can shrink."""
-SMALLEST_BATCH = 8
-"""Lower bound of the shrunk batch: batch normalization estimates its statistics from one batch."""
-FEW_STEPS = 100
-"""Total steps below which the default peak learning rate is scaled by sqrt(steps / 100)."""
-
-
 def config_for_data(
-    config: TrainingConfig, asked: TrainingFields, batches: Batches, check: Callable[[Any], None] = lambda _target: None
+    config: TrainingConfig,
+    request: TrainingFields,
+    batches: Batches,
+    check: Callable[[Any], None] = lambda _target: None,
 ) -> TrainingConfig:
     """Return the config with a batch size and a peak learning rate that fit the amount of data.
 
     Args:
         config: as the request asks.
-        asked: whose `train_batch` and `learning_rate` are kept where they are given.
+        request: whose `train_batch` and `learning_rate` are kept where they are given.
         batches: of the train split.
         check: shown each target while the data is read, as for `Batches.survey`.
 
@@ -113,21 +126,21 @@ def config_for_data(
     if not config.epochs:
         return config
     with own_randomness():
-        return _fitted(config, asked, batches, check)
+        return _fitted(config, request, batches, check)
 
 
 def _fitted(
-    config: TrainingConfig, asked: TrainingFields, batches: Batches, check: Callable[[Any], None]
+    config: TrainingConfig, request: TrainingFields, batches: Batches, check: Callable[[Any], None]
 ) -> TrainingConfig:
     count, _ = batches.survey(config.batch, config.seed, check)
-    if asked.train_batch is None and count * config.epochs < FEW_STEPS and count < STEPS_AN_EPOCH:
+    if request.train_batch is None and count * config.epochs < FEW_STEPS and count < MIN_STEPS_PER_EPOCH:
         samples = batches.samples(config.batch)
-        smaller = max(SMALLEST_BATCH, samples // STEPS_AN_EPOCH)
+        smaller = max(MIN_BATCH, samples // MIN_STEPS_PER_EPOCH)
         if smaller < config.batch:
             config = replace(config, batch=smaller)
             count, _ = batches.survey(config.batch, config.seed, check)
     steps = optimizer_steps(config, count)
-    if asked.learning_rate is None and steps < FEW_STEPS:
+    if request.learning_rate is None and steps < FEW_STEPS:
         config = replace(config, learning_rate=config.learning_rate * math.sqrt(steps / FEW_STEPS))
     return config
 
@@ -157,14 +170,6 @@ def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | No
         f"little training data: {samples:,} training samples give {number} in total, at a peak learning rate of "
         f"{config.learning_rate:.2g}; more epochs or more training data let training do more"
     )
-
-
-MOMENTUM = 0.9
-"""Momentum of SGD: the value of the ResNet recipe, arXiv:1512.03385, section 3.4."""
-ONE_CYCLE_RISE = 0.3
-"""Minimum rising fraction of a one_cycle schedule: `pct_start` of torch's OneCycleLR."""
-START, END = 25.0, 1e4
-"""`div_factor` and `final_div_factor` of torch's OneCycleLR."""
 
 
 def optimizer_of(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

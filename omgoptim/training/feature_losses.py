@@ -26,7 +26,7 @@ from omgoptim.training._distillation.distances import (
     relation_heads,
     relational_distance,
 )
-from omgoptim.training._distillation.layer_pairing import asked_pair, attention_of, pairs_of, two_paths
+from omgoptim.training._distillation.layer_pairing import attention_of, pairs_of, requested_pair, two_paths
 from omgoptim.training.layer_trace import LayerOutput, Side, Trace, capture_outputs
 
 Method = Literal["fitnets", "attention", "relational", "minilm"]
@@ -137,7 +137,7 @@ class FeatureLoss(nn.Module):
         if made == "minilm":
             found = _attention_pairs(student, teacher, pairs)
         elif made == "relational":
-            found = [asked_pair(text, student, teacher) for text in pairs]
+            found = [requested_pair(text, student, teacher) for text in pairs]
         else:
             found = pairs_of(student, teacher, pairs, positions=made == "attention")
         widths = [(one.channels, other.channels) for one, other in found] if made == "fitnets" else []
@@ -208,9 +208,9 @@ def _embedding(traced: Trace) -> LayerPlace:
     return LayerPlace("", "output") if traced.head is None else LayerPlace(traced.head, "input")
 
 
-def _attention_pairs(student: Trace, teacher: Trace, asked: Sequence[str]) -> list[tuple[LayerOutput, LayerOutput]]:
+def _attention_pairs(student: Trace, teacher: Trace, requested: Sequence[str]) -> list[tuple[LayerOutput, LayerOutput]]:
     """Pair queries, keys and values of the last self-attentions, or of the requested ones."""
-    paths: list[tuple[str | None, str | None]] = [two_paths(text) for text in asked] or [(None, None)]
+    paths: list[tuple[str | None, str | None]] = [two_paths(text) for text in requested] or [(None, None)]
     pairs: list[tuple[LayerOutput, LayerOutput]] = []
     for one, other in paths:
         pairs += zip(attention_of(student, one, "student"), attention_of(teacher, other, "teacher"), strict=True)

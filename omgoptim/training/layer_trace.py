@@ -89,7 +89,7 @@ class _Tracing:
     width: int = 0
     """Channel count of the last layer with parameters."""
     first: bool = False
-    """That layer has them on axis 1."""
+    """The last layer has its channels on axis 1."""
     given: dict[str, weakref.ref[Tensor]] = field(default_factory=dict)
     """Weak references to the outputs, by which the main output is identified."""
 

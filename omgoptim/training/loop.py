@@ -32,7 +32,7 @@ from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.losses import Loss
-from omgoptim.training.modes import own_randomness, teaching, training
+from omgoptim.training.modes import own_randomness, teacher_mode, train_mode
 from omgoptim.training.trainable_weights import ZeroMasks
 
 
@@ -145,7 +145,7 @@ class Trainer:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         _refuse(config, parameters, objective)
         adapters = [] if objective.features is None else list(objective.features.parameters())
-        with own_randomness(), training(module), teaching(objective.teacher, config.device):
+        with own_randomness(), train_mode(module), teacher_mode(objective.teacher, config.device):
             loss_fn = _combined(objective, module, batches)
             check = objective.loss.check if objective.loss is not None else lambda _target: None
             count, first = batches.survey(config.batch, config.seed, check) if config.epochs else (0, None)
@@ -251,7 +251,7 @@ def _fitted(
         quality_before=state.scores[0] if state.scores else None,
         best_epoch=state.best_epoch,
         loss=loss,
-        optimizer=config.words,
+        optimizer=config.summary,
         trained_params=sum(parameter.numel() for parameter in trained),
         total_params=sum(parameter.numel() for parameter in module.parameters()),
         seconds=state.seconds,

@@ -19,7 +19,7 @@ def placed(module: nn.Module, device: str) -> nn.Module:
 
 
 @contextmanager
-def training(module: nn.Module) -> Iterator[None]:
+def train_mode(module: nn.Module) -> Iterator[None]:
     """Put a module in train mode; afterwards move it to the CPU and restore every layer's mode.
 
     Batch normalization with frozen parameters keeps its mode: its statistics are frozen too.
@@ -43,7 +43,7 @@ def training(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def teaching(teacher: nn.Module | None, device: str) -> Iterator[None]:
+def teacher_mode(teacher: nn.Module | None, device: str) -> Iterator[None]:
     """Put a teacher in eval mode on the device; restore it afterwards."""
     with eval_mode(teacher, device) if teacher is not None else nullcontext():
         yield

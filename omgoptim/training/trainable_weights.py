@@ -24,6 +24,8 @@ from omgoptim.blocks.lora import LoRAConv, LoRALinear
 from omgoptim.errors import RequestError, TechniqueError, argument
 from omgoptim.reports import Skip
 
+Kind = Literal["full", "lora", "none"]
+
 
 @dataclass(slots=True)
 class ZeroMasks:
@@ -78,9 +80,6 @@ class ZeroMasks:
         """Return the pairs, each mask on its parameter's present device."""
         self._zeros = [(weight, zero.to(weight.device)) for weight, zero in self._zeros]
         return self._zeros
-
-
-Kind = Literal["full", "lora", "none"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def rooms_imported(source: str, package: tuple[str, ...]) -> Iterator[tuple[str,
 
 
 def offences(source: str, room: str, package: tuple[str, ...]) -> list[str]:
-    """Return what a module of `room` imports from its own height or above."""
+    """Return the imports of a module of `room` from its own height or above."""
     return [
         f"line {line}: {room} imports {other}"
         for other, line in rooms_imported(source, package)

@@ -103,3 +103,9 @@ def test_what_has_no_such_form_is_refused() -> None:
         DepthSeparableConv(4, 4, 3, dims=3)
     with pytest.raises(ValueError, match="are not 1 sizes"):
         DepthSeparableConv(4, 4, (3, 3), dims=1)
+
+
+@pytest.mark.parametrize("option", ["groups", "padding_mode", "strides"])
+def test_an_option_that_a_block_does_not_have_is_refused(option: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected options: {option}"):
+        DepthSeparableConv(4, 4, 3, **{option: 2})  # type: ignore[arg-type]

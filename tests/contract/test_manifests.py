@@ -110,7 +110,7 @@ def page(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def arguments_of(request: type[Request]) -> set[str]:
-    """What a verb accepts: its own arguments and those of its techniques, which may stand beside them."""
+    """Return the arguments of a verb: its own, and those of its techniques."""
     return {*request.model_fields, *(name for kind in techniques(request).values() for name in kind.model_fields)}
 
 
@@ -379,7 +379,8 @@ def test_the_reference_has_every_command_and_public_name() -> None:
     public = {name: getattr(omgoptim, name).__module__ for name in omgoptim.__all__ if name != "__version__"}
     assert [name for name, home in public.items() if name not in documented and home not in modules] == []
     assert set(blocks.__all__) - {"BLOCKS"} <= documented
-    assert {f"omgoptim.requests.{verb}" for verb in VERBS} <= modules
+    homes = {verb: {request.__module__, f"{request.__module__}.{request.__name__}"} for verb, request in VERBS.items()}
+    assert [verb for verb, home in homes.items() if not home & modules] == []
 
 
 def test_every_page_of_the_site_is_in_its_navigation() -> None:

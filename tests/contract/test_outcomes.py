@@ -32,10 +32,10 @@ REPORTS: dict[str, Callable[[], EfficiencyReport]] = {
 
 def undecided() -> EfficiencyReport:
     """A report of a machine that was too busy for any ratio of times."""
-    told = by_hand.report(warnings=[OVERLOADED])
-    assert told.gains is not None
+    answer = by_hand.report(warnings=[OVERLOADED])
+    assert answer.gains is not None
     nothing = dict.fromkeys(("speedup", "speedup_low", "speedup_high", "throughput_ratio"))
-    return told.model_copy(update={"gains": told.gains.model_copy(update=nothing)})
+    return answer.model_copy(update={"gains": answer.gains.model_copy(update=nothing)})
 
 
 def text_of(result: CallToolResult) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from omgoptim import cli
+from omgoptim.cli import output
 from omgoptim.errors import DataError, RequestError
 from omgoptim.executors import RETRIES
 from omgoptim.executors.connection import PROBE_S
@@ -67,8 +67,8 @@ SENTENCES = [
     ("docs/pruning.md", f"smaller by less than {SMALLER - 1:.0%} is called about the same size"),
     ("docs/guide.md", f"| {RequestError.exit_code} | the request is wrong; nothing was started |"),
     ("docs/guide.md", f"| {DataError.exit_code} | the model, its data or the set-up"),
-    ("docs/guide.md", f"| {cli.GUARD_FAILED} | done, but the quality guard was not held"),
-    ("docs/guide.md", f"| {cli.INTERRUPTED} | interrupted; the run was cancelled |"),
+    ("docs/guide.md", f"| {output.GUARD_FAILED} | done, but the quality guard was not held"),
+    ("docs/guide.md", f"| {output.INTERRUPTED} | interrupted; the run was cancelled |"),
 ]
 """A document and what it must say, made of the constants that decide it."""
 

@@ -48,6 +48,14 @@ def refusing(payload: Mapping[str, Any], work: Work) -> None:
     raise ModelError("the network has no output", "its kernel is too large", "give a smaller one")
 
 
+def copying(payload: Mapping[str, Any], work: Work) -> None:
+    """Copy the inputs, and write whether a file of the driver is not seen."""
+    for name, path in work.inputs.items():
+        (work.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (work.folder / name).write_bytes(path.read_bytes())
+    (work.folder / "absent").write_text(str(not Path(payload["absent"]).exists()))
+
+
 def _log(payload: Mapping[str, Any]) -> None:
     with open(payload["log"], "a") as log:
         log.write(f"{payload['number']} {os.getpid()}\n")

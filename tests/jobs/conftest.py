@@ -121,7 +121,7 @@ def in_stage() -> Callable[[RunFolder, str], RunState]:
 
 @pytest.fixture
 def exists() -> Callable[[int], bool]:
-    """Whether a process lives; one that waits to be reaped does not."""
+    """Return True if a process lives; a zombie does not."""
 
     def look(pid: int) -> bool:
         try:

@@ -82,6 +82,25 @@ def test_this_python_can_run_everything_that_runs_need(project: Path) -> None:
     assert report.project == str(project)
 
 
+def test_optional_parts_are_listed_and_executorch_counts_with_all_that_it_needs(project: Path, site: Path) -> None:
+    for name in ("ray", "coremltools"):
+        package(site, name)
+    bindings = site / "executorch" / "extension" / "pybindings"
+    bindings.mkdir(parents=True)
+    (bindings / "_C.py").write_text("")
+    report = look(project)
+    assert (named(report.extras, "ray").version, named(report.extras, "coremltools").state) == ("1.2.3", "ok")
+    assert named(report.extras, "optuna").state == "missing"
+    lacking = named(report.runtimes, "executorch")
+    assert lacking.state == "missing"
+    assert "pip install executorch torchao ruamel.yaml flatbuffers tabulate" in (lacking.fix or "")
+    for name in ("torchao", "ruamel", "flatbuffers", "tabulate"):
+        package(site, name)
+    (site / "ruamel" / "yaml.py").write_text("")
+    assert named(look(project).runtimes, "executorch").state == "ok"
+    assert not [state for state in report.runtimes if state.name == "tensorrt"]  # this Python sees no GPU
+
+
 def test_a_project_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RequestError):
         look(tmp_path / "gone")

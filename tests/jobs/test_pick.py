@@ -23,9 +23,9 @@ def alternative(name: str) -> Alternative:
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     """A run that delivered `small` and keeps `exact`."""
-    told = by_hand.report(delivered="small", alternatives=[alternative("exact")])
-    folder = by_hand.finished_run(tmp_path, told)
-    other = told.model_copy(
+    first = by_hand.report(delivered="small", alternatives=[alternative("exact")])
+    folder = by_hand.finished_run(tmp_path, first)
+    other = first.model_copy(
         update={
             "run_id": folder.id,
             "outcome": "guard_failed",

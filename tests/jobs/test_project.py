@@ -86,12 +86,12 @@ def test_a_home_folder_the_root_and_the_plugins_own_are_no_projects_unless_named
 ) -> None:
     monkeypatch.setenv("HOME", str(served))
     assert served_projects() == []
-    with pytest.raises(RequestError) as told:
+    with pytest.raises(RequestError) as refused:
         served_project(None)
-    assert "OMGOPTIM_PROJECT=" in told.value.fix
-    with pytest.raises(RequestError, match="does not serve") as told:
+    assert "OMGOPTIM_PROJECT=" in refused.value.fix
+    with pytest.raises(RequestError, match="does not serve") as refused:
         served_project(str(served))
-    assert told.value.fix.endswith(f"OMGOPTIM_PROJECTS={served}")
+    assert refused.value.fix.endswith(f"OMGOPTIM_PROJECTS={served}")
     monkeypatch.setenv("OMGOPTIM_PROJECTS", str(served))
     assert served_project(None) == served
     monkeypatch.delenv("OMGOPTIM_PROJECTS")

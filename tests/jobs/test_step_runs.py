@@ -24,7 +24,7 @@ SPAN = (0.0, 1.0)
 
 
 class Work:
-    """Stands for the verb: fails as often as it is told to, then gives a report."""
+    """Stands for the verb: fails a given number of times, then gives a report."""
 
     def __init__(self, failures: int = 0) -> None:
         self.done: list[str] = []

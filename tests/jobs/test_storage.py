@@ -57,11 +57,11 @@ def test_a_full_disk_is_known_by_its_number_wherever_in_the_chain_it_stands(proj
         except OSError as error:
             raise ModelError("the weights cannot be written") from error
     except ModelError as error:
-        told = full_disk(run, error)
-    assert told is not None
-    assert told.what == f"no space left in {run}"
-    assert "the disk is full" in told.why
-    assert "2.0 MB so far" in told.why
+        failure = full_disk(run, error)
+    assert failure is not None
+    assert failure.what == f"no space left in {run}"
+    assert "the disk is full" in failure.why
+    assert "2.0 MB so far" in failure.why
     quota = full_disk(run, OSError(errno.EDQUOT, "Disk quota exceeded"))
     assert quota is not None
     assert "quota" in quota.why
@@ -105,10 +105,10 @@ def test_a_project_that_takes_no_run_is_refused_and_nothing_is_left(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(RunFolder, "write_state", refuse)
-    with pytest.raises(SetupError) as told:
+    with pytest.raises(SetupError) as refused:
         open_run("profile", parse("profile", {"model": "m"}), project, this_python)
-    assert told.value.what == f"cannot write in {project / '.omgoptim' / 'runs'}"
-    assert {**storage.FULL, **storage.CLOSED}[number] in told.value.why
+    assert refused.value.what == f"cannot write in {project / '.omgoptim' / 'runs'}"
+    assert {**storage.FULL, **storage.CLOSED}[number] in refused.value.why
     assert list((project / ".omgoptim" / "runs").iterdir()) == []
 
 
@@ -146,8 +146,8 @@ def test_a_disk_that_is_really_full_is_named(tmp_path: Path, this_python: Interp
     try:
         with pytest.raises(OSError, match="No space left"):
             (disk / "fill").write_bytes(bytes(2_000_000))
-        with pytest.raises(SetupError) as told:
+        with pytest.raises(SetupError) as refused:
             open_run("profile", parse("profile", {"model": "m"}), disk, this_python)
-        assert "the disk is full; 0.0 MB are free" in told.value.why
+        assert "the disk is full; 0.0 MB are free" in refused.value.why
     finally:
         os.system(f"umount {disk}")

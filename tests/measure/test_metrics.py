@@ -44,6 +44,23 @@ def test_a_user_metric_gets_all_outputs_and_targets_as_tensors(resolve, tmp_path
     assert value(metric) == pytest.approx(2 / 3)
 
 
+def test_a_user_metric_that_is_lower_for_the_better_model_is_refused(resolve):
+    random = np.random.default_rng(0)
+    values = random.normal(0, 1, (120, 2)).astype(np.float32)
+    made = [[values[:60] + 0.1], [values[60:] - 0.1]]
+    targets = [values[:60], values[60:]]
+
+    def rmse(outputs, targets):
+        return ((outputs - targets) ** 2).mean().sqrt()
+
+    with pytest.raises(DataError, match="metric rmse is higher for shuffled outputs") as error:
+        resolve(rmse, made, targets)
+    assert error.value.fix.startswith("return its negative")
+    assert value(resolve(lambda outputs, targets: -rmse(outputs, targets), made, targets), made, targets) < 0
+    guess = [[random.normal(0, 1, (60, 2)).astype(np.float32)] for _ in range(2)]
+    resolve(rmse, guess, targets)  # no better and no worse than shuffled: at chance, which is no question of sign
+
+
 def test_a_user_metric_gets_the_outputs_in_the_structure_of_forward(resolve):
     signature = Signature((), {"dict": {"logits": "tensor", "extra": {"tuple": ["tensor", None]}}})
     scores = [[np.ones((2, 3)), np.zeros((2, 1))], [np.ones((1, 3)), np.zeros((1, 1))]]

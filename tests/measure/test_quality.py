@@ -320,6 +320,17 @@ def test_a_slow_first_call_does_not_count_for_the_metrics_speed():
     assert math.isfinite(slow.compare(whole).low)
 
 
+def test_a_rare_class_that_is_lost_is_found_behind_an_accuracy_that_hardly_falls():
+    labels = np.array([0] * 980 + [1] * 20)
+    original = [[np.eye(2, dtype=np.float32)[labels]]]
+    collapsed = [[np.eye(2, dtype=np.float32)[np.zeros(1000, int)]]]
+    metric = builtin_metric("auto", original, [labels])
+    found = compare_quality(metric, original, collapsed, [labels], 0)
+    assert found.drop == pytest.approx(0.02)
+    assert [(one.label, one.samples, one.before, one.after) for one in found.lost_classes] == [(1, 20, 1.0, 0.0)]
+    assert compare_quality(metric, original, original, [labels], 0).lost_classes == ()
+
+
 def mean_drop(before, after, targets):
     return float(np.mean(np.concatenate([b[0] - a[0] for b, a in zip(before, after, strict=True)])))
 

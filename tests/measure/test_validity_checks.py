@@ -100,6 +100,10 @@ def test_a_state_whose_batch_is_the_second_axis_is_compared_too() -> None:
     assert batch_dependence(lambda batch: [batch["x"][None]], samples(8)) is None
 
 
+def test_an_output_of_as_many_rows_as_pass_a_test_answers_nothing() -> None:
+    assert batch_dependence(lambda batch: [batch["x"][batch["x"][:, 0] < 12]], samples(8)) is None
+
+
 def test_rounding_is_no_dependence_and_integers_are_not_compared() -> None:
     assert batch_dependence(lambda batch: [batch["x"] * (1 + 1e-6 * len(batch["x"]))], samples(8)) is None
     assert batch_dependence(lambda batch: [np.arange(len(batch["x"]))], samples(8)) is None

@@ -62,6 +62,15 @@ def test_a_data_sets_own_collate_function_is_used() -> None:
     assert torch.equal(raw.inputs, ROWS[:2] + 100)
 
 
+def test_a_models_own_collate_function_pads_samples_of_different_lengths() -> None:
+    class Padding(nn.Embedding):
+        def collate_fn(self, samples: list[Any]) -> Any:
+            return nn.utils.rnn.pad_sequence([ids for ids, _ in samples], batch_first=True, padding_value=9), None
+
+    (raw,) = as_batches(Rows([(IDS[0], None), (IDS[1], None)]), 2, False, Collation(Padding(30, 4)))
+    assert raw.inputs.tolist() == [[5, 6, 9], [7, 8, 9]]
+
+
 IDS = [torch.tensor(ids) for ids in ([5, 6], [7, 8, 9], [1, 2], [3, 4, 5])]
 
 

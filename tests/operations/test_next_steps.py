@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from omgoptim.operations.next_steps import common_arguments, plan_step, profile_steps, quantize_steps, result_arguments
+from omgoptim.operations.next_steps import (
+    common_arguments,
+    engine_argument,
+    plan_step,
+    profile_steps,
+    quantize_steps,
+    result_arguments,
+)
 from omgoptim.reports import Layer
 from omgoptim.requests import ModelRequest, QuantizeRequest, parse
 
@@ -45,15 +52,38 @@ def test_more_samples_are_asked_for_with_everything_else_the_same() -> None:
     assert parse("quantize", first.arguments) == request(timing="careful", max_quality_drop=0.03, samples=400)
 
 
-def test_a_call_of_another_verb_knows_the_outputs_as_this_one_does() -> None:
-    asked = request(target_output="2", ignore_outputs=["aux"], threads=1)
-    assert common_arguments(asked) == {
-        "model": "net.py:build",
-        "data": "net.py:load",
-        "target_output": "2",
-        "ignore_outputs": ["aux"],
-    }
+def test_a_call_of_another_verb_keeps_what_its_numbers_depend_on() -> None:
+    given = {"model": "net.py:build", "data": "net.py:load", "target_output": "2", "ignore_outputs": ["aux"]}
+    measured = {"samples": 100, "threads": 1, "batch": 8, "seed": 3, "target": "ssh://pi@board", "time_limit_s": 9}
+    asked = request(**given, **measured, timing="quick", max_quality_drop=0.03, output="out")
+    assert common_arguments(asked) == given | measured
     assert result_arguments(asked, "run-1") == common_arguments(asked) | {"model": "run-1"}
+
+
+def test_quantizing_after_a_profile_is_for_the_engine_that_was_profiled_unless_it_was_torch() -> None:
+    loaded: Any = SimpleNamespace(data=SimpleNamespace(real=True), precision="float32")
+    layer = Layer(path="body", kind="Conv2d", time_share=0.8, macs=100, size_bytes=400)
+    for runtime, kept in (("executorch", "executorch"), ("openvino", "openvino"), ("torch_eager", None)):
+        (found,) = profile_steps(request(runtime=runtime), loaded, [layer])
+        assert found.arguments.get("runtime") == kept
+
+
+def test_another_scheme_keeps_the_preference_and_the_engine_where_that_has_the_scheme() -> None:
+    assert engine_argument("executorch", "dynamic") == {"runtime": "executorch"}
+    assert engine_argument("executorch", "qat") == engine_argument("onnxruntime", "bf16") == {}
+    asked = request(runtime="openvino", prefer="size", effort="best")
+    loaded: Any = SimpleNamespace(**vars(SUBJECT), module=object())
+    trained, half = quantize_steps(asked, "guard_failed", "run-1", has_interval=True, needed=None, loaded=loaded)
+    for found, scheme in ((trained, "qat"), (half, "bf16")):
+        assert {"scheme": scheme, "runtime": "openvino", "prefer": "size"}.items() <= found.arguments.items()
+
+
+def test_what_loses_too_much_on_executorch_is_rounded_better_or_stays_in_float() -> None:
+    asked = request(runtime="executorch", scheme="static", range_method="mse")
+    loaded: Any = SimpleNamespace(**vars(SUBJECT), module=object())
+    best, plain = quantize_steps(asked, "guard_failed", "run-1", has_interval=True, needed=None, loaded=loaded)
+    assert {"effort": "best", "scheme": "static", "range_method": "mse"}.items() <= best.arguments.items()
+    assert (plain.arguments["scheme"], plain.arguments["runtime"]) == ("fp32", "executorch")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from omgoptim.architecture_search.space import Configuration, Knob, Space
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.executors import Task, TaskResult
 from omgoptim.executors.task import WORKER
+from omgoptim.models.source import Source
 from omgoptim.operations.architecture_search.tasks import TaskRunner
 from omgoptim.operations.context import RunContext
 from omgoptim.requests import parse
@@ -89,7 +90,8 @@ def runner(folder: Path, executor: Threads | None) -> TaskRunner:
     folder.mkdir(exist_ok=True)
     request = parse("search", {"model": "net.py:space", "target_size_mb": 1, "threads": 1})
     context = RunContext(folder, "search-1", folder, "", "", lambda _stage, _done: None)
-    job = cast(Any, SimpleNamespace(request=request, context=context, runtime="torch_eager"))
+    loaded = SimpleNamespace(source=Source())
+    job = cast(Any, SimpleNamespace(request=request, context=context, runtime="torch_eager", loaded=loaded))
     return TaskRunner(executor, job, Steps(build, measure, train), "")
 
 
@@ -120,7 +122,7 @@ def test_workers_have_the_trials_rungs_and_best_network_of_one_process(tmp_path:
     assert alone[0].trained == 10
 
 
-def test_a_trial_that_was_trained_before_a_kill_is_measured_and_not_trained_again(tmp_path: Path) -> None:
+def test_a_trial_that_was_trained_before_a_kill_is_not_trained_again(tmp_path: Path) -> None:
     executor = Threads(1)
     tasks, folders = runner(tmp_path, executor), TrialFolders(tmp_path / "trials")
     spec = TrialSpec(number=0, configuration={"width": 2, "depth": 1}, seed=0, parent="", data="", epochs=9)
@@ -143,9 +145,8 @@ def test_the_best_are_trained_to_the_end_from_the_weights_they_stopped_at(tmp_pa
     executor.close()
     assert [result.outcome for _, result in found] == ["trained"] * 3
     for spec, result in found:
-        place = finals if finals.result(spec.number) else folders
         module, start = build(spec.configuration), build(spec.configuration)
-        load_weights(module, place.path(spec.number) / "artifact" / WEIGHTS)
+        load_weights(module, finals.path(spec.number) / "artifact" / WEIGHTS)
         assert isinstance(module, nn.Linear)
         assert isinstance(start, nn.Linear)
         assert torch.allclose(module.weight, start.weight + len(result.rungs))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from ssh_server import Server, running_server
 
 import omgoptim
 from omgoptim.errors import ArtifactError, RunError, SetupError
+from omgoptim.measure import timing
+from omgoptim.measure.launch import Launch
 from omgoptim.measure.target import client
 from omgoptim.measure.target.connection import CONFIG_VARIABLE
 from omgoptim.models.manifest import PROGRAM
@@ -77,6 +80,32 @@ def test_quantize_gives_the_artifact_and_the_quality_of_a_local_run(project: Pat
     assert there.before is not None
     assert there.before.runtime == "onnxruntime"  # float32 there, where there is no torch
     assert there.coverage is not None
+
+
+@pytest.mark.slow
+def test_the_same_launches_are_measured_there_as_here(
+    project: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an ONNX file, so that the original is the same: from a torch model it is another one there."""
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    batch = {0: torch.export.Dim("batch")}
+    torch.onnx.export(module.eval(), (torch.zeros(2, 1, 8, 8),), "net.onnx", dynamo=True, dynamic_shapes=(batch,))
+    made: list[tuple[int, Any, Any]] = []
+    here, there = timing.run_launch, client.Target.launch
+
+    def note(launch: Launch) -> Launch:
+        made.append((len(launch.artifacts), launch.parts, launch.plan))
+        return launch
+
+    monkeypatch.setattr(timing, "run_launch", lambda launch: here(note(launch)))
+    monkeypatch.setattr(client.Target, "launch", lambda target, launch: there(target, note(launch)))
+    launches = []
+    for target in (None, server.url):
+        omgoptim.quantize("net.onnx", scheme="static", runtime="onnxruntime", target=target, **COMMON)
+        launches.append(list(made))
+        made.clear()
+    assert launches[0] == launches[1]
+    assert len(launches[0]) > 1  # screening, and the finalists
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from omgoptim.measure.agreement import OutputAgreement, OutputPart
-from omgoptim.measure.quality import Quality
+from omgoptim.measure.quality import LostClass, Quality
 from omgoptim.models.outputs import OutputSpec
 from omgoptim.operations.timing import BUSY, OVERLOADED
 from omgoptim.operations.verdict import (
@@ -149,6 +149,12 @@ def test_a_gain_is_smaller_or_faster_by_what_was_measured(found: Gains, gain: bo
     assert is_gain(found) is gain
 
 
+def test_a_class_that_is_lost_behind_the_accuracy_is_warned_of() -> None:
+    lost = replace(quality(0.002, -0.001, 0.004), lost_classes=(LostClass(1, 20, 0.95, 0.1),))
+    (warning,) = quality_warnings(lost, 0.01, real_data=True)
+    assert warning == "class 1 is recognized less: 95% -> 10% of its 20 samples; the accuracy over all 600 hides it"
+
+
 def test_a_quiet_machine_needs_no_warning_and_a_busy_one_gets_the_one_that_fits() -> None:
     assert load_warnings(None) == load_warnings(BUSY) == []
     (busy,) = load_warnings((BUSY + OVERLOADED) / 2)
@@ -168,7 +174,7 @@ def test_a_ruined_output_that_the_metric_never_reads_fails_the_guard_and_is_name
     assert words.startswith(first)
     part = replace(boxes, relative_error=0.02, ruined_part=OutputPart(1, 4, 83, 4.18), read=True)
     words = verdict_sentence("guard_failed", "int8", gained, replace(quality(), outputs=(part,)), 0.01)
-    lost = "entries 4 to 83 of dimension 1, of a smaller scale: relative error 4.18, above 0.5"
+    lost = "entries 4 to 83 of dimension 1, of a smaller scale: relative error 4.18, above 0.9"
     assert words.startswith(f"Output 'boxes' ({lost}) was ruined; the metric does not show it.")
     read = replace(quality(), outputs=(replace(boxes, read=True),))
     assert outcome_of(gained, read, 0.01) == "ok"

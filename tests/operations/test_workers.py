@@ -206,6 +206,31 @@ def test_ray_train_goes_on_from_the_last_epoch_when_a_worker_is_killed(spaces: P
     assert alive == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("on", ["local", "ray"])
+def test_two_workers_optimize_as_one(spaces: Path, on: str) -> None:
+    if on == "ray":
+        pytest.importorskip("ray")
+    # The guard and the preference keep the speed of the moment out of every decision.
+    asked = COMMON | {"runtime": "onnxruntime", "prefer": "size", "max_quality_drop": 0.0, "budget_minutes": 60}
+    alone = omgoptim.optimize("net.py:net", **asked)
+    shared = omgoptim.optimize("net.py:net", on=on, workers=2, **asked)
+    runs = spaces / ".omgoptim" / "runs"
+    assert "2 of 2 steps made by 2 workers" in (runs / shared.run_id / "events.jsonl").read_text()
+    ledgers = [
+        [json.loads(line) for line in (runs / one.run_id / "ledger.jsonl").read_text().splitlines()]
+        for one in (alone, shared)
+    ]
+    steps = [[(entry["step"], entry["measured"]["quality"]) for entry in ledger] for ledger in ledgers]
+    keys = [[entry["key"] for entry in ledger if entry["parent"] == "original"] for ledger in ledgers]
+    assert (steps[0], keys[0]) == (steps[1], keys[1])
+    assert {"prune", "distill"} <= {step for step, _ in steps[0]}
+    assert shared.delivered == alone.delivered
+    assert alone.after is not None
+    assert shared.after is not None
+    assert (shared.after.quality, shared.after.size_bytes) == (alone.after.quality, alone.after.size_bytes)
+
+
 def processes_of(run: Path) -> list[psutil.Process]:
     """Return the processes that a run started and that still run."""
     found = psutil.process_iter(["environ"])

@@ -12,7 +12,7 @@ from omgoptim.reports import EfficiencyReport
 REPORTS = Path(__file__).parent / "reports"
 
 HOSTILE = "x`\u202e\x1b[31m|\n</title><script>alert(1)</script>\u200b[bold]" + "y" * 5000
-"""What a layer of somebody's model may be called."""
+"""Hostile name of a layer."""
 
 
 def stored(name: str) -> EfficiencyReport:
@@ -108,14 +108,14 @@ EXPLANATION: dict[str, Any] = {
     ],
     "speedup_bound": 2.5,
 }
-"""What a guarded and explained quantization answers besides."""
+"""Further fields of a report of a guarded and explained quantization."""
 
 
 @pytest.fixture
 def explained(quantized: EfficiencyReport) -> EfficiencyReport:
     """One with coverage, guard and explanation."""
-    told = {"coverage": COVERAGE, "guard": GUARD, "explanation": EXPLANATION}
-    return EfficiencyReport.model_validate(quantized.model_dump() | told)
+    fields = {"coverage": COVERAGE, "guard": GUARD, "explanation": EXPLANATION}
+    return EfficiencyReport.model_validate(quantized.model_dump() | fields)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tests of the words in which results are told."""
+"""Tests of the claims on results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omgoptim.reports.measured import SMALLER
 
 
 @pytest.mark.parametrize(
-    ("gains", "told"),
+    ("gains", "expected"),
     [
         (Gains(speedup=2.0, speedup_low=1.8, speedup_high=2.2), ("2.00x faster (1.80 to 2.20)", "better")),
         (Gains(speedup=0.5, speedup_low=0.4, speedup_high=0.6), ("2.00x slower (1.67 to 2.50)", "worse")),
@@ -27,15 +27,16 @@ from omgoptim.reports.measured import SMALLER
         (Gains(), ("", "same")),
     ],
 )
-def test_faster_is_only_said_when_the_interval_excludes_one(gains: Gains, told: tuple[str, str]) -> None:
-    assert claims.speed_claim(gains) == told
+def test_faster_is_only_said_when_the_interval_excludes_one(gains: Gains, expected: tuple[str, str]) -> None:
+    assert claims.speed_claim(gains) == expected
 
 
 @pytest.mark.parametrize(
-    ("size", "told"), [(0, "0 B"), (999, "999 B"), (999_600, "1 MB"), (1_246_312, "1.25 MB"), (98_000_000_000, "98 GB")]
+    ("size", "expected"),
+    [(0, "0 B"), (999, "999 B"), (999_600, "1 MB"), (1_246_312, "1.25 MB"), (98_000_000_000, "98 GB")],
 )
-def test_sizes_are_told_in_decimal_units_with_three_digits(size: int, told: str) -> None:
-    assert numbers.size_text(size) == told
+def test_sizes_are_given_in_decimal_units_with_three_digits(size: int, expected: str) -> None:
+    assert numbers.size_text(size) == expected
 
 
 def test_what_was_not_measured_has_no_row() -> None:
@@ -139,22 +140,22 @@ def test_every_face_names_the_files_that_a_size_counts() -> None:
     before = Measurement(runtime="a", size_bytes=100, size_files=["recipe.json", "weights.safetensors"])
     after = Measurement(runtime="b", size_bytes=50, size_files=["model.onnx"])
     report = _report(before=before, after=after, gains=Gains(size_ratio=2))
-    told = "recipe.json, weights.safetensors -> model.onnx"
-    assert claims.size_files_text(report) == told
-    assert told in in_terminal(report)
-    assert told in report_markdown(report)
-    assert told in page_text(report)
+    expected = "recipe.json, weights.safetensors -> model.onnx"
+    assert claims.size_files_text(report) == expected
+    assert expected in in_terminal(report)
+    assert expected in report_markdown(report)
+    assert expected in page_text(report)
     assert claims.size_files_text(_report(before=after)) == "model.onnx"
 
 
 def test_every_face_tells_the_total_beside_the_step_s_own_gain() -> None:
     total = {"from_run": "prune-1", "size_ratio": 7.9, "params_ratio": 2.1, "quality_drop": 0.01}
     report = _sized(Gains(size_ratio=3.9)).model_copy(update={"total": Total.model_validate(total)})
-    told = "7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it"
-    for face in (in_terminal(report), report_markdown(report), page_text(report)):
-        assert told in face
-        assert "prune-1" in face
-        assert "3.90x smaller" in face
+    expected = "7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it"
+    for text in (in_terminal(report), report_markdown(report), page_text(report)):
+        assert expected in text
+        assert "prune-1" in text
+        assert "3.90x smaller" in text
     assert brief_report(report)["total"] == total
 
 

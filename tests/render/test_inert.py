@@ -28,7 +28,7 @@ BENIGN = "name"
 AS_GITHUB = re.compile(
     r"(?<!\w)@\w|\w://|\bwww\.|mailto:|#\d|\bGH-\d|\$|:[a-z0-9_+-]+:|&#|\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7,40}\b"
 )
-"""What GitHub makes a mention, a link, a reference, mathematics or an emoji in the text of a page."""
+"""Texts that GitHub renders as a mention, a link, a reference, mathematics or an emoji."""
 
 hostile_names = pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
 
@@ -42,7 +42,7 @@ def parse(text: str) -> list[Token]:
 
 
 def marks(text: str) -> list[str]:
-    """What a reader of markdown finds in a text beside text and code spans, in order."""
+    """Return the markdown elements in a text other than text and code spans, in order."""
     plain = {"text", "text_special", "code_inline", "softbreak"}
     found = []
     for token in parse(text):

@@ -60,7 +60,7 @@ def test_a_plan_and_a_profile_have_no_empty_table(planned: EfficiencyReport, pro
 
 def test_rounds_are_a_table_and_training_is_one_line(pruned: EfficiencyReport) -> None:
     text = markdown.report_markdown(pruned)
-    assert "| round | amount | taken | re-estimated | trained | drop | left | kept | why |" in text
+    assert "| round | amount | compressed | re-estimated | trained | drop | parameters | kept | why |" in text
     assert "| 3 | 90% | 0.2121 | 0.9529 | 0.9832 | 0.0067 | 23 k | ✓ | the goal, within the guard of 0.01 |" in text
     assert "| 1 | 50% | 0.9529 | 0.9899 | 0.9899 | 0.0000 | 111 k |  | a step on the way to 90% |" in text
     (line,) = [line for line in text.splitlines() if line.startswith("Training: ")]
@@ -68,7 +68,8 @@ def test_rounds_are_a_table_and_training_is_one_line(pruned: EfficiencyReport) -
 
 
 def test_a_table_of_rounds_has_no_empty_column(factorized: EfficiencyReport) -> None:
-    assert "| round | amount | taken | trained | drop | left | kept | why |" in markdown.report_markdown(factorized)
+    text = markdown.report_markdown(factorized)
+    assert "| round | amount | compressed | trained | drop | parameters | kept | why |" in text
 
 
 def test_both_sizes_are_told_where_zeros_take_no_bytes(pruned: EfficiencyReport) -> None:

@@ -65,9 +65,9 @@ def test_a_single_output_is_told_in_full_detail_only_unless_it_was_ruined(quanti
 def test_what_a_fresh_process_gave_is_told_in_full_detail(quantized: EfficiencyReport) -> None:
     outputs = [SCORES.model_copy(update={"reopened": 2.125e-7}), BOXES.model_copy(update={"reopened": 0.0})]
     report = quantized.model_copy(update={"outputs": outputs})
-    for told in (report_markdown(report, "full"), terminal(report, full=True), page_text(report)):
-        assert "within 2.1e-07" in " ".join(told.split())
-        assert "bit for bit" in " ".join(told.split())
+    for form in (report_markdown(report, "full"), terminal(report, full=True), page_text(report)):
+        assert "within 2.1e-07" in " ".join(form.split())
+        assert "bit for bit" in " ".join(form.split())
     assert "within 2.1e-07" not in report_markdown(report)
 
 

@@ -1,4 +1,4 @@
-"""Tests of how coverage, guard and explanation of a quantization are told, in every form of a report."""
+"""Tests of coverage, guard and explanation of a quantization in every form of a report."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_terminal_has_the_same_facts_and_the_layers_only_in_full(explained: 
     text = shown(explained)
     assert f"coverage {LINE}" in text
     assert "guard holds, drop 0.0031 on the selection samples after 4 full evaluations" in text
-    assert "found spread channels in block.0, block.1" in text
+    assert "finding spread channels in block.0, block.1" in text
     assert "and 2 more: --detail full" in text
     assert "body.0" not in text
     full = shown(explained, full=True)
@@ -118,7 +118,7 @@ def test_the_page_has_every_layer_every_finding_and_a_bar_for_each_sensitive_lay
     assert [kind for _, _, kind in strip["layers"]] == ["integer", "integer", "left"]
 
 
-def test_a_simulated_quantization_and_a_guard_that_fails_are_not_told_as_successes(explained: EfficiencyReport) -> None:
+def test_a_simulated_quantization_and_a_failed_guard_are_not_successes(explained: EfficiencyReport) -> None:
     coverage = changed(explained, "coverage", verdict="SIMULATED", why="4 layers in int8, but only in storage.")
     assert "Coverage: SIMULATED. 4 layers in int8, but only in storage." in report_markdown(coverage)
     assert {"text": "SIMULATED.", "tone": "open"} in [b.get("head") for b in blocks_of(coverage, "Coverage and guard")]
@@ -178,14 +178,14 @@ def test_what_a_gain_comes_from_and_what_else_was_kept_is_told_with_the_call_tha
                     best_for=["speed", "quality"], quality_drop=0.0, holds=True, path="p", command="omgoptim pick r f"),
     ]  # fmt: skip
     report = quantized.model_copy(update={"gains_by": parts, "alternatives": kept})
-    told = "engine alone 3.10x (3.00 to 3.21), fewer bits on it 1.42x (point estimate)"
-    assert parts_text(parts) == told
+    expected = "engine alone 3.10x (3.00 to 3.21), fewer bits on it 1.42x (point estimate)"
+    assert parts_text(parts) == expected
     assert alternative_texts(report) == [
         "fp32-on-x: 1.09x larger, drop 0.0000; best speed and quality; omgoptim pick r f",
         "bf16-on-x: 1.90x smaller, 2.00x the speed, drop 0.0000; omgoptim pick r bf16-on-x",
     ]
     for text in (report_markdown(report, "brief"), page_text(report)):
-        assert told in text
+        assert expected in text
         assert "omgoptim pick r bf16-on-x" in text
     answer = brief.brief_report(report)
     assert [one["name"] for one in answer["alternatives"]] == ["bf16-on-x", "fp32-on-x"]

@@ -1,4 +1,4 @@
-"""Tests of the words in which rounds, training and sensitivity are told."""
+"""Tests of the texts of rounds, training and sensitivity."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ def epoch(number: int, loss: float, *, of_round: int = 1, quality: float | None 
 
 
 def training(*epochs: Epoch, **more: object) -> Training:
-    told = {"optimizer": "sgd", "loss": "cross-entropy", "trained_params": 10, "total_params": 10, "seconds": 7}
-    return Training.model_validate(told | {"epochs": epochs} | more)
+    record = {"optimizer": "sgd", "loss": "cross-entropy", "trained_params": 10, "total_params": 10, "seconds": 7}
+    return Training.model_validate(record | {"epochs": epochs} | more)
 
 
-def test_training_is_told_in_one_line() -> None:
-    told = training(epoch(1, 2.0, quality=0.5), epoch(2, 0.5, quality=0.75, best=True), metric="top1_accuracy")
-    assert training_text(told) == (
+def test_training_is_one_line() -> None:
+    record = training(epoch(1, 2.0, quality=0.5), epoch(2, 0.5, quality=0.75, best=True), metric="top1_accuracy")
+    assert training_text(record) == (
         "2 epochs; sgd, cross-entropy; loss 2 -> 0.5; kept epoch 2 (top1_accuracy 0.7500); 7 s; all 10 parameters"
     )
 
 
 def test_in_rounds_the_loss_is_that_of_the_last_and_the_kept_epoch_has_its_round() -> None:
-    told = training(epoch(1, 2.0, best=True), epoch(1, 3.0, of_round=2), epoch(2, 1.0, of_round=2, best=True))
+    record = training(epoch(1, 2.0, best=True), epoch(1, 3.0, of_round=2), epoch(2, 1.0, of_round=2, best=True))
     assert "3 epochs in 2 rounds; sgd, cross-entropy; loss in round 2 3 -> 1; kept epoch 2 of round 2;" in (
-        training_text(told)
+        training_text(record)
     )
 
 
 def test_adapters_an_interruption_and_an_early_end_are_told() -> None:
-    told = training(
+    record = training(
         epoch(1, math.nan), trained_params=1200, total_params=22_000_000, resumed=2, stopped="the loss is no number"
     )
-    text = training_text(told)
+    text = training_text(record)
     assert "1 epoch;" in text
     assert "loss no number;" in text
     assert "1.2 k of 22 M parameters; resumed 2 times; stopped early: the loss is no number" in text
 
 
 def test_what_became_of_the_teachers_outputs_is_told_where_there_is_a_teacher() -> None:
-    told = training(epoch(1, 2.0), teacher_outputs="computed for every batch: the inputs are augmented")
-    assert "; the teacher's outputs computed for every batch: the inputs are augmented" in training_text(told)
+    record = training(epoch(1, 2.0), teacher_outputs="computed for every batch: the inputs are augmented")
+    assert "; the teacher's outputs computed for every batch: the inputs are augmented" in training_text(record)
     assert "teacher" not in training_text(training(epoch(1, 2.0)))
 
 
@@ -57,18 +57,18 @@ def test_training_that_ended_before_its_first_epoch_says_why() -> None:
 
 def test_a_column_that_nothing_is_known_of_is_left_out() -> None:
     bare = [Round(number=1, quality_taken=0.5), Round(number=2, quality_taken=0.25, kept=True)]
-    assert round_columns(bare) == {"round": ["1", "2"], "taken": ["0.5000", "0.2500"], "kept": ["", "✓"]}
+    assert round_columns(bare) == {"round": ["1", "2"], "compressed": ["0.5000", "0.2500"], "kept": ["", "✓"]}
     timed = [Round(number=1, amount=0.325, speedup=2.0, params=1000)]
     assert round_columns(timed) == {
         "round": ["1"],
         "amount": ["32.5%"],
         "speedup": ["2.00x"],
-        "left": ["1 k"],
+        "parameters": ["1 k"],
     }
 
 
 def test_the_note_names_only_the_steps_that_there_were() -> None:
-    assert rounds_note([Round(number=1, quality_taken=0.5)]).endswith("right after weights were taken away")
+    assert rounds_note([Round(number=1, quality_taken=0.5)]).endswith("right after pruning or factorization")
     trained = rounds_note([Round(number=1, quality_reestimated=0.5, quality_trained=0.0)])
     assert trained.endswith("after batch-norm statistics were estimated again, after training")
     assert rounds_note([Round(number=1, params=10)]) == ""

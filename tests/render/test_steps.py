@@ -75,4 +75,4 @@ def test_a_plan_has_minutes_and_no_picture(optimized: EfficiencyReport) -> None:
     section = steps_section(optimized.model_copy(update={"steps": planned}), full=True)
     assert section is not None
     (table,) = section.blocks
-    assert [column.name for column in table.columns] == ["step", "status", "takes about"]  # type: ignore[union-attr]
+    assert [column.name for column in table.columns] == ["step", "status", "expected time"]  # type: ignore[union-attr]

@@ -131,8 +131,8 @@ def test_a_distillation_shows_teacher_and_student_its_control_and_both_curves(di
 def test_without_a_control_and_a_teacher_nothing_of_it_is_shown(
     distilled: EfficiencyReport, pruned: EfficiencyReport
 ) -> None:
-    told = distilled.summary.partition("Without")[0]
-    alone = shown(terminal.report_view(distilled.model_copy(update={"control": None, "summary": told})))
+    summary = distilled.summary.partition("Without")[0]
+    alone = shown(terminal.report_view(distilled.model_copy(update={"control": None, "summary": summary})))
     for view in (alone, shown(terminal.report_view(pruned))):
         assert "control   the same" not in view
         assert "without the teacher" not in view

@@ -53,7 +53,7 @@ def test_the_control_is_told_with_what_it_reached_and_which_of_the_two_is_the_ar
     assert lost == (
         "the same student, trained as long without the teacher, reaches 0.9000; distillation gained 0.0100 "
         "(95 % interval +0.0020 to +0.0180); the distilled one is the artifact: it was "
-        "no worse on the selection samples"
+        "not worse on the selection samples"
     )
     won = sections.control_text(Control(quality=0.9, gain=-0.01, kept=True, training=training(0.5, 0.9)))
     assert "reaches 0.9000; distillation -0.0100 (point estimate); this one is the artifact: it was better" in won

@@ -13,7 +13,7 @@ from omgoptim.requests.command import command_of, in_shell
 
 PACKAGE = Path(omgoptim.__file__).parent
 SHELL = ("omgoptim", "uv pip", "shell")
-"""What says that a text is a command of a shell."""
+"""Marks of a shell command in a text."""
 
 
 @pytest.mark.parametrize(

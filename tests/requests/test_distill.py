@@ -45,7 +45,7 @@ def test_a_parameter_of_another_student_is_refused_with_whose_it_is() -> None:
 
 
 def test_two_depths_are_refused() -> None:
-    with pytest.raises(RequestError, match="two goals"):
+    with pytest.raises(RequestError, match="exclude each other"):
         parse("distill", {"model": "m", "student": "fewer_layers", "keep_layers": 3, "depth": 0.5})
 
 

@@ -1,4 +1,4 @@
-"""Where work may run: places, and the Ray Client, which is refused with the call that works."""
+"""Tests of the places where work runs, and of the refusal of the Ray Client."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ from omgoptim.requests.quantize import Qat, Static, WeightOnly
 
 
 def test_a_value_that_another_scheme_takes_is_told_with_that_scheme() -> None:
-    with pytest.raises(RequestError, match=r"'4' is not a value of scheme\.num_bits") as told:
+    with pytest.raises(RequestError, match=r"'4' is not a value of scheme\.num_bits") as refused:
         parse("quantize", {"model": "net.py:build", "scheme": "static", "num_bits": 4})
-    assert told.value.fix == "scheme weight_only takes it"
-    with pytest.raises(RequestError) as told:
+    assert refused.value.fix == "scheme weight_only takes it"
+    with pytest.raises(RequestError) as refused:
         parse("quantize", {"model": "net.py:build", "scheme": "weight_only", "num_bits": 5})
-    assert told.value.fix == ""
+    assert refused.value.fix == ""
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,10 @@ def test_a_verb_shows_every_argument_of_its_request_by_name(verb: str) -> None:
 
 
 def test_help_shows_the_default_of_an_argument_and_the_techniques_that_have_it() -> None:
-    told = omgoptim.quantize.__doc__ or ""
-    assert "max_quality_drop: Quality guard: largest allowed drop of the metric" in told
-    assert "Default: 0.01." in told
-    assert "calibration_samples: (of scheme auto, static" in told
+    printed = omgoptim.quantize.__doc__ or ""
+    assert "max_quality_drop: Quality guard: largest allowed drop of the metric" in printed
+    assert "Default: 0.01." in printed
+    assert "calibration_samples: (of scheme auto, static" in printed
 
 
 def test_the_names_of_the_package_complete_before_anything_is_imported() -> None:
@@ -56,5 +56,5 @@ def test_a_type_checker_refuses_an_unknown_argument_and_a_wrong_type(tmp_path: P
         "omgoptim.prune('net.py:build', pruning_ratio='half')\n"
     )
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir", str(tmp_path), str(script)]
-    told = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]).stdout
-    assert [int(line.split(":")[1]) for line in told.splitlines() if ": error:" in line] == [3, 4], told
+    printed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]).stdout
+    assert [int(line.split(":")[1]) for line in printed.splitlines() if ": error:" in line] == [3, 4], printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,26 @@ class Mixed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+class Spread(nn.Module):
+    """Convolutions with channels of very different scale, a clip, and a Linear layer on positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.clip = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU6()
+        self.depthwise, self.point = nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 8, 1)
+        self.wide, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+        factors = 64 ** torch.linspace(-1, 0.2, 16)
+        with torch.no_grad():
+            self.norm.weight.mul_(factors)
+            self.depthwise.weight.div_(factors[:, None, None, None])
+            for layer in (self.depthwise, self.point, self.wide, self.head):  # nothing but the input is a signal
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.point(self.depthwise(self.clip(self.norm(self.stem(x))))))
+        return self.head(torch.relu(self.wide(x.flatten(2).transpose(1, 2)))).mean(1)
 
 
 class Tokens(nn.Module):
@@ -87,6 +108,16 @@ def given_of(module: nn.Module, x: torch.Tensor, scratch: Path, *, keyword: bool
     ones = [{name: x[i : i + 1].numpy()} for i in range(len(x))]
     layers = {layer.path: layer.op for layer in module_layers(module)}
     return LoweringInput(module, signature, ones[0], ProgramRun(ones, scratch), layers)
+
+
+def with_program(given: LoweringInput, folder: Path) -> LoweringInput:
+    """Add the module's ONNX program to the input of a lowering, as a run does."""
+    from omgoptim.runtimes.export import export_onnx
+
+    program = folder / "float.onnx"
+    batch = {name: torch.from_numpy(np.concatenate([array, array])) for name, array in given.example.items()}
+    export_onnx(given.module, batch, given.signature.at_batch("batch"), program)
+    return replace(given, program=program)
 
 
 def noise_db(given: LoweringInput, program: Path) -> float:
@@ -150,6 +181,62 @@ def test_static_quantization_puts_every_layer_in_integers_and_the_file_proves_it
     )
     assert coverage is not None
     assert (coverage.verdict, coverage.changed, coverage.integer) == ("REAL", 2, 2)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_weights_of_the_ptq_pipeline_keep_what_spread_channels_lose(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = with_program(given_of(Spread(), torch.randn(32, 3, 12, 12), tmp_path), tmp_path)
+    plain, program = lowered(given, Static(equalize=False, bias_correction=False, rounding="nearest"), tmp_path)
+    plain_db = noise_db(given, program)
+    outcome, program = lowered(given, Static(), tmp_path)
+    assert noise_db(given, program) > plain_db + 6
+    assert [change.path for change in outcome.changed] == [change.path for change in plain.changed]
+    assert "raised SQNR" in " ".join(outcome.notes)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_equalization_alone_leaves_the_outputs_of_the_module_as_they_are(tmp_path: Path) -> None:
+    from omgoptim.runtimes.export_patches import quiet_export
+    from omgoptim.techniques.quantize._executorch.improved_weights import improve_weights
+
+    torch.manual_seed(0)
+    given = with_program(given_of(Spread(), torch.randn(16, 3, 12, 12), tmp_path), tmp_path)
+    x = torch.from_numpy(given.example["x"])
+    params = Static(equalize=True, bias_correction=False, rounding="nearest", range_method="minmax")
+    assert given.program is not None
+    with quiet_export():
+        module = torch.export.export(given.module, (x,)).module()
+        found = improve_weights(module, given.program, [dict(b) for b in given.run.calibration], params, given.run)
+    assert found is not None
+    before, after, in_float = found
+    with torch.no_grad():
+        want = module(x)
+        scale = float(want.abs().max())
+        assert float((before(x) - want).abs().max()) < 1e-5 * scale
+        assert float((after(x) - want).abs().max()) < 1e-4 * scale
+    assert not in_float
+    weights = [dict(form.named_parameters()) for form in (before, after)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not [node for node in after.graph.nodes if "relu6" in str(node.target) or "hardtanh" in str(node.target)]
+
+
+@pytest.mark.usefixtures("_installed")
+def test_without_a_program_the_weights_stay_and_the_summary_says_why(mixed: LoweringInput, tmp_path: Path) -> None:
+    outcome, _ = lowered(mixed, Static(), tmp_path)
+    assert any("were left out: the model has no ONNX program" in note for note in outcome.notes)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_small_weights_keep_their_own_scale(tmp_path: Path) -> None:
+    """A scale of at least 2**-12, as ExecuTorch's own, would leave four integers of these weights."""
+    torch.manual_seed(0)
+    module = nn.Linear(16, 4)
+    with torch.no_grad():
+        module.weight.mul_(2e-3)
+        module.bias.zero_()
+    _, program = lowered(given := given_of(module, torch.randn(SAMPLES, 16), tmp_path), Dynamic(), tmp_path)
+    assert noise_db(given, program) > 25
 
 
 def test_a_layer_that_is_ignored_stays_in_float_and_an_unknown_name_is_refused(

@@ -62,8 +62,8 @@ def test_the_first_trial_climbs_every_rung(folders: TrialFolders) -> None:
     result = run(folders, made.steps(), 0, 4)
     assert (result.outcome, result.rungs) == ("trained", (4.0, 12.0, 36.0))
     assert made.trained == [(0, 1), (1, 2), (2, 6)]
-    assert made.measured == ["untrained", "artifact"]
-    assert (folders.path(0) / "artifact").is_dir()
+    assert made.measured == ["untrained"]
+    assert (result.measured_ms, (folders.path(0) / WEIGHTS).is_file()) == (4.0, True)
 
 
 def test_a_worse_trial_stops_at_its_rung(folders: TrialFolders) -> None:
@@ -102,9 +102,12 @@ def test_the_best_trials_go_on_where_they_stopped_and_only_once(folders: TrialFo
     for number, width in enumerate((5, 4, 3, 2)):
         run(folders, made.steps(), number, width)
     made.trained.clear()
+    made.measured.clear()
     ended = finalists(made.steps(), folders, finals, count=2)
     assert [(each.number, result.rungs) for each, result in ended] == [(0, (5.0, 15.0, 45.0)), (1, (4.0, 12.0, 36.0))]
     assert made.trained == [(1, 2), (2, 6)]
+    assert made.measured == ["artifact"] * 2  # what is delivered is measured as it was trained
+    assert all((finals.path(number) / "artifact").is_dir() for number in (0, 1))
     assert finalists(made.steps(), folders, finals, count=2) == ended
     assert made.trained == [(1, 2), (2, 6)]
 

@@ -84,7 +84,7 @@ def test_a_teacher_is_asked_once_about_each_sample_and_the_student_learns_the_sa
     fitted = distilled(teacher, student)
     assert fitted.teacher_outputs == "computed once for 96 samples and kept (1.15 kB)"
     assert teacher.calls == 1 + 1 + 1 + 6  # settled on, tried, one example, one pass of six batches
-    monkeypatch.setattr(training_state, "keep_outputs", lambda *_: (None, "computed for every batch"))
+    monkeypatch.setattr(training_state, "cache_outputs", lambda *_: (None, "computed for every batch"))
     again, other = Counted(net(seed=1)).eval(), net()
     whole = distilled(again, other)
     assert again.calls == 2 + 3 * 6

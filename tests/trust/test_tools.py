@@ -245,7 +245,7 @@ def test_over_http_the_same_is_refused(project: Path, script: Path) -> None:
         assert server.stderr is not None
         found = re.search(r"http://127\.0\.0\.1:(\d+)/mcp", server.stderr.readline())
         assert found
-        told = {8: "does not serve the project '/'", 9: "is no Python that an agent may name"}
+        told = {8: "does not serve the project '/'", 9: "is not a Python that an agent may name"}
         lines = {8: line(8, LINES[8]), 9: line(9, json.dumps({"python": str(script)}), "doctor")}
         try:
             for number, words in told.items():
@@ -363,7 +363,7 @@ def test_an_agent_names_only_pythons_that_are_found(
     for tool, needed in (("doctor", {}), ("profile", {"model": "net.py:build"}), ("compare", {"a": "x", "b": "y"})):
         for python in refused:
             error = ask(tool, {**needed, "python": python}).structured_content["error"]
-            assert "is no Python that an agent may name" in error["what"], python
+            assert "is not a Python that an agent may name" in error["what"], python
             assert "OMGOPTIM_PYTHON" in error["fix"]
         for python in (sys.executable, str(Path(sys.executable).parent)):
             assert ask(tool, {**needed, "python": python}).structured_content["error"]["what"] == ACCEPTED

@@ -173,6 +173,7 @@ def check(report: EfficiencyReport, entry: Entry) -> None:
     assert all(skip.reason for skip in report.skipped)
     if report.artifact is None:
         return
+    assert all(record.reopened is not None and record.reopened < 1e-3 for record in report.outputs)
     made = one_by_one(omgoptim.open_artifact(report.run_id), entry)
     original = one_by_one(entry.build(), entry)
     assert [len(sample) for sample in made] == [len(sample) for sample in original]

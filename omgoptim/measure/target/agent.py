@@ -197,11 +197,8 @@ class Agent:
         return {"freed_bytes": self.store.clean()}, None
 
     def _setup(self, threads: int, batches: dict[str, str]) -> TimingSetup:
-        paths, policy = (
-            {name: self.store.path(digest) for name, digest in batches.items()},
-            PathPolicy(self.store.session),
-        )
-        return TimingSetup(paths, 1, threads, self.store.session, policy=policy, same_machine=False)
+        folder, paths = self.store.session, {name: self.store.path(digest) for name, digest in batches.items()}
+        return TimingSetup(paths, 1, threads, folder, policy=PathPolicy(folder), same_machine=False)
 
     def end(self) -> None:
         """End every process of this connection, this one too."""

@@ -42,7 +42,7 @@ class Target:
         runtime: the engine of the run, or auto.
         holder: name of the run, shown to others that wait for the target.
         scratch: folder for what is prepared to be sent.
-        say: called with what is waited for.
+        report: called with a line on what the run waits for.
         kept: file that gets the results of every launch as they come, one JSON object a line.
 
     Raises:
@@ -58,11 +58,11 @@ class Target:
         runtime: str,
         holder: str,
         scratch: Path,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
         kept: Path | None = None,
     ) -> None:
         self.address, self._runtime, self._holder, self._scratch = address, runtime, holder, scratch
-        self._say, self._kept = say, kept
+        self._report, self._kept = report, kept
         self._digests: dict[tuple[Path, int], str] = {}
         self._sent: dict[tuple[Path, str], str] = {}  # folders on the target, by folder here and manifest
         self._depth = 0
@@ -95,7 +95,7 @@ class Target:
         self._sent.clear()
         self.generation += 1
 
-    def again(self, action: Callable[[], T]) -> T:
+    def retry(self, action: Callable[[], T]) -> T:
         """Run an action; if the connection is lost meanwhile, reconnect and run it again.
 
         Raises:
@@ -112,7 +112,7 @@ class Target:
         self.connection.close()
         deadline, why = time.monotonic() + self.reconnect_s, str(lost)
         while time.monotonic() < deadline:
-            self._say(f"the connection to {self.address} was lost: reconnecting")
+            self._report(f"the connection to {self.address} was lost: reconnecting")
             try:
                 self._connect()
                 if self._depth:
@@ -132,7 +132,7 @@ class Target:
     def measuring(self) -> Iterator[None]:
         """Hold the lock of the target, on which one run at a time measures; nested holds share one lock."""
         if not self._depth:
-            self.again(self._hold)
+            self.retry(self._hold)
         self._depth += 1
         try:
             yield
@@ -144,16 +144,16 @@ class Target:
 
     def _hold(self) -> None:
         while (holder := self.connection.request("hold", holder=self._holder)["holder"]) is not None:
-            self._say(f"waiting for {self.address}: {holder}")
+            self._report(f"waiting for {self.address}: {holder}")
             time.sleep(POLL_S)
 
     def other_load(self) -> float:
         """Return the fraction of the target's cores that other processes use now."""
-        return float(self.again(lambda: self.connection.request("load"))["load"])
+        return float(self.retry(lambda: self.connection.request("load"))["load"])
 
     def meter(self) -> TargetMeter:
         """Return a meter of the load from now on."""
-        self.again(lambda: self.connection.request("meter"))
+        self.retry(lambda: self.connection.request("meter"))
         return TargetMeter(self)
 
     def start(self, artifact: Path, setup: TimingSetup, batches: Mapping[str, Path]) -> MeasuringProcess:
@@ -162,7 +162,8 @@ class Target:
 
     def launch(self, launch: Launch) -> list[LaunchResult | OmgoptimError]:
         """Run a launch on the target; one that the connection does not survive is repeated."""
-        results = self.again(lambda: self._launch(launch))
+        with launch.setup.hold():
+            results = self.retry(lambda: self._launch(launch))
         if isinstance(results[0], OmgoptimError):
             raise results[0]
         if self._kept is not None:
@@ -260,4 +261,4 @@ class TargetMeter:
 
     def load(self) -> float:
         """Return the fraction of the target's cores that others used since its creation."""
-        return float(self.target.again(lambda: self.target.connection.request("metered"))["load"])
+        return float(self.target.retry(lambda: self.target.connection.request("metered"))["load"])

@@ -25,6 +25,12 @@ ROOTS = ("omgoptim.measure.target.agent", "omgoptim.measure.measuring_server")
 DISTRIBUTIONS = {"numpy": ("numpy",), "onnxruntime": ("onnxruntime",), "openvino": ("openvino",)}
 """Distributions that a package needs to be imported there."""
 
+MARK = "omgoptim-target "
+"""Begin of the line that answers; a login shell may print others before it."""
+
+OLDEST = (3, 10)
+"""Oldest Python of the package (`requires-python` in pyproject.toml)."""
+
 
 @dataclass(frozen=True, slots=True)
 class MeasuringPackage:
@@ -101,12 +107,6 @@ def pack_installed(names: list[str], target: Path) -> None:
                 if ".." not in file.parts and "__pycache__" not in file.parts and path.is_file():
                     archive.add(path.resolve(), file.as_posix(), recursive=False)
 
-
-MARK = "omgoptim-target "
-"""Begin of the line that answers; a login shell may print others before it."""
-
-OLDEST = (3, 10)
-"""Oldest Python of the package (`requires-python` in pyproject.toml)."""
 
 FIND_PYTHON = r"""
 name=$(uname -sm 2>/dev/null) || name=unknown

@@ -44,11 +44,11 @@ class TargetProcess(MeasuringProcess):
 
     def begin_open(self) -> None:
         """Start the process on the target, without waiting for it."""
-        self._again(self._start)
+        self._retry(self._start)
 
     def end_open(self) -> dict[str, Any]:
         """Wait until the artifact is open."""
-        return self._again(self._opened_there)
+        return self._retry(self._wait_open)
 
     def open_another(self, artifact: Path) -> dict[str, Any]:
         """Open another artifact in the same process."""
@@ -56,20 +56,20 @@ class TargetProcess(MeasuringProcess):
 
         def change() -> dict[str, Any]:
             if self._opened is None:
-                return self._opened_there()
+                return self._wait_open()
             folder = self._target.send_artifact(artifact)
             return self._target.connection.request("another", process=self._number, artifact=folder)
 
-        return self._again(change)
+        return self._retry(change)
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Pass a command on to the process."""
 
         def ask() -> dict[str, Any]:
-            self._opened_there()
+            self._wait_open()
             return self._target.connection.request("ask", process=self._number, command=command, arguments=arguments)
 
-        return self._again(ask)
+        return self._retry(ask)
 
     def run_samples(self, inputs: Path, target: Path, progress: Callable[[float], None] = lambda _: None) -> None:
         """Run every batch file of a folder on the target, and write the outputs here."""
@@ -79,15 +79,15 @@ class TargetProcess(MeasuringProcess):
         def send() -> dict[str, str]:
             return self._target.send_files({file.name: file for file in files})
 
-        digests = self._again(send)
+        digests = self._retry(send)
         for index, file in enumerate(files):
             progress(index / len(files))
 
             def run(digest: str = digests[file.name]) -> Path:
-                self._opened_there()
+                self._wait_open()
                 return Path(self._target.connection.request("outputs", process=self._number, digest=digest)["payload"])
 
-            shutil.move(self._again(run), target / file.name)
+            shutil.move(self._retry(run), target / file.name)
 
     def _start(self) -> None:
         connection = self._target.connection
@@ -97,12 +97,12 @@ class TargetProcess(MeasuringProcess):
         self._number = connection.request("start", artifact=folder, setup=setup)["process"]
         self._generation, self._opened = self._target.generation, None
 
-    def _opened_there(self) -> dict[str, Any]:
+    def _wait_open(self) -> dict[str, Any]:
         if self._generation != self._target.generation or self._number is None:
             self._start()
         if self._opened is None:
             self._opened = self._target.connection.request("opened", process=self._number)
         return self._opened
 
-    def _again(self, action: Callable[[], T]) -> T:
-        return action() if self._of_launch else self._target.again(action)
+    def _retry(self, action: Callable[[], T]) -> T:
+        return action() if self._of_launch else self._target.retry(action)

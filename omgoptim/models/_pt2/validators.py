@@ -28,6 +28,43 @@ IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PATH = re.compile(r"[\w\-/ :+@,]+(\.[\w\-/ :+@,]+)*")
 """A dotted module path. Quotes, brackets and backslashes are out: the path becomes Python text."""
 
+ARITHMETIC = frozenset(
+    {
+        *(f"_operator.{name}" for name in ("eq", "ne", "le", "ge", "lt", "gt", "neg", "pos", "mul", "add", "sub")),
+        *(f"_operator.{name}" for name in ("floordiv", "mod", "pow", "truediv", "and_", "or_", "lshift", "rshift")),
+        *(f"_operator.{name}" for name in ("getitem", "abs", "not_")),
+        *(f"math.{name}" for name in ("trunc", "ceil", "floor", "sqrt")),
+        *(f"torch.sym_{name}" for name in ("not", "int", "float", "ite", "max", "min", "sqrt", "sum")),
+    }
+)
+
+CONTROL_FLOW = frozenset(
+    f"torch.ops.higher_order.{name}"
+    for name in (
+        *("cond", "while_loop", "map_impl", "scan", "associative_scan", "out_dtype", "invoke_subgraph"),
+        *("wrap_with_set_grad_enabled", "wrap_with_autocast"),
+    )
+)
+"""Higher-order operators whose functions are graphs of the same file."""
+
+VMAP = frozenset(
+    f"torch._functorch.predispatch.{name}"
+    for name in (
+        *("_add_batch_dim", "_remove_batch_dim", "_vmap_increment_nesting", "_vmap_decrement_nesting"),
+        "lazy_load_decompositions",
+    )
+)
+"""Operators of torch.vmap that export keeps in the graph."""
+
+NAMESPACES = frozenset({"aten", "prims", "quantized", "quantized_decomposed"})
+"""Namespaces of torch's tensor operators."""
+
+OF_TENSORS = re.compile(r"torch\.ops\.([a-z_]+)\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
+"""Form of an operator's name: namespace, name, overload."""
+
+LEFT_OUT = re.compile(r"from_file|_print|.*_unsafe")
+"""Operators that open files or write to the terminal, and those that build sparse tensors unchecked."""
+
 
 def object_of(**fields: Validator) -> Validator:
     """Validate an object of these fields; any may be absent, and others must be empty."""
@@ -156,40 +193,6 @@ def symbol(value: Any, where: str) -> str:
     if re.fullmatch(r"[A-Za-z]{1,8}\d{0,6}", value):
         return value
     return check_expression(value, where)
-
-
-ARITHMETIC = frozenset(
-    {
-        *(f"_operator.{name}" for name in ("eq", "ne", "le", "ge", "lt", "gt", "neg", "pos", "mul", "add", "sub")),
-        *(f"_operator.{name}" for name in ("floordiv", "mod", "pow", "truediv", "and_", "or_", "lshift", "rshift")),
-        *(f"_operator.{name}" for name in ("getitem", "abs", "not_")),
-        *(f"math.{name}" for name in ("trunc", "ceil", "floor", "sqrt")),
-        *(f"torch.sym_{name}" for name in ("not", "int", "float", "ite", "max", "min", "sqrt", "sum")),
-    }
-)
-CONTROL_FLOW = frozenset(
-    f"torch.ops.higher_order.{name}"
-    for name in (
-        *("cond", "while_loop", "map_impl", "scan", "associative_scan", "out_dtype", "invoke_subgraph"),
-        *("wrap_with_set_grad_enabled", "wrap_with_autocast"),
-    )
-)
-"""Higher-order operators whose functions are graphs of the same file."""
-
-VMAP = frozenset(
-    f"torch._functorch.predispatch.{name}"
-    for name in (
-        *("_add_batch_dim", "_remove_batch_dim", "_vmap_increment_nesting", "_vmap_decrement_nesting"),
-        "lazy_load_decompositions",
-    )
-)
-"""Operators of torch.vmap that export keeps in the graph."""
-NAMESPACES = frozenset({"aten", "prims", "quantized", "quantized_decomposed"})
-"""Namespaces of torch's tensor operators."""
-OF_TENSORS = re.compile(r"torch\.ops\.([a-z_]+)\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
-"""Form of an operator's name: namespace, name, overload."""
-LEFT_OUT = re.compile(r"from_file|_print|.*_unsafe")
-"""Operators that open files or write to the terminal, and those that build sparse tensors unchecked."""
 
 
 def check_operator(value: Any, where: str) -> str:

@@ -41,6 +41,12 @@ DISTRIBUTIONS = {
 }
 """Import names whose package on the index is called something else."""
 
+LAYERS = ("torch.nn", "torch.nn.modules")
+"""Packages whose layer classes may be named as a model or a loss: their arguments are numbers."""
+
+MAX_WRAPPERS = 8
+"""Depth of decorators that are unwrapped."""
+
 
 class _UserCodeTimeout(BaseException):
     """Timeout in user code; a BaseException, so that no `except Exception` of theirs catches it."""
@@ -194,13 +200,6 @@ def _time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-LAYERS = ("torch.nn", "torch.nn.modules")
-"""Packages whose layer classes may be named as a model or a loss: their arguments are numbers."""
-
-MAX_WRAPPERS = 8
-"""Depth of decorators that are unwrapped."""
 
 
 def refuse_foreign_module(place: str, name: str, policy: PathPolicy, spec: str, what: str) -> None:

@@ -75,12 +75,17 @@ class Costs:
     def measure(self, module: nn.Module, folder: Path) -> Cost:
         """Save a network into a folder and measure it; one that was not trained is removed again.
 
+        One that is larger than allowed is not timed.
+
         Raises:
             OmgoptimError: it cannot be saved, exported or opened.
         """
         untrained = folder.name != "artifact"
         self.save(module, folder, to_time_only=untrained)
         try:
+            size = Manifest.read(folder).size_bytes
+            if max(self.limits.loads(None, size, None).values(), default=0.0) > 1.0:
+                return Cost(None, size, self.limits.loads(None, size, None))
             [found] = self.time_artifacts([folder])
         finally:
             if untrained:
@@ -92,10 +97,8 @@ class Costs:
     def time_artifacts(self, folders: Sequence[Path]) -> list[Cost | OmgoptimError]:
         """Time saved networks beside the original, in one launch."""
         sizes = [Manifest.read(folder).size_bytes for folder in folders]
-        with self.job.context.measuring():
-            timings = time_artifacts(
-                [self.baseline, *folders], self.job.loaded.bench, SCREENING_PLAN, self.job.request.seed
-            )
+        bench = replace(self.job.loaded.bench, hold=self.job.context.measuring)  # tasks go on until all are open
+        timings = time_artifacts([self.baseline, *folders], bench, SCREENING_PLAN, self.job.request.seed)
         return [
             self._cost(timing, size) if isinstance(timing, Timing) else timing
             for timing, size in zip(timings[1:], sizes, strict=True)

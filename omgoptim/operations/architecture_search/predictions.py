@@ -53,10 +53,14 @@ class Predictions:
 
     def loads(self, trials: dict[int, TrialResult], configurations: dict[int, Configuration]) -> Load:
         """Return the predicted load by all that was measured, trials included."""
-        known = [number for number, trial in trials.items() if trial.measured_ms and trial.size_bytes]
-        rows = self._rows([*self.configurations, *(configurations[number] for number in known)])
-        self.latest = self._fit([*self.latencies, *(trials[number].measured_ms or 0.0 for number in known)], rows)
-        sizes = self._fit([*self.sizes, *(trials[number].size_bytes or 0 for number in known)], rows)
+        timed = {number: trial.measured_ms for number, trial in trials.items() if trial.measured_ms}
+        sized = {number: trial.size_bytes for number, trial in trials.items() if trial.size_bytes}
+        rows = [
+            self._rows([*self.configurations, *(configurations[number] for number in known)])
+            for known in (timed, sized)
+        ]
+        self.latest = self._fit([*self.latencies, *timed.values()], rows[0])
+        sizes = self._fit([*self.sizes, *sized.values()], rows[1])
         latency, limits = self.latest, self.costs.limits
 
         def load(asked: Indices) -> NDArray[np.float64]:

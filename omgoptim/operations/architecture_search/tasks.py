@@ -1,7 +1,8 @@
 """Trials as tasks: networks are screened and measured here, and trained by whichever worker is free.
 
 Latency is never measured inside a task: Ray gives it one thread and several share a machine. The driver times each
-network on the target device before its training and after, with the tasks of this machine stopped meanwhile.
+network on the target device before its training, and the best again after, with the tasks of this machine stopped
+meanwhile.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from omgoptim.architecture_search.runner import (
     Steps,
     climb,
     conclude,
+    finished,
     load_weights,
     save_weights,
     screen,
@@ -50,16 +52,16 @@ from omgoptim.operations.architecture_search.spaces import (
 )
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import load_datasets
-from omgoptim.operations.execution import request_here, sent
+from omgoptim.operations.execution import parent_files, request_here, sent, with_parent
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.save_and_measure import require_module
 from omgoptim.requests import SearchRequest
 
 TRAINED = ".trained"
-"""Suffix of the folder of a trial that a task trained, until it is measured here."""
+"""Suffix of the folder of a trial that a task trained, until its result is taken here."""
 
-FUNCTION = f"{__name__}:train_trial"
+FUNCTION, LOAD = f"{__name__}:train_trial", f"{__name__}:load_problem"
 
 Training = Callable[[nn.Module, int, int, Path], float]
 
@@ -97,14 +99,13 @@ class TaskRunner:
         qualities = climb(self.steps.train, screened.module, spec, folder / "checkpoints", others)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         save_weights(screened.module, folder / WEIGHTS)
-        untrained, predicted = screened.untrained, screened.predicted
-        return conclude(self.steps, screened.module, spec, qualities, untrained, predicted, folder)
+        return conclude(spec, qualities, screened.untrained, screened.predicted)
 
     def _trial_of(self, trained: Path, _spec: TrialSpec, folder: Path) -> TrialResult:
         return self._concluded(trained, folder)
 
     def conclude_left(self, folders: TrialFolders) -> None:
-        """Measure the trials that were trained before the search was cut off."""
+        """Take the results of the trials that were trained before the search was cut off."""
         for trained in sorted(folders.root.glob(f"*{TRAINED}")):
             spec = TrialSpec.model_validate(_record(trained)["spec"])
             folders.run(spec, partial(self._trial_of, trained))
@@ -122,12 +123,15 @@ class TaskRunner:
                 )
         found = []
         for spec, before in chosen:
-            if before.outcome == "trained":
-                found.append((spec, before))
-                continue
 
-            def trial(spec: TrialSpec, folder: Path) -> TrialResult:
-                return self._concluded(futures[spec.number].result().folder, folder)
+            def trial(spec: TrialSpec, folder: Path, before: TrialResult = before) -> TrialResult:
+                weights = folders.path(spec.number) / WEIGHTS
+                if spec.number in futures:
+                    before = self._concluded(futures[spec.number].result().folder, folder)
+                    weights = folder / WEIGHTS
+                return finished(self.steps, spec, folder, before, weights).model_copy(
+                    update={"seconds": before.seconds}
+                )
 
             found.append((spec, finals.run(spec, trial)))
         return found
@@ -143,15 +147,9 @@ class TaskRunner:
         inputs: Mapping[str, Path],
     ) -> Future[TaskResult]:
         assert self.executor is not None  # `start` and `finalists` see to it
-        request, context = self.job.request, self.job.context
-        threads = 1 if request.on == "ray" else max(1, usable_cores() // self.executor.workers)
         screened = {"cost": asdict(untrained), "predicted": predicted}
         payload = {
-            "problem": {
-                **sent("search", request, context, threads),
-                "runtime": self.job.runtime,
-                "identity": self.identity,
-            },
+            "problem": _sent_problem(self.job, self.identity, self.executor.workers),
             "spec": spec.model_dump(mode="json"),
             "screened": screened,
             "others": others,
@@ -159,17 +157,15 @@ class TaskRunner:
         }
         key = hashlib.sha256(json.dumps([spec.configuration, spec.seed, spec.epochs]).encode()).hexdigest()[:16]
         target = folders.root / f"{spec.number:05d}{TRAINED}"
+        inputs = {**inputs, **parent_files(self.job.loaded.source.artifact)}
         return self.executor.submit(Task(FUNCTION, payload, target, f"{key}.checkpoints", inputs))
 
     def _concluded(self, trained: Path, folder: Path) -> TrialResult:
         record = _record(trained)
-        spec = TrialSpec.model_validate(record["spec"])
-        module = self.steps.build(spec.configuration)
-        load_weights(module, trained / WEIGHTS)
         for name in (WEIGHTS, WORKER):
             os.replace(trained / name, folder / name)
         cost, predicted = Cost(**record["screened"]["cost"]), record["screened"]["predicted"]
-        result = conclude(self.steps, module, spec, tuple(record["qualities"]), cost, predicted, folder)
+        result = conclude(TrialSpec.model_validate(record["spec"]), tuple(record["qualities"]), cost, predicted)
         shutil.rmtree(trained, ignore_errors=True)
         return result.model_copy(update={"seconds": record["seconds"]})
 
@@ -177,7 +173,7 @@ class TaskRunner:
 def train_trial(payload: Mapping[str, Any], work: Work) -> None:
     """Train a network rung by rung; the task of a worker."""
     spec = TrialSpec.model_validate(payload["spec"])
-    build, train = _problem(json.dumps(payload["problem"], sort_keys=True))
+    build, train = _loaded(payload, work)
     began = time.monotonic()
     module = build(spec.configuration)
     if "weights" in work.inputs:
@@ -191,6 +187,33 @@ def train_trial(payload: Mapping[str, Any], work: Work) -> None:
         "seconds": time.monotonic() - began,
     }
     (work.folder / "trained.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def load_workers(executor: Executor, job: Job[SearchRequest], identity: str) -> None:
+    """Let every worker load the model, its data and the space while the driver measures the first networks.
+
+    An error of it comes with the first trial.
+    """
+    place = job.context.work / "loaded"
+    place.mkdir(parents=True, exist_ok=True)
+    payload = {"problem": _sent_problem(job, identity, executor.workers)}
+    for number in range(executor.workers):
+        executor.submit(Task(LOAD, payload, place / str(number), inputs=parent_files(job.loaded.source.artifact)))
+
+
+def load_problem(payload: Mapping[str, Any], work: Work) -> None:
+    """Load what every trial needs; the task of a worker that has no trial yet."""
+    _loaded(payload, work)
+
+
+def _sent_problem(job: Job[SearchRequest], identity: str, workers: int) -> dict[str, Any]:
+    threads = 1 if job.request.on == "ray" else max(1, usable_cores() // workers)
+    record = sent("search", job.request, job.context, threads)
+    return record | {"runtime": job.runtime, "identity": identity}
+
+
+def _loaded(payload: Mapping[str, Any], work: Work) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Training]:
+    return _problem(json.dumps(with_parent(payload["problem"], work.inputs), sort_keys=True))
 
 
 @cache

@@ -11,7 +11,6 @@ from omgoptim.operations.optimization.goal import Goal
 from omgoptim.operations.optimization.level_speeds import FACTORIZED, LevelSpeeds
 from omgoptim.operations.optimization.levels import deepest_level
 from omgoptim.operations.optimization.points import Point, product, speeds
-from omgoptim.operations.optimization.singles import take_on_ray
 from omgoptim.operations.optimization.steps import Steps
 from omgoptim.operations.quantization.selection import Preference
 
@@ -108,9 +107,6 @@ class Chain:
     def build(self) -> None:
         """Take the steps."""
         steps, first = self.steps, self._first_level()
-        if steps.request.on == "ray":
-            trained = _training(steps, SHORT_EPOCHS)
-            take_on_ray(steps, [(route.verb, self._arguments(route, first) | trained) for route in (PRUNE, DISTILL)])
         begun: list[tuple[Route, Point]] = []
         for index, route in enumerate((PRUNE, DISTILL)):
             if index and begun and self.cost.trained_s(steps.taken, SHORT_EPOCHS) > DUEL_SHARE * steps.seconds_left:
@@ -142,6 +138,14 @@ class Chain:
         if short:  # no full recovery came to an end within the guard
             fastest = max(zip(speeds(short), short, strict=True), key=lambda pair: pair[0])[1]
             self._quantized_within(fastest, f"quantize after {fastest.name}", None)
+
+    def compared(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return verb and arguments of the steps that are compared first; none where there is time for one alone."""
+        steps, first = self.steps, self._first_level()
+        if self.cost.trained_s(steps.taken, SHORT_EPOCHS) > DUEL_SHARE * steps.seconds_left:
+            return []
+        trained = _training(steps, SHORT_EPOCHS)
+        return [(route.verb, self._arguments(route, first) | trained) for route in (PRUNE, DISTILL)]
 
     def _first_level(self) -> float:
         """Return the level worth a training that is nearest to the usual one."""

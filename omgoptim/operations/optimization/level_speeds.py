@@ -37,7 +37,7 @@ from omgoptim.requests import Params
 from omgoptim.requests.factorize import Svd
 from omgoptim.requests.prune import Structured
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Static
-from omgoptim.techniques.quantize._ptq.presets import apply_preset
+from omgoptim.techniques.quantize._ptq.state import apply_preset
 from omgoptim.techniques.registry import ModuleRun, apply_to_module
 
 LEVELS = (0.5, 0.75, 0.25, 0.625, 0.375, 0.875)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,20 +12,22 @@ from typing import Any, Literal
 
 import omgoptim
 from omgoptim.errors import OmgoptimError, RunError, SetupError
-from omgoptim.models.manifest import Manifest
 from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
-from omgoptim.operations.loaded_model import Live, LoadedModel
+from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.points import Point, pareto_points, product
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.report_records import VERSIONS
 from omgoptim.operations.verdict import with_margin
 from omgoptim.reports import Alternative, EfficiencyReport, Step
-from omgoptim.requests import ModelRequest, OptimizeRequest, parse
+from omgoptim.requests import ModelRequest, OptimizeRequest, Request, parse
 
 PASSING = (SetupError, RunError)
 """Errors of the machine, such as a full disk: a step that failed by one is taken again when the run is resumed."""
+
+MADE, MADE_S = "made", "seconds"
+"""In the checkpoints of a run: folder of what workers made of steps, by key; and the file of a step's seconds there."""
 
 PLACE = ("project", "python", "timing")
 """Arguments of a request that decide nothing of a step's result."""
@@ -37,10 +38,9 @@ OF_THE_ORIGINAL = ("checkpoint", "weights", "model_kwargs")
 
 @dataclass(slots=True)
 class Steps:
-    """Takes steps, and knows what they brought.
+    """Take steps within a time budget, and keep their results.
 
-    Time is an account: what is left is the budget less the seconds of the steps so far, those that were read from the
-    ledger too. So a run that was cut off decides as it would have without that.
+    Steps that were read from the ledger count with their seconds, so a resumed run decides as an uninterrupted one.
     """
 
     request: OptimizeRequest
@@ -102,12 +102,12 @@ class Steps:
         run = self._finished(known) if known else None
         seconds = known.seconds if known and run else 0.0
         if run is None:
-            began = self.clock()
+            began, step = self.clock(), parse(verb, asked)
             try:
-                run = self.context.run_step(key, verb, parse(verb, asked), self._live(parent), span)
+                began -= self._made_s(key, verb, step)
+                run = self.context.run_step(key, verb, step, self._live(parent), span)
             except OmgoptimError as error:
-                why = f"{error.what}: {error.why}" if error.why else error.what
-                seconds = round(self.clock() - began, 2)
+                why, seconds = ": ".join(filter(None, (error.what, error.why))), round(self.clock() - began, 2)
                 if not isinstance(error, PASSING):
                     self._note(key, verb, asked, parent, None, seconds, why)
                 self._give_up(name, verb, parent, "failed", why, seconds)
@@ -164,6 +164,17 @@ class Steps:
             for point in self.taken
         ]
         return [*done, *self.without_result]
+
+    def _made_s(self, key: str, verb: str, step: Request) -> float:
+        """Put what a worker made of a step into its run; return the seconds that took there, 0 where no worker did."""
+        made = self.context.checkpoints / MADE / key
+        if not made.is_dir():
+            return 0.0
+        folder = self.context.begin_step(key, verb, step)
+        shutil.copytree(
+            made / self.context.checkpoints.name, folder / self.context.checkpoints.name, dirs_exist_ok=True
+        )
+        return float((made / MADE_S).read_text(encoding="utf-8"))
 
     def _arguments(self, parent: Point | None) -> dict[str, Any]:
         shared = {name: getattr(self.request, name) for name in ModelRequest.model_fields}
@@ -327,9 +338,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def weights_identity(loaded: LoadedModel) -> str:
-    """Return a hash of the files of the original's artifact: what tells two models of one name apart."""
-    files = Manifest.read(loaded.baseline).files
-    return hashlib.sha256(json.dumps(files, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from omgoptim.models.manifest import Manifest
 from omgoptim.operations.context import is_live
 from omgoptim.operations.float_program import Program
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.next_steps import same_arguments, step
+from omgoptim.operations.next_steps import engine_argument, same_arguments, step
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate, CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec
 from omgoptim.operations.quantization.qat import TRAINED_AT
@@ -105,6 +105,7 @@ def with_suggested_call(error: OmgoptimError, request: QuantizeRequest) -> Omgop
         return error
     common = same_arguments(request.model_copy(update={"scheme": Auto()}))
     arguments = {name: value for name, value in common.items() if name != "runtime"} | scheme
+    arguments |= engine_argument(request.runtime, scheme["scheme"])
     live = any(is_live(value) for value in arguments.values())
     ready = step("quantize", arguments, "").command if live else call("quantize", arguments)
     return TechniqueError(error.what, error.why, f"{error.fix}: {ready}" if error.fix else ready)

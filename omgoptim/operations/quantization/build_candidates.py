@@ -94,7 +94,7 @@ class CandidateBuilder:
         run = ProgramRun(self.calibration.batches, scratch, self.seed, loaded.bench.threads, report_stage)
         try:
             if spec.is_lowered:
-                return BuiltCandidate(spec, folder, build_lowered(spec.params, folder, loaded, run))
+                return BuiltCandidate(spec, folder, build_lowered(spec.params, folder, loaded, run, self.program.path))
             if spec.on_module:
                 outcome = with_layers_that_never_ran(_build_module(spec, folder, loaded), loaded)
             else:
@@ -187,8 +187,12 @@ def _build_program(
     return outcome
 
 
-def build_lowered(params: Params, folder: Path, loaded: LoadedModel, run: ProgramRun) -> Outcome:
+def build_lowered(
+    params: Params, folder: Path, loaded: LoadedModel, run: ProgramRun, program: Path | None = None
+) -> Outcome:
     """Lower the model, loaded at batch 1, to an ExecuTorch program and save it as an artifact.
+
+    `program` is its float ONNX program, which static quantization takes improved weights from.
 
     Raises:
         OmgoptimError: it cannot be lowered or run, or no layer was quantized.
@@ -206,7 +210,7 @@ def build_lowered(params: Params, folder: Path, loaded: LoadedModel, run: Progra
     target = run.scratch / LOWERED
     layers = {layer.path: layer.op for layer in module_layers(loaded.module)}
     example = first_sample(loaded.example)
-    outcome = lower(LoweringInput(loaded.module, loaded.signature, example, run, layers), params, target)
+    outcome = lower(LoweringInput(loaded.module, loaded.signature, example, run, layers, program), params, target)
     manifest = _manifest(CandidateSpec(params, "executorch"), loaded, precision_of(params))
     settings = SessionSettings(loaded.bench.threads)
     outputs = in_memory(lambda: ENGINES["executorch"].open(target, loaded.signature, settings).run(example))

@@ -13,7 +13,7 @@ from omgoptim.reports import Candidate
 from omgoptim.requests import Params, QuantizeRequest
 from omgoptim.requests.quantize import Auto, Bf16, Dynamic, Fp16, Fp32, Static
 from omgoptim.runtimes import ENGINES
-from omgoptim.techniques.quantize._ptq.presets import apply_preset
+from omgoptim.techniques.quantize._ptq.state import apply_preset
 from omgoptim.techniques.quantize.static import variants
 from omgoptim.techniques.registry import technique_of
 
@@ -112,10 +112,10 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
     if not isinstance(asked, Auto):
         return [asked]
     schemes: list[Params] = []
+    static = apply_preset(Static(calibration_samples=asked.calibration_samples), request.effort)
     if request.runtime == "executorch":
-        schemes.append(Static(calibration_samples=asked.calibration_samples))
+        schemes.append(static)
     elif program.path is not None:
-        static = apply_preset(Static(calibration_samples=asked.calibration_samples), request.effort)
         schemes += variants(static, program.path)
     schemes += [Dynamic(), Bf16(), Fp32()]
     schemes += [Fp16()] if request.device == "cuda" else []
@@ -129,6 +129,15 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
         )
     )
     return schemes
+
+
+def runtimes_of(params: Params) -> tuple[str, ...]:
+    """Return the engines that a scheme's artifacts may run on; none for auto, which has several schemes."""
+    if isinstance(params, Auto):
+        return ()
+    technique = technique_of(params)
+    eager = ("torch_eager",) if technique.torch_precision is not None else ()
+    return (*technique.runtimes, *eager, *(("executorch",) if isinstance(params, LOWERED) else ()))
 
 
 def _runtimes_of(params: Params, request: QuantizeRequest, loaded: LoadedModel) -> list[str]:

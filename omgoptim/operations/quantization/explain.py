@@ -30,15 +30,14 @@ from omgoptim.operations.quantization.selection import is_mixed
 from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Explanation, Finding, LayerNoise, TimeShare
 from omgoptim.requests import QuantizeRequest
-from omgoptim.techniques.quantize._diagnostics.activation_diagnostics import diagnose
-from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import Diagnostic
+from omgoptim.techniques.quantize._diagnostics.diagnostics import Diagnostic, diagnose
 from omgoptim.techniques.quantize._diagnostics.sensitivity import (
     LayerSensitivity,
     SensitivityReport,
     measure_sensitivity,
 )
 from omgoptim.techniques.quantize._diagnostics.simulation import NON_FINITE_DB, Simulation
-from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
+from omgoptim.techniques.quantize._ptq.state import sqnr_db
 
 RESTORED_LAYERS = 3
 """Worst layers whose recovered quality is measured; each takes a full evaluation."""

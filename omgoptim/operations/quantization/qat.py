@@ -29,7 +29,7 @@ from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.requests.quantize import Qat
 from omgoptim.requests.training import TrainingFields
 from omgoptim.runtimes import ENGINES, SessionSettings
-from omgoptim.techniques.quantize._onnx.runtime import weight_levels
+from omgoptim.techniques.quantize._onnx.program import weight_levels
 from omgoptim.techniques.quantize._ptq.qat_state import (
     ChannelScaling,
     Peaks,

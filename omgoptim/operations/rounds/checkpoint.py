@@ -80,7 +80,7 @@ def training_of(states: Sequence[RoundState], plan: TrainingConfig, metric: str)
     last = states[-1]
     return Training(
         epochs=epochs,
-        optimizer=last.optimizer or plan.words,
+        optimizer=last.optimizer or plan.summary,
         loss=last.loss,
         trained_params=last.trained_params,
         total_params=last.total_params,

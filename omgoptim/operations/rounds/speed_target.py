@@ -22,8 +22,15 @@ from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.importance import importance_of
 from omgoptim.techniques.prune._channels.removal import remove
 from omgoptim.techniques.prune._latency.knapsack import choose_widths, fastest_widths
-from omgoptim.techniques.prune._latency.latency_table import Aim, TimeTable, floor_ms, full_ms, next_aim, predicted_ms
-from omgoptim.techniques.prune._latency.layer_benchmark import round_to_of
+from omgoptim.techniques.prune._latency.latency_table import (
+    MeasuredCut,
+    TimeTable,
+    floor_ms,
+    full_ms,
+    next_aim,
+    predicted_ms,
+)
+from omgoptim.techniques.prune._latency.layer_benchmark import measure_tile_size
 from omgoptim.techniques.prune._latency.layer_timing import measure_layer_times
 from omgoptim.techniques.prune.structured import keep_only, nothing_to_remove
 from omgoptim.techniques.registry import Outcome
@@ -100,7 +107,7 @@ def prune_to_speed(
         raise nothing_to_remove(groups)
     importance = importance_of(module, groups, params, run)
     job.context.progress("measuring the latency of each group by width", start + 0.1 * (end - start))
-    round_to = params.round_to or round_to_of(module, run)
+    round_to = params.round_to or measure_tile_size(module, run)
     table = measure_layer_times(module, groups.groups, run, round_to=round_to)
     original_ms, start_fraction = _measure(job, module, baseline)
     target = goal.fraction(original_ms) / start_fraction * (1 - MARGIN)
@@ -143,7 +150,7 @@ def _attempts(
     narrowest = fastest_widths(table, importance, max_layer_ratio)
     least = predicted_ms(table, narrowest) / full_ms(table)
     attempts: list[PrunedWidths] = []
-    history: list[Aim] = []
+    history: list[MeasuredCut] = []
     while len(attempts) < MAX_ATTEMPTS and not _reached(attempts, target):
         wanted = next_aim(history, target)
         beyond = wanted <= least * MIN_TARGET_FACTOR  # below the narrowest allowed widths
@@ -152,7 +159,7 @@ def _attempts(
             break
         fraction = measured_at(len(attempts), widths)
         attempts.append(PrunedWidths(widths, fraction))
-        history.append(Aim(wanted, predicted_ms(table, widths) / full_ms(table), fraction))
+        history.append(MeasuredCut(wanted, predicted_ms(table, widths) / full_ms(table), fraction))
         if widths == narrowest and fraction > target:
             break
     return attempts

@@ -72,14 +72,14 @@ def steps_section(report: EfficiencyReport, full: bool) -> Section | None:
         "drop": [if_known(drop_text, step.quality_drop) for step in steps],
         "front": front,
         "took": [if_known(wait_text, step.seconds) for step in steps],
-        "takes about": [if_known(wait_text, step.expected_seconds) for step in steps],
+        "expected time": [if_known(wait_text, step.expected_seconds) for step in steps],
         "why": [Text(step.why, limit=400 if full else 120) for step in steps],
         "run": [Text(step.run_id or "", code=True, limit=60) if full else "" for step in steps],
     }
     table = Table(
         *cells_of(
             columns,
-            numeric=["speedup", "expected", "size", "drop", "took", "takes about"],
+            numeric=["speedup", "expected", "size", "drop", "took", "expected time"],
             marks=["chosen" if step.status == "kept" else "" for step in steps],
         ),
         title="steps",

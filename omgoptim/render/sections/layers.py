@@ -37,10 +37,7 @@ def costliest_section(report: EfficiencyReport, full: bool) -> Section | None:
         "size": [if_known(size_text, layer.size_bytes) for layer in shown],
     }
     table = Table(
-        *cells_of(
-            columns,
-            numeric=["time", "share", "MACs", "size"],
-        ),
+        *cells_of(columns, numeric=["time", "share", "MACs", "size"]),
         title="costliest layers",
         left_out=len(report.layers) - len(shown),
         folded=True,
@@ -89,7 +86,7 @@ def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
     shown = found if full else extremes(found)
     amounts = ", ".join(amount_text(point.amount) for point in found[0].points)
     left_out = len(found) - len(shown)
-    between = f"; {left_out} between the fifth and the last five are left out" if left_out else ""
+    between = f"; {left_out} in between are not shown" if left_out else ""
     columns: Columns = {
         "layer or group": [Text(one.path or "the model itself", code=True, limit=80) for one in shown],
         "drop": [drop_bars(one, highest) for one in shown],
@@ -98,12 +95,9 @@ def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
         "within the guard up to": [within_text(one) for one in shown],
     }
     table = Table(
-        *cells_of(
-            columns,
-            numeric=["largest", "at", "within the guard up to"],
-        ),
+        *cells_of(columns, numeric=["largest", "at", "within the guard up to"]),
         title=f"sensitivity ({len(found)} layers or groups)",
-        note=f"each alone, at {amounts}: one bar for each{between}",
+        note=f"quality drop with this layer alone at {amounts}, one bar each{between}",
         folded=True,
     )
     guard = report.request.get("max_quality_drop")

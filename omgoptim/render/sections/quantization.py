@@ -41,8 +41,8 @@ def quantization_section(report: EfficiencyReport, full: bool) -> Section | None
     if report.gains_by is not None and (parts := parts_text(report.gains_by)):
         blocks.append(Line("speedup", Text(parts, limit=300)))
     if report.coverage is not None:
-        verdict, _, why = coverage_text(report.coverage).partition(" ")
-        blocks.append(Line("coverage", Text(why, limit=500), Text(verdict, tone=coverage_tone(report.coverage))))
+        verdict = Text(f"{report.coverage.verdict}.", tone=coverage_tone(report.coverage))
+        blocks.append(Line("coverage", Text(plain(report.coverage.why, 300), limit=500), verdict))
     if full and (strip := coverage_strip(report.coverage)):
         blocks.append(Chart(strip))
     if report.guard is not None:
@@ -52,7 +52,7 @@ def quantization_section(report: EfficiencyReport, full: bool) -> Section | None
     if alternatives := alternative_texts(report):
         shown = alternatives if full else alternatives[: BRIEF["alternatives"]]
         texts = tuple(Text(text, limit=300) for text in shown)
-        blocks.append(Items("kept beside it", texts, len(alternatives) - len(shown)))
+        blocks.append(Items("other finalists", texts, len(alternatives) - len(shown)))
     if full and report.coverage is not None and report.coverage.layers:
         cells = [precision_cells(layer) for layer in report.coverage.layers]
         columns = {name: [Text(cell[name], code=name == "layer") for cell in cells] for name in cells[0]}
@@ -99,11 +99,6 @@ def _size_text(ratio: float) -> str:
     return f"{ratio_text(ratio)} smaller" if ratio > 1 else f"{ratio_text(1 / ratio)} larger"
 
 
-def coverage_text(coverage: Coverage) -> str:
-    """Return `REAL. 20 of 21 layers in int8, 99 % of the weight bytes; 20 computed in integers by onnxruntime.`."""
-    return f"{coverage.verdict}. {plain(coverage.why, 300)}"
-
-
 def coverage_tone(coverage: Coverage) -> Tone:
     """Return the tone of the verdict."""
     return _TONES[coverage.verdict]
@@ -147,9 +142,9 @@ def explanation_section(report: EfficiencyReport, full: bool) -> Section | None:
     explanation = report.explanation
     if explanation is None:
         return None
-    blocks: list[Block] = [Line("explained", Text(explanation.summary, limit=1200))]
+    blocks: list[Block] = [Line("explanation", Text(explanation.summary, limit=1200))]
     findings = explanation.findings if full else explanation.findings[: BRIEF["findings"]]
-    blocks += [Line("found", Text(finding_text(one), tone="open", limit=900)) for one in findings]
+    blocks += [Line("finding", Text(finding_text(one), tone="open", limit=900)) for one in findings]
     blocks += _sensitive(explanation, full)
     times = explanation.times if full else explanation.times[: BRIEF["times"]]
     if times:

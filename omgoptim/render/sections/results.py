@@ -52,8 +52,8 @@ def outputs_section(report: EfficiencyReport, full: bool) -> Section | None:
         return None
     columns: Columns = {
         "output": [Text(one.name, code=True, limit=60) for one in shown],
-        "shape": [Text(shape_text(one), limit=60) for one in shown],
-        "kind": [kind_text(one) for one in shown],
+        "shape": [Text(f"({', '.join(map(str, one.shape))})", limit=60) for one in shown],
+        "kind": [one.kind.replace("_", " ") + (", labelled" if one.labelled else "") for one in shown],
         "agreement with the original": [
             Text(agreement_text(one), tone="worse" if one.ruined else "same") for one in shown
         ],
@@ -72,16 +72,6 @@ def shown_outputs(report: EfficiencyReport, full: bool = False) -> list[OutputRe
     """Return the outputs that a report lists."""
     several = len(report.outputs) > 1 or any(output.ruined for output in report.outputs)
     return report.outputs if several or full else []
-
-
-def shape_text(output: OutputRecord) -> str:
-    """Return `(batch, 4)`."""
-    return f"({', '.join(str(size) for size in output.shape)})"
-
-
-def kind_text(output: OutputRecord) -> str:
-    """Return `class scores, labelled`."""
-    return output.kind.replace("_", " ") + (", labelled" if output.labelled else "")
 
 
 def agreement_text(output: OutputRecord) -> str:

@@ -84,12 +84,12 @@ def round_columns(rounds: Sequence[Round]) -> dict[str, list[str]]:
     columns = {
         "round": [str(one.number) for one in rounds],
         "amount": [amount_text(one.amount) for one in rounds],
-        "taken": [quality_text(one.quality_taken) for one in rounds],
+        "compressed": [quality_text(one.quality_taken) for one in rounds],
         "re-estimated": [quality_text(one.quality_reestimated) for one in rounds],
         "trained": [quality_text(one.quality_trained) for one in rounds],
         "drop": [quality_text(one.quality_drop) for one in rounds],
         "speedup": [if_known(ratio_text, one.speedup) for one in rounds],
-        "left": [_left_text(one) for one in rounds],
+        "parameters": [_left_text(one) for one in rounds],
         "kept": [KEPT if one.kept else "" for one in rounds],
     }
     return {name: cells for name, cells in columns.items() if any(cells)}
@@ -101,7 +101,7 @@ def rounds_note(rounds: Sequence[Round]) -> str:
         return ""
     reestimated = ", after batch-norm statistics were estimated again" * any(r.quality_reestimated for r in rounds)
     trained = ", after training" * any(one.quality_trained is not None for one in rounds)
-    return f"quality on the selection samples: right after weights were taken away{reestimated}{trained}"
+    return f"quality on the selection samples: right after pruning or factorization{reestimated}{trained}"
 
 
 def _judged(one: Round) -> bool:
@@ -111,7 +111,7 @@ def _judged(one: Round) -> bool:
 
 
 def _left_text(one: Round) -> str:
-    """Parameters that are left: those that are no zero, where some are."""
+    """Return the remaining parameters; the non-zero ones if some are zero."""
     left = one.params if one.nonzero_params is None else one.nonzero_params
     return if_known(count_text, left)
 
@@ -185,7 +185,7 @@ def control_text(control: Control, trained: bool = True) -> str:
     if control.kept:
         parts.append("this one is the artifact: it was better on the selection samples than the distilled one")
     else:
-        parts.append("the distilled one is the artifact: it was no worse on the selection samples")
+        parts.append("the distilled one is the artifact: it was not worse on the selection samples")
     if trained and control.training is not None:
         parts.append(training_text(control.training))
     return "; ".join(parts)
@@ -196,13 +196,13 @@ def curve_lines(report: EfficiencyReport) -> list[str]:
 
     `▂▅▇█ 0.8113 -> 0.9667 with the teacher, best in the last epoch`
     """
-    shown = [arm for arm in student_trainings(report) if len(arm.qualities) > 1]
-    every = [quality for arm in shown for quality in arm.qualities]
+    shown = [one for one in student_trainings(report) if len(one.qualities) > 1]
+    every = [quality for one in shown for quality in one.qualities]
     lines = []
-    for arm in shown:
-        ends = " -> ".join(quality_text(quality) for quality in (arm.qualities[0], arm.qualities[-1]))
-        rising = ", best in the last epoch" if best_at_the_end(arm.training) else ""
-        lines.append(f"{_bars(arm.qualities, min(every), max(every))} {ends} {arm.name}{rising}")
+    for one in shown:
+        ends = " -> ".join(quality_text(quality) for quality in (one.qualities[0], one.qualities[-1]))
+        rising = ", best in the last epoch" if best_at_the_end(one.training) else ""
+        lines.append(f"{_bars(one.qualities, min(every), max(every))} {ends} {one.name}{rising}")
     return lines
 
 

@@ -20,12 +20,12 @@ from torch import nn
 
 from omgoptim.blocks.depth_separable import DepthSeparableConv
 from omgoptim.requests.distill import Depthwise
-from omgoptim.techniques.distill._student.block_replacement import Words, replace_convolutions
+from omgoptim.techniques.distill._student.block_replacement import BlockNames, replace_convolutions
 from omgoptim.techniques.distill._student.derivation import derive
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
-WORDS = Words("depthwise", "a depth-separable one")
+WORDS = BlockNames("depthwise", "a depth-separable one")
 
 
 @module_technique(Depthwise, needs_data=False, source="arXiv:1704.04861")

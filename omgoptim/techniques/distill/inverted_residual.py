@@ -24,13 +24,12 @@ from torch import nn
 
 from omgoptim.blocks.inverted_residual import InvertedResidual as Block
 from omgoptim.requests.distill import InvertedResidual
-from omgoptim.techniques.distill._student.block_fitting import Conv
-from omgoptim.techniques.distill._student.block_replacement import Words, replace_convolutions
+from omgoptim.techniques.distill._student.block_replacement import BlockNames, Conv, replace_convolutions
 from omgoptim.techniques.distill._student.derivation import derive
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
-WORDS = Words("inverted residual", "an inverted residual block")
+WORDS = BlockNames("inverted residual", "an inverted residual block")
 
 
 @module_technique(InvertedResidual, needs_data=False, source="arXiv:1801.04381")

@@ -27,13 +27,13 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Gradient
-from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
-from omgoptim.techniques.prune._unstructured.masking import Aim, zero_lowest
+from omgoptim.techniques.prune._reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import SparsityTarget, zero_lowest
 from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, Weight, select
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 STEP = 0.01
-"""Learning rate of the gradient descent steps of movement."""
+"""Learning rate of movement's steps, small as the gradients of a trained model; the weights are restored afterwards."""
 
 UNREACHED = "no gradient of the loss reaches it"
 
@@ -57,7 +57,9 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
             "the loss does not depend on them, or the forward cuts gradients off",
             "use method magnitude or wanda",
         )
-    aim = Aim(params.sparsity, params.scope, f"{params.score}, {params.scope.replace('_', ' ')}", not params.targets)
+    aim = SparsityTarget(
+        params.sparsity, params.scope, f"{params.score}, {params.scope.replace('_', ' ')}", not params.targets
+    )
     outcome = zero_lowest(Selection(reached, [*selection.skipped, *skipped]), scores, aim)
     return reconstructed(outcome, module, before, params, run)
 

@@ -20,8 +20,8 @@ import copy
 from torch import nn
 
 from omgoptim.requests.prune import Magnitude
-from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
-from omgoptim.techniques.prune._unstructured.masking import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import Scope, SparsityTarget, zero_lowest
 from omgoptim.techniques.prune._unstructured.parameter_selection import select
 from omgoptim.techniques.prune._unstructured.saliency import lamp
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
@@ -45,5 +45,5 @@ def apply(module: nn.Module, params: Magnitude, run: ModuleRun) -> Outcome:
     if params.layer_ratios == "erdos_renyi":
         scope = "erdos_renyi"
     score = "LAMP score" if by_lamp else "magnitude"
-    aim = Aim(params.sparsity, scope, f"{score}, {scope.replace('_', ' ')}", spare_small=not params.targets)
+    aim = SparsityTarget(params.sparsity, scope, f"{score}, {scope.replace('_', ' ')}", spare_small=not params.targets)
     return reconstructed(zero_lowest(selection, scores, aim), module, before, params, run)

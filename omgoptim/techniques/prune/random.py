@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from omgoptim.requests.prune import Random
-from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
-from omgoptim.techniques.prune._unstructured.masking import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import Scope, SparsityTarget, zero_lowest
 from omgoptim.techniques.prune._unstructured.parameter_selection import select
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
@@ -34,5 +34,7 @@ def apply(module: nn.Module, params: Random, run: ModuleRun) -> Outcome:
     generator = torch.Generator().manual_seed(run.seed)
     scores = {weight.path: torch.rand(weight.parameter.shape, generator=generator) for weight in selection.weights}
     scope: Scope = "erdos_renyi" if params.layer_ratios == "erdos_renyi" else params.scope
-    aim = Aim(params.sparsity, scope, f"at random, {scope.replace('_', ' ')}", spare_small=not params.targets)
+    aim = SparsityTarget(
+        params.sparsity, scope, f"at random, {scope.replace('_', ' ')}", spare_small=not params.targets
+    )
     return reconstructed(zero_lowest(selection, scores, aim), module, before, params, run)

@@ -23,13 +23,17 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import SemiStructured
-from omgoptim.techniques.prune._unstructured.input_norms import input_norms
-from omgoptim.techniques.prune._unstructured.mask_selection import keep_of_every
-from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
-from omgoptim.techniques.prune._unstructured.masking import nothing_zeroed, outcome_of, zero_where
-from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, Weight, select
-from omgoptim.techniques.prune._unstructured.saliency import by_input
-from omgoptim.techniques.prune._unstructured.weight_matrix import channels_in, from_rows, to_rows
+from omgoptim.techniques.prune._reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import keep_of_every, nothing_zeroed, outcome_of, zero_where
+from omgoptim.techniques.prune._unstructured.parameter_selection import (
+    Selection,
+    Weight,
+    channels_in,
+    from_rows,
+    select,
+    to_rows,
+)
+from omgoptim.techniques.prune._unstructured.saliency import input_norms, wanda
 from omgoptim.techniques.prune.wanda import only_seen
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
@@ -51,7 +55,7 @@ def apply(module: nn.Module, params: SemiStructured, run: ModuleRun) -> Outcome:
     before = [int((weight.parameter == 0).sum()) for weight in selection.weights]
     for weight in selection.weights:
         rows = to_rows(weight.parameter.detach(), weight.layer)
-        scores = by_input(rows, norms[weight.path]) if norms else rows.abs()
+        scores = wanda(rows, norms[weight.path]) if norms else rows.abs()
         mask = keep_of_every(scores, rows, n, m)
         zero_where(weight, from_rows(mask, weight.layer, tuple(weight.parameter.shape)))
     if selection.zeros <= sum(before):

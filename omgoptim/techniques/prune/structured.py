@@ -31,18 +31,19 @@ from omgoptim.techniques.prune._channels.channel_allocation import (
     Widths,
     best,
     by_operations,
-    by_ratio,
     original_widths,
+    round_widths,
+    wanted_widths,
 )
-from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
 from omgoptim.techniques.prune._channels.importance import importance_of
-from omgoptim.techniques.prune._channels.removal import WAY_OUT, remove, take_out
+from omgoptim.techniques.prune._channels.removal import SIZES_FIX, remove, remove_with_positions
+from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 CORRECTIONS = 5
-"""Maximum corrections when predicted and counted MACs disagree."""
+"""Maximum corrections when predicted and counted MACs disagree; each scales the target by their ratio."""
 
 
 @module_technique(Structured, needs_data=False, source="arXiv:2301.12900")
@@ -70,13 +71,18 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
     full = original_widths(groups, module, run.original)
 
     def widths_at(ratio: float, round_to: int | None) -> Widths:
-        return by_ratio(module, groups, scores, full, params, ratio, round_to)
+        wanted = wanted_widths(module, groups, scores, full, params, ratio)
+        return round_widths(groups, wanted, full, params.max_layer_ratio, round_to)
 
     if params.target_macs_ratio is None:
         keep = best(groups, scores, widths_at(params.goal, params.round_to))
     else:
-        goal = _operations(run.original, run) / params.target_macs_ratio
-        keep = _within(goal, module, groups, scores, widths_at, params.round_to, run)
+        operations = Operations(module, groups, Probe.of(run))
+
+        def keep_for(macs: float) -> dict[str, Tensor]:
+            return best(groups, scores, by_operations(groups, scores, operations, macs, widths_at, params.round_to))
+
+        keep = _within(_operations(run.original, run) / params.target_macs_ratio, keep_for, module, groups, run)
     if not keep:
         raise _too_little(groups, params)
     return keep_only(module, groups, keep, params, run)
@@ -98,7 +104,7 @@ def keep_only(
         TechniqueError: nothing could be removed.
     """
     before = copy.deepcopy(module)
-    outcome, left = take_out(module, groups, keep, run)
+    outcome, left = remove_with_positions(module, groups, keep, run)
     if not (params.reconstruct and run.real):
         return outcome
     fitted = reconstruct_channels(module, before, left, run)
@@ -108,19 +114,15 @@ def keep_only(
 
 
 def _within(
-    goal: float,
-    module: nn.Module,
-    groups: Groups,
-    scores: Mapping[str, Tensor],
-    widths_at: Callable[[float, int | None], Widths],
-    round_to: int | None,
-    run: ModuleRun,
+    goal: float, keep_for: Callable[[float], dict[str, Tensor]], module: nn.Module, groups: Groups, run: ModuleRun
 ) -> dict[str, Tensor]:
-    """Return the channels to keep so that the smaller module has at most `goal` counted MACs."""
-    operations, aim = Operations(module, groups, Probe.of(run)), goal
+    """Return the channels to keep so that the smaller module has at most `goal` counted MACs.
+
+    `keep_for` predicts the channels for a number of MACs; the prediction is corrected by the count.
+    """
+    predicted = goal
     for _ in range(CORRECTIONS):
-        widths = by_operations(groups, scores, operations, aim, widths_at, round_to)
-        keep = best(groups, scores, widths)
+        keep = keep_for(predicted)
         if not keep:
             return keep
         smaller = copy.deepcopy(module)
@@ -128,7 +130,7 @@ def _within(
         counted = _operations(smaller, run)
         if counted <= goal:
             return keep
-        aim *= goal / counted
+        predicted *= goal / counted
     raise TechniqueError(
         f"the target of {goal:,.0f} multiply-accumulates was not reached",
         f"{counted:,} are left: some groups had to be put back",
@@ -152,7 +154,7 @@ def nothing_to_remove(groups: Groups) -> TechniqueError:
     ranked = sorted(groups.skipped, key=lambda skip: rank.get(skip.kind, 1))
     why = f"{ranked[0].path or 'the model'}: {ranked[0].reason}" if ranked else "it has no convolution or Linear"
     fails = any(skip.kind == "forward_fails" for skip in ranked)
-    fix = WAY_OUT if fails else "method magnitude zeroes single weights"
+    fix = SIZES_FIX if fails else "method magnitude zeroes single weights"
     return TechniqueError("structured pruning can remove nothing from this model", why, fix)
 
 

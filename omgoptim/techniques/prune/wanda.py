@@ -21,12 +21,10 @@ from torch import nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Wanda
-from omgoptim.techniques.prune._unstructured.input_norms import input_norms
-from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
-from omgoptim.techniques.prune._unstructured.masking import Aim, zero_lowest
-from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, select
-from omgoptim.techniques.prune._unstructured.saliency import by_input
-from omgoptim.techniques.prune._unstructured.weight_matrix import from_rows, to_rows
+from omgoptim.techniques.prune._reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import SparsityTarget, zero_lowest
+from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, from_rows, select, to_rows
+from omgoptim.techniques.prune._unstructured.saliency import input_norms, wanda
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 UNSEEN = "hooks cannot see the inputs of its weight; method magnitude can prune it"
@@ -45,10 +43,10 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
     seen = only_seen(selection, set(norms))
     scores = {}
     for weight in seen.weights:
-        rows = by_input(to_rows(weight.parameter.detach(), weight.layer), norms[weight.path])
+        rows = wanda(to_rows(weight.parameter.detach(), weight.layer), norms[weight.path])
         scores[weight.path] = from_rows(rows, weight.layer, tuple(weight.parameter.shape))
     what = f"magnitude x input norm, {params.scope.replace('_', ' ')}"
-    aim = Aim(params.sparsity, params.scope, what, spare_small=not params.targets)
+    aim = SparsityTarget(params.sparsity, params.scope, what, spare_small=not params.targets)
     return reconstructed(zero_lowest(seen, scores, aim), module, before, params, run)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from omgoptim.errors import TechniqueError
 from omgoptim.models.onnx_file import load
 from omgoptim.requests.quantize import Fp16
-from omgoptim.techniques.quantize._onnx.files import finish
+from omgoptim.techniques.quantize._onnx.program import finish
 from omgoptim.techniques.quantize._onnx.weight_storage import store_half
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from omgoptim.requests.quantize import Fp32
-from omgoptim.techniques.quantize._onnx.files import copy
+from omgoptim.techniques.quantize._onnx.program import copy
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 

@@ -26,8 +26,8 @@ from omgoptim.models.onnx_graph import find_layers, has_attention, module_paths,
 from omgoptim.requests.quantize import Qat, Static
 from omgoptim.techniques.quantize import static
 from omgoptim.techniques.quantize._onnx import preparation
-from omgoptim.techniques.quantize._onnx.files import finish
 from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.program import finish
 from omgoptim.techniques.quantize._onnx.qdq import write_qdq
 from omgoptim.techniques.quantize._onnx.weight_storage import quantize_embeddings
 from omgoptim.techniques.quantize._ptq.calibration import batches_for

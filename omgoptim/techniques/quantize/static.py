@@ -5,7 +5,7 @@ DequantizeLinear pairs around the layers, from which an engine makes integer ker
 s = (max - min) / 255 for activations; weights have s = max|w| / 127 over an output channel and no zero point.
 Before that the float program is rewritten to keep the accuracy: cross-layer equalization, ranges selected by output
 SQNR, bias correction, rounding of small kernels (effort best: AdaRound on all weights); up to three first layers stay
-in float where they have under 4 % of the work and made most of the noise. `_ptq/presets.py` says which effort does
+in float where they have under 4 % of the work and made most of the noise. `_ptq/state.py` says which effort does
 what, `_ptq/pipeline.py` in which order and when a step is kept.
 Two algorithms write the program: ONNX Runtime's writer with all of the above, and NNCF with scaled channels, its own
 ranges and bias correction, and for transformers its SmoothQuant and mixed preset; `auto` tries both.
@@ -38,13 +38,12 @@ from omgoptim.reports import Skip
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx import preparation
-from omgoptim.techniques.quantize._onnx.files import finish
 from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.program import finish
 from omgoptim.techniques.quantize._onnx.weight_storage import quantize_embeddings
-from omgoptim.techniques.quantize._ptq import nncf_backend, onnxruntime_backend, pipeline
+from omgoptim.techniques.quantize._ptq import backends, pipeline
 from omgoptim.techniques.quantize._ptq.calibration import Batch, batches_for
-from omgoptim.techniques.quantize._ptq.presets import apply_preset
-from omgoptim.techniques.quantize._ptq.state import PtqTask
+from omgoptim.techniques.quantize._ptq.state import PtqTask, apply_preset
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 KEPT = "first layer kept in float: little work, and most of the quantization noise in int8"
@@ -66,7 +65,7 @@ def variants(params: Static, source: Path) -> list[Static]:
     if has_attention(load(source, weights=False)):
         return [params.model_copy(update={"algorithm": "nncf"})]
     plain = [params.model_copy(update={"algorithm": "onnxruntime"})]
-    return [*plain, params.model_copy(update={"algorithm": "nncf"})] if nncf_backend.is_installed() else plain
+    return [*plain, params.model_copy(update={"algorithm": "nncf"})] if backends.has_nncf() else plain
 
 
 @technique(Static, runtimes=("onnxruntime", "openvino"), needs_data=True, source="arXiv:1712.05877")
@@ -99,13 +98,13 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
         if nothing := no_layer_left("static quantization", before, chosen):
             raise nothing
         if algorithm == "onnxruntime":
-            quantized, notes = onnxruntime_backend.quantize(
+            quantized, notes = backends.quantize_by_onnxruntime(
                 model, batches, PtqTask(chosen, params, run.threads, run.seed, run.progress), folder, kept
             )
             quantize_embeddings(quantized, chosen, params.granularity == "per_channel")
         else:
             model, scaling = _scaled(model, chosen, batches, params, run)
-            quantized, notes = nncf_backend.quantize(model, chosen, batches, params, folder)
+            quantized, notes = backends.quantize_by_nncf(model, chosen, batches, params, folder)
             notes = [*scaling, *notes]
     result = changes(before, chosen, quantized, params, kept)
     finish(quantized, original, target)

@@ -13,13 +13,14 @@ at a time a layer bound by memory bandwidth can be faster, and the measured spee
 Limits: convolutions stay; a layer whose number of inputs no power of two from 16 to the group size divides stays;
 ONNX Runtime's fused product also rounds activations to 8 bits, a block at a time.
 Source: arXiv:2210.17323 (GPTQ); the format is ONNX opset 21 (blocked DequantizeLinear). Differs in the searched ranges
-(group_quantization.py) and in the check on held-out samples.
+(`_ptq/gptq.py`) and in the check on held-out samples.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -30,20 +31,29 @@ from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import CONV, OnnxLayer, find_layers, module_paths, select_layers
 from omgoptim.requests.quantize import WeightOnly
 from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
-from omgoptim.techniques.quantize._onnx.files import finish
-from omgoptim.techniques.quantize._onnx.packed_weights import (
+from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
+from omgoptim.techniques.quantize._onnx.program import finish, has_free_batch
+from omgoptim.techniques.quantize._onnx.weight_storage import (
     OPSET,
+    RECURRENT,
+    STORED,
     packed_tensors,
+    quantize_embeddings,
     split_gemms,
+    store_recurrent,
     stored_matmuls,
     unpacking_node,
 )
-from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
-from omgoptim.techniques.quantize._onnx.runtime import has_free_batch
-from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, quantize_embeddings, store_recurrent
 from omgoptim.techniques.quantize._ptq.calibration import batches_for, split
-from omgoptim.techniques.quantize._ptq.gptq import Hessians, gptq_quantize, input_hessians, output_error
-from omgoptim.techniques.quantize._ptq.group_quantization import Float, QuantizedGroups, quantize_groups
+from omgoptim.techniques.quantize._ptq.gptq import (
+    Float,
+    Hessians,
+    QuantizedGroups,
+    gptq_quantize,
+    input_hessians,
+    output_error,
+    quantize_groups,
+)
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 SMALLEST_BYTES = 1024
@@ -170,16 +180,10 @@ def _pack(
             node.input[1] = unpacking.output[0]
             precisions[node.name] = f"int{params.num_bits} weight in groups of {size}, dequantized at run time"
     nodes = [each for node in model.graph.node for each in (before.get(node.name), node) if each is not None]
-    nodes = [_copy(node) for node in nodes]
+    nodes = [deepcopy(node) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return precisions, improved
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copied = NodeProto()
-    copied.CopyFrom(node)
-    return copied
 
 
 def _rounded(

@@ -17,6 +17,12 @@ from torch.nn import functional as F
 TARGET_WEIGHT, OTHERS_WEIGHT = 1.0, 8.0
 """Weights alpha and beta of decoupled distillation: arXiv:2203.08679, CIFAR-100 tables."""
 
+ANGLE_WEIGHT = 2.0
+"""Weight of the angle term beside the distance term: arXiv:1904.05068, section 4 (lambda 1 and 2)."""
+
+ANGLE_ROWS = 128
+"""Maximum samples per batch whose angles are compared: memory grows with their cube (2 M angles, 8 MB at 128)."""
+
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return T^2 x KL(softmax(teacher / T) || softmax(student / T)), summed over classes, averaged over rows.
@@ -165,13 +171,6 @@ def _correlations(student: Tensor, teacher: Tensor, epsilon: float = 1e-8) -> Te
     a, b = student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True)
     correlations: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + epsilon)
     return correlations
-
-
-ANGLE_WEIGHT = 2.0
-"""Weight of the angle term beside the distance term: arXiv:1904.05068, section 4 (lambda 1 and 2)."""
-
-ANGLE_ROWS = 128
-"""Maximum samples per batch whose angles are compared: memory grows with their cube (2 M angles, 8 MB at 128)."""
 
 
 def hint_distance(student: Tensor, teacher: Tensor, real: Tensor | None = None) -> Tensor:

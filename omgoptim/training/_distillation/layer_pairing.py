@@ -17,21 +17,37 @@ DIGITS = "0123456789"
 Pair = tuple[LayerOutput, LayerOutput]
 """Layer of the student, layer of the teacher."""
 
+NAMES = (
+    ("query", "key", "value"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("to_q", "to_k", "to_v"),
+    ("linear_q", "linear_k", "linear_v"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("wq", "wk", "wv"),
+    ("Wq", "Wk", "Wv"),
+    ("q", "k", "v"),
+)
+"""Names of the query, key and value layers of one attention."""
 
-def pairs_of(student: Trace, teacher: Trace, asked: Sequence[str], positions: bool = False) -> list[Pair]:
+CROSS = ("cross", "encdec", "encoder_attn")
+"""Parts of module paths that mark cross-attention."""
+
+
+def pairs_of(student: Trace, teacher: Trace, requested: Sequence[str], positions: bool = False) -> list[Pair]:
     """Return the requested pairs, or else pairs by path and shape.
 
     Args:
         student: layers and shapes of one forward.
         teacher: layers and shapes of one forward.
-        asked: `STUDENT=TEACHER` by module path, or one path for both; empty: found.
+        requested: `STUDENT=TEACHER` by module path, or one path for both; empty: found.
         positions: whether only layers with positions (maps, sequences) will do.
 
     Raises:
-        RequestError: a path that is asked for is not a layer of the module, or one that gives nothing to compare.
+        RequestError: a path that is requested for is not a layer of the module, or one that gives nothing to compare.
         TechniqueError: nothing could be paired, or a pair has grids of different kinds.
     """
-    pairs = [asked_pair(text, student, teacher) for text in asked] or found_pairs(student, teacher, positions)
+    pairs = [requested_pair(text, student, teacher) for text in requested] or found_pairs(student, teacher, positions)
     if not pairs:
         raise TechniqueError(
             "no layers of the student and the teacher could be paired",
@@ -54,7 +70,7 @@ def two_paths(text: str) -> tuple[str, str]:
     return one.strip(), (other if separator else one).strip()
 
 
-def asked_pair(text: str, student: Trace, teacher: Trace) -> Pair:
+def requested_pair(text: str, student: Trace, teacher: Trace) -> Pair:
     """Return the two layers that `STUDENT=TEACHER`, or one path for both, names.
 
     Raises:
@@ -89,11 +105,11 @@ def found_pairs(student: Trace, teacher: Trace, positions: bool = False) -> list
     for way in ways:
         pairs = [(one, other) for one, other in way(student, teacher) if one.grid or not positions]
         if pairs:
-            return [pair for pair in pairs if not _answers(*pair)] or pairs
+            return [pair for pair in pairs if not _is_output_pair(*pair)] or pairs
     return []
 
 
-def _answers(one: LayerOutput, other: LayerOutput) -> bool:
+def _is_output_pair(one: LayerOutput, other: LayerOutput) -> bool:
     """Return whether both layers are the main outputs, which the output loss compares anyway."""
     return one.final and other.final and one.shape == other.shape
 
@@ -165,38 +181,20 @@ def _placed(student: Trace, teacher: Trace) -> list[Pair]:
     return [(one, other) for one, other in pairs if (len(one.grid), one.sequence) == (len(other.grid), other.sequence)]
 
 
-NAMES = (
-    ("query", "key", "value"),
-    ("q_proj", "k_proj", "v_proj"),
-    ("q_lin", "k_lin", "v_lin"),
-    ("to_q", "to_k", "to_v"),
-    ("linear_q", "linear_k", "linear_v"),
-    ("query_proj", "key_proj", "value_proj"),
-    ("wq", "wk", "wv"),
-    ("Wq", "Wk", "Wv"),
-    ("q", "k", "v"),
-)
-"""Names of the query, key and value layers of one attention."""
-
-
-CROSS = ("cross", "encdec", "encoder_attn")
-"""Parts of module paths that mark cross-attention."""
-
-
-def attention_of(traced: Trace, asked: str | None, whose: str) -> tuple[LayerOutput, LayerOutput, LayerOutput]:
+def attention_of(traced: Trace, requested: str | None, whose: str) -> tuple[LayerOutput, LayerOutput, LayerOutput]:
     """Return the query, key and value layers of a module's last self-attention, or of the requested one.
 
     Raises:
-        RequestError: what is asked for is no such attention.
+        RequestError: what is requested for is no such attention.
         TechniqueError: the module has none whose three are layers of their own.
     """
     found = _attentions(traced)
-    if asked is not None:
-        if asked in found:
-            return found[asked]
+    if requested is not None:
+        if requested in found:
+            return found[requested]
         raise RequestError(
-            f"'{asked}' is not a self-attention of the {whose} with query, key and value layers",
-            did_you_mean(asked, found) or "it has none",
+            f"'{requested}' is not a self-attention of the {whose} with query, key and value layers",
+            did_you_mean(requested, found) or "it has none",
             "name the module that holds the three, as STUDENT=TEACHER, or one path for both",
         )
     if found:

@@ -101,7 +101,7 @@ def digests(batch: Batch) -> list[bytes]:
     return [made.digest() for made in hashes]
 
 
-def keep_outputs(
+def cache_outputs(
     batches: Batches,
     config: TrainingConfig,
     count: int,
@@ -131,20 +131,20 @@ def keep_outputs(
         return None, f"{EVERY}: kept they would take {_size(example.nbytes * count)}"
     if _changing(batches, config, first):
         return None, f"{EVERY}: the inputs are augmented"
-    kept, reported = TeacherOutputs(), 0.0
+    cache, reported = TeacherOutputs(), 0.0
     seed_everything(config.seed, 0, PASS)
     for number, batch in enumerate(batches.epoch(config.batch), 1):
-        if not kept.holds(batch):
+        if not cache.holds(batch):
             outputs = compute(batch)
             if not outputs.has_rows(batch.size):
                 return None, f"{EVERY}: there is not one for each sample"
-            kept.add(batch, outputs)
-        if kept.size_bytes > LIMIT_BYTES:
+            cache.add(batch, outputs)
+        if cache.size_bytes > LIMIT_BYTES:
             return None, f"{EVERY}: kept they would take more than {_size(LIMIT_BYTES)}"
         if time.perf_counter() - reported > 1.0:
             reported = time.perf_counter()
             progress(f"training: the teacher's outputs, batch {number} of {count}", 0.0)
-    return kept, f"computed once for {len(kept):,} samples and kept ({_size(kept.size_bytes)})"
+    return cache, f"computed once for {len(cache):,} samples and kept ({_size(cache.size_bytes)})"
 
 
 def _changing(batches: Batches, config: TrainingConfig, first: Batch) -> bool:

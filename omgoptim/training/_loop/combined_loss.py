@@ -38,7 +38,7 @@ class CombinedLoss:
     features: FeatureLoss | None = None
     student: nn.Module | None = None
     """Module whose layers give the features, without Accelerate's wrapper."""
-    kept: TeacherOutputs | None = None
+    cache: TeacherOutputs | None = None
     """Cached teacher outputs; those of other samples are computed."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Precision in which the teacher runs: the student's."""

@@ -54,7 +54,7 @@ class Steps:
     config: TrainingConfig
     masks: ZeroMasks | None
     last_rate: float = 0.0
-    """Return the learning rate of the last step."""
+    """Learning rate of the last step."""
 
     @property
     def device(self) -> torch.device:
@@ -111,8 +111,8 @@ class Steps:
 
     def _backward(self, batch: Batch, share: float, last: bool) -> float:
         with nullcontext() if last else self.accelerator.no_sync(self.called):
-            kept = self.loss_fn.kept
-            teacher_outputs = kept.of(batch) if kept is not None else None
+            cache = self.loss_fn.cache
+            teacher_outputs = cache.of(batch) if cache is not None else None
             teacher_outputs = None if teacher_outputs is None else teacher_outputs.to(self.device)
             loss: Tensor = self.loss_fn(self.called, batch.to(self.device), teacher_outputs)
             value = float(loss.detach())
@@ -288,7 +288,7 @@ def average_buffers(accelerator: Any, module: nn.Module) -> None:
 
 
 def from_first(value: Any, ranks: int) -> Any:
-    """Return what the first process has."""
+    """Return the value of the first process."""
     if ranks == 1:
         return value
     values = [value]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.reports import Epoch
-from omgoptim.training._distillation.teacher_outputs import EVERY, keep_outputs
+from omgoptim.training._distillation.teacher_outputs import EVERY, cache_outputs
 from omgoptim.training._loop.checkpoints import Checkpoint, all_tensors, put_tensors, trained_tensors
 from omgoptim.training._loop.steps import Steps, from_first
 from omgoptim.training.batches import Batch, Batches
@@ -101,7 +101,7 @@ class TrainingState:
         if loss_fn.features is not None:
             self.teacher_outputs = f"{EVERY}: features are learnt too"
         elif loss_fn.learns_outputs:
-            loss_fn.kept, self.teacher_outputs = keep_outputs(
+            loss_fn.cache, self.teacher_outputs = cache_outputs(
                 batches,
                 self.steps.config,
                 count,

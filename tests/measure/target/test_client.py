@@ -177,7 +177,7 @@ def test_one_run_at_a_time_measures_there(server, connect):
     first, second = connect(server, "run-1"), connect(server, "run-2")
     waited, entered = threading.Event(), threading.Event()
     said = []
-    second._say = lambda text: (said.append(text), waited.set())
+    second._report = lambda text: (said.append(text), waited.set())
 
     def measure():
         with second.measuring():

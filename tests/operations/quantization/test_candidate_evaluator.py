@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import pytest
 from float_programs import gemm, program
 
 from omgoptim.errors import ArtifactError
-from omgoptim.measure import launch
+from omgoptim.measure import measuring_process
 from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.quality import read_outputs
 from omgoptim.models import artifact as artifacts
@@ -46,11 +47,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     first: list[Path] = []
 
     class Noted(MeasuringProcess):
-        def __init__(self, artifact: Path, **specs: object) -> None:
+        def __init__(self, artifact: Path, *setup: Any) -> None:
             first.append(artifact)
-            super().__init__(artifact, **specs)  # type: ignore[arg-type]
+            super().__init__(artifact, *setup)
 
-    monkeypatch.setattr(launch, "MeasuringProcess", Noted)
+    monkeypatch.setattr(measuring_process, "MeasuringProcess", Noted)
     return first
 
 

@@ -10,7 +10,7 @@ from omgoptim.operations.quantization.mixed_precision import MixedPrecision
 from omgoptim.operations.quantization.screening import CandidateResult
 from omgoptim.reports import Guard
 from omgoptim.requests.quantize import Bf16, Static
-from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import Diagnostic
+from omgoptim.techniques.quantize._diagnostics.diagnostics import Diagnostic
 
 PLAIN = CandidateSpec(Static(algorithm="nncf"), "openvino")
 MIXED = CandidateSpec(Static(algorithm="nncf", ignore=["head"]), "openvino", "1 layer in float", 1)

@@ -71,7 +71,7 @@ def test_keeping_more_layers_than_there_are_is_refused_with_the_number(run_of: A
     assert "repeats 3" in refused.value.why
 
 
-def test_the_layers_of_one_recurrent_module_stay_and_that_is_said(run_of: Any, drawn: Any) -> None:
+def test_the_layers_of_one_recurrent_module_stay_and_are_reported(run_of: Any, drawn: Any) -> None:
     class Heard(nn.Module):
         def __init__(self) -> None:
             super().__init__()

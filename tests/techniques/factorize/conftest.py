@@ -52,7 +52,7 @@ def run_of(tmp_path: Path) -> RunOf:
 
 @pytest.fixture
 def factorized() -> Factorized:
-    """A copy of the module after the technique of its params, and what that says it did."""
+    """A copy of the module after the technique of its params, and the outcome."""
 
     def apply(module: nn.Module, params: Factorization, run: ModuleRun) -> tuple[nn.Module, Outcome]:
         copied = copy.deepcopy(module)

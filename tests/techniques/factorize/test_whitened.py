@@ -91,7 +91,7 @@ def test_on_the_calibration_data_it_loses_no_more_than_plain_svd(
         assert off(module, white, x) < 0.8 * off(module, plain, x)
 
 
-def test_a_single_layer_loses_exactly_what_its_cut_off_singular_values_say(
+def test_a_single_layer_loses_exactly_the_cut_off_singular_values(
     run_of: RunOf, factorized: Factorized, correlated: Correlated
 ) -> None:
     """Oracle: numpy-free torch on the centred inputs; the mean of the outputs is kept by the bias."""

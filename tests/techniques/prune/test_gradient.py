@@ -80,7 +80,7 @@ def test_the_fraction_is_exact_and_the_model_is_left_in_its_mode_without_gradien
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-def test_what_no_gradient_reaches_is_left_alone_and_told(run_of: RunOf, drawn: Drawn) -> None:
+def test_weights_without_a_gradient_stay_and_are_reported(run_of: RunOf, drawn: Drawn) -> None:
     class Cut(nn.Module):
         def __init__(self) -> None:
             super().__init__()

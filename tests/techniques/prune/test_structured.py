@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_model(importance: str, run_of: RunOf) -> N
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_fitting_brings_the_outputs_nearer_and_is_told(run_of: RunOf) -> None:
+def test_reconstruction_brings_the_outputs_nearer_and_is_noted(run_of: RunOf) -> None:
     torch.manual_seed(0)
     module = nets.Residual().eval()
     run, expected = run_of(module, [IMAGES]), called(module, IMAGES)

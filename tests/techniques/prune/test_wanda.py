@@ -64,7 +64,7 @@ class Recurrent(nn.Module):
         return given
 
 
-def test_what_is_not_seen_from_outside_is_left_alone_does_not_count_and_is_told(run_of: RunOf, drawn: Drawn) -> None:
+def test_weights_without_visible_inputs_stay_do_not_count_and_are_reported(run_of: RunOf, drawn: Drawn) -> None:
     net = Recurrent()
     outcome = apply_to_module(net, Wanda(sparsity=0.5), run_of(net, [drawn(2, 5, 4)]))
     assert int((net.head.weight == 0).sum()) == 30

@@ -160,7 +160,7 @@ def export(module: nn.Module, example: torch.Tensor, path: Path) -> None:
 
 @pytest.fixture
 def apply(tmp_path: Path) -> Callable[..., tuple[Path, Outcome]]:
-    """`apply(program, params)`: run the params' technique; the file it wrote and what it says it did."""
+    """`apply(program, params)`: run the params' technique; the file it wrote and the outcome."""
 
     def call(source: Program, params: Params, calibration: list[Array] | None = None) -> tuple[Path, Outcome]:
         scratch = tmp_path / "scratch"

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from omgoptim.errors import TechniqueError
 from omgoptim.requests.quantize import Dynamic
-from omgoptim.techniques.quantize._onnx.runtime import lacks_int8_dot_product
+from omgoptim.techniques.quantize._onnx.program import lacks_int8_dot_product
 
 
 def ops(path: Path) -> Counter[str]:
@@ -83,7 +83,7 @@ def test_convolutions_stay_float_and_are_listed_with_the_reason(program, apply, 
     assert cosine(program("cnn"), target) > 0.999
 
 
-def test_a_gru_is_stored_in_int8_computed_in_float_and_told_so(program, apply, cosine):
+def test_a_gru_is_stored_in_int8_computed_in_float_and_reported_so(program, apply, cosine):
     source = program("gru")
     target, outcome = apply(source, Dynamic())
     assert ops(target)["GRU"] == 1

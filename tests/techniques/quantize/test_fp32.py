@@ -8,7 +8,7 @@ from omgoptim.requests.quantize import Fp32
 from omgoptim.techniques.registry import technique_of
 
 
-def test_the_program_is_copied_byte_for_byte_and_nothing_is_said_to_have_changed(program, apply):
+def test_the_program_is_copied_byte_for_byte_and_no_change_is_reported(program, apply):
     target, outcome = apply(program("mlp"), Fp32())
     assert target.read_bytes() == program("mlp").path.read_bytes()
     assert outcome.changed == []

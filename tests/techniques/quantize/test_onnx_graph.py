@@ -12,7 +12,7 @@ from omgoptim.requests.quantize import Bf16, Dynamic, Static
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lstm", "gru", "encoder"])
-def test_traits_say_what_the_network_is_made_of(program, name):
+def test_traits_describe_the_layers_of_the_network(program, name):
     traits = graph_traits(program(name).path)
     assert (traits.conv_weight_bytes > 0) == (name == "cnn")
     assert (traits.recurrent_weight_bytes > 0) == (name in ("lstm", "gru"))

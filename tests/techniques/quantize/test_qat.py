@@ -15,7 +15,7 @@ from omgoptim.requests.quantize import Qat
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature, structure_of
-from omgoptim.techniques.quantize._onnx.runtime import lacks_int8_dot_product
+from omgoptim.techniques.quantize._onnx.program import lacks_int8_dot_product
 from omgoptim.techniques.quantize._ptq.qat_state import (
     QatState,
     compute_scaling,

@@ -16,15 +16,15 @@ from torch import nn
 import omgoptim
 from omgoptim.errors import DataError, SetupError, TechniqueError
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._ptq import nncf_backend
-from omgoptim.techniques.quantize._ptq.presets import apply_preset
+from omgoptim.techniques.quantize._ptq import backends
+from omgoptim.techniques.quantize._ptq.state import apply_preset
 from omgoptim.techniques.quantize.static import variants
 
 ALGORITHMS = [
     "onnxruntime",
-    pytest.param("nncf", marks=pytest.mark.skipif(not nncf_backend.is_installed(), reason="nncf is not installed")),
+    pytest.param("nncf", marks=pytest.mark.skipif(not backends.has_nncf(), reason="nncf is not installed")),
 ]
-needs_nncf = pytest.mark.skipif(not nncf_backend.is_installed(), reason="nncf is not installed")
+needs_nncf = pytest.mark.skipif(not backends.has_nncf(), reason="nncf is not installed")
 
 
 def ops(path: Path) -> Counter[str]:
@@ -46,7 +46,7 @@ def test_layers_get_quantizers_and_both_engines_stay_close(program, apply, cosin
     assert ops(target)["QuantizeLinear"] >= 3
     assert ops(target)["DequantizeLinear"] >= 6
     assert cosine(source, target) > 0.995
-    if nncf_backend.is_installed():
+    if backends.has_nncf():
         assert cosine(source, target, "openvino") > 0.995
     before, after = (sum(a.nbytes for a in stored(p).values()) for p in (source.path, target))
     assert before / after > 3
@@ -169,13 +169,13 @@ def test_missing_nncf_is_an_error_with_the_install_line(program, apply, monkeypa
 
 
 def test_variants_are_the_algorithms_worth_trying_on_the_graph(program, monkeypatch):
-    monkeypatch.setattr(nncf_backend, "is_installed", lambda: True)
+    monkeypatch.setattr(backends, "is_installed", lambda: True)
     params = Static(symmetric=True)
     assert [v.algorithm for v in variants(params, program("cnn").path)] == ["onnxruntime", "nncf"]
     assert [v.algorithm for v in variants(params, program("encoder").path)] == ["nncf"]
     assert all(v.symmetric for v in variants(params, program("cnn").path))
     assert variants(Static(algorithm="nncf"), program("cnn").path) == [Static(algorithm="nncf")]
-    monkeypatch.setattr(nncf_backend, "is_installed", lambda: False)
+    monkeypatch.setattr(backends, "is_installed", lambda: False)
     assert [v.algorithm for v in variants(params, program("cnn").path)] == ["onnxruntime"]
 
 

@@ -13,7 +13,7 @@ from omgoptim.measure.program_macs import count_program
 from omgoptim.models.onnx_file import load, tensor_bytes
 from omgoptim.models.onnx_graph import count_params, find_layers
 from omgoptim.requests.quantize import WeightOnly
-from omgoptim.techniques.quantize._onnx.packed_weights import pack_nibbles
+from omgoptim.techniques.quantize._onnx.weight_storage import pack_nibbles
 
 
 def gemm_program(kind: type, path: Path, weight: np.ndarray, **attributes: float):

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from omgoptim.models.samples import Samples
 from omgoptim.runtimes.signature import InputTensor, Signature
-from omgoptim.techniques.reconstruction.capture import StopForward, forward_hooks, run_until_stopped
-from omgoptim.techniques.reconstruction.ridge import ridge
-from omgoptim.techniques.reconstruction.rows import padding_mask
+from omgoptim.techniques.reconstruction.inputs import StopForward, forward_hooks, padding_mask, run_until_stopped
+from omgoptim.techniques.reconstruction.least_squares import ridge
 from omgoptim.techniques.reconstruction.sequential import LayerFit, fit_in_order
 from omgoptim.techniques.registry import ModuleRun
 

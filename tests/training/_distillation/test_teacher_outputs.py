@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 from omgoptim.models.data import DataSource
 from omgoptim.models.raw_batch import RawBatch
 from omgoptim.training._distillation import teacher_outputs
-from omgoptim.training._distillation.teacher_outputs import TeacherOutput, TeacherOutputs, digests, keep_outputs
+from omgoptim.training._distillation.teacher_outputs import TeacherOutput, TeacherOutputs, cache_outputs, digests
 from omgoptim.training.batches import Batch, Batches
 from omgoptim.training.config import TrainingConfig
 
@@ -29,7 +29,7 @@ def kept(
     batches: Batches, config: TrainingConfig = PLAN, asked: Callable[[Batch], TeacherOutput] = taught
 ) -> tuple[TeacherOutputs | None, str]:
     count, first = batches.survey(config.batch, config.seed, lambda _target: None)
-    return keep_outputs(batches, config, count, first, asked)
+    return cache_outputs(batches, config, count, first, asked)
 
 
 def changing(change: Callable[[Tensor], Tensor]) -> Batches:

@@ -1,23 +1,46 @@
-"""Replacement of dense convolutions by smaller blocks that approximate them."""
+"""Replacement of dense convolutions by smaller blocks, fitted in closed form to the convolutions' outputs.
+
+The 1x1 convolution that ends a block is fitted by ridge regression, as pruning does it, to what the dense convolution
+gives in the model before, on what it reads in the model with blocks, without labels. An inverted residual's norms are
+given the statistics of what they get, and its weights make up for that, so that it gives the same in training and in
+evaluation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from omgoptim.blocks.depth_separable import DepthSeparableConv
+from omgoptim.blocks.inverted_residual import MIDDLE, InvertedResidual
 from omgoptim.errors import TechniqueError
+from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.measure.size import count_params
 from omgoptim.reports import Change, Skip
-from omgoptim.techniques.distill._student.block_fitting import Block, Conv, fit_blocks, with_dense
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.factorize._low_rank.replacement import put
-from omgoptim.techniques.probe import NOT_RUN, Probe
+from omgoptim.techniques.factorize._low_rank.problem import replace_layer
+from omgoptim.techniques.probe import NOT_RUN, Probe, attached, quiet
 from omgoptim.techniques.prune._channels.groups import owned_parameters
+from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome
+from omgoptim.training.batch_norm import reestimate
+
+Conv = nn.Conv1d | nn.Conv2d
+Block = DepthSeparableConv | InvertedResidual
+
+FITS = 2
+"""Sweeps over all blocks: the second fits on the inputs that the weights of the first give."""
+
+
+LEAST_VARIANCE = 0.01
+"""Lower bound of a channel's variance relative to the mean over channels: keeps dead channels from being amplified."""
 
 MakeBlock = Callable[[Conv], Block]
 """Function from a convolution to the block that can replace it."""
@@ -26,18 +49,154 @@ FEWEST_INPUTS = 5
 """Minimum input channels of a replaced convolution: image stems (1, 3 or 4 channels) keep theirs."""
 
 
+class _DensePart(nn.Module):
+    """Container of a dense convolution under the name of the block's fitted part."""
+
+    def __init__(self, name: str, conv: Conv) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, conv)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self._modules[self.name](input)  # type: ignore[misc]
+        return output
+
+
+def _fitted_part(block: Block) -> str:
+    return "project" if isinstance(block, InvertedResidual) else "pointwise"
+
+
+def with_dense(module: nn.Module, blocks: Mapping[str, Block]) -> nn.Module:
+    """Return a copy of the original module, with each convolution at the path of its block's fitted part."""
+    twin = copy.deepcopy(module)
+    for path, block in blocks.items():
+        conv: Any = twin.get_submodule(path)
+        replace_layer(twin, path, _DensePart(_fitted_part(block), conv))
+    return twin
+
+
+class _CentredReLU6(nn.ReLU6):
+    """Return ReLU6 less the middle of its range, about its mean output: ridge regression shrinks towards zero."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) - MIDDLE
+
+
+def fit_blocks(module: nn.Module, dense: nn.Module, blocks: Mapping[str, Block], run: ModuleRun) -> None:
+    """Fit the last part of every block to the convolution's outputs, by ridge regression.
+
+    An inverted residual's is fitted with a bias, on centred inputs; both are absorbed by the norm behind it afterwards.
+    """
+    nothing = torch.empty(0, dtype=torch.long)
+    parts = {(f"{path}.{_fitted_part(block)}", "in"): nothing for path, block in blocks.items()}
+    inverted = [block for block in blocks.values() if isinstance(block, InvertedResidual)]
+    for block in inverted:
+        block.project.bias = nn.Parameter(block.project_norm.bias.detach() + _middle(block))
+        nn.init.zeros_(block.project_norm.bias)
+        block.activation = _CentredReLU6()
+    for _ in range(FITS if inverted else 1):
+        _set_norm_statistics(module, inverted, run)
+        reconstruct_channels(module, dense, parts, run)
+    _set_norm_statistics(module, inverted, run)
+    for block in inverted:
+        bias, mean = block.project.bias, block.project_norm.running_mean
+        assert bias is not None
+        assert mean is not None
+        mean += _middle(block) - bias.detach()
+        block.project.bias, block.activation = None, nn.ReLU6()
+    reestimate(module, run.signature, run.statistics)
+
+
+def _middle(block: InvertedResidual) -> Tensor:
+    """Return what `project` gives for the middle of ReLU6's range, (out,)."""
+    return MIDDLE * block.project.weight.detach().flatten(1).sum(1)
+
+
+@torch.no_grad()
+def _set_norm_statistics(module: nn.Module, blocks: Sequence[InvertedResidual], run: ModuleRun) -> None:
+    """Set the statistics of the blocks' norms without changing the blocks' outputs.
+
+    `project` compensates for the first norms' scaling, and the last norm reproduces its input.
+    """
+    observed = _input_statistics(module, [norm for block in blocks for norm in _norms(block)], run)
+    for block in blocks:
+        scale, mean = _unit_scale_and_mean(block)
+        before = _first_scale(block)
+        for norm in _norms(block):
+            norm.running_mean.copy_(observed[norm][0])
+            norm.running_var.copy_(observed[norm][1])
+        if len(block.expand):
+            first: Any = block.expand[1]  # scales only: zero stays zero, which is what the borders are padded with
+            first.bias.copy_(first.weight * first.running_mean / (first.running_var + first.eps).sqrt())
+        own, last = block.norm, cast(Any, block.project_norm)
+        change = _first_scale(block) / before  # of all that `depthwise` gets
+        cast(Tensor, own.running_mean).mul_(change)
+        cast(Tensor, own.running_var).mul_(change.square())
+        last.weight.copy_((last.running_var + last.eps).sqrt())
+        last.bias.copy_(last.running_mean)
+        new_scale, new_mean = _unit_scale_and_mean(block)
+        assert block.project.bias is not None
+        block.project.bias += block.project.weight.flatten(1) @ (scale * (new_mean - mean))
+        block.project.weight.mul_((scale / new_scale).reshape(1, -1, *[1] * block.dims))
+
+
+def _norms(block: InvertedResidual) -> list[Any]:
+    return [*([block.expand[1]] if len(block.expand) else []), block.norm, block.project_norm]
+
+
+def _input_statistics(
+    module: nn.Module, layers: Sequence[nn.Module], run: ModuleRun
+) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    """Return mean and variance (channels,) of each layer's input on the run's statistics, in eval mode."""
+    sums: dict[nn.Module, Tensor] = {}
+
+    def add(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        rows = args[0].detach().transpose(0, 1).flatten(1).double()  # (channels, positions)
+        each = torch.stack([rows.new_full(rows.shape[:1], rows.shape[1]), rows.sum(1), rows.square().sum(1)])
+        sums[layer] = sums[layer] + each if layer in sums else each
+
+    hooks = [layer.register_forward_pre_hook(add) for layer in layers]
+    with attached(hooks), evaluation_mode(module), quiet():
+        for args, kwargs, _ in run.calls():
+            module(*args, **kwargs)
+    found = {}
+    for layer, (count, total, squares) in sums.items():
+        mean = total / count
+        variance = squares / count - mean.square()
+        found[layer] = mean, variance.clamp_min(LEAST_VARIANCE * float(variance.mean()))
+    return found
+
+
+def _first_scale(block: InvertedResidual) -> Tensor:
+    """Return the scale of each input of `depthwise`, (hidden,)."""
+    if not len(block.expand):
+        return torch.ones_like(block.norm.weight)
+    first: Any = block.expand[1]
+    return cast(Tensor, first.weight / (first.running_var + first.eps).sqrt())
+
+
+def _unit_scale_and_mean(block: InvertedResidual) -> tuple[Tensor, Tensor]:
+    """Return scale and mean, (hidden,) each: the norms give scale * (unit - mean) of a unit before `project` reads it.
+
+    The unit is the output of `depthwise` for the block's input without any scaling.
+    """
+    own: Any = block.norm
+    before = _first_scale(block)
+    return before * own.weight / (own.running_var + own.eps).sqrt(), own.running_mean / before
+
+
 @dataclass(frozen=True, slots=True)
-class Words:
+class BlockNames:
     """Names of a replacement in reports."""
 
     what: str
     """`depthwise`, in a change."""
     kind: str
-    """What the block is: `a depth-separable one`."""
+    """Phrase for the block: `a depth-separable one`."""
 
 
 def replace_convolutions(
-    module: nn.Module, make: MakeBlock, words: Words, selection: LayerSelection, run: ModuleRun, *, fit: bool
+    module: nn.Module, make: MakeBlock, words: BlockNames, selection: LayerSelection, run: ModuleRun, *, fit: bool
 ) -> Outcome:
     """Replace every dense convolution whose block is smaller, in place.
 
@@ -55,7 +214,7 @@ def replace_convolutions(
     Raises:
         TechniqueError: none was replaced.
     """
-    found, skipped = _candidates(module, selection, run)
+    found, skipped = _find_replaceable(module, selection, run)
     blocks: dict[str, Block] = {}
     changed = []
     for path, conv in found.items():
@@ -73,13 +232,13 @@ def replace_convolutions(
         raise _nothing_to_replace(words, skipped)
     dense = with_dense(module, blocks) if fit and run.real else None
     for path, block in blocks.items():
-        put(module, path, block)
+        replace_layer(module, path, block)
     if dense is not None:
         fit_blocks(module, dense, blocks, run)
     return Outcome(changed, skipped)
 
 
-def _nothing_to_replace(words: Words, skipped: list[Skip]) -> TechniqueError:
+def _nothing_to_replace(words: BlockNames, skipped: list[Skip]) -> TechniqueError:
     reasons = [f"{skip.path}: {skip.reason}" for skip in skipped[:3]]
     return TechniqueError(
         f"no convolution of this model can become {words.kind}",
@@ -91,10 +250,12 @@ def _nothing_to_replace(words: Words, skipped: list[Skip]) -> TechniqueError:
 # Which
 
 
-def _candidates(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> tuple[dict[str, Conv], list[Skip]]:
+def _find_replaceable(
+    module: nn.Module, selection: LayerSelection, run: ModuleRun
+) -> tuple[dict[str, Conv], list[Skip]]:
     found: dict[str, Conv] = {}
     skipped = []
-    owners, called = owned_parameters(module), _called(module, run)
+    owners, called = owned_parameters(module), _called_convolutions(module, run)
     for path, layer in module.named_modules():
         if not isinstance(layer, _ConvNd):
             continue
@@ -137,13 +298,10 @@ def _why_not(path: str, layer: _ConvNd, selection: LayerSelection, owners: Mappi
     return ""
 
 
-def _called(module: nn.Module, run: ModuleRun) -> set[nn.Module]:
+def _called_convolutions(module: nn.Module, run: ModuleRun) -> set[nn.Module]:
     seen: set[nn.Module] = set()
     convs = [layer for layer in module.modules() if isinstance(layer, _ConvNd)]
     hooks = [layer.register_forward_pre_hook(lambda layer, _args: seen.add(layer)) for layer in convs]
-    try:
+    with attached(hooks):
         Probe.of(run).outputs(module)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return seen

@@ -1,7 +1,8 @@
 """Derivation of a student from its teacher: depth, width, replacement, initialization.
 
 Common to all ways of derivation: depth first, then width, then the technique's replacement, each on the result of the
-step before; then random weights where requested, and the check that the student runs.
+step before; then random weights where requested, and the check that the student runs with the teacher's inputs and
+gives outputs of the same shapes.
 """
 
 from __future__ import annotations
@@ -10,19 +11,29 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
+from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.reports import Skip
 from omgoptim.requests.distill import Derived, FewerLayers
-from omgoptim.techniques.distill._student.compatibility import output_shapes, refuse_other_shapes
+from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.distill._student.layer_bridging import Span, fit_spans
-from omgoptim.techniques.distill._student.layer_selection import LayerSelection, paths_of
+from omgoptim.techniques.distill._student.layer_selection import (
+    LayerSelection,
+    Stack,
+    drop_layers,
+    find_stacks,
+    paths_of,
+)
 from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing, narrow_to
-from omgoptim.techniques.distill._student.repeated_layers import Stack, drop, find_stacks
+from omgoptim.techniques.probe import Probe, attached, error_location, quiet
 from omgoptim.techniques.registry import ModuleRun, Outcome
+
+Shapes = list[tuple[int, ...]]
 
 HALF = 0.5
 """Fraction of the repeated layers that `fewer_layers` keeps by default, as in DistilBERT (arXiv:1910.01108)."""
@@ -33,6 +44,50 @@ Replace = Callable[[nn.Module, LayerSelection, ModuleRun, bool], Outcome]
 NO_REPEATS = (
     "no layer repeats: no ModuleList or Sequential has equal neighbours with outputs of the shape of their inputs"
 )
+
+
+def output_shapes(module: nn.Module, run: ModuleRun) -> Shapes:
+    """Return the output shapes of a module for a batch.
+
+    Raises:
+        TechniqueError: it raises, with the innermost layer that did.
+    """
+    probe = Probe.of(run)
+    inside: list[str] = []
+
+    def enter(path: str) -> Any:
+        return lambda _layer, _args: inside.append(path)
+
+    def leave(_layer: nn.Module, _args: Any, _output: Any) -> None:
+        inside.pop()
+
+    hooks = []
+    for path, layer in module.named_modules():
+        hooks += [layer.register_forward_pre_hook(enter(path)), layer.register_forward_hook(leave)]
+    try:
+        with attached(hooks), evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            result = module(*probe.args, **probe.kwargs)
+    except Exception as error:  # whatever a user's forward raises without what it expects
+        place = f"layer '{inside[-1]}'" if inside and inside[-1] else "the model's own forward"
+        raise TechniqueError(
+            "the student does not run",
+            f"{place} failed: {error_location(error)}",
+            "name that layer, or what the forward takes from it, in ignore; sizes are best written from the tensors "
+            "themselves (x.flatten(1), x.shape, len(self.layers)); or give a student of your own",
+        ) from error
+    return [tuple(leaf.shape) for leaf in flatten(result) if isinstance(leaf, Tensor)]
+
+
+def refuse_other_shapes(student: nn.Module, teacher: Shapes, run: ModuleRun) -> None:
+    """Raise a TechniqueError where a student does not run, or gives other shapes than its teacher's."""
+    shapes = output_shapes(student, run)
+    if shapes != teacher:
+        raise TechniqueError(
+            "the student gives outputs of other shapes than its teacher",
+            f"{shapes} instead of {teacher}, for two samples",
+            "name the layers that write the outputs in ignore",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +118,21 @@ def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace 
     short = Shortened(Outcome([]), LayerSelection.of(module, params))
     if params.depth < 1 or isinstance(params, FewerLayers):
         run.progress("finding repeated layers", 0.0)
-        short = shorten(module, short.selection, stays(params), run)
-    steps = [bridged(module, run.original, short, run) if fit else short.outcome]
+        short = reduce_depth(module, short.selection, layers_to_keep(params), run)
+    steps = [bridge_gaps(module, run.original, short, run) if fit else short.outcome]
     if params.width < 1:
         run.progress("finding narrowable channels", 0.1)
-        steps.append(narrow(module, find_narrowing(module, short.selection, run), params, run, fit))
+        steps.append(reduce_width(module, find_narrowing(module, short.selection, run), params, run, fit))
     if replace is not None:
         run.progress("replacing layers", 0.7)
         steps.append(replace(module, short.selection, run, fit))
-    outcome = joined(steps)
+    outcome = merge_outcomes(steps)
     if not outcome.changed:
-        raise _nothing(params, outcome.skipped)
-    return finish(module, params, outcome, shapes, run)
+        raise _unchanged(params, outcome.skipped)
+    return finish_student(module, params, outcome, shapes, run)
 
 
-def finish(
+def finish_student(
     module: nn.Module, params: Derived, outcome: Outcome, shapes: list[tuple[int, ...]], run: ModuleRun
 ) -> Outcome:
     """Reinitialize the student where the params ask for it, and check that it runs.
@@ -98,16 +153,16 @@ def finish(
     return outcome
 
 
-def stays(params: Derived) -> Callable[[Stack], int]:
+def layers_to_keep(params: Derived) -> Callable[[Stack], int]:
     """Return how many units of a stack stay: the layers to keep, or the fraction; at least one."""
     if isinstance(params, FewerLayers) and params.depth == 1:
         if params.keep_layers is not None:
-            return keeping(params.keep_layers)
+            return keep_at_most(params.keep_layers)
         return lambda stack: _share(stack, HALF)
     return lambda stack: _share(stack, params.depth)
 
 
-def keeping(layers: int) -> Callable[[Stack], int]:
+def keep_at_most(layers: int) -> Callable[[Stack], int]:
     """Keep so many units of every stack, or all where it has fewer."""
     return lambda stack: min(layers, len(stack.units))
 
@@ -116,7 +171,9 @@ def _share(stack: Stack, depth: float) -> int:
     return max(1, math.floor(len(stack.units) * depth + 0.5))
 
 
-def shorten(module: nn.Module, selection: LayerSelection, count: Callable[[Stack], int], run: ModuleRun) -> Shortened:
+def reduce_depth(
+    module: nn.Module, selection: LayerSelection, count: Callable[[Stack], int], run: ModuleRun
+) -> Shortened:
     """Reduce every stack to `count(stack)` units, in place."""
     stacks = find_stacks(module, selection, run)
     keep = {stack: count(stack) for stack in stacks}
@@ -128,7 +185,7 @@ def shorten(module: nn.Module, selection: LayerSelection, count: Callable[[Stack
         if count(stack) >= len(stack.units)
         for path in stack.paths
     ]
-    changed = drop(module, stacks, keep)
+    changed = drop_layers(module, stacks, keep)
     if changed:
         selection = selection.after(before, module)
     skipped = [
@@ -165,7 +222,7 @@ def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
     ]
 
 
-def bridged(module: nn.Module, teacher: nn.Module, short: Shortened, run: ModuleRun) -> Outcome:
+def bridge_gaps(module: nn.Module, teacher: nn.Module, short: Shortened, run: ModuleRun) -> Outcome:
     """Fit the kept layers to the outputs of the removed ones, in place, where there are real inputs.
 
     Returns:
@@ -183,14 +240,14 @@ def bridged(module: nn.Module, teacher: nn.Module, short: Shortened, run: Module
     return dataclasses.replace(short.outcome, notes=[*short.outcome.notes, note])
 
 
-def narrow(module: nn.Module, narrowing: Narrowing, params: Derived, run: ModuleRun, fit: bool) -> Outcome:
+def reduce_width(module: nn.Module, narrowing: Narrowing, params: Derived, run: ModuleRun, fit: bool) -> Outcome:
     """Narrow everything that can shrink to the width of `params`, in place."""
     if not narrowing.is_possible or params.width >= 1:
         return Outcome([], list(narrowing.skipped))
     return narrow_to(module, narrowing, params.width, run, fit=fit, round_to=params.round_to)
 
 
-def joined(steps: Sequence[Outcome]) -> Outcome:
+def merge_outcomes(steps: Sequence[Outcome]) -> Outcome:
     """Merge the outcomes of several steps; a layer whose own channels one of them changed was not skipped."""
     changed = [change for step in steps for change in step.changed]
     paths = {change.path for change in changed if not change.indirect}
@@ -198,7 +255,7 @@ def joined(steps: Sequence[Outcome]) -> Outcome:
     return Outcome(changed, list(skipped.values()), [note for step in steps for note in step.notes])
 
 
-def _nothing(params: Derived, skipped: Sequence[Skip]) -> TechniqueError:
+def _unchanged(params: Derived, skipped: Sequence[Skip]) -> TechniqueError:
     reasons = list(dict.fromkeys(f"{skip.path}: {skip.reason}" for skip in skipped))[:3]
     if isinstance(params, FewerLayers):
         return TechniqueError(

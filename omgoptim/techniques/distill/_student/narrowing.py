@@ -17,14 +17,13 @@ from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.distill._student.recurrent import find_recurrent
-from omgoptim.techniques.distill._student.recurrent_weights import Recurrent, narrow_units
-from omgoptim.techniques.prune._channels.channel_allocation import best, by_ratio
-from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels
+from omgoptim.techniques.distill._student.recurrent import Recurrent, find_recurrent, narrow_units
+from omgoptim.techniques.prune._channels.channel_allocation import best, round_widths, wanted_widths
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
 from omgoptim.techniques.prune._channels.importance import importance_of
-from omgoptim.techniques.prune._channels.removal import take_out
+from omgoptim.techniques.prune._channels.removal import remove_with_positions
+from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 ROUND_TO, ROUND_FROM = 8, 64
@@ -102,7 +101,7 @@ def narrow_to(
     skipped = list(narrowing.skipped)
     keep = best(narrowing.groups, narrowing.scores, _widths(module, narrowing, width, round_to))
     if keep:
-        outcome, sides = take_out(module, narrowing.groups, keep, run)
+        outcome, sides = remove_with_positions(module, narrowing.groups, keep, run)
         changed, skipped = [*changed, *outcome.changed], [*skipped, *outcome.skipped]
         kept_columns |= sides
     if before is not None and kept_columns:
@@ -118,10 +117,11 @@ def _units(full: int, width: float, round_to: int | None) -> int:
 
 def _widths(module: nn.Module, narrowing: Narrowing, width: float, round_to: int | None) -> dict[str, int]:
     full = {group.name: group.width for group in narrowing.groups.groups}
-    asked = Structured(max_layer_ratio=1 - LEAST)
+    params = Structured(max_layer_ratio=1 - LEAST)
+    wanted = wanted_widths(module, narrowing.groups, narrowing.scores, full, params, 1 - width)
 
     def rounded(step: int) -> dict[str, int]:
-        return by_ratio(module, narrowing.groups, narrowing.scores, full, asked, 1 - width, step)
+        return round_widths(narrowing.groups, wanted, full, params.max_layer_ratio, step)
 
     if round_to is not None:
         return rounded(round_to)

@@ -1,5 +1,8 @@
 """Hidden units of LSTM, GRU and RNN layers: which weights hold a unit, and their removal.
 
+A layer's parameters have gates * units rows, one block of units for each gate; `weight_hh` reads the layer's own units,
+`weight_ih` of the layers above the lowest those of the layer below, both directions side by side.
+
 The columns that read a unit are found by running the model with a distinct number in place of the unit's outputs: a
 column that reads that number under several assignments reads that unit. Every removal is verified as for channels: the
 model without some units must give the outputs of the model that ignores them.
@@ -8,8 +11,8 @@ model without some units must give the outputs of the model that ignores them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,18 +20,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
-from omgoptim.reports import Skip
+from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.distill._student.recurrent_weights import (
-    Reader,
-    Recurrent,
-    ignore_units,
-    importance_of_units,
-    inputs_of,
-    narrow_units,
-)
-from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
-from omgoptim.techniques.prune._channels.groups import owned_parameters
+from omgoptim.techniques.probe import DoesNotRun, Probe, attached, difference, tolerance_of
+from omgoptim.techniques.prune._channels.groups import narrowed, owned_parameters
 from omgoptim.techniques.registry import ModuleRun
 
 WIDTHS = (
@@ -41,6 +36,155 @@ NEAR = 1e-2
 """Tolerance of a float32 mean of equal integers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A layer that reads hidden units in some columns of its weight."""
+
+    path: str
+    columns: Tensor
+    """Columns (n,) of its inputs."""
+    units: Tensor
+    """(n,) the unit that each of them reads, counted over all layers and directions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """A recurrent layer whose units can be removed."""
+
+    path: str
+    importance: Tensor
+    """Importance of every unit, (layers * directions, hidden units)."""
+    readers: tuple[Reader, ...]
+    numbers: tuple[tuple[str, str], ...] = ()
+    """Path and name of attributes that hold the number of units."""
+
+    @property
+    def width(self) -> int:
+        return self.importance.shape[1]
+
+    def best(self, keep: int) -> Tensor:
+        """Return the most important units, ascending, (layers * directions, keep)."""
+        return self.importance.argsort(dim=1, descending=True, stable=True)[:, :keep].sort(dim=1).values
+
+
+def narrow_units(module: nn.Module, keep: Sequence[tuple[Recurrent, int]]) -> tuple[list[Change], dict[str, Tensor]]:
+    """Leave only the most important units of recurrent layers, in place.
+
+    Args:
+        module: changed in place.
+        keep: each layer, found in this module, and how many units stay in each of its layers and directions.
+
+    Returns:
+        What changed, and path of each layer that reads them to the columns that are left, as counted before.
+    """
+    changes = []
+    stay: dict[str, Tensor] = {}
+    for recurrent, count in keep:
+        layer: Any = module.get_submodule(recurrent.path)
+        before, kept = layer.hidden_size, recurrent.best(count)
+        _remove_units(layer, kept)
+        for path, name in recurrent.numbers:
+            setattr(module.get_submodule(path), name, count)
+        changes.append(Change(path=recurrent.path, what="hidden units", before=str(before), after=str(count)))
+        for reader in recurrent.readers:
+            columns = torch.ones(inputs_of(module.get_submodule(reader.path)), dtype=torch.bool)
+            rows = torch.arange(len(kept)).unsqueeze(1) * before
+            columns[reader.columns] = torch.isin(reader.units, (rows + kept).flatten())
+            stay[reader.path] = stay.get(reader.path, True) & columns
+    left = {path: columns.nonzero().flatten() for path, columns in stay.items()}
+    changes += [_narrow_reader(module.get_submodule(path), path, columns) for path, columns in left.items()]
+    return changes, left
+
+
+def inputs_of(layer: Any) -> int:
+    return int(layer.input_size if isinstance(layer, nn.RNNBase) else layer.in_features)
+
+
+def _suffixes(layer: Any) -> Iterator[tuple[int, int, str]]:
+    """Yield row index, layer index and the suffix of the parameters' names, for each layer and direction."""
+    directions = ["", "_reverse"] if layer.bidirectional else [""]
+    for index in range(layer.num_layers):
+        for way, direction in enumerate(directions):
+            yield index * len(directions) + way, index, f"_l{index}{direction}"
+
+
+def _importance_of_units(module: nn.Module, layer: Any, rows: int, readers: list[Reader]) -> Tensor:
+    """Return the sum of squares of the weights that write a unit and of those that read it."""
+    width = layer.hidden_size
+    total = torch.zeros(rows, width, dtype=torch.float64)
+    directions = 2 if layer.bidirectional else 1
+    for row, index, suffix in _suffixes(layer):
+        inputs, hidden = (getattr(layer, f"weight_{kind}{suffix}").detach().double().cpu() for kind in ("ih", "hh"))
+        total[row] += inputs.square().sum(1).view(-1, width).sum(0) + hidden.square().sum(1).view(-1, width).sum(0)
+        total[row] += hidden.square().sum(0)
+        if index:  # what the layer below wrote
+            below = inputs.square().sum(0).view(directions, width)
+            total[(index - 1) * directions : index * directions] += below
+    flat = total.view(-1)
+    for reader in readers:
+        part: Any = module.get_submodule(reader.path)
+        for weight in _reading_weights(part):
+            flat.index_add_(0, reader.units, weight.detach().double().cpu().square().sum(0)[reader.columns])
+    return total
+
+
+def _reading_weights(layer: Any) -> list[Tensor]:
+    if isinstance(layer, nn.RNNBase):
+        return [getattr(layer, f"weight_ih{suffix}") for _, index, suffix in _suffixes(layer) if index == 0]
+    return [layer.weight]
+
+
+def _remove_units(layer: Any, kept: Tensor) -> None:
+    """Remove units from a recurrent layer. kept: (layers * directions, units that stay)."""
+    width, directions = layer.hidden_size, 2 if layer.bidirectional else 1
+    offsets = torch.arange(directions).unsqueeze(1) * width
+    for row, index, suffix in _suffixes(layer):
+        gates = getattr(layer, f"weight_hh{suffix}").shape[0] // width
+        written = (torch.arange(gates).unsqueeze(1) * width + kept[row]).flatten()
+        below = (offsets + kept[(index - 1) * directions : index * directions]).flatten() if index else None
+        for name in (f"{kind}{suffix}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")):
+            tensor = layer._parameters.get(name)
+            if tensor is None:
+                continue
+            new = narrowed(tensor, 0, written)
+            if name.startswith("weight_hh"):
+                new = narrowed(new, 1, kept[row])
+            elif name.startswith("weight_ih") and below is not None:
+                new = narrowed(new, 1, below)
+            setattr(layer, name, new)
+    layer.hidden_size = kept.shape[1]
+
+
+def _narrow_reader(layer: Any, path: str, columns: Tensor) -> Change:
+    before = inputs_of(layer)
+    if isinstance(layer, nn.RNNBase):
+        for _, index, suffix in _suffixes(layer):
+            if index == 0:
+                setattr(layer, f"weight_ih{suffix}", narrowed(getattr(layer, f"weight_ih{suffix}"), 1, columns))
+        layer.input_size = len(columns)
+    else:
+        layer.weight = narrowed(layer.weight, 1, columns)
+        layer.in_features = len(columns)
+    return Change(path=path, what="input channels", before=str(before), after=str(len(columns)), indirect=True)
+
+
+def ignore_units(module: nn.Module, recurrent: Recurrent, kept: Tensor) -> None:
+    """Set every weight to zero that reads a removed unit."""
+    layer: Any = module.get_submodule(recurrent.path)
+    width, directions = layer.hidden_size, 2 if layer.bidirectional else 1
+    gone = torch.ones(len(kept), width, dtype=torch.bool)
+    gone.scatter_(1, kept, False)
+    with torch.no_grad():
+        for row, index, suffix in _suffixes(layer):
+            getattr(layer, f"weight_hh{suffix}")[:, gone[row]] = 0.0
+            if index:
+                below = gone[(index - 1) * directions : index * directions].flatten()
+                getattr(layer, f"weight_ih{suffix}")[:, below] = 0.0
+        for reader in recurrent.readers:
+            for weight in _reading_weights(module.get_submodule(reader.path)):
+                weight[:, reader.columns[gone.flatten()[reader.units]]] = 0.0
+
+
 def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> tuple[list[Recurrent], list[Skip]]:
     """Find the recurrent layers that can shrink, each verified; and the others with the reason."""
     found, skipped = [], []
@@ -49,12 +193,12 @@ def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun)
         if not isinstance(layer, nn.RNNBase):
             continue
         reason = _why_not(path, layer, selection, owners)
-        recurrent = None if reason else _read(module, path, run)
+        recurrent = None if reason else _find_readers(module, path, run)
         if recurrent is not None:
-            reason = _tied_reader(module, recurrent, owners) or _proof(module, recurrent, run)
+            reason = _tied_reader(module, recurrent, owners) or _why_not_removable(module, recurrent, run)
             if reason:
-                recurrent = replace(recurrent, numbers=_numbers(module, path, layer.hidden_size))
-                reason = _proof(module, recurrent, run) if recurrent.numbers else reason
+                recurrent = replace(recurrent, numbers=_width_attributes(module, path, layer.hidden_size))
+                reason = _why_not_removable(module, recurrent, run) if recurrent.numbers else reason
         if recurrent is None or reason:
             skipped.append(Skip(path=path, reason=reason))
         else:
@@ -94,14 +238,14 @@ def _tied_reader(module: nn.Module, recurrent: Recurrent, owners: Mapping[int, l
 # Who reads what
 
 
-def _read(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
+def _find_readers(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
     """Return the layer with its readers, found by tracing two assignments of numbers to its units."""
     layer: Any = module.get_submodule(path)
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     count = rows * layer.hidden_size
     numbers = torch.arange(1, count + 1)
-    deals = [numbers, numbers.flip(0) + count]
-    seen = [_columns(module, layer, deal.view(rows, -1), run) for deal in deals]
+    assignments = [numbers, numbers.flip(0) + count]
+    seen = [_numbers_by_column(module, layer, assignment.view(rows, -1), run) for assignment in assignments]
     readers = []
     for name in seen[0]:
         one, other = (values.get(name) for values in seen)
@@ -111,22 +255,22 @@ def _read(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
         columns = ((units >= 0) & (units < count) & (other == 2 * count - units)).nonzero().flatten()
         if len(columns):
             readers.append(Reader(name, columns, units[columns]))
-    importance = importance_of_units(module, layer, rows, readers)
+    importance = _importance_of_units(module, layer, rows, readers)
     return Recurrent(path, importance, tuple(readers))
 
 
-def _columns(module: nn.Module, layer: Any, numbers: Tensor, run: ModuleRun) -> dict[str, Tensor]:
+def _numbers_by_column(module: nn.Module, layer: Any, numbers: Tensor, run: ModuleRun) -> dict[str, Tensor]:
     """Return the one whole number that each column of every Linear and recurrent layer reads, 0 where there is none.
 
     Args:
         module: that holds the layer.
         layer: the recurrent layer whose units are followed.
-        numbers: (layers * directions, hidden units): dealt out to the units.
+        numbers: (layers * directions, hidden units): assigned to the units.
         run: how the module is called.
     """
     read: dict[str, Tensor] = {}
 
-    def deal(_: nn.Module, _args: Any, output: Any) -> Any:
+    def assign(_: nn.Module, _args: Any, output: Any) -> Any:
         sequence, state = output
         directions = 2 if layer.bidirectional else 1
         last = numbers[-directions:].flatten()
@@ -155,17 +299,15 @@ def _columns(module: nn.Module, layer: Any, numbers: Tensor, run: ModuleRun) -> 
 
         return hook
 
-    hooks = [layer.register_forward_hook(deal)]
+    hooks = [layer.register_forward_hook(assign)]
     for path, part in module.named_modules():
         if isinstance(part, (nn.Linear, nn.RNNBase)) and part is not layer:
             hooks.append(part.register_forward_pre_hook(look(path), with_kwargs=True))
     try:
-        Probe.of(run).outputs(module)
+        with attached(hooks):
+            Probe.of(run).outputs(module)
     except DoesNotRun:
         return {}
-    finally:
-        for hook in hooks:
-            hook.remove()
     return read
 
 
@@ -178,7 +320,7 @@ def _constant(values: Tensor) -> Tensor:
     return torch.where(same.all(0), whole, 0.0).long()
 
 
-def _numbers(module: nn.Module, path: str, width: int) -> tuple[tuple[str, str], ...]:
+def _width_attributes(module: nn.Module, path: str, width: int) -> tuple[tuple[str, str], ...]:
     """Return the attributes of enclosing modules that hold the number of units."""
     parts = path.split(".")
     owners = [".".join(parts[:length]) for length in range(len(parts))]
@@ -193,7 +335,7 @@ def _numbers(module: nn.Module, path: str, width: int) -> tuple[tuple[str, str],
 # Proof
 
 
-def _proof(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> str:
+def _why_not_removable(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> str:
     """Return why the layer cannot lose half of its units, tried on copies; empty if it can."""
     probe, keep = Probe.of(run), recurrent.width // 2
     ignoring, smaller = copy.deepcopy(module), copy.deepcopy(module)

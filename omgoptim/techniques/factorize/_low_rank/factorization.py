@@ -1,31 +1,182 @@
-"""Factorization of a module: select layers, choose ranks, replace layers by blocks."""
+"""Factorization of a module: select layers, choose their ranks under the requested target, replace them by blocks."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
+from omgoptim.measure.size import count_params
 from omgoptim.reports import Change, Skip
 from omgoptim.requests.factorize import Factorization
+from omgoptim.techniques.factorize._low_rank import factor_forms as forms
 from omgoptim.techniques.factorize._low_rank.factor_forms import solve
 from omgoptim.techniques.factorize._low_rank.layer_selection import candidates, factorizable
-from omgoptim.techniques.factorize._low_rank.problem import Option, Problem
-from omgoptim.techniques.factorize._low_rank.rank_selection import Ladder, choose, ladder_of_layer
-from omgoptim.techniques.factorize._low_rank.replacement import (
+from omgoptim.techniques.factorize._low_rank.problem import (
+    Form,
+    Option,
+    Problem,
     block_of,
     problem_of,
     product_of,
-    put,
+    replace_layer,
     unusable,
     weight_of,
 )
+from omgoptim.techniques.factorize._low_rank.rank_allocation import (
+    RankChoice,
+    allocate_ranks,
+    pareto,
+    with_energy,
+    within,
+)
+from omgoptim.techniques.factorize._low_rank.rank_timing import measure_times
 from omgoptim.techniques.factorize._low_rank.second_moments import WIDEST, in_of, input_moments, output_influence
 from omgoptim.techniques.factorize._low_rank.sequential_solve import solve_in_order
-from omgoptim.techniques.reconstruction.rows import DenseLayer
+from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun, Outcome
+
+SMALLEST_SHARE = 1e-9
+"""Lower bound of the kept share before its logarithm: below float32's precision of an energy."""
+
+RUNGS = 256
+"""Maximum options of a layer in the allocation: steps of 0.4 % of its ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOptions:
+    """Candidate ranks of one layer."""
+
+    params: int
+    """Parameters of the dense layer."""
+    energy: float
+    """Energy of its output, in the units of the options' errors."""
+    plain_energy: float
+    """Energy with all outputs weighted equally: E|W x|²."""
+    options: tuple[Option, ...]
+    """Pareto-optimal options in size and error, the smallest first; the full rank is among them."""
+    comparable: bool
+    """True if errors are those of the model's outputs, and so comparable between layers."""
+
+    @property
+    def smaller(self) -> list[Option]:
+        return [option for option in self.options if option.params < self.params]
+
+
+def forms_of(layer: DenseLayer, convolution: str) -> tuple[Form, ...]:
+    """Return the forms that a layer may take."""
+    if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1):
+        return ("linear",)
+    if convolution in ("tucker2", "spatial"):
+        return (convolution,)  # type: ignore[return-value]
+    return "spatial", "tucker2"
+
+
+def options_of_layer(layer: DenseLayer, problem: Problem, params: Factorization) -> LayerOptions:
+    """Return a layer's options under the request's target, of the allowed forms."""
+    kinds = forms_of(layer, params.convolution)
+    if params.rank is not None:
+        options = [forms.option_at(problem, kind, params.rank) for kind in kinds]
+        options = [min(options, key=lambda option: (option.error, option.params))]
+    else:
+        options = pareto([option for kind in kinds for option in forms.ladder(problem, kind, params.round_to)])
+    plain = replace(problem, influence=None, roots={}).energy
+    return LayerOptions(layer.weight.numel(), problem.energy, plain, tuple(options), problem.influence is not None)
+
+
+def choose_ranks(
+    module: nn.Module,
+    layers: Mapping[str, DenseLayer],
+    ladders: Mapping[str, LayerOptions],
+    params: Factorization,
+    run: ModuleRun,
+    skipped: list[Skip],
+) -> dict[str, Option]:
+    """Return the option of each layer by path, in the order of the ladders; dense layers go to `skipped`.
+
+    Raises:
+        TechniqueError: a target that is out of reach.
+    """
+    chosen: dict[str, Option] = {}
+    compression = params.compression
+    for path, ladder in ladders.items():
+        if compression is not None:
+            break
+        option, wanted = _option_of_one(ladder, params)
+        if option is not None and option.params < ladder.params:
+            chosen[path] = option
+        else:
+            skipped.append(Skip(path=path, reason=_no_smaller(layers[path], ladder, option, wanted)))
+    if compression is None:
+        return chosen
+    shared = _rank_choices(module, layers, ladders, params, run, skipped)
+    total = count_params(module)[0]
+    elsewhere = total - sum(layer.params for layer in shared.values())
+    chosen = allocate_ranks(shared, elsewhere, total, compression)
+    whole = "kept dense: factorizing other layers loses less at the same size"
+    skipped += [Skip(path=path, reason=whole) for path in shared if path not in chosen]
+    return {path: chosen[path] for path in ladders if path in chosen}
+
+
+def _option_of_one(ladder: LayerOptions, params: Factorization) -> tuple[Option | None, str]:
+    """Return the option under a target for each layer alone, and the target in words."""
+    if params.rank is not None:
+        return ladder.options[0], f"rank {params.rank}"
+    if params.energy is not None:
+        return with_energy(ladder.options, params.energy, ladder.energy), f"{params.energy:.1%} of the energy"
+    ratio = params.rank_ratio or 0.5
+    return within(ladder.options, int(ratio * ladder.params)), f"at most {ratio:.0%} of its weights"
+
+
+def _no_smaller(layer: DenseLayer, ladder: LayerOptions, option: Option | None, wanted: str) -> str:
+    if option is None:
+        least = f"the smallest has {ladder.options[0].params:,}" if ladder.options else "there is none"
+        return f"none of its ranks has {wanted}: {least} of {ladder.params:,} weights"
+    bound = ""
+    if isinstance(layer, nn.Linear):
+        below = ladder.params / (layer.in_features + layer.out_features)
+        bound = f"; only a rank below {below:.1f} is smaller"
+    return f"{wanted} would make it no smaller: {option} has {option.params:,} weights, it has {ladder.params:,}{bound}"
+
+
+def _rank_choices(
+    module: nn.Module,
+    layers: Mapping[str, DenseLayer],
+    ladders: Mapping[str, LayerOptions],
+    params: Factorization,
+    run: ModuleRun,
+    skipped: list[Skip],
+) -> dict[str, RankChoice]:
+    """Return the layers with a smaller, and where required faster, option."""
+    comparable = all(ladder.comparable for ladder in ladders.values())
+    found: dict[str, RankChoice] = {}
+    for path, ladder in ladders.items():
+        options = _thinned(ladder.smaller)
+        if not options:
+            skipped.append(Skip(path=path, reason=_no_smaller(layers[path], ladder, ladder.options[0], "any rank")))
+            continue
+        losses = tuple(option.error if comparable else _share_lost(option, ladder) for option in options)
+        found[path] = RankChoice(ladder.params, tuple(options), losses)
+    return found if params.per == "bytes" else measure_times(module, found, run, skipped)
+
+
+def _share_lost(option: Option, ladder: LayerOptions) -> float:
+    """Return -log of the share of its energy that a layer keeps.
+
+    The sum over layers corresponds to the product of all shares. For layers whose effects on the model are unknown: a
+    plain sum of the lost shares would give up whole layers.
+    """
+    lost = option.error / ladder.energy if ladder.energy > 0 else 0.0
+    return -math.log(max(1.0 - lost, SMALLEST_SHARE))
+
+
+def _thinned(options: list[Option]) -> list[Option]:
+    step = -(-len(options) // RUNGS)
+    return options[::-1][::step][::-1]
 
 
 def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples: int | None) -> Outcome:
@@ -43,16 +194,16 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
     paths, skipped = factorizable(module, params, run)
     found, _ = candidates(module, params)
     layers = {path: found[path] for path in paths}
-    ladders = _of_weights(layers, params) if samples is None else {}
+    ladders = _options_of_weights(layers, params) if samples is None else {}
     influence: dict[str, Tensor] = {}
     if samples is not None:
-        ladders, influence = _on_inputs(module, layers, params, run, samples, skipped)
+        ladders, influence = _options_on_inputs(module, layers, params, run, samples, skipped)
     run.progress("choosing ranks", 0.4)
-    chosen = choose(module, layers, ladders, params, run, skipped) if ladders else {}
+    chosen = choose_ranks(module, layers, ladders, params, run, skipped) if ladders else {}
     if not chosen:
         raise _nothing_to_do(skipped)
     if samples is None:
-        errors = {path: _by_weight(module, path, layers[path], option) for path, option in chosen.items()}
+        errors = {path: _replace_by_weight(module, path, layers[path], option) for path, option in chosen.items()}
     else:
         energies = {path: ladders[path].plain_energy for path in chosen}
         errors = solve_in_order(module, chosen, influence, energies, run, samples)
@@ -61,18 +212,18 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
     return Outcome(changed, sorted(skipped, key=lambda skip: skip.path))
 
 
-def _of_weights(layers: Mapping[str, DenseLayer], params: Factorization) -> dict[str, Ladder]:
-    return {path: ladder_of_layer(layer, Problem(weight_of(layer)), params) for path, layer in layers.items()}
+def _options_of_weights(layers: Mapping[str, DenseLayer], params: Factorization) -> dict[str, LayerOptions]:
+    return {path: options_of_layer(layer, Problem(weight_of(layer)), params) for path, layer in layers.items()}
 
 
-def _on_inputs(
+def _options_on_inputs(
     module: nn.Module,
     layers: Mapping[str, DenseLayer],
     params: Factorization,
     run: ModuleRun,
     samples: int,
     skipped: list[Skip],
-) -> tuple[dict[str, Ladder], dict[str, Tensor]]:
+) -> tuple[dict[str, LayerOptions], dict[str, Tensor]]:
     """Return the candidate ranks and the influence of each layer; a layer without usable inputs is skipped."""
     run.progress("measuring the influence of layer outputs", 0.0)
     influence = output_influence(module, layers, run, samples)
@@ -89,17 +240,17 @@ def _on_inputs(
         if nothing:
             skipped.append(Skip(path=path, reason=nothing))
             continue
-        ladders[path] = ladder_of_layer(layers[path], problem_of(layers[path], moments, influence.get(path)), params)
+        ladders[path] = options_of_layer(layers[path], problem_of(layers[path], moments, influence.get(path)), params)
         run.progress("measuring the moments of layer inputs", 0.1 + 0.3 * len(ladders) / len(kept))
     return ladders, influence
 
 
-def _by_weight(module: nn.Module, path: str, layer: DenseLayer, option: Option) -> float | None:
+def _replace_by_weight(module: nn.Module, path: str, layer: DenseLayer, option: Option) -> float | None:
     """Replace a layer by the block nearest to its weight; return its relative error."""
     weight = weight_of(layer)
     bias = None if layer.bias is None else layer.bias.detach().double()
     block = block_of(layer, option, solve(Problem(weight), option), bias)
-    put(module, path, block)
+    replace_layer(module, path, block)
     size = float(weight.norm())
     return float((weight - product_of(block)).norm()) / size if size > 0 else None
 

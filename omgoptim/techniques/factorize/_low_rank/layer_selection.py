@@ -14,8 +14,8 @@ from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
-from omgoptim.techniques.probe import NOT_RUN
-from omgoptim.techniques.reconstruction.rows import DenseLayer, batches_of
+from omgoptim.techniques.probe import NOT_RUN, attached
+from omgoptim.techniques.reconstruction.inputs import DenseLayer, batches_of
 from omgoptim.techniques.registry import ModuleRun
 
 OTHER_KINDS: dict[type[nn.Module], str] = {
@@ -188,15 +188,11 @@ def uses_of(module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun,
         return hook
 
     handles = [layer.register_forward_pre_hook(watch(path), with_kwargs=True) for path, layer in layers.items()]
-    try:
-        with evaluation_mode(module):
-            batch = next(batches_of(run.statistics, samples))
-            size = batch_length(batch)
-            args, kwargs = forward_args(run.signature, batch, run.device)
-            module(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), evaluation_mode(module):
+        batch = next(batches_of(run.statistics, samples))
+        size = batch_length(batch)
+        args, kwargs = forward_args(run.signature, batch, run.device)
+        module(*args, **kwargs)
     return {path: Use(tuple(some), tuple(sources[path]), size) for path, some in shapes.items()}
 
 

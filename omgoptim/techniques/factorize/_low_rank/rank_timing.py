@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,23 +22,24 @@ from torch import nn
 
 from omgoptim.reports import Skip
 from omgoptim.runtimes import ENGINES, Session, SessionSettings
-from omgoptim.runtimes.signature import InputTensor, Signature
-from omgoptim.techniques.factorize._low_rank.layer_onnx import INPUT, write_program
 from omgoptim.techniques.factorize._low_rank.layer_selection import uses_of
-from omgoptim.techniques.factorize._low_rank.problem import Option
+from omgoptim.techniques.factorize._low_rank.problem import Option, empty_block
 from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice
-from omgoptim.techniques.factorize._low_rank.replacement import empty_block
-from omgoptim.techniques.reconstruction.rows import DenseLayer
+from omgoptim.techniques.prune._latency.layer_benchmark import INPUT, OUTPUT, blocks_ms, save, signature_of
+from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun
 
+if TYPE_CHECKING:
+    import onnx
+
 POINTS = 6
-"""Maximum measured ranks of a layer."""
+"""Maximum measured ranks of a layer; between them time is interpolated over the parameters."""
 
 TURNS = 3
-"""Visits of each measurement point."""
+"""Visits of each measurement point, of which the fastest counts: two may be disturbed."""
 
 BLOCK_S = 0.005
-"""Seconds of one block of calls; there are `TURNS` per visit."""
+"""Seconds of one block of calls, above the clock's and the scheduler's resolution."""
 
 SLOPE = 1e-6
 """Tie-breaker: fraction of a layer's time that all its parameters count for: of two equally fast ranks, the smaller
@@ -130,9 +131,7 @@ def measured(
 
 def _visit(loaded: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Path) -> float:
     session, prepared = _open(loaded, shape, run, folder)
-    session.seconds(prepared, 2)
-    calls = max(1, round(BLOCK_S / max(session.seconds(prepared, 1), 1e-7)))
-    return 1e3 * min(session.seconds(prepared, calls) for _ in range(TURNS))
+    return blocks_ms(session, prepared, BLOCK_S)
 
 
 def _open(loaded: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Path) -> tuple[Session, Any]:
@@ -143,7 +142,68 @@ def _open(loaded: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Pat
         thing = write_program(list(loaded.children()) or [loaded], shape, folder / "layer.onnx")
     else:
         dtype = str(next(loaded.parameters()).dtype).removeprefix("torch.")
-    signature = Signature((InputTensor(INPUT, dtype, shape, keyword=False),), "tensor")
-    session = engine.open(thing, signature, SessionSettings(run.threads, run.device))
+    session = engine.open(thing, signature_of(shape, dtype), SessionSettings(run.threads, run.device))
     values = np.random.default_rng(run.seed).standard_normal(shape, dtype=np.float32)
     return session, session.prepare({INPUT: values})
+
+
+def write_program(layers: Sequence[nn.Module], shape: Sequence[int], path: Path) -> Path:
+    """Write an ONNX file of Linear layers or of convolutions, one after the other, with their weights.
+
+    Args:
+        layers: nn.Linear or nn.Conv2d, float32 or written as such.
+        shape: of the first one's input.
+        path: the file to write.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes: list[onnx.NodeProto] = []
+    tensors: list[onnx.TensorProto] = []
+    name = INPUT
+    for index, layer in enumerate(layers):
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))  # what blocks are made of
+        weight = layer.weight.detach().float().cpu()
+        names = [f"weight_{index}"]
+        tensors.append(numpy_helper.from_array((weight.mT if weight.dim() == 2 else weight).numpy().copy(), names[0]))
+        if layer.bias is not None:
+            names.append(f"bias_{index}")
+            tensors.append(numpy_helper.from_array(layer.bias.detach().float().cpu().numpy(), names[1]))
+        output = OUTPUT if index == len(layers) - 1 else f"between_{index}"
+        nodes += (
+            _conv(layer, [name, *names], output) if isinstance(layer, nn.Conv2d) else _linear([name, *names], output)
+        )
+        name = output
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, list(shape))],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, None)],
+        tensors,
+    )
+    return save(graph, path)
+
+
+def _linear(inputs: list[str], output: str) -> list[onnx.NodeProto]:
+    from onnx import helper
+
+    if len(inputs) == 2:
+        return [helper.make_node("MatMul", inputs, [output])]
+    product = f"{output}_product"
+    return [
+        helper.make_node("MatMul", inputs[:2], [product]),
+        helper.make_node("Add", [product, inputs[2]], [output]),
+    ]
+
+
+def _conv(layer: nn.Conv2d, inputs: list[str], output: str) -> list[onnx.NodeProto]:
+    from onnx import helper
+
+    left, right, above, below = layer._reversed_padding_repeated_twice
+    how = {
+        "kernel_shape": list(layer.kernel_size),
+        "strides": list(layer.stride),
+        "dilations": list(layer.dilation),
+        "pads": [above, left, below, right],
+        "group": layer.groups,
+    }
+    return [helper.make_node("Conv", inputs, [output], **how)]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.reports import Skip
-from omgoptim.techniques.probe import DoesNotRun, Probe
+from omgoptim.techniques.probe import DoesNotRun, Probe, attached
 from omgoptim.techniques.prune._channels.groups import Count, Group, Place
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads", "nheads", "num_head", "h")
@@ -180,11 +180,8 @@ def _zero_columns(module: nn.Module, values: str, rows: Tensor, width: int, prob
     for name, layer in module.named_modules():
         if type(layer) is nn.Linear and layer.in_features == width:
             hooks.append(layer.register_forward_pre_hook(look(name)))
-    try:
+    with attached(hooks):
         probe.outputs(module)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return seen
 
 

@@ -11,8 +11,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.macs import count_macs
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.probe import Probe
-from omgoptim.techniques.prune._channels.groups import Group, Groups
-from omgoptim.techniques.prune._channels.layer_widths import width_of
+from omgoptim.techniques.prune._channels.groups import Group, Groups, width_of
 
 Widths = dict[str, int]
 """Name of a group to its width."""
@@ -33,16 +32,15 @@ def original_widths(groups: Groups, module: nn.Module, original: nn.Module) -> W
     return found
 
 
-def by_ratio(
+def wanted_widths(
     module: nn.Module,
     groups: Groups,
     scores: Mapping[str, Tensor],
     full: Widths,
     params: Structured,
     ratio: float,
-    round_to: int | None = None,
-) -> Widths:
-    """Return the widths with about `ratio` (0..1) of the original channels removed; none grows.
+) -> dict[str, float]:
+    """Return the widths, not rounded, with `ratio` (0..1) of the original channels removed.
 
     Args:
         module: as it is now.
@@ -51,18 +49,25 @@ def by_ratio(
         full: the original widths.
         params: with the ranking and the largest ratio of one layer.
         ratio: fraction of the channels to remove.
-        round_to: what widths are multiples of; None for the default of each group.
     """
     if params.ranking == "uniform":
-        wanted = {group.name: full[group.name] * (1 - ratio) for group in groups.groups}
-    else:
-        wanted = {}
-        for scope in _scopes(module, groups.groups, params.ranking):
-            wanted |= _ranked(scope, scores, full, params.max_layer_ratio, ratio)
-    return {
-        group.name: _rounded(group, wanted[group.name], full[group.name], params.max_layer_ratio, round_to)
-        for group in groups.groups
-    }
+        return {group.name: full[group.name] * (1 - ratio) for group in groups.groups}
+    wanted: dict[str, float] = {}
+    for scope in _scopes(module, groups.groups, params.ranking):
+        wanted |= _ranked(scope, scores, full, params.max_layer_ratio, ratio)
+    return wanted
+
+
+def round_widths(
+    groups: Groups, wanted: Mapping[str, float], full: Widths, max_layer_ratio: float, round_to: int | None = None
+) -> Widths:
+    """Round widths to multiples of `round_to`, None for the default of each group; no group grows or vanishes."""
+    widths = {}
+    for group in groups.groups:
+        step = group.step(round_to)
+        width = max(math.floor(wanted[group.name] / step + 0.5), 1) * step
+        widths[group.name] = min(max(width, _least(group, full[group.name], max_layer_ratio)), group.width)
+    return widths
 
 
 def best(groups: Groups, scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
@@ -81,12 +86,6 @@ def _least(group: Group, full: int, max_layer_ratio: float) -> int:
     """Return the fewest channels that a group keeps: one unit, and what `max_layer_ratio` leaves."""
     share = math.ceil(full * (1 - max_layer_ratio) / group.unit - 1e-9) * group.unit
     return min(group.width, max(group.unit, share))
-
-
-def _rounded(group: Group, wanted: float, full: int, max_layer_ratio: float, round_to: int | None) -> int:
-    step = group.step(round_to)
-    width = max(math.floor(wanted / step + 0.5), 1) * step
-    return min(max(width, _least(group, full, max_layer_ratio)), group.width)
 
 
 def _scopes(module: nn.Module, groups: Sequence[Group], ranking: str) -> list[list[Group]]:

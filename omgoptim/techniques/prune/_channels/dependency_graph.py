@@ -11,7 +11,7 @@ import copy
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,31 +19,121 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from omgoptim.errors import SetupError, TechniqueError
+from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.globs import refuse_unknown
+from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.probe import DoesNotRun, Probe, error_location, quiet, traced
+from omgoptim.techniques.probe import DoesNotRun, Probe, attached, error_location, quiet, traced
 from omgoptim.techniques.prune._channels.attention_heads import find_heads
-from omgoptim.techniques.prune._channels.execution_coverage import Coverage, covering
 from omgoptim.techniques.prune._channels.groups import (
     Group,
     Groups,
     Place,
     Refusal,
-    not_asked_for,
+    Side,
+    channel_groups,
+    is_depthwise,
     owned_parameters,
-    stays,
-    why_not,
+    skips_of_kept,
+    why_kept,
+    why_not_requested,
+    width_of,
 )
-from omgoptim.techniques.prune._channels.layer_widths import Side, channel_groups, is_depthwise, width_of
 from omgoptim.techniques.prune._channels.removal import OUTPUTS, Removal
 from omgoptim.techniques.registry import ModuleRun
+
+MOST_SAMPLES = 64
+"""Samples that are run one by one: a path that 5 % of the inputs take is met with a probability of 96 %."""
+MOST_WAYS = 8
+"""Maximum execution paths of which a sample is kept: each adds a forward to every verification."""
+
+Call = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
 FEWEST_BLOCKS = 4
 """Minimum number of norm groups for which whole groups are removed; with fewer, the same channels of each are removed,
 which moves its mean.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Number of samples for which each layer with weights ran."""
+
+    samples: int
+    """Number of samples that ran."""
+    runs: dict[str, int] = field(default_factory=dict)
+    """Number of samples by path of a layer with parameters of its own."""
+    ways: list[Call] = field(default_factory=list)
+    """One sample for each execution path, where there are several; else empty."""
+
+    def partial(self) -> dict[str, str]:
+        """Reason for keeping each layer that does not always run, by path."""
+        return {path: self._reason(count) for path, count in self.runs.items() if count < self.samples}
+
+    def _reason(self, count: int) -> str:
+        if count == 0:
+            return f"it ran for none of {self.samples} samples: what hangs together with it is unknown"
+        return f"it runs only for some inputs ({count} of {self.samples} samples)"
+
+    def why_kept(self, module: nn.Module, group: Group) -> str:
+        """Return why layers that do not always run forbid removing channels; empty where they do not.
+
+        A layer that never ran may read or write the channels of any group of its own width.
+        """
+        partial = self.partial()
+        if group.name in partial:
+            return partial[group.name]
+        for place in group.places:
+            if place.axis is None and place.path in partial:
+                return f"{place.path} holds its channels, and {partial[place.path]}"
+        for path in partial:
+            layer = module.get_submodule(path)
+            if self.runs[path] == 0 and group.width in (width_of(layer, "in"), width_of(layer, "out")):
+                return f"{path} may read or write its channels, and {partial[path]}"
+        return ""
+
+
+def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
+    """Run the module on the first samples of the statistics, one by one; samples on which it fails are left out."""
+    layers = {path: layer for path, layer in module.named_modules() if path and layer._parameters}
+    runs = dict.fromkeys(layers, 0)
+    ways: dict[frozenset[str], Call] = {}
+    ran: set[str] = set()
+
+    def note(path: str) -> Any:
+        return lambda _layer, _args: ran.add(path)
+
+    hooks = [layer.register_forward_pre_hook(note(path)) for path, layer in layers.items()]
+    count = 0
+    with attached(hooks), evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for args, kwargs in _one_by_one(run):
+            ran.clear()
+            try:
+                module(*args, **kwargs)
+            except Exception:  # noqa: BLE001 - a forward that does not take this sample alone says nothing here
+                continue
+            count += 1
+            for path in ran:
+                runs[path] += 1
+            ways.setdefault(frozenset(ran), (args, kwargs))
+    return Coverage(count, runs, list(ways.values())[:MOST_WAYS] if len(ways) > 1 else [])
+
+
+def covering(module: nn.Module, run: ModuleRun) -> tuple[Probe, Coverage]:
+    """Return a probe on two samples and one per execution path, and the coverage."""
+    known = coverage(module, run)
+    return replace(Probe.of(run), others=tuple(known.ways)), known
+
+
+def _one_by_one(run: ModuleRun) -> Iterator[Call]:
+    taken = 0
+    for batch in run.statistics.batches:
+        for row in range(min(batch_length(batch), MOST_SAMPLES - taken)):
+            taken += 1
+            yield forward_args(run.signature, {name: array[row : row + 1] for name, array in batch.items()}, run.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +169,13 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
         if isinstance(found, _Skipped):
             skipped.append(Skip(path=found.path, reason=found.refusal.reason, kind=found.refusal.kind))
             continue
-        reason = not_asked_for(found.places, params) or why_not(module, found.places, owners)
+        reason = why_not_requested(found.places, params) or why_kept(module, found.places, owners)
         if not reason and found.kind == "heads" and not params.prune_heads:
             reason = "prune_heads is off"
-        reason = reason or known.why_not(module, found)
+        reason = reason or known.why_kept(module, found)
         refusal = Refusal(reason) if reason else removal.check(found)
         if refusal:
-            skipped += stays(module, found.name, found.writers, refusal)
+            skipped += skips_of_kept(module, found.name, found.writers, refusal)
         else:
             groups.append(found)
     order = {path: index for index, (path, _) in enumerate(module.named_modules())}
@@ -135,7 +225,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
             yield _Skipped(path, Refusal("torch-pruning cannot map its channels to those of the next layers"))
         elif reaches_output or not any(place.side == "in" for place in places):
             writers = [place.path for place in places if place.side == "out"]
-            yield from (_Skipped(one.path, OUTPUTS) for one in stays(twin, path, writers, OUTPUTS))
+            yield from (_Skipped(one.path, OUTPUTS) for one in skips_of_kept(twin, path, writers, OUTPUTS))
         else:
             yield _group(twin, path, width, places)
 

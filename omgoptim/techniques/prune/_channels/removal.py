@@ -17,8 +17,17 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
-from omgoptim.techniques.prune._channels.groups import Group, Groups, Place, Refusal, stays
-from omgoptim.techniques.prune._channels.layer_widths import cut, narrowed, silenced, width_of
+from omgoptim.techniques.prune._channels.groups import (
+    Group,
+    Groups,
+    Place,
+    Refusal,
+    cut,
+    narrowed,
+    silenced,
+    skips_of_kept,
+    width_of,
+)
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 Key = tuple[str, str]
@@ -29,7 +38,7 @@ DOES_NOT_RUN = "with fewer channels the model does not run"
 ENOUGH = Refusal(
     "no channel was removed: the target needs none of them, or rounding of the width keeps them", "no_benefit"
 )
-WAY_OUT = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
+SIZES_FIX = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
 
 
 def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun) -> Outcome:
@@ -47,10 +56,10 @@ def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: M
     Raises:
         TechniqueError: nothing could be removed.
     """
-    return take_out(module, groups, keep, run)[0]
+    return remove_with_positions(module, groups, keep, run)[0]
 
 
-def take_out(
+def remove_with_positions(
     module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun
 ) -> tuple[Outcome, dict[Key, Tensor]]:
     """Do what `remove` does; return the outcome, and the positions left of each cut side, counted as before."""
@@ -61,14 +70,14 @@ def take_out(
         run.progress(f"removing channels: {group.name}", index / len(asked))
         refusal = removal.attempt(group, keep[group.name])
         if refusal:
-            skipped += stays(module, group.name, group.writers, refusal)
+            skipped += skips_of_kept(module, group.name, group.writers, refusal)
     changed = removal.changes()
     if asked and not changed:
-        raise TechniqueError("no channel could be removed", skipped[0].reason, WAY_OUT)
+        raise TechniqueError("no channel could be removed", skipped[0].reason, SIZES_FIX)
     names = {group.name for group in asked}
     for group in groups.groups:
         if group.name not in names:
-            skipped += stays(module, group.name, group.writers, ENOUGH)
+            skipped += skips_of_kept(module, group.name, group.writers, ENOUGH)
     return Outcome(changed, [*groups.skipped, *skipped]), removal.left
 
 

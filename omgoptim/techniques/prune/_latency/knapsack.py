@@ -22,18 +22,69 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from omgoptim.techniques.prune._latency.latency_steps import staircase
-from omgoptim.techniques.prune._latency.latency_table import TimeTable, allowed, beyond_reach, full_ms
-from omgoptim.techniques.prune._latency.multiple_choice import TINY, Choice, multiple_choice
+from omgoptim.techniques.prune._latency.latency_table import TimeTable, allowed, beyond_reach, full_ms, step_edges
+
+MOST_STATES = 20_000
+"""Maximum states of the exact knapsack; beyond it the best state of each of as many equal time steps is kept."""
+
+TINY = 1e-12
+"""Tolerance of comparisons of float64 sums of losses."""
+
+Choice = tuple[int, ...]
+"""For each group, the index of an option."""
 
 PRICES = 40
-"""Bisection steps of the Lagrange multiplier (loss per millisecond)."""
+"""Bisection steps of the Lagrange multiplier (loss per millisecond): a range of 1e6 shrinks to a relative 1e-11."""
 
 ROUNDS = 8
-"""Maximum rounds of linearization around the best widths."""
+"""Maximum rounds of linearization around the best widths; they end once nothing improves."""
 
 MOST_PAIRS = 200_000
 """Maximum pairwise changes of one local search sweep; with more, only neighbouring widths are tried."""
+
+
+def multiple_choice(
+    times: Sequence[Sequence[float]], losses: Sequence[Sequence[float]], budget: float
+) -> Choice | None:
+    """Return one option per group with the least total loss within the budget; None if there is none.
+
+    Exact (states that another beats in both time and loss are dropped) up to `MOST_STATES` states; times may be
+    negative: they are differences to a point.
+
+    Args:
+        times: per group and option.
+        losses: per group and option.
+        budget: in the unit of `times`.
+    """
+    least_left = [0.0]
+    for some in reversed(times):
+        least_left.append(least_left[-1] + min(some))
+    states: list[tuple[float, float, Choice]] = [(0.0, 0.0, ())]
+    for g, (some, lost) in enumerate(zip(times, losses, strict=True)):
+        room = budget - least_left[len(times) - g - 1] + 1e-9 * max(abs(budget), TINY)
+        grown = (
+            (spent + ms, loss + lost[option], (*chosen, option))
+            for spent, loss, chosen in states
+            for option, ms in enumerate(some)
+            if spent + ms <= room
+        )
+        states = _undominated(sorted(grown))
+        if not states:
+            return None
+    return min(states, key=lambda state: (state[1], state[0]))[2]
+
+
+def _undominated(states: Sequence[tuple[float, float, Choice]]) -> list[tuple[float, float, Choice]]:
+    """Return, of states sorted by time, those that lose less than every faster one; thinned to `MOST_STATES`."""
+    kept: list[tuple[float, float, Choice]] = []
+    for state in states:
+        if not kept or state[1] < kept[-1][1] - TINY:
+            kept.append(state)
+    if len(kept) <= MOST_STATES:
+        return kept
+    step = (kept[-1][0] - kept[0][0]) / MOST_STATES
+    bins = {int((state[0] - kept[0][0]) / step): state for state in kept}  # the last of a bin loses least
+    return [kept[0], *(state for state in bins.values() if state is not kept[0])]
 
 
 def choose_widths(
@@ -87,7 +138,7 @@ def kept_share(importance: Tensor, width: int, full: int) -> float:
 
 
 @dataclass(slots=True)
-class Problem:
+class WidthProblem:
     """A multiple-choice knapsack whose times depend on several groups each."""
 
     names: Sequence[str]
@@ -131,7 +182,7 @@ class Problem:
         return sum(self.layer_ms(layer, changed) - self.layer_ms(layer, choice) for layer in layers)
 
 
-def problem_of(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float) -> Problem:
+def problem_of(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float) -> WidthProblem:
     """Return the groups with a choice, their widths at the edges of latency steps, and the losses."""
     names = [name for name in table.widths if name in importance]
     options, losses = [], []
@@ -141,10 +192,10 @@ def problem_of(table: TimeTable, importance: Mapping[str, Tensor], max_layer_rat
         shares = [kept_share(importance[name], width, full) for width in widths]
         options.append(widths)
         losses.append(tuple(math.log(max(share, TINY)) ** 2 for share in shares))
-    return Problem(names, options, losses, table)
+    return WidthProblem(names, options, losses, table)
 
 
-def solve(problem: Problem, budget: float, start: Choice) -> Choice:
+def solve(problem: WidthProblem, budget: float, start: Choice) -> Choice:
     """Return the best choice found that takes at most `budget` ms; `start` must."""
     best = min((start, *_by_price(problem, budget)), key=problem.loss)
     for _ in range(ROUNDS):
@@ -163,16 +214,16 @@ def _edges(table: TimeTable, name: str, widths: tuple[int, ...]) -> tuple[int, .
     edges: set[int] = set()
     for others in (dict(table.widths), {other: some[0] for other, some in table.candidates.items()}):
         times = {width: sum(layer.at({**others, name: width}) for layer in layers) for width in widths}
-        edges |= set(staircase(times, widths))
+        edges |= set(step_edges(times, widths))
     return tuple(sorted(edges))
 
 
-def _fastest(problem: Problem) -> Choice:
+def _fastest(problem: WidthProblem) -> Choice:
     """Return the choice with the least time, group by group from the narrowest."""
     return _settled(problem, tuple(0 for _ in problem.names), math.inf)
 
 
-def _settled(problem: Problem, choice: Choice, price: float) -> Choice:
+def _settled(problem: WidthProblem, choice: Choice, price: float) -> Choice:
     """Descend by coordinates to the least `loss + price * time`; an infinite price minimizes time alone."""
     for _ in range(50):
         before = choice
@@ -187,7 +238,7 @@ def _settled(problem: Problem, choice: Choice, price: float) -> Choice:
     return choice
 
 
-def _by_price(problem: Problem, budget: float) -> list[Choice]:
+def _by_price(problem: WidthProblem, budget: float) -> list[Choice]:
     """Yield choices within the budget while bisecting for the lowest price per ms that keeps to it."""
     low, high = 0.0, 1.0
     widest = tuple(len(options) - 1 for options in problem.options)
@@ -207,7 +258,7 @@ def _by_price(problem: Problem, budget: float) -> list[Choice]:
     return list(dict.fromkeys(found))
 
 
-def _around(problem: Problem, budget: float, choice: Choice) -> Choice | None:
+def _around(problem: WidthProblem, budget: float, choice: Choice) -> Choice | None:
     """Solve the exact knapsack with times linearized around a choice, in the widest range whose result holds.
 
     Where layers depend on two groups, single changes do not add up, so the options are limited to a shrinking range
@@ -232,7 +283,7 @@ def _around(problem: Problem, budget: float, choice: Choice) -> Choice | None:
     return None
 
 
-def _polished(problem: Problem, budget: float, choice: Choice) -> Choice:
+def _polished(problem: WidthProblem, budget: float, choice: Choice) -> Choice:
     """Improve a choice by changing one or two groups at a time within the budget, the best change first."""
     room = budget - problem.ms(choice)
     while True:
@@ -249,7 +300,7 @@ def _polished(problem: Problem, budget: float, choice: Choice) -> Choice:
         choice, room = _with(choice, best[2]), room - best[1]
 
 
-def _changes(problem: Problem, choice: Choice) -> list[dict[int, int]]:
+def _changes(problem: WidthProblem, choice: Choice) -> list[dict[int, int]]:
     """Yield other options for one group, and for two."""
     policy = max(map(len, problem.options), default=1)
     if (len(choice) * policy) ** 2 / 2 > MOST_PAIRS:

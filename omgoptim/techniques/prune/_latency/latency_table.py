@@ -1,15 +1,20 @@
-"""Latency table of layers by width, and the search for a target latency with it.
+"""Latency table of layers by width, the steps of latency over width, and the search for a target latency.
 
 A table holds one measured time per layer and size. Between two measured sizes the larger one counts, so that a table
 never predicts a time that was not measured. Layers outside the table and the calls between layers are not in it:
-`next_aim` computes the next target for the table from the measured times of the cuts so far.
+`next_aim` computes the next target for the table from the measured times of the cuts so far. Kernels work in tiles of
+channels, so latency rises only at some widths; a fall within the scatter of the measurement is noise and smoothed, a
+larger one (a width without a fast kernel) is kept.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from omgoptim.errors import TechniqueError
 
@@ -17,10 +22,22 @@ LEAST_FRACTION, MOST_FRACTION = 0.01, 1.0
 """Bounds of the result of `next_aim`."""
 
 BOLDEST = 0.5
-"""Lower bound of the result of `next_aim` relative to the previous one."""
+"""Lower bound of the result of `next_aim` relative to the previous one: a steep line may be noise."""
 
 MARGIN = 0.01
 """Relative margin of `next_aim` beyond the target: a target missed by measurement noise costs a round."""
+
+FLAT = 0.02
+"""Minimum relative rise that counts as a step."""
+
+ROUNDINGS = (8, 16, 32)
+"""Tile sizes of kernels, in channels."""
+
+DEFAULT_ROUNDING = 8
+"""Smallest tile size of the common kernels: 8 float32 fill an AVX2 register."""
+
+CLEARER = 0.5
+"""Maximum residual of a tile size's fit relative to that of a straight line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +125,7 @@ def floor_ms(table: TimeTable, max_layer_ratio: float = 0.9) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Aim:
+class MeasuredCut:
     """A measured cut, as fractions of the uncut model's times, 0..1."""
 
     wanted: float
@@ -119,7 +136,7 @@ class Aim:
     """Measured fraction of the whole model's time: 1 / speedup."""
 
 
-def next_aim(history: Sequence[Aim], target: float) -> float:
+def next_aim(history: Sequence[MeasuredCut], target: float) -> float:
     """Return the next fraction of the layers' time to request, so that the whole model takes `target` of its time.
 
     Secant method: the uncut model is a known point (all of the layers' time is all of the model's), and the line
@@ -174,3 +191,91 @@ def _bounded(fraction: float) -> float:
 def _at_or_above(sizes: Sequence[int], size: int) -> int:
     """Return the index of the first of ascending `sizes` that is no smaller; the last if all are."""
     return min(bisect_left(sizes, size), len(sizes) - 1)
+
+
+def step_edges(times: Mapping[int, float], candidates: Sequence[int], tolerance: float = FLAT) -> tuple[int, ...]:
+    """Return the widths just before a rise: more channels cost nothing up to there.
+
+    Args:
+        times: width to time, in any unit, for every candidate.
+        candidates: widths to choose from.
+        tolerance: a rise of up to this fraction is not a step.
+
+    Returns:
+        Ascending; the widest candidate is always one. A width that is slower than a wider one is none.
+    """
+    edges: list[int] = []
+    cheapest = math.inf
+    for width in sorted(set(candidates), reverse=True):
+        if not edges or times[width] * (1 + tolerance) < cheapest:
+            edges.append(width)
+            cheapest = times[width]
+    return tuple(reversed(edges))
+
+
+def smooth(ms: Sequence[Sequence[float]], tolerance: float) -> tuple[tuple[float, ...], ...]:
+    """Return times that do not fall as a layer widens; falls within `tolerance` are smoothed, larger ones stay.
+
+    Isotonic regression (pool adjacent violators, on logarithms) along the second axis and then the first, which keeps
+    the second in order.
+
+    Args:
+        ms: times by (input size, output size), both ascending; all positive.
+        tolerance: the largest fall, as a fraction, that is taken for noise.
+    """
+    logs = np.log(np.asarray(ms, dtype=float))
+    rows = np.array([_in_order(row.tolist(), tolerance) for row in logs])
+    columns = np.array([_in_order(column.tolist(), tolerance) for column in rows.T])
+    return tuple(tuple(float(value) for value in row) for row in np.exp(columns.T))
+
+
+def _in_order(logs: Sequence[float], tolerance: float) -> list[float]:
+    """Pool adjacent violators, cut where a fall is too large to be noise."""
+    fall = math.log1p(tolerance)
+    smoothed: list[float] = []
+    start = 0
+    for end in range(1, len(logs) + 1):
+        if end == len(logs) or logs[end - 1] - logs[end] > fall:
+            smoothed += _pooled(logs[start:end])
+            start = end
+    return smoothed
+
+
+def _pooled(values: Sequence[float]) -> list[float]:
+    """Return the closest non-decreasing sequence in least squares."""
+    pools: list[tuple[float, int]] = []  # sum, count
+    for value in values:
+        total, count = value, 1
+        while pools and pools[-1][0] / pools[-1][1] > total / count:
+            before, members = pools.pop()
+            total, count = total + before, count + members
+        pools.append((total, count))
+    return [total / count for total, count in pools for _ in range(count)]
+
+
+def tile_size_of(times: Mapping[int, float]) -> int:
+    """Return the tile size that best explains how time rises with width; 8 if none is clear.
+
+    For each block b, time is fitted as `a + c * ceil(width / b)`; a block is believed when it leaves less than half
+    of the squared error of a straight line in the width, the largest such one that is no worse than another's.
+
+    Args:
+        times: width to time, in any unit: also widths between multiples of the tile sizes.
+    """
+    widths = np.array(sorted(times), dtype=float)
+    values = np.array([times[int(width)] for width in widths])
+    line = _residual(widths, values)
+    if line <= 1e-9 * float(values.var() * len(values)):  # no stairs at all, or no rise
+        return DEFAULT_ROUNDING
+    errors = {block: _residual(np.ceil(widths / block), values) for block in ROUNDINGS}
+    best = min(errors, key=lambda block: (errors[block], -block))
+    return best if errors[best] < CLEARER * line else DEFAULT_ROUNDING
+
+
+def _residual(
+    steps: np.ndarray[tuple[int], np.dtype[np.float64]], values: np.ndarray[tuple[int], np.dtype[np.float64]]
+) -> float:
+    """Return the residual sum of squares of a linear fit of `values` to `steps`."""
+    design = np.stack([np.ones_like(steps), steps], axis=1)
+    solution = np.linalg.lstsq(design, values, rcond=None)[0]
+    return float(((values - design @ solution) ** 2).sum())

@@ -14,6 +14,7 @@ whole network does once and a single node every time. The search corrects its ta
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,23 +26,26 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.samples import forward_args, repeat_to_size
-from omgoptim.techniques.prune._channels.groups import Group, Place
-from omgoptim.techniques.prune._channels.layer_widths import is_depthwise
-from omgoptim.techniques.prune._latency import single_layer
-from omgoptim.techniques.prune._latency.latency_steps import smooth
-from omgoptim.techniques.prune._latency.latency_table import LayerTimes, Side, TimeTable
+from omgoptim.techniques.probe import attached
+from omgoptim.techniques.prune._channels.groups import Group, Place, is_depthwise
+from omgoptim.techniques.prune._latency import layer_benchmark
+from omgoptim.techniques.prune._latency.latency_table import LayerTimes, Side, TimeTable, smooth
 from omgoptim.techniques.prune._latency.layer_benchmark import (
     BLOCKS,
     LONGEST_BLOCK_S,
     SHORTEST_BLOCK_S,
     Bench,
+    SizedLayer,
+    TimedLayer,
     Times,
     bench_of,
+    sides,
     visits,
 )
-from omgoptim.techniques.prune._latency.single_layer import SizedLayer, TimedLayer, sides
-from omgoptim.techniques.prune._latency.width_grid import side_of, sizes_of, widths_of
 from omgoptim.techniques.registry import ModuleRun
+
+LEAST_KEPT = 0.1
+"""Minimum measured width as a fraction of a group's width: what the default `max_layer_ratio` leaves."""
 
 PASSES, MOST_VISITS = 2, 6
 """Visits of every point, and of a point that is remeasured."""
@@ -62,6 +66,49 @@ LEAST_OF_CALL = 0.05
 """Minimum share of its call that a node counts for, however long the empty call took."""
 
 
+def widths_of(group: Group, count: int, round_to: int | None = None, least: float = LEAST_KEPT) -> tuple[int, ...]:
+    """Return at most `count` candidate widths of a group, evenly spread, ascending, the last one full.
+
+    Multiples of its unit and of `round_to` (as `Group.step` takes it), from the fraction `least` of its width on. Where
+    that leaves nothing below the full width, multiples of the unit alone.
+    """
+    for step in (group.step(round_to), group.unit):
+        first = step * max(1, math.ceil(group.width * least / step - 1e-9))
+        steps = list(range(first, group.width, step))
+        if steps:
+            break
+    return evenly_spread([*steps, group.width], count)
+
+
+def side_of(size: int, places: Sequence[tuple[Group, Place]]) -> Side:
+    """Return how a side of `size` features depends on the groups with places on it."""
+    features: dict[str, int] = {}
+    for group, place in places:
+        features[group.name] = features.get(group.name, 0) + len(place.positions) // group.width
+    decided = {group.name: features[group.name] * group.width for group, _ in places}
+    return Side(size - sum(decided.values()), tuple(features.items()))
+
+
+def sizes_of(
+    side: Side, candidates: Mapping[str, tuple[int, ...]], full: Mapping[str, int], count: int
+) -> tuple[int, ...]:
+    """Return the sizes of a side when its groups shrink together, the full one last."""
+    some = {name: evenly_spread(candidates[name], count) for name, _ in side.parts}
+    steps = max((len(widths) for widths in some.values()), default=1)
+    sizes = {
+        side.size({**full} | {name: widths[max(0, len(widths) - steps + step)] for name, widths in some.items()})
+        for step in range(steps)
+    }
+    return tuple(sorted(sizes))
+
+
+def evenly_spread(values: Sequence[int], count: int) -> tuple[int, ...]:
+    """Return `count` of ascending values, evenly spread, with the first and the last."""
+    if len(values) <= count:
+        return tuple(values)
+    return tuple(values[round(step * (len(values) - 1) / (count - 1))] for step in range(count))
+
+
 @dataclass(slots=True)
 class _Member:
     """A layer of some groups, and the sizes at which it is measured."""
@@ -77,7 +124,7 @@ class _Member:
 
     @property
     def tied(self) -> bool:
-        """Whether its output's width determines its input's."""
+        """True if the output's width determines the input's."""
         return is_depthwise(self.layer) or (bool(self.inside.parts) and self.inside.parts == self.outside.parts)
 
     def sized(self, shape: tuple[int, ...], inside: int | None, outside: int) -> SizedLayer:
@@ -129,7 +176,7 @@ def measure_layer_times(
     full = {group.name: group.width for group in groups}
     with bench_of(run) as bench:
         empty = bench.empty_call_ms()
-        grids = _thinned(members, candidates, full, bench, budget_s)
+        grids = _fit_to_budget(members, candidates, full, bench, budget_s)
         times = _measure(grids, bench, budget_s, run)
     noise = min(max(2 * times.scatter(), DOUBT), MOST_IS_NOISE)
     layers = tuple(_layer_times(member, times, empty, noise) for member in grids)
@@ -151,14 +198,10 @@ def _input_shapes(module: nn.Module, run: ModuleRun) -> dict[str, Counter[tuple[
     handles = [
         part.register_forward_pre_hook(watch(path))
         for path, part in module.named_modules()
-        if isinstance(part, single_layer.KINDS)
+        if isinstance(part, layer_benchmark.KINDS)
     ]
-    try:
-        with evaluation_mode(module):
-            module(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), evaluation_mode(module):
+        module(*args, **kwargs)
     return seen
 
 
@@ -175,7 +218,7 @@ def _members(
     members, unmeasured = [], []
     for path, of_side in found.items():
         layer = parts[path]
-        if isinstance(layer, single_layer.KINDS) and path in shapes:
+        if isinstance(layer, layer_benchmark.KINDS) and path in shapes:
             inside, outside = sides(layer)
             members.append(
                 _Member(path, layer, shapes[path], side_of(inside, of_side["in"]), side_of(outside, of_side["out"]))
@@ -185,7 +228,7 @@ def _members(
     return members, unmeasured
 
 
-def _thinned(
+def _fit_to_budget(
     members: Sequence[_Member],
     candidates: Mapping[str, tuple[int, ...]],
     full: Mapping[str, int],
@@ -205,13 +248,13 @@ def _thinned(
                 cost[point.key] = time.perf_counter() - start + BLOCKS * max(call_s, SHORTEST_BLOCK_S)
     for count in range(most, FEWEST_WIDTHS - 1, -1):
         grids = [_with_grid(member, candidates, full, count) for member in members]
-        points = {point.key: cost[_whole(member, point).key] for member in grids for point in member.points()}
+        points = {point.key: cost[_at_full_size(member, point).key] for member in grids for point in member.points()}
         if PASSES * sum(points.values()) <= SHARE_OF_PASSES * budget_s:
             break
     return grids
 
 
-def _whole(member: _Member, point: SizedLayer) -> SizedLayer:
+def _at_full_size(member: _Member, point: SizedLayer) -> SizedLayer:
     inside, outside = sides(member.layer)
     return replace(point, inside=inside, outside=outside)
 
@@ -226,14 +269,14 @@ def _with_grid(
         ins = ins[-1:]
         outs = tuple(out for out in outs if _fits(member, None, out))
     else:
-        outs = tuple(out for out in outs if single_layer.fits(member.layer, whole_in, out))
-        ins = tuple(into for into in ins if single_layer.fits(member.layer, into, whole_out))
+        outs = tuple(out for out in outs if layer_benchmark.fits(member.layer, whole_in, out))
+        ins = tuple(into for into in ins if layer_benchmark.fits(member.layer, into, whole_out))
     return replace(member, ins=ins, outs=outs)
 
 
 def _fits(member: _Member, inside: int | None, outside: int) -> bool:
     point = member.sized((), inside, outside)
-    return point.inside > 0 and single_layer.fits(member.layer, point.inside, point.outside)
+    return point.inside > 0 and layer_benchmark.fits(member.layer, point.inside, point.outside)
 
 
 def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: ModuleRun) -> Times:

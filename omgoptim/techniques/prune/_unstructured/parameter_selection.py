@@ -1,25 +1,35 @@
-"""Selection of the weights for unstructured pruning, by kind of layer and globs on module paths.
+"""Selection of the weights for unstructured pruning, and a weight as a matrix with one row per output.
 
-Weights of linear, convolution and recurrent layers, of the projections of nn.MultiheadAttention, and of embeddings that
-are named; blocks of ours are made of these. Biases and normalization never: they are few, and each scales a whole unit.
+Selected are weights of linear, convolution and recurrent layers, of the projections of nn.MultiheadAttention, and of
+embeddings that are named; blocks of ours are made of these. Biases and normalization never: they are few, and each
+scales a whole unit.
+
+A row of the matrix holds what one output (a unit, a channel, a gate of a recurrent unit) reads. Its columns run over
+the kernel's positions, and at each over the input channels, so that neighbours in a row are neighbouring input channels
+at the same position: the order in which n:m kernels want their groups (as NVIDIA's ASP permutes convolutions).
+
+    Linear            (O, I)              ->  (O, I)
+    Conv, g groups    (O, I/g, *k)        ->  (O, *k * I/g)
+    ConvTranspose     (I, O/g, *k)        ->  (O, *k * I/g)
+    Conv1D of GPT-2   (I, O)              ->  (O, I)
 """
 
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.reports import Skip
-from omgoptim.techniques.prune._unstructured.weight_matrix import is_linear_transposed
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NO_WEIGHTS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, ParametrizationList)
@@ -173,3 +183,41 @@ def _weight_names(layer: nn.Module) -> list[str]:
 def _by_name(glob: str, path: str) -> bool:
     """Return whether a glob names this layer specifically, not only by matching everything."""
     return fnmatch.fnmatchcase(path, glob) and glob.strip("*?.") != ""
+
+
+def is_linear_transposed(layer: nn.Module) -> bool:
+    """Return whether a layer is Hugging Face's Conv1D: a Linear that stores its weight as (inputs, outputs)."""
+    return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
+
+
+def to_rows(tensor: Tensor, layer: nn.Module) -> Tensor:
+    """Return a tensor of the weight's shape as (outputs, inputs that each reads)."""
+    if is_linear_transposed(layer):
+        return tensor.T
+    if isinstance(layer, _ConvTransposeNd):
+        inputs, outputs = tensor.shape[0] // layer.groups, tensor.shape[1]
+        grouped = tensor.reshape(layer.groups, inputs, outputs, -1)  # (g, I/g, O/g, K)
+        return grouped.permute(0, 2, 3, 1).reshape(layer.groups * outputs, -1)
+    if isinstance(layer, _ConvNd):
+        return tensor.flatten(2).transpose(1, 2).reshape(tensor.shape[0], -1)
+    return tensor
+
+
+def from_rows(rows: Tensor, layer: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Return (outputs, inputs) in the shape of the layer's weight: the inverse of `to_rows`."""
+    if is_linear_transposed(layer):
+        return rows.T
+    if isinstance(layer, _ConvTransposeNd):
+        inputs, outputs, kernel = shape[0] // layer.groups, shape[1], math.prod(shape[2:])
+        grouped = rows.reshape(layer.groups, outputs, kernel, inputs)
+        return grouped.permute(0, 3, 1, 2).reshape(shape)
+    if isinstance(layer, _ConvNd):
+        return rows.reshape(shape[0], math.prod(shape[2:]), shape[1]).transpose(1, 2).reshape(shape)
+    return rows
+
+
+def channels_in(layer: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the input channels that one output reads: the length of the runs in a row that n:m groups lie in."""
+    if isinstance(layer, _ConvTransposeNd):
+        return shape[0] // layer.groups
+    return shape[0] if is_linear_transposed(layer) else shape[1]

@@ -19,7 +19,7 @@ from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.techniques.quantize._diagnostics.layer_statistics import Quantizable
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation, rounded_weight
 from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
-from omgoptim.techniques.quantize._ptq.sqnr import to_decibels
+from omgoptim.techniques.quantize._ptq.state import to_decibels
 
 MAX_LAYERS = 60
 """Maximum number of layers that are measured one by one; in a larger model those with the largest rounding error."""
@@ -33,8 +33,7 @@ class LayerSensitivity:
     alone_db: float
     """SQNR of the output with only this layer quantized."""
     measured: bool
-    """Whether it was estimated from the layer's rounding error, as for layers past `MAX_LAYERS` or the time limit.
-    """
+    """False if estimated from the layer's rounding error: past `MAX_LAYERS` or the time limit."""
     restored_db: float | None = None
     """SQNR of the output with all but this layer quantized."""
 

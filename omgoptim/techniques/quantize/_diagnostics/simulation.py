@@ -10,6 +10,7 @@ ranks; candidates are judged by themselves.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,10 @@ from omgoptim.techniques.quantize._diagnostics.layer_statistics import (
     quantizable_layers,
     take_samples,
 )
+from omgoptim.techniques.quantize._onnx.program import as_technique_error, open_program, weight_levels
 from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
-from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, open_program, weight_levels
 from omgoptim.techniques.quantize._ptq.equalization import SHARES, equalize_channels
-from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
+from omgoptim.techniques.quantize._ptq.state import sqnr_db
 
 Array = NDArray[Any]
 
@@ -48,15 +49,15 @@ SWITCHES = "omgoptim.quantized"
 
 @dataclass(frozen=True, slots=True)
 class SimulationConfig:
-    """How layers are quantized in the simulation."""
+    """Number format of the simulated layers."""
 
     per_channel: bool = True
     symmetric: bool = False
-    """Whether activations use a zero point of 0."""
+    """True for activations with a zero point of 0."""
     weight_levels: int = 127
     """Largest integer of a weight."""
     outputs: bool = True
-    """Whether layer outputs are rounded too, as by ONNX Runtime's writer, or only inputs, as by NNCF's."""
+    """True to round layer outputs too, as ONNX Runtime's writer does; False for inputs only, as NNCF's."""
 
     @classmethod
     def of(cls, params: Any) -> SimulationConfig:
@@ -185,8 +186,7 @@ def switchable(
     rounding: SimulationConfig,
 ) -> ModelProto:
     """Add an input to the program: a bool per layer, whether that layer is quantized."""
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = deepcopy(model)
     graph = result.graph
     graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [max(1, len(found))]))
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -194,8 +194,7 @@ def switchable(
     rounds = {item.output: f"omgoptim.{index}." for index, item in enumerate(found) if rounding.outputs}
     nodes: list[NodeProto] = []
     for node in model.graph.node:
-        copy = NodeProto()
-        copy.CopyFrom(node)
+        copy = deepcopy(node)
         if node.name in items:
             index, item = items[node.name]
             _switch(copy, _Writer(graph, nodes, f"omgoptim.{index}.", rounding), index, item, stored, statistics)

@@ -2,8 +2,10 @@
 
 What it does: torch.export at batch 1; for int8, ExecuTorch's quantizer and torchao's PT2E put quantize and dequantize
 nodes around the layers (`pt2e.py`); then everything that XNNPACK supports becomes delegates, the rest portable kernels.
-Source: https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-overview.html; differs in the choice of
-ranges by output SQNR on held-out calibration samples, and in proving from the written file what was delegated.
+Static weights are equalized, bias-corrected and rounded first, as those of ONNX programs (`improved_weights.py`).
+Source: https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-overview.html; differs in these weights and
+in the ranges, both chosen by output SQNR on held-out calibration samples, in smaller least scales, and in proving from
+the written file what was delegated.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ class LoweringInput:
     """Its calibration batches have one sample each."""
     layers: Mapping[str, str] = field(default_factory=dict)
     """Path to class of every layer with weights."""
+    program: Path | None = None
+    """The float ONNX program of the same module, for the weights of static quantization."""
 
     @property
     def tensors(self) -> dict[str, Any]:

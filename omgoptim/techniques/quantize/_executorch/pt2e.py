@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omgoptim.errors import TechniqueError
+from omgoptim.errors import DataError, TechniqueError
 from omgoptim.models.forward import NamedBatch
 from omgoptim.models.globs import is_selected
 from omgoptim.models.samples import forward_args
@@ -17,7 +17,11 @@ from omgoptim.requests.quantize import Dynamic, Static
 from omgoptim.runtimes.export_patches import quiet_export
 from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_engines import to_array
-from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
+from omgoptim.techniques.quantize._executorch.improved_weights import improve_weights, module_path
+from omgoptim.techniques.quantize._ptq.calibration import Batch, split
+from omgoptim.techniques.quantize._ptq.observers import METHODS, Method, RangeObserver
+from omgoptim.techniques.quantize._ptq.pipeline import rewrites
+from omgoptim.techniques.quantize._ptq.state import MIN_CHOICE_GAIN_DB, MIN_STEP_GAIN_DB, apply_preset, sqnr_db
 
 if TYPE_CHECKING:
     from torch import fx
@@ -25,14 +29,14 @@ if TYPE_CHECKING:
 
     from omgoptim.techniques.quantize._executorch.lowering import LoweringInput
 
-HELD_OUT, MAX_HELD_OUT = 0.25, 64
-"""Share of the calibration samples, and the most of them, on which observers are compared and nothing is calibrated."""
+MAX_HELD_OUT = 64
+"""Most held-out calibration samples on which weights and ranges are compared; nothing is fitted to them."""
 
-MSE_SAMPLES = 64
-"""Most samples for an observer of histograms, which takes many times the forward pass of a sample."""
+SAME_DB = 60.0
+"""Least output SQNR of a module whose weights were copied unchanged from its ONNX program."""
 
-MIN_GAIN_DB = 0.3
-"""Least gain in output SQNR for another observer than ExecuTorch's own."""
+WEIGHT_EPS, ACTIVATION_EPS = 2**-20, 2**-16
+"""Least scales. ExecuTorch's own 2**-12 is a coarse step for weights below 0.03, as depthwise layers have."""
 
 ATTENTION = ("aten.softmax.int", "aten._softmax.default", "aten.scaled_dot_product_attention.default")
 """Operators that show attention."""
@@ -55,10 +59,12 @@ def quantize(
             args, kwargs = forward_args(given.signature, given.example)
             if isinstance(params, Static):
                 best, notes = _static(module, given, params)
-            else:  # one call, in which the weights are observed
-                best, notes = _converted(module, params, [(args, kwargs)]), []
+            else:
+                prepared, notes = _prepared(module, params), []
+                _observe(prepared, given, [given.example])  # the weights
+                best = _converted(prepared)
             return torch.export.export(best, args, kwargs), notes
-        except TechniqueError:
+        except (TechniqueError, DataError):
             raise
         except Exception as error:  # torchao raises kinds of its own without a common base
             message = next((line for line in str(error).splitlines() if line.strip()), "")
@@ -68,28 +74,70 @@ def quantize(
 
 
 def _static(module: fx.GraphModule, given: LoweringInput, params: Static) -> tuple[fx.GraphModule, list[str]]:
-    """Calibrate with each observer, and keep the one whose outputs are closest on held-out samples."""
+    """Quantize with each range method and, if the preset has them, improved weights; keep the best on held-out data."""
     if any(str(node.target) in ATTENTION for node in module.graph.nodes):
         raise TechniqueError(
             "static quantization of this network is not supported on ExecuTorch",
             "it has attention, whose outputs plain ranges ruin",
             "use scheme dynamic",
         )
+    params = apply_preset(params, "balanced")  # what nobody left open any more stays
     batches = [dict(batch) for batch in given.run.calibration[: params.calibration_samples]]
-    held = min(MAX_HELD_OUT, int(len(batches) * HELD_OUT))
-    fit, held_out = batches[: len(batches) - held], batches[len(batches) - held :]
-    observers = _observers(params.range_method)
-    calls = [forward_args(given.signature, batch) for batch in fit]
-    found: dict[str, tuple[float, fx.GraphModule]] = {}
-    wanted = _outputs(module, given, held_out or fit)
-    for name in observers:
-        given.run.progress(f"calibrating with {name} ranges", None)
-        model = _converted(module, params, calls[: MSE_SAMPLES if name == "mse" else None], observers[name])
-        found[name] = sqnr_db(wanted, _outputs(model, given, held_out or fit)), model
-    plain = next(iter(found))
-    best = max(found, key=lambda name: found[name][0])
-    best = best if found[best][0] > found[plain][0] + MIN_GAIN_DB else plain
-    return found[best][1], [f"Activation ranges by {best}: SQNR {found[best][0]:.1f} dB."]
+    fit, held = split(batches)
+    held = held[:MAX_HELD_OUT]
+    wanted = _outputs(module, given, held)
+    forms, notes = _float_forms(module, given, params, batches, held)
+    methods = METHODS[params.rounding == "adaround"] if params.range_method == "auto" else (params.range_method,)
+    calibrated, levels = [], []
+    for form, in_float in forms:
+        given.run.progress("calibrating", None)
+        observed = _prepared(form, params, in_float)
+        _observe(observed, given, fit)
+        calibrated.append(observed)
+        level: dict[Method, float] = {}
+        for method in methods:
+            model = _converted(_prepared(form, params, in_float, observed), method)
+            level[method] = sqnr_db(wanted, _outputs(model, given, held))
+        levels.append(level)
+    chosen = [max(level, key=lambda m: level[m] + MIN_CHOICE_GAIN_DB * (m == methods[0])) for level in levels]
+    best = [level[method] for level, method in zip(levels, chosen, strict=True)]
+    index = len(best) - 1 if best[-1] > best[0] + MIN_STEP_GAIN_DB else 0
+    notes.append(f"Activation ranges by {chosen[index]}: SQNR {best[index]:.1f} dB.")
+    if len(best) > 1:
+        gain = f"raised SQNR from {best[0]:.1f} to {best[1]:.1f} dB"
+        result = gain if index else "did not raise the SQNR and were left out"
+        notes.append(f"Equalization, bias correction and rounding of the weights {result}.")
+    form, in_float = forms[index]
+    if in_float:
+        notes.append(f"In float32, as most of the noise came from there: {', '.join(in_float)}.")
+    if fit[0] is not held[0]:
+        _observe(calibrated[index], given, held)
+    return _converted(_prepared(form, params, in_float, calibrated[index]), chosen[index]), notes
+
+
+def _float_forms(
+    module: fx.GraphModule, given: LoweringInput, params: Static, batches: Sequence[Batch], held: Sequence[Batch]
+) -> tuple[list[tuple[fx.GraphModule, list[str]]], list[str]]:
+    """Return the module, then its form with improved weights if there is one, each with the layers to keep in float.
+
+    Also a note, where the weights could not be improved.
+    """
+    forms: list[tuple[fx.GraphModule, list[str]]] = [(module, [])]
+    if not rewrites(params):
+        return forms, []
+    reason = "the model has no ONNX program"
+    if given.program is not None:
+        try:
+            found = improve_weights(module, given.program, batches, params, given.run)
+        except TechniqueError as error:
+            found, reason = None, error.what
+        else:
+            reason = "the layers of its ONNX program are not those of the module"
+        if found is not None:
+            before, after, in_float = found
+            if sqnr_db(_outputs(module, given, held[:1]), _outputs(before, given, held[:1])) > SAME_DB:
+                return [*forms, (after, in_float)], []
+    return forms, [f"Equalization, bias correction and rounding of the weights were left out: {reason}."]
 
 
 def _outputs(model: fx.GraphModule, given: LoweringInput, batches: Sequence[NamedBatch]) -> list[list[Any]]:
@@ -103,61 +151,93 @@ def _outputs(model: fx.GraphModule, given: LoweringInput, batches: Sequence[Name
     return found
 
 
-def _converted(
+def _observe(prepared: fx.GraphModule, given: LoweringInput, batches: Sequence[NamedBatch]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for batch in batches:
+            args, kwargs = forward_args(given.signature, batch)
+            prepared(*args, **kwargs)
+
+
+def _prepared(
     module: fx.GraphModule,
     params: Static | Dynamic,
-    calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
-    observer: Callable[..., Any] | None = None,
+    in_float: Sequence[str] = (),
+    observed: fx.GraphModule | None = None,
 ) -> fx.GraphModule:
-    """Prepare a copy, run the calls through it, and convert it."""
+    """Return a copy of the module with observers: new ones, or those of `observed`, which a conversion uses up."""
     import torch
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    dynamic = isinstance(params, Dynamic)
-    config = get_symmetric_quantization_config(is_per_channel=params.granularity == "per_channel", is_dynamic=dynamic)
-    if observer is not None:
-        spec = replace(config.input_activation, observer_or_fake_quant_ctr=observer)
-        config = replace(config, input_activation=spec, output_activation=spec)
+    dynamic, per_channel = isinstance(params, Dynamic), params.granularity == "per_channel"
+    config = get_symmetric_quantization_config(is_per_channel=per_channel, is_dynamic=dynamic)
+    observer = (PerChannelMinMaxObserver if per_channel else MinMaxObserver).with_args(eps=WEIGHT_EPS)
+    config = replace(config, weight=replace(config.weight, observer_or_fake_quant_ctr=observer))
     quantizer = XNNPACKQuantizer()
-    if dynamic:
+    if isinstance(params, Dynamic):
         quantizer.set_operator_type(torch.ops.aten.linear.default, config)
     else:
-        quantizer.set_global(config)
-    quantizer.set_filter_function(lambda node: is_selected([_path(node)], params.targets, params.ignore))
-    prepared = prepare_pt2e(copy.deepcopy(module), quantizer)
-    with torch.no_grad():
-        for args, kwargs in calls:
-            prepared(*args, **kwargs)
+        ranges = _range_observer(params.symmetric).with_args(eps=ACTIVATION_EPS)
+        spec = replace(config.input_activation, observer_or_fake_quant_ctr=ranges)
+        if params.symmetric:
+            spec = replace(spec, qscheme=torch.per_tensor_symmetric)
+        quantizer.set_global(replace(config, input_activation=spec, output_activation=spec))
+
+    def is_chosen(node: fx.Node) -> bool:
+        path = module_path(node)
+        return path not in in_float and is_selected([path], params.targets, params.ignore)
+
+    quantizer.set_filter_function(is_chosen)
+    prepared: fx.GraphModule = prepare_pt2e(copy.deepcopy(module), quantizer)
+    for name, observer in [] if observed is None else observed._modules.items():  # a shared one has several names
+        if name.startswith("activation_post_process"):
+            prepared.add_module(name, observer)
+    return prepared
+
+
+def _converted(prepared: fx.GraphModule, method: Method = "minmax") -> fx.GraphModule:
+    """Return the quantized form of an observed module, which is used up."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    for observer in prepared.modules():
+        if hasattr(observer, "range_method"):
+            setattr(observer, "range_method", method)  # noqa: B010  of the class below
     converted: fx.GraphModule = convert_pt2e(prepared)
     return converted
 
 
-def _observers(method: str) -> dict[str, Callable[..., Any] | None]:
-    """Return observer factories by range method, ExecuTorch's own first; of `auto` all that are worth a try."""
-    from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver
+def _range_observer(symmetric: bool) -> Any:
+    """Return the class of an observer for PT2E that has the ranges of `_ptq/observers.py`."""
+    import torch
+    from torchao.quantization.pt2e import UniformQuantizationObserverBase
 
-    eps = 2**-12
-    known: dict[str, Callable[..., Any] | None] = {
-        "mse": HistogramObserver.with_args(eps=eps),
-        "minmax": MinMaxObserver.with_args(eps=eps),
-        "moving_average": MovingAverageMinMaxObserver.with_args(eps=eps),
-    }
-    if method == "auto":
-        return {name: known[name] for name in ("mse", "minmax")}
-    if method not in known:
-        raise TechniqueError(
-            f"range method {method} does not exist on ExecuTorch", f"it has {', '.join(known)}", "range_method auto"
-        )
-    return {method: known[method]}
+    class Observer(UniformQuantizationObserverBase):  # type: ignore[misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.seen = RangeObserver()
+            self.range_method: Method = "minmax"
 
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.seen.add(x.detach().numpy(), histogram=True):
+                raise DataError(
+                    "an activation of the network is not finite on the calibration data",
+                    "a range read from it would be useless for every sample",
+                    "look for a division by zero or an overflow, or leave the samples out that cause it",
+                )
+            return x
 
-def _path(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
+        def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+            low, high = self.seen.range(self.range_method, symmetric)
+            found: tuple[torch.Tensor, torch.Tensor] = self._calculate_qparams(torch.tensor(low), torch.tensor(high))
+            return found
+
+    return Observer
 
 
 def _keep_integer_scalars(module: fx.GraphModule) -> None:

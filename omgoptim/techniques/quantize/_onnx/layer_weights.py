@@ -27,7 +27,7 @@ class LayerWeight:
     weight: TensorProto
     groups: int
     transposed: bool
-    """Whether a stored matrix is (out, in), as of a Gemm with transB."""
+    """True for a stored matrix (out, in), as of a Gemm with transB."""
 
     @property
     def name(self) -> str:

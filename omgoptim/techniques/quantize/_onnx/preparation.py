@@ -21,7 +21,7 @@ from onnx import ModelProto, numpy_helper
 from omgoptim.models.onnx_file import is_large, load, save
 from omgoptim.models.onnx_graph import find_layers
 from omgoptim.techniques.quantize._onnx.layer_weights import bias_of, find_layer_weights, set_bias
-from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, quiet_stdout
+from omgoptim.techniques.quantize._onnx.program import as_technique_error, quiet_stdout
 
 
 def fold_constants(model: ModelProto, folder: Path, threads: int) -> Path:

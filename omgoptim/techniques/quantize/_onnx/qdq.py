@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.layer_weights import OPS
-from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product, quiet_stdout
+from omgoptim.techniques.quantize._onnx.program import as_technique_error, lacks_int8_dot_product, quiet_stdout
 
 Range = tuple[float, float]
 """Lowest and highest value of an activation; values outside are clipped."""
@@ -54,8 +55,7 @@ def write_qdq(
     excluded = [layer.node for layer in find_layers(model) if layer.node not in taken]
     excluded += float_tail(model, ranges)
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     with as_technique_error("ONNX Runtime could not quantize the program"), quiet_stdout(), _quiet_log():
         quantizer = QDQQuantizer(
             copy,

@@ -12,6 +12,7 @@ Source: arXiv:1906.04721, 4.2; measured on data, where that paper also derives i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +43,7 @@ def correct_biases(
         batches: calibration inputs by name.
         task: layers, number format and threads.
     """
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = deepcopy(model)
     simulated = write_qdq(model, task.chosen, ranges, task.params, float_biases=True)
     integers = stored_weights(simulated)
     layers = [

@@ -7,6 +7,7 @@ that memory does not grow with the calibration set.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnx import ModelProto
 
 from omgoptim.errors import DataError, argument
 from omgoptim.models.onnx_file import bodies, graphs
-from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, has_free_batch, open_program
+from omgoptim.techniques.quantize._onnx.program import as_technique_error, has_free_batch, open_program
 from omgoptim.techniques.registry import ProgramRun
 
 Batch = dict[str, NDArray[Any]]
@@ -177,8 +178,7 @@ def outputs(model: ModelProto, batches: Sequence[Batch], threads: int = 1) -> li
 
 def _only(model: ModelProto, names: Sequence[str]) -> ModelProto:
     """Return a copy of the program that computes the named tensors only."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     known = {value.name: value for value in model.graph.output}
     needed, kept = set(names), []
     for node in reversed(model.graph.node):

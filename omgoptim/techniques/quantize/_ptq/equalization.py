@@ -25,6 +25,7 @@ where all that write and read a tensor allow it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,8 +86,7 @@ def equalize_channels(
         peaks: of `channel_peaks`, for the same program and layers.
         batches: to read the peaks from, if they are not given.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     found = find_groups(copy, find_layer_weights(copy, chosen))
     if peaks is None:
         peaks = channel_peaks(copy, found, batches)

@@ -19,7 +19,7 @@ HOMOGENEOUS = {"Relu", "LeakyRelu", "PRelu", "Identity", "Dropout", "Abs", "Neg"
 """Ops on the elements of their first input with op(s x) = s op(x) for s > 0."""
 
 SPATIAL = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample"}
-"""The same for operators that mix positions (the axes after the channels of axis 1)."""
+"""Homogeneous operators that mix positions (the axes after the channels of axis 1)."""
 
 CHANNEL = 1
 """Axis of the channels of a convolution's tensors and of a matrix (batch, channels)."""
@@ -41,7 +41,7 @@ class EqualizationGroup:
 
     @property
     def depthwise(self) -> bool:
-        """Whether every reader is depthwise: a scale per channel takes any factor."""
+        """True if every reader is depthwise: a scale per channel takes any factor."""
         return all(reader.read().shape[2] == 1 for reader in self.readers)
 
 
@@ -163,7 +163,7 @@ class _Finder:
         return low is not None and float(numpy_helper.to_array(low)) == 0
 
     def _is_spatial(self, node: NodeProto) -> bool:
-        """Whether a node reduces all axes after the channels."""
+        """Return whether a node reduces all axes after the channels."""
         if node.op_type not in ("ReduceMean", "ReduceMax", "ReduceSum"):
             return False
         axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
@@ -173,7 +173,7 @@ class _Finder:
         return shape is not None and axes is not None and all(axis % len(shape) > CHANNEL for axis in axes)
 
     def _drops_ones(self, node: NodeProto) -> bool:
-        """Whether a node reshapes (N, C, 1, 1) to (N, C)."""
+        """Return whether a node reshapes (N, C, 1, 1) to (N, C)."""
         before, after = self.shapes.get(node.input[0]), self.shapes.get(node.output[0])
         if node.op_type not in ("Flatten", "Reshape", "Squeeze") or before is None or after is None:
             return False

@@ -110,7 +110,7 @@ class MomentOptions:
     """Layers whose y is computed from x^ instead, so that only their own rounding is an error: right for those whose
     inputs are going to change."""
     exact: bool = True
-    """Whether the quantized program holds integers, which the engine must not fuse."""
+    """True if the quantized program holds integers, which the engine must not fuse."""
     values: int | None = None
     """About how many patch values are read per layer; None: `MAX_PATCHES` patches, whatever their size."""
     seed: int = 0

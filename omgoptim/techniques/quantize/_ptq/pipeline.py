@@ -5,33 +5,34 @@ are observed. The QDQ program written from both is a standard one and runs at th
 
     first layers in float -> equalize channels, round small kernels -> select ranges -> correct biases -> AdaRound
 
+The first layers stay in float where they are cheap: every later layer reads their quantization error, and integer
+kernels are often no faster there, as three input channels do not fill a vector register.
+
 A step is kept only if it raises the output SQNR of the quantized program on calibration samples that the step did not
 see (a quarter of them, held out). Evaluation data plays no part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
-from onnx import ModelProto
+import numpy as np
+from onnx import ModelProto, TensorProto
 
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers
+from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
+from omgoptim.techniques.quantize._onnx.program import has_free_batch
 from omgoptim.techniques.quantize._onnx.qdq import write_qdq
-from omgoptim.techniques.quantize._onnx.runtime import has_free_batch
+from omgoptim.techniques.quantize._ptq.adaround import MAX_PASSES, apply_adaround, round_small_kernels
 from omgoptim.techniques.quantize._ptq.bias_correction import MAX_PASSES as CORRECTIONS
 from omgoptim.techniques.quantize._ptq.bias_correction import correct_biases
 from omgoptim.techniques.quantize._ptq.calibration import Batch, outputs, size_of, split, subsample
 from omgoptim.techniques.quantize._ptq.equalization import SHARES, channel_peaks, equalize_channels
 from omgoptim.techniques.quantize._ptq.equalization_groups import find_groups
-from omgoptim.techniques.quantize._ptq.float_prefix import (
-    affordable_prefixes,
-    multiply_accumulates,
-    restore_float_layers,
-)
-from omgoptim.techniques.quantize._ptq.observers import Method, compute_ranges, observe_activations
-from omgoptim.techniques.quantize._ptq.range_selection import read_ranges
+from omgoptim.techniques.quantize._ptq.observers import Method, compute_ranges, observe_activations, read_ranges
 from omgoptim.techniques.quantize._ptq.state import (
     MIN_CHOICE_GAIN_DB,
     MIN_STEP_GAIN_DB,
@@ -40,11 +41,12 @@ from omgoptim.techniques.quantize._ptq.state import (
     PtqState,
     PtqTask,
 )
-from omgoptim.techniques.quantize._ptq.weight_rounding import (
-    MAX_PASSES,
-    apply_adaround,
-    round_small_kernels,
-)
+
+MAX_FLOAT_LAYERS = 3
+"""Maximum number of first layers that may stay in float."""
+
+MAX_WORK_SHARE = 0.04
+"""Maximum share of the chosen layers' multiply-accumulates, and of their weights, that layers in float may have."""
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
 """Values of `share` in `equalize_channels` that are tried without and with AdaRound."""
@@ -55,16 +57,79 @@ ROUNDED = ("small_kernels", "adaround")
 MUCH_DB = 1.0
 """Smallest SQNR gain for which first layers stay in float."""
 
-BEGINNING_MACS = 5e10
-"""Limit of the multiply-accumulates of a run that compares equalized programs: of a large network it takes fewer
-samples.
+COMPARISON_MACS = 5e10
+"""Limit of the multiply-accumulates of one comparison of equalized programs, which for a large network takes fewer
+samples: 1.5 s at the rate of `CHOOSING_MACS`.
 """
 
 FEWEST_SAMPLES = 16
 """Minimum number of samples of such a run, whatever they cost."""
 
-CORRECTING_MACS, ROUNDING_MACS = 1e12, 2e12
-"""The same limit for all runs of bias correction and of AdaRound's inputs."""
+CORRECTION_MACS, ROUNDING_MACS = 1e12, 2e12
+"""Limits of the multiply-accumulates of all runs of bias correction and of AdaRound: half a minute and a minute at the
+rate of `CHOOSING_MACS`.
+"""
+
+
+def affordable_prefixes(model: ModelProto, chosen: Sequence[OnnxLayer]) -> Iterator[list[OnnxLayer]]:
+    """Yield the first layer, the first two … in graph order, while their share of the work is small.
+
+    Nothing for a program in which the size of an output is unknown.
+    """
+    places = {node.name: at for at, node in enumerate(model.graph.node)}
+    ordered = sorted((layer for layer in chosen if layer.op != "Gather"), key=lambda layer: places[layer.node])
+    work = {layer.node: _layer_macs(model, layer) for layer in ordered}
+    if None in work.values():
+        return
+    macs, weights = (sum(one) for one in ([work[x.node] or 0 for x in ordered], [_size(x) for x in ordered]))
+    for count in range(1, min(MAX_FLOAT_LAYERS, len(ordered) - 1) + 1):
+        first = ordered[:count]
+        if sum(work[layer.node] or 0 for layer in first) > MAX_WORK_SHARE * macs:
+            return
+        if sum(map(_size, first)) > MAX_WORK_SHARE * weights:
+            return
+        yield first
+
+
+def multiply_accumulates(model: ModelProto, chosen: Sequence[OnnxLayer]) -> int | None:
+    """Count the MACs of one sample in the chosen layers; None where an output size is unknown."""
+    work = [_layer_macs(model, layer) for layer in chosen if layer.op != "Gather"]
+    return None if None in work else sum(one or 0 for one in work)
+
+
+def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Sequence[OnnxLayer]) -> ModelProto:
+    """Return a copy of the program with some layers' weights and biases from the reference."""
+    copy = deepcopy(model)
+    nodes = {node.name: node for node in copy.graph.node}
+    tensors = {tensor.name: tensor for tensor in copy.graph.initializer}
+    floats: dict[str, TensorProto] = {tensor.name: tensor for tensor in reference.graph.initializer}
+    originals = {node.name: node for node in reference.graph.node}
+    for layer in kept:
+        del nodes[layer.node].input[:]  # a bias may have been added
+        nodes[layer.node].input.extend(originals[layer.node].input)
+        for name in originals[layer.node].input:
+            if name in floats and name in tensors:
+                tensors[name].CopyFrom(floats[name])
+    return copy
+
+
+def _layer_macs(model: ModelProto, layer: OnnxLayer) -> int | None:
+    """Count a layer's MACs of one sample; None where its output size is unknown."""
+    if layer.op == "Gemm":
+        return _size(layer)
+    node = next(node for node in model.graph.node if node.name == layer.node)
+    known = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
+    if node.output[0] not in known or layer.op not in ("Conv", "MatMul"):
+        return None
+    dims = known[node.output[0]].type.tensor_type.shape.dim
+    places = dims[2:] if layer.op == "Conv" else dims[1:-1]
+    if not all(dim.HasField("dim_value") for dim in places):
+        return None
+    return _size(layer) * int(np.prod([dim.dim_value for dim in places]))
+
+
+def _size(layer: OnnxLayer) -> int:
+    return int(np.prod(layer.shape))
 
 
 def quantize(
@@ -78,36 +143,58 @@ def quantize(
         task: layers, number format and threads.
         kept: takes the layers of the task that stay in float.
     """
-    chosen, params = task.chosen, task.params
-    plain = not (params.equalize or params.bias_correction or params.rounding in ROUNDED)
-    if plain and params.range_method != "auto":
+    params = task.params
+    if not rewrites(params) and params.range_method != "auto":
         histogram = params.range_method not in ("minmax", "moving_average")
         observed = observe_activations(model, batches, histogram=histogram, threads=task.threads)
-        return write_qdq(model, chosen, compute_ranges(observed, params.range_method, params.symmetric), params), []
-    notes: list[str] = []
-    settings = _settings(model, batches, task, notes)
-    state = _begin(model, settings)
-    state, settings = _keep_first(state, settings, notes)
+        return write_qdq(
+            model, task.chosen, compute_ranges(observed, params.range_method, params.symmetric), params
+        ), []
+    state, settings, notes = _improve(model, batches, task)
     if kept is not None:
-        taken = {layer.node for layer in settings.chosen}
-        kept.extend(layer for layer in chosen if layer.node not in taken)
+        kept.extend(_left_out(task, settings))
+    return write_qdq(state.model, settings.chosen, state.ranges, params), notes
+
+
+def rewrites(params: Static) -> bool:
+    """Return whether the pipeline changes the float program, beyond observing its ranges."""
+    return bool(params.equalize or params.bias_correction or params.rounding in ROUNDED)
+
+
+def rewrite(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[ModelProto, list[OnnxLayer]]:
+    """Return the float program after every step, for another quantizer, and the layers that stay in float."""
+    state, settings, _ = _improve(model, batches, task)
+    return state.model, _left_out(task, settings)
+
+
+def _improve(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[PtqState, PtqSettings, list[str]]:
+    """Run the steps; the settings returned have the layers that are quantized."""
+    notes: list[str] = []
+    settings = _prepare_settings(model, batches, task, notes)
+    state = _begin(model, settings)
+    state, settings = _keep_first_in_float(state, settings, notes)
     state = _equalize(state, settings, notes)
     state = read_ranges(state, settings, notes)
-    if params.bias_correction:
+    if task.params.bias_correction:
         state = _correct(state, settings, notes)
-    if params.rounding == "adaround":
+    if task.params.rounding == "adaround":
         state = _round(state, settings, notes)
-    return write_qdq(state.model, settings.chosen, state.ranges, params), notes
+    return state, settings, notes
+
+
+def _left_out(task: PtqTask, settings: PtqSettings) -> list[OnnxLayer]:
+    taken = {layer.node for layer in settings.chosen}
+    return [layer for layer in task.chosen if layer.node not in taken]
 
 
 def equalize(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[ModelProto, list[str]]:
     """Return the float program after cross-layer equalization alone, for another quantizer, and what was done."""
     notes: list[str] = []
-    settings = _settings(model, batches, task, notes)
+    settings = _prepare_settings(model, batches, task, notes)
     return _equalize(_begin(model, settings), settings, notes).model, notes
 
 
-def _settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask, notes: list[str]) -> PtqSettings:
+def _prepare_settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask, notes: list[str]) -> PtqSettings:
     fit, held = split(batches, sliceable=has_free_batch(model))
     if fit[0] is held[0]:
         count = sum(map(size_of, held))
@@ -124,12 +211,14 @@ def _begin(model: ModelProto, settings: PtqSettings) -> PtqState:
     """Create the state of a program with ranges from the fitting samples and small kernels rounded if that helps."""
     method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
     histogram = method not in ("minmax", "moving_average")
-    observed = observe_activations(model, _beginning(settings, model), histogram=histogram, threads=settings.threads)
+    observed = observe_activations(
+        model, _comparison_samples(settings, model), histogram=histogram, threads=settings.threads
+    )
     ranges = compute_ranges(observed, method, settings.params.symmetric)
     return _round_small_kernels(PtqState(model, ranges, settings.level(model, ranges), model), settings)
 
 
-def _keep_first(state: PtqState, settings: PtqSettings, notes: list[str]) -> tuple[PtqState, PtqSettings]:
+def _keep_first_in_float(state: PtqState, settings: PtqSettings, notes: list[str]) -> tuple[PtqState, PtqSettings]:
     """Leave the first layers in float where they are cheap and make most of the noise."""
     if settings.params.rounding not in ROUNDED or settings.params.targets:
         return state, settings
@@ -194,21 +283,19 @@ def _round_small_kernels(state: PtqState, settings: PtqSettings) -> PtqState:
 
 def _note_small_kernels(state: PtqState, notes: list[str]) -> None:
     if state.rounded:
-        layers = "1 layer" if state.rounded == 1 else f"{state.rounded} layers"
-        notes.append(f"Small kernels of {layers} were rounded for the least output error.")
+        notes.append(f"Small kernels of {_layers(state.rounded)} were rounded for the least output error.")
 
 
 def _correct(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
     fit = settings.data.fit
-    share = settings.evaluations(CORRECTING_MACS, sum(map(size_of, fit))) / CORRECTIONS
+    share = settings.evaluations(CORRECTION_MACS, sum(map(size_of, fit))) / CORRECTIONS
     some = _some(fit, share, state.model)
     model, count = correct_biases(state.model, state.reference, state.ranges, some, settings)
     better = settings.after(state, model, state.ranges)
     if count == 0 or better.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
         notes.append("Bias correction did not raise the SQNR and was left out.")
         return state
-    layers = "1 layer" if count == 1 else f"{count} layers"
-    notes.append(f"Bias correction of {layers} {_raised(state.sqnr_db, better.sqnr_db)}.")
+    notes.append(f"Bias correction of {_layers(count)} {_raised(state.sqnr_db, better.sqnr_db)}.")
     return better
 
 
@@ -222,17 +309,15 @@ def _round(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState
     if after.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
         notes.append("AdaRound did not raise the SQNR and was left out.")
         return state
-    layers = "1 layer" if len(found.changed) == 1 else f"{len(found.changed)} layers"
-    notes.append(f"AdaRound on {layers} {_raised(state.sqnr_db, after.sqnr_db)}.")
+    notes.append(f"AdaRound on {_layers(len(found.changed))} {_raised(state.sqnr_db, after.sqnr_db)}.")
     if found.left:
-        layers = "1 layer" if len(found.left) == 1 else f"{len(found.left)} layers"
-        notes.append(f"AdaRound does not support {layers}: too large or transposed.")
+        notes.append(f"AdaRound does not support {_layers(len(found.left))}: too large or transposed.")
     return after
 
 
-def _beginning(settings: PtqSettings, model: ModelProto) -> list[Batch]:
+def _comparison_samples(settings: PtqSettings, model: ModelProto) -> list[Batch]:
     fit = settings.data.fit
-    return _some(fit, settings.evaluations(BEGINNING_MACS, sum(map(size_of, fit))), model)
+    return _some(fit, settings.evaluations(COMPARISON_MACS, sum(map(size_of, fit))), model)
 
 
 def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
@@ -240,6 +325,10 @@ def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
     samples = sum(map(size_of, batches))
     wanted = max(FEWEST_SAMPLES, share * samples)
     return batches if wanted >= samples else subsample(batches, round(wanted), sliceable=has_free_batch(model))
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _raised(before_db: float, after_db: float) -> str:

@@ -1,18 +1,37 @@
-"""Shared state of the PTQ pipeline: calibration data, the current float program with its ranges, and its SQNR."""
+"""Shared state of the PTQ pipeline: task with effort preset, calibration data, current program, and its SQNR.
+
+SQNR is the signal-to-quantization-noise ratio of a program's outputs.
+
+| effort   | ranges  | equalize | bias correction | rounding      |
+| fast     | minmax  | no       | no              | nearest       |
+| balanced | chosen  | yes      | yes             | small_kernels |
+| best     | chosen from more, then one by one | yes | yes | adaround |
+
+A chosen range stays `auto` in the resolved params: what is tried is decided by the rounding, see `pipeline.py`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto
 
 from omgoptim.models.onnx_graph import OnnxLayer
-from omgoptim.requests.quantize import Static
+from omgoptim.requests.quantize import Effort, Static
 from omgoptim.techniques.quantize._onnx.qdq import Range, write_qdq
 from omgoptim.techniques.quantize._ptq.calibration import Batch, Values, outputs
-from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
+
+MAX_SQNR_DB = 120.0
+"""SQNR that is reported for outputs without noise."""
+
+
+Outputs = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
+"""Outputs of one batch, by name or in order."""
 
 MIN_CHOICE_GAIN_DB = 0.3
 """Minimum SQNR gain on held-out samples for equalization or another range method: smaller gains are noise."""
@@ -22,6 +41,51 @@ MIN_STEP_GAIN_DB = 0.05
 
 MIN_HELD_OUT = 32
 """Minimum number of held-out samples for choosing ranges one by one: with fewer the choice would overfit them."""
+
+
+def sqnr_db(want: Sequence[Outputs], got: Sequence[Outputs], non_finite_db: float = -math.inf) -> float:
+    """Return the SQNR of outputs in dB, batch by batch.
+
+    Args:
+        want: reference outputs, batch by batch.
+        got: outputs for the same batches.
+        non_finite_db: result where `got` is not finite and `want` is.
+    """
+    ratio = noise_to_signal(*([_arrays(batch) for batch in outputs] for outputs in (want, got)))
+    return non_finite_db if math.isinf(ratio) else to_decibels(ratio)
+
+
+def _arrays(outputs: Outputs) -> list[NDArray[Any]]:
+    return list(outputs.values() if isinstance(outputs, Mapping) else outputs)
+
+
+def noise_to_signal(want: Sequence[Sequence[NDArray[Any]]], got: Sequence[Sequence[NDArray[Any]]]) -> float:
+    """Return E[(y - y')^2] / E[y^2] of outputs, given as one list of arrays per batch: the mean over outputs.
+
+    An output of integers is ignored, and so are positions that are not finite in `want` (a mask). Infinite where `got`
+    is not finite and `want` is.
+    """
+    ratios = []
+    for index, first in enumerate(want[0]):
+        if not np.issubdtype(np.asarray(first).dtype, np.floating):
+            continue
+        signal = noise = 0.0
+        for before, after in ((np.asarray(a[index]), np.asarray(b[index])) for a, b in zip(want, got, strict=True)):
+            counts = np.isfinite(before)
+            known, given = before[counts].astype(np.float64), after[counts].astype(np.float64)
+            if not np.isfinite(given).all():
+                return math.inf
+            signal += float(np.square(known).sum())
+            noise += float(np.square(given - known).sum())
+        ratios.append(noise / signal if signal > 0 else (1.0 if noise > 0 else 0.0))
+    return float(np.mean(ratios)) if ratios else 0.0
+
+
+def to_decibels(noise_over_signal: float) -> float:
+    """Return -10 log10 of a noise-to-signal ratio; at most `MAX_SQNR_DB`, and -inf for an infinite one."""
+    if math.isinf(noise_over_signal):
+        return -math.inf
+    return min(MAX_SQNR_DB, -10 * math.log10(noise_over_signal)) if noise_over_signal > 0 else MAX_SQNR_DB
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +116,7 @@ class PtqTask:
 
     chosen: Sequence[OnnxLayer]
     params: Static
-    """Resolved, see `presets.py`."""
+    """Resolved by `apply_preset`."""
     threads: int = 1
     seed: int = 0
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
@@ -78,3 +142,21 @@ class PtqSettings(PtqTask):
     def evaluations(self, macs: float, samples: int) -> float:
         """Return how many runs over `samples` samples are within a budget; infinite where their cost is unknown."""
         return macs / (self.macs * samples) if self.macs else math.inf
+
+
+def apply_preset(params: Static, effort: Effort) -> Static:
+    """Fill the open settings of params from the preset of an effort; explicit settings stay.
+
+    Resolving again with balanced changes nothing, whatever the effort was.
+    """
+    plain = effort == "fast"
+    filled: dict[str, object] = {}
+    if params.range_method == "auto" and plain:
+        filled["range_method"] = "minmax"
+    if params.equalize is None:
+        filled["equalize"] = not plain
+    if params.bias_correction is None:
+        filled["bias_correction"] = not plain
+    if params.rounding == "auto":
+        filled["rounding"] = {"fast": "nearest", "balanced": "small_kernels", "best": "adaround"}[effort]
+    return params.model_copy(update=filled)

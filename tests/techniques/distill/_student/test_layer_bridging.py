@@ -122,7 +122,7 @@ def test_a_linear_without_bias_stays_without(tmp_path: Path) -> None:
     assert distance(teacher, student, inputs) < distance(teacher, bare, inputs)
 
 
-def test_padding_has_no_say(tmp_path: Path) -> None:
+def test_padding_does_not_change_the_fit(tmp_path: Path) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()

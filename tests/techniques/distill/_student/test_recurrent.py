@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.distill._student.recurrent import find_recurrent
-from omgoptim.techniques.distill._student.recurrent_weights import narrow_units
+from omgoptim.techniques.distill._student.recurrent import find_recurrent, narrow_units
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
@@ -215,7 +214,9 @@ def tied() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "said"), [(projected, "proj_size"), (frozen, "is frozen"), (tied, "out.weight, which reads it, is shared")]
 )
-def test_layers_that_cannot_be_cut_say_why(make: Callable[[], nn.Module], said: str, run_of: RunOf, drawn: Any) -> None:
+def test_layers_that_cannot_shrink_are_skipped_with_the_reason(
+    make: Callable[[], nn.Module], said: str, run_of: RunOf, drawn: Any
+) -> None:
     module = built(make)
     found, (skip,) = find_recurrent(module, ALL, run_of(module, drawn(3, 7, 5)))
     assert found == []

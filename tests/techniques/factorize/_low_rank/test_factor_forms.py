@@ -16,7 +16,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def problem(*shape: int, data: bool = True, influence: bool = False) -> Problem:
-    """Of a weight (groups, out, in, kh, kw), with inputs of uneven sizes."""
+    """Build a problem of a weight (groups, out, in, kh, kw), with inputs of uneven sizes."""
     groups, out, inside, height, width = shape
     n = inside * height * width
     rows = drawn(groups, 4 * n, n, seed=1) * torch.logspace(0, -1.5, n, dtype=torch.float64)
@@ -26,7 +26,7 @@ def problem(*shape: int, data: bool = True, influence: bool = False) -> Problem:
 
 
 def dense(form: Form, option: Option, of: Problem) -> Tensor:
-    """The weight that solved factors stand for, as the block itself says it, in the problem's shape."""
+    """Return the weight that solved factors represent, by the block itself, in the problem's shape."""
     groups, out, inside, height, width = of.weight.shape
     kind = Tucker2Conv2d if form == "tucker2" else SpatialConv2d
     block = kind(groups * inside, groups * out, (height, width), *option.ranks, groups=groups, dtype=torch.float64)

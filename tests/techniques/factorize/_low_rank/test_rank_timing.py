@@ -13,10 +13,15 @@ from omgoptim.blocks import LowRankLinear, SpatialConv2d, Tucker2Conv2d
 from omgoptim.measure.size import count_params
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Svd
-from omgoptim.techniques.factorize._low_rank.layer_onnx import write_program
 from omgoptim.techniques.factorize._low_rank.problem import Option
 from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice
-from omgoptim.techniques.factorize._low_rank.rank_timing import RankTimes, measure_times, picked_of, with_times
+from omgoptim.techniques.factorize._low_rank.rank_timing import (
+    RankTimes,
+    measure_times,
+    picked_of,
+    with_times,
+    write_program,
+)
 
 RunOf = Callable[..., Any]
 

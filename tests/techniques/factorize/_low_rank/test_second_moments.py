@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from omgoptim.techniques.factorize._low_rank import second_moments as moments_module
 from omgoptim.techniques.factorize._low_rank.second_moments import InputMoments, input_moments, output_influence
-from omgoptim.techniques.reconstruction.rows import MOST_PATCHES, input_rows, rows_of_shape
+from omgoptim.techniques.reconstruction.inputs import MOST_PATCHES, input_rows, rows_of_shape
 
 RunOf = Callable[..., Any]
 

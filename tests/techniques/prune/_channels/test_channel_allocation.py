@@ -16,8 +16,9 @@ from omgoptim.techniques.prune._channels.channel_allocation import (
     Widths,
     best,
     by_operations,
-    by_ratio,
     original_widths,
+    round_widths,
+    wanted_widths,
 )
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Group, Groups, Place
@@ -41,7 +42,8 @@ def stack(*widths: int) -> tuple[nn.Module, Groups]:
 def widths(module: nn.Module, groups: Groups, ratio: float, scores: dict[str, Tensor] | None = None, **asked: object):
     params = Structured(**asked)  # type: ignore[arg-type]
     full = {each.name: each.width for each in groups.groups}
-    return by_ratio(module, groups, scores or {}, full, params, ratio, params.round_to)
+    wanted = wanted_widths(module, groups, scores or {}, full, params, ratio)
+    return round_widths(groups, wanted, full, params.max_layer_ratio, params.round_to)
 
 
 def test_the_same_share_goes_from_every_group_and_wide_ones_stay_multiples_of_eight() -> None:
@@ -68,8 +70,10 @@ def test_heads_go_whole_and_are_not_rounded_to_eight() -> None:
 def test_a_ratio_is_of_the_original_width_in_every_round() -> None:
     module, groups = stack(14)
     params = Structured()
-    assert by_ratio(module, groups, {}, {"layer0": 20}, params, 0.3) == {"layer0": 14}
-    assert by_ratio(module, groups, {}, {"layer0": 20}, params, 0.5) == {"layer0": 10}
+    full = {"layer0": 20}
+    for ratio, width in ((0.3, 14), (0.5, 10)):
+        wanted = wanted_widths(module, groups, {}, full, params, ratio)
+        assert round_widths(groups, wanted, full, params.max_layer_ratio) == {"layer0": width}
 
 
 def test_a_global_ranking_takes_the_least_important_wherever_they_are() -> None:
@@ -121,16 +125,16 @@ def test_a_fused_projection_counts_as_wide_as_its_heads(run_of: RunOf) -> None:
         (lambda: nets.Vit(24, nets.SplitAttention(24, 4, 2)), torch.randn(2, 3, 16, 16)),
     ],
 )
-def test_operations_are_foretold_exactly(build: Callable[[], nn.Module], x: Tensor, run_of: RunOf) -> None:
+def test_operations_are_predicted_exactly(build: Callable[[], nn.Module], x: Tensor, run_of: RunOf) -> None:
     module = build().eval()
     run = run_of(module, [x])
     groups = find_groups(module, Structured(), run)
     operations = Operations(module, groups, Probe.of(run))
     narrow = {each.name: (each.width // each.unit // 2) * each.unit for each in groups.groups}
     scores = {each.name: torch.ones(each.width) for each in groups.groups}
-    foretold = operations.at(narrow)
+    predicted = operations.at(narrow)
     remove(module, groups, best(groups, scores, narrow), run)
-    assert foretold == pytest.approx(count_macs(module, (x,), {}).macs)
+    assert predicted == pytest.approx(count_macs(module, (x,), {}).macs)
 
 
 def test_the_widest_widths_within_some_operations_are_found(run_of: RunOf) -> None:
@@ -142,7 +146,8 @@ def test_the_widest_widths_within_some_operations_are_found(run_of: RunOf) -> No
     full = {each.name: each.width for each in groups.groups}
 
     def at(ratio: float, round_to: int | None) -> Widths:
-        return by_ratio(module, groups, scores, full, Structured(), ratio, round_to)
+        wanted = wanted_widths(module, groups, scores, full, Structured(), ratio)
+        return round_widths(groups, wanted, full, Structured().max_layer_ratio, round_to)
 
     most = operations.now / 2
     found = by_operations(groups, scores, operations, most, at, None)

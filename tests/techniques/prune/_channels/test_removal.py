@@ -13,7 +13,7 @@ from omgoptim.reports import Change
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Group, Groups, Place
-from omgoptim.techniques.prune._channels.removal import remove, take_out
+from omgoptim.techniques.prune._channels.removal import remove, remove_with_positions
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
@@ -70,7 +70,7 @@ def test_every_kind_of_group_can_be_cut_in_one_module(run_of: RunOf) -> None:
     run = run_of(module, [IMAGES])
     groups = find_groups(module, Structured(), run)
     keep = {group.name: group.units()[::2].flatten().sort().values for group in groups.groups}
-    outcome, left = take_out(module, groups, keep, run)
+    outcome, left = remove_with_positions(module, groups, keep, run)
     assert outcome.skipped == groups.skipped
     assert (module.many.num_channels, module.many.num_groups) == (8, 4)  # whole groups
     assert (module.few.num_channels, module.few.num_groups) == (4, 2)  # half of each
@@ -103,7 +103,7 @@ def test_a_group_that_fails_is_put_back_and_the_others_go_on(run_of: RunOf) -> N
     assert module.first.out_channels == 5
 
 
-def test_when_everything_fails_the_first_reason_and_a_way_out_are_told(run_of: RunOf) -> None:
+def test_when_every_removal_fails_the_error_has_the_first_reason_and_a_fix(run_of: RunOf) -> None:
     module = nets.HardCoded().eval()
     run = run_of(module, [IMAGES])
     everything = channels(0, 8)

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._diagnostics.activation_diagnostics import diagnose
-from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import Diagnostic
+from omgoptim.techniques.quantize._diagnostics.diagnostics import Diagnostic, diagnose
 from omgoptim.techniques.quantize._diagnostics.simulation import build_simulation
 
 Array = NDArray[Any]
@@ -59,7 +58,7 @@ def test_a_plain_network_has_no_known_cause(tmp_path: Path) -> None:
     assert found(tmp_path, nodes, stored, evaluation=IMAGES) == {}
 
 
-def test_outliers_are_told_with_how_far_they_reach(tmp_path: Path) -> None:
+def test_outliers_are_reported_with_their_ratio(tmp_path: Path) -> None:
     x = IMAGES.clip(-3, 3)
     x[0, 0, 0, 0] = 90.0
     signature = found(tmp_path, [conv("a", "x", "y")], {"a.weight": weight(4, 8, 1, 1)}, x=x)["activation outliers"]
@@ -118,7 +117,7 @@ def test_a_norm_that_cannot_be_folded_is_found_and_one_behind_a_convolution_is_g
     assert found(tmp_path, before, stored)["unfolded batch norm"].paths == ["norm"]
 
 
-def test_hard_swish_and_squeeze_excite_are_told_apart(tmp_path: Path) -> None:
+def test_hard_swish_and_squeeze_excite_are_distinguished(tmp_path: Path) -> None:
     swish = [
         conv("a", "x", "h"),
         helper.make_node("HardSigmoid", ["h"], ["g"], alpha=1 / 6, beta=0.5),

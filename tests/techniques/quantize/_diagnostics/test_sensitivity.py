@@ -22,7 +22,7 @@ from omgoptim.techniques.quantize._diagnostics.simulation import (
     rounded_weight,
 )
 from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
-from omgoptim.techniques.quantize._ptq.sqnr import MAX_SQNR_DB, sqnr_db
+from omgoptim.techniques.quantize._ptq.state import MAX_SQNR_DB, sqnr_db
 
 Array = NDArray[np.float32]
 FULL = SimulationConfig(weight_levels=127, outputs=False)
