@@ -10,7 +10,7 @@ import pytest
 
 import omgoptim
 from omgoptim.errors import DataError, NoLayerChanged, OmgoptimError, TechniqueError
-from omgoptim.operations.quantization.no_op import no_candidate_error, with_suggested_call
+from omgoptim.operations.quantization.build_all import no_candidate_error, with_suggested_call
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.command import in_shell
 
