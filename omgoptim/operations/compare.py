@@ -27,6 +27,7 @@ from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, Stage, is_live
+from omgoptim.operations.gain_attribution import wait_removed_sentence
 from omgoptim.operations.loaded_model import fixed_batch_note, float32_arrays
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
 from omgoptim.operations.timing import bench_of, fraction_progress, full_race, slow_warnings
