@@ -42,7 +42,7 @@ def run(verb: str, request: Request, live: Live | None, progress: bool | None) -
 
 @contextmanager
 def _callers_torch() -> Iterator[None]:
-    """Leave torch's random state and its number of threads as the caller had them: a run sets both."""
+    """Restore the caller's random state and number of threads of torch afterwards."""
     import torch
 
     threads, random = torch.get_num_threads(), torch.get_rng_state()

@@ -28,7 +28,7 @@ from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, Stage, is_live
 from omgoptim.operations.gain_attribution import wait_removed_sentence
-from omgoptim.operations.loaded_model import fixed_batch_note
+from omgoptim.operations.loaded_model import fixed_batch_note, float32_arrays
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
 from omgoptim.operations.timing import bench_of, fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import (
@@ -62,6 +62,8 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     data = _data(request, past, policy, folders[0])
     raw = data.evaluation(request.samples if data.real else RANDOM_SAMPLES)
     samples = named_samples([name_inputs(None, item.inputs, names) for item in raw], raw)
+    if any(tensor.dtype == "float32" for manifest in manifests for tensor in manifest.signature.inputs):
+        samples = float32_arrays(samples)  # programs take no other; a module of another precision converts them
     threads = request.threads or usable_cores()
     samples, notes, free_batch = comparable_samples(folders, samples, threads, policy)
     if context.target is not None:

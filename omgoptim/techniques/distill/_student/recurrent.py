@@ -22,8 +22,16 @@ from torch.utils._pytree import tree_map
 
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.probe import DoesNotRun, Probe, attached, difference, tolerance_of
-from omgoptim.techniques.prune._channels.groups import narrowed, owned_parameters
+from omgoptim.techniques.probe import (
+    DoesNotRun,
+    Probe,
+    attached,
+    difference,
+    frozen_or_shared,
+    owned_parameters,
+    tolerance_of,
+)
+from omgoptim.techniques.prune._channels.groups import narrowed
 from omgoptim.techniques.registry import ModuleRun
 
 WIDTHS = (
@@ -215,13 +223,11 @@ def _why_not(
         return "its outputs are projections of its hidden units (proj_size)"
     if layer.hidden_size < 2:
         return "it has one hidden unit"
-    for name, tensor in layer._parameters.items():
-        if tensor is not None and not tensor.requires_grad:
-            return f"{name} is frozen (requires_grad is False)"
-        if tensor is not None and (tensor.dtype not in (torch.float32, torch.float64)):
-            return f"its weights are {str(tensor.dtype).removeprefix('torch.')}"
-        if len({owner for owner, _ in owners.get(id(tensor), [])}) > 1:
-            return f"{name} is shared with another layer"
+    if reason := frozen_or_shared(layer, owners):
+        return reason
+    other = next((t.dtype for t in layer.parameters() if t.dtype not in (torch.float32, torch.float64)), None)
+    if other is not None:
+        return f"its weights are {str(other).removeprefix('torch.')}"
     if any(name not in layer._parameters for name in layer._flat_weights_names):
         return "its weights are computed from others (a parametrization)"
     return ""
@@ -233,9 +239,6 @@ def _tied_reader(module: nn.Module, recurrent: Recurrent, owners: Mapping[int, l
             if len({owner for owner, _ in owners.get(id(tensor), [])}) > 1:
                 return f"{reader.path}.{name}, which reads it, is shared with another layer"
     return ""
-
-
-# Who reads what
 
 
 def _find_readers(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
@@ -262,11 +265,7 @@ def _find_readers(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
 def _numbers_by_column(module: nn.Module, layer: Any, numbers: Tensor, run: ModuleRun) -> dict[str, Tensor]:
     """Return the one whole number that each column of every Linear and recurrent layer reads, 0 where there is none.
 
-    Args:
-        module: that holds the layer.
-        layer: the recurrent layer whose units are followed.
-        numbers: (layers * directions, hidden units): assigned to the units.
-        run: how the module is called.
+    `numbers` (layers * directions, hidden units) are assigned to the units of the recurrent `layer`.
     """
     read: dict[str, Tensor] = {}
 
@@ -330,9 +329,6 @@ def _width_attributes(module: nn.Module, path: str, width: int) -> tuple[tuple[s
         for name, value in vars(module.get_submodule(owner)).items()
         if name in WIDTHS and type(value) is int and value == width
     )
-
-
-# Proof
 
 
 def _why_not_removable(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> str:

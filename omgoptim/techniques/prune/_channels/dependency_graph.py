@@ -25,7 +25,7 @@ from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.probe import DoesNotRun, Probe, attached, error_location, quiet, traced
+from omgoptim.techniques.probe import DoesNotRun, Probe, attached, error_location, owned_parameters, quiet, traced
 from omgoptim.techniques.prune._channels.attention_heads import find_heads
 from omgoptim.techniques.prune._channels.groups import (
     Group,
@@ -35,7 +35,6 @@ from omgoptim.techniques.prune._channels.groups import (
     Side,
     channel_groups,
     is_depthwise,
-    owned_parameters,
     skips_of_kept,
     why_kept,
     why_not_requested,

@@ -277,16 +277,6 @@ def skips_of_kept(module: nn.Module, root: str, writers: Sequence[str], refusal:
     ]
 
 
-def owned_parameters(module: nn.Module) -> dict[int, list[tuple[int, str]]]:
-    """Return the owners (layer id and name) of each parameter by its id; more than one layer is a tie."""
-    owners: dict[int, list[tuple[int, str]]] = {}
-    for path, layer in module.named_modules():
-        for name, tensor in layer._parameters.items():
-            if tensor is not None:
-                owners.setdefault(id(tensor), []).append((id(layer), f"{path}.{name}" if path else name))
-    return owners
-
-
 def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, list[tuple[int, str]]]) -> str:
     """Return why the layers at these places keep their width; empty if they can shrink.
 
