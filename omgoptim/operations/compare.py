@@ -57,13 +57,10 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     policy = PathPolicy.of_request(context.project, request)
     folders = [_artifact(name, policy) for name in (request.a, request.b)]
     manifests = [Manifest.read(folder) for folder in folders]
-    lineage, names, device = common_lineage(*manifests), _input_names(*manifests), manifests[0].device
+    lineage, device = common_lineage(*manifests), manifests[0].device
     past = _past_request(folders[0], context)
     data = _data(request, past, policy, folders[0])
-    raw = data.evaluation(request.samples if data.real else RANDOM_SAMPLES)
-    samples = named_samples([name_inputs(None, item.inputs, names) for item in raw], raw)
-    if any(tensor.dtype == "float32" for manifest in manifests for tensor in manifest.signature.inputs):
-        samples = float32_arrays(samples)  # programs take no other; a module of another precision converts them
+    samples = _evaluation_samples(request, data, *manifests)
     threads = request.threads or usable_cores()
     samples, notes, free_batch = comparable_samples(folders, samples, threads, policy)
     if context.target is not None:
@@ -106,14 +103,18 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     )
 
 
-def _input_names(a: Manifest, b: Manifest) -> list[str]:
-    """Return the names of the inputs, which must be the same for both artifacts."""
+def _evaluation_samples(request: CompareRequest, data: DataSource, a: Manifest, b: Manifest) -> Samples:
+    """Return the samples for both artifacts, which must take the same inputs."""
     names = a.signature.input_names
     if names != b.signature.input_names:
         raise ModelError(
             "the two artifacts take different inputs", f"A takes {names}, B takes {b.signature.input_names}"
         )
-    return names
+    raw = data.evaluation(request.samples if data.real else RANDOM_SAMPLES)
+    samples = named_samples([name_inputs(None, item.inputs, names) for item in raw], raw)
+    if any(tensor.dtype == "float32" for manifest in (a, b) for tensor in manifest.signature.inputs):
+        samples = float32_arrays(samples)  # programs take no other; a module of another precision converts them
+    return samples
 
 
 def _verdict(before: Measurement, gained: Gains, quality: Quality, implausible: str) -> str:
