@@ -193,7 +193,6 @@ def test_keyword_arguments_may_be_one_json_object_as_in_the_command_that_repeats
         ("profile", ["m", "--batch", "true"], {"model": "m", "batch": "true"}),
         ("profile", ["m", "--inputs", "1xx3"], {"model": "m", "inputs": ["1xx3"]}),
         ("runs", ["show"], {"action": "show"}),
-        ("runs", ["stop"], {"action": "stop"}),
         ("runs", ["resume"], {"action": "resume"}),
         ("prune", ["m", "--scope", "global"], {"model": "m", "scope": "global"}),
         (
@@ -217,6 +216,11 @@ def test_a_bad_request_is_refused_in_the_words_of_the_request(
     assert json.loads(streams.out) == {"error": expected | {"fix": in_shell(expected["fix"])}}
     assert streams.err.startswith(f"error: {refused.value.what}")
     assert list(project.iterdir()) == []
+
+
+def test_an_unknown_action_is_refused_with_those_of_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["runs", "stop"]) == 2
+    assert "cancel, list, open, pick, resume, show, wait, watch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["quantise", "m"], ["quantize", "m", "extra"], ["mcp", "--port", "many"]])

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from omgoptim import cli
+from omgoptim.cli import output
 from omgoptim.cli.progress import curve_text, live_view, watch
 from omgoptim.jobs.states import as_done, read_state
 from omgoptim.reports import Epoch, LiveRun, RunState, StageTime, Step
@@ -238,7 +239,7 @@ def test_a_curve_of_many_epochs_is_short_and_ends_with_the_last() -> None:
 
 def test_watching_ends_with_the_report(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = by_hand.finished_run(project, by_hand.report(outcome="guard_failed"))
-    assert cli.run(["runs", "watch", folder.id]) == cli.GUARD_FAILED
+    assert cli.run(["runs", "watch", folder.id]) == output.GUARD_FAILED
     assert "5.79x" in capsys.readouterr().out
 
 
@@ -264,7 +265,7 @@ def test_ctrl_c_ends_the_watching_and_leaves_the_run_alone(project: Path) -> Non
         assert watching.stderr.readline() == "measuring, 40%, 12 s left\n"
         watching.send_signal(signal.SIGINT)
         out, err = watching.communicate(timeout=60)
-    assert watching.returncode == cli.INTERRUPTED
+    assert watching.returncode == output.INTERRUPTED
     assert out == ""
-    assert f"run {folder.id} goes on" in err
+    assert f"run {folder.id} continues" in err
     assert read_state(folder).status == "running"

@@ -42,7 +42,7 @@ def run(verb: str, request: Request, live: Live | None, progress: bool | None) -
 
 @contextmanager
 def _callers_torch() -> Iterator[None]:
-    """Leave torch's random state and its number of threads as the caller had them: a run sets both."""
+    """Restore the caller's random state and number of threads of torch afterwards."""
     import torch
 
     threads, random = torch.get_num_threads(), torch.get_rng_state()
@@ -68,7 +68,7 @@ def request_of(
 ) -> tuple[Request, Live]:
     """Return the request, in which live objects have placeholder names, and the live objects."""
     from omgoptim.models.source import training_mode_notes
-    from omgoptim.operations.live_objects import Live, by_split
+    from omgoptim.operations.loaded_model import Live, by_split
 
     is_source = isinstance(model, str)
     named: dict[str, Any] = {"model": model if is_source else LIVE.format("module"), **arguments}

@@ -155,7 +155,7 @@ def _technique_panel(key: str | None, kinds: Collection[str]) -> str:
 
 
 def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_all: bool = True) -> Option:
-    """One argument, as its request or as each of the techniques that have it describes it."""
+    """Return the option of one argument of the request, or of several techniques."""
     fields = [field for _, field in held]
     kind, metavar = _kind(fields)
     words = _words(held, of_all)

@@ -214,11 +214,11 @@ class RunFolder:
             leftover.unlink(missing_ok=True)
 
     def discard_checkpoints(self) -> None:
-        """After a run that ended well."""
+        """Remove the checkpoints, after a successful run."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def discard_unproved(self) -> None:
-        """After a run that did not end well: no scratch, and nothing that looks like a result.
+        """Remove scratch and partial results, after a run that failed.
 
         An artifact that was complete but not yet proved is kept under a name that nothing opens.
         """

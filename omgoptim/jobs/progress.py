@@ -115,7 +115,7 @@ class Progress:
                 self._published += 1
 
     def learn(self) -> None:
-        """Leave to later runs of this kind how the time of this one was shared."""
+        """Store the time shares of this run for later runs of its kind."""
         shares = self._remaining.finished(time.monotonic())
         if shares is not None and self._kind:
             learn_shares(shares_file(), self._kind, shares)
@@ -218,7 +218,7 @@ class RemainingTime:
         return round(left, 1) if left > 0 or self._left == 0 else None
 
     def postpone(self, seconds: float) -> None:
-        """Leave `seconds` in which the run waited out of the account."""
+        """Exclude `seconds` of waiting from the elapsed time."""
         self.began += seconds
         self._at += seconds
 

@@ -35,7 +35,7 @@ class Row:
 
 
 def verdict(report: EfficiencyReport) -> str:
-    """The outcome in one or two words."""
+    """Return the outcome in one or two words."""
     if report.request.get("plan"):
         return "PLAN"
     if report.outcome == "ok" and report.verb in ("profile", "compare"):
@@ -49,7 +49,7 @@ def speed_undecided(report: EfficiencyReport) -> bool:
 
 
 def shown_sides(report: EfficiencyReport) -> tuple[Measurement | None, Measurement | None]:
-    """Both sides of the comparison, without their times where those mean nothing."""
+    """Return both sides of the comparison, without times if the machine was overloaded."""
     if not speed_undecided(report):
         return report.before, report.after
     nothing = dict.fromkeys(TIMES)
@@ -103,7 +103,7 @@ def quality_claim(report: EfficiencyReport) -> tuple[str, Tone]:
 
 
 def claimed(tone: Tone, report: EfficiencyReport) -> Tone:
-    """A tone in this report: nothing is shown as a gain where the outcome is not ok."""
+    """Return a tone for this report: no gain is shown unless the outcome is ok."""
     return "same" if tone == "better" and report.outcome != "ok" else tone
 
 
@@ -230,14 +230,14 @@ def _row(
 
 
 def _fewer_params(before: Measurement | None, after: Measurement | None) -> tuple[str, Tone]:
-    """Said only where their number changed."""
+    """Return the ratio of parameters; empty if their number is unchanged."""
     if not before or not after or not before.params or not after.params or before.params == after.params:
         return "", "same"
     return _ratio(before.params / after.params, "fewer")
 
 
 def _nonzero(before: Measurement | None, after: Measurement | None) -> list[Row]:
-    """A row of its own only where zeros exist: they take storage down, not the time of a dense kernel."""
+    """Return the row of non-zero parameters, if there are zeros."""
     sides = [side for side in (before, after) if side]
     if all(side.nonzero_params in (None, side.params) for side in sides):
         return []
@@ -246,7 +246,7 @@ def _nonzero(before: Measurement | None, after: Measurement | None) -> list[Row]
 
 
 def _dense_size(before: Measurement | None, after: Measurement | None) -> list[Row]:
-    """A row of its own only where zeros are packed: what the files would be with zeros stored as numbers."""
+    """Return the row of the dense size, if zeros are packed."""
     if not any(side and side.dense_size_bytes is not None for side in (before, after)):
         return []
     dense = [None if side is None else side.dense_size_bytes or side.size_bytes for side in (before, after)]

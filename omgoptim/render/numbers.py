@@ -22,7 +22,7 @@ def plain(text: str, limit: int = 400) -> str:
 
 
 def block(text: str, limit: int = 2000) -> str:
-    """Like `plain`, but the line breaks stay: for logs and code."""
+    """Return text like `plain`, with its line breaks: for logs and code."""
     return clean_block(text, limit)
 
 

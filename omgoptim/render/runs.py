@@ -135,7 +135,7 @@ class Run:
 
 
 def runs_section(runs: Sequence[Run]) -> Section:
-    """One row for each run, in the order given; models and machines are named once where they are the same."""
+    """Return a table with one row per run, in the order given; a common model or machine is named once."""
     rows = [_cells(run) for run in runs]
     marks: list[Mark] = ["" if run.report else "faded" for run in runs]
     lines = []

@@ -244,7 +244,7 @@ def test_a_verb_gives_a_true_report_on_a_network_with_a_trap(verb: str, name: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tuple_out", "dict_out", "shared_module"])
+@pytest.mark.parametrize("name", ["tuple_out", "dict_out", "shared_module", "float64"])
 def test_a_comparison_with_the_original_agrees_with_the_runs_own_report(name: str) -> None:
     report = check_run(name, "quantize")
     assert report is not None

@@ -17,7 +17,7 @@ BRIEF = 8
 
 
 def candidates_section(report: EfficiencyReport, full: bool) -> Section | None:
-    """The chosen one first, then finalists, then the others."""
+    """Return the candidates: the chosen one, then finalists, then the others."""
     candidates = ranked_candidates(report)
     if not candidates:
         return None
@@ -55,7 +55,7 @@ def _tone(one: Candidate, report: EfficiencyReport) -> Tone:
 
 
 def steps_section(report: EfficiencyReport, full: bool) -> Section | None:
-    """In the order in which they were taken; those that the result was made by stand out."""
+    """Return the steps in order, those of the result highlighted."""
     steps = report.steps
     if not steps:
         return None

@@ -8,7 +8,7 @@ from omgoptim.reports import EfficiencyReport, OutputRecord, TargetMachine
 
 
 def comparison_section(report: EfficiencyReport, _full: bool) -> Section | None:
-    """One row for each quantity that was measured on either side."""
+    """Return the before / after table, one row per measured quantity."""
     rows = comparison_rows(report)
     if not rows:
         return None
@@ -45,7 +45,7 @@ BRIEF = 8
 
 
 def outputs_section(report: EfficiencyReport, full: bool) -> Section | None:
-    """Several outputs always; a single one in full, or where it was ruined."""
+    """Return the outputs: several always, a single one in full or if it was ruined."""
     outputs = shown_outputs(report, full)
     shown = outputs if full else outputs[:BRIEF]
     if not shown:

@@ -157,7 +157,7 @@ class StudentTraining:
 
     @property
     def qualities(self) -> list[float]:
-        """On the selection samples, by epoch; epochs without a number are left out."""
+        """Quality on the selection samples by epoch; epochs without a number are left out."""
         known = (epoch.quality for epoch in self.training.epochs)
         return [quality for quality in known if quality is not None and math.isfinite(quality)]
 
@@ -230,7 +230,7 @@ def _loss_text(loss: float | None) -> str:
 
 
 def _bars(qualities: list[float], low: float, high: float) -> str:
-    """One bar an epoch; of many epochs evenly spread ones, the last among them."""
+    """Return one bar per epoch; of many epochs, evenly spaced ones with the last."""
     count = min(len(qualities), MOST_BARS)
     shown = [qualities[round(place * (len(qualities) - 1) / (count - 1))] for place in range(count)]
     span = high - low

@@ -173,7 +173,7 @@ def _narrow_reader(layer: Any, path: str, columns: Tensor) -> Change:
     else:
         layer.weight = narrowed(layer.weight, 1, columns)
         layer.in_features = len(columns)
-    return Change(path=path, what="input channels", before=str(before), after=str(len(columns)))
+    return Change(path=path, what="input channels", before=str(before), after=str(len(columns)), indirect=True)
 
 
 def ignore_units(module: nn.Module, recurrent: Recurrent, kept: Tensor) -> None:
