@@ -32,7 +32,8 @@ from omgoptim.models.artifact import save_program
 from omgoptim.models.manifest import MANIFEST, PROGRAM, Manifest
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import LoadedModel, prepare
+from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.operations.prepare import prepare
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.runtimes import ENGINES, SessionSettings
 

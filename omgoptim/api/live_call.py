@@ -68,7 +68,7 @@ def request_of(
 ) -> tuple[Request, Live]:
     """Return the request, in which live objects have placeholder names, and the live objects."""
     from omgoptim.models.source import training_mode_notes
-    from omgoptim.operations.live_objects import Live, by_split
+    from omgoptim.operations.loaded_model import Live, by_split
 
     is_source = isinstance(model, str)
     named: dict[str, Any] = {"model": model if is_source else LIVE.format("module"), **arguments}

@@ -119,7 +119,7 @@ class RayExecutor:
             with stopped(list(self._pids())):
                 yield
         finally:
-            self._hold.unlink()
+            self._hold.unlink(missing_ok=True)
 
     def close(self) -> None:
         """See `Executor.close`."""

@@ -22,7 +22,7 @@ from omgoptim.requests import Request
 
 if TYPE_CHECKING:
     from omgoptim.operations.context import RunContext, StepRun
-    from omgoptim.operations.live_objects import Live
+    from omgoptim.operations.loaded_model import Live
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
     with on_target(request, context) as (request, context):
         report = operation(request, context, live) if REGISTRY[verb].on_model else operation(request, context)
         report = with_target(report, context)
-    from omgoptim.operations.chained_gains import with_total_gain
+    from omgoptim.operations.gain_attribution import with_total_gain
     from omgoptim.operations.next_steps import new_calls
 
     report = with_total_gain(report, request, context)

@@ -10,10 +10,9 @@ from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.fixed_batch import at_batch_one
-from omgoptim.operations.loaded_model import LoadedModel, recipe_of
-from omgoptim.operations.quantization.build_candidates import build_lowered, float_program, in_memory
-from omgoptim.operations.quantization.candidates import Program
+from omgoptim.operations.float_program import Program, float_program, in_memory
+from omgoptim.operations.loaded_model import LoadedModel, at_batch_one, recipe_of
+from omgoptim.operations.quantization.build_candidates import build_lowered
 from omgoptim.requests.quantize import Fp32
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.techniques.registry import ProgramRun
@@ -74,3 +73,25 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
     outputs = in_memory(lambda: engine.open(path, loaded.signature, settings).run(loaded.example))
     artifacts.save_program(folder, path, other, OutputCheck(loaded.example, outputs))
     return folder
+
+
+def original_on_target(loaded: LoadedModel, context: RunContext, program: Program | None = None) -> LoadedModel:
+    """Return the model with its original as a float32 program: the baseline of everything that is measured on a target.
+
+    Args:
+        loaded: the model as loaded.
+        context: context of the run.
+        program: the model's export, if it exists already.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if context.target is None or ENGINES[Manifest.read(loaded.baseline).runtime].runs == "program":
+        return loaded
+    if program is not None and program.error is not None:
+        raise ModelError(
+            "the model cannot be measured on a target",
+            f"only programs run there, and {program.error.what}: {program.error.why}",
+            program.error.fix,
+        )
+    return replace(loaded, baseline=baseline_on("onnxruntime", loaded, context, program))

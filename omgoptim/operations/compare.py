@@ -26,9 +26,9 @@ from omgoptim.models.security.file_integrity import is_sealed
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import find_artifact
-from omgoptim.operations.context import RunContext, is_live
-from omgoptim.operations.fixed_batch import fixed_batch_note
-from omgoptim.operations.gain_attribution import implausible_sentence
+from omgoptim.operations.context import RunContext, Stage, is_live
+from omgoptim.operations.gain_attribution import wait_removed_sentence
+from omgoptim.operations.loaded_model import fixed_batch_note, float32_arrays
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
 from omgoptim.operations.timing import bench_of, fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import (
@@ -44,6 +44,12 @@ from omgoptim.reports import EfficiencyReport, Gains, Measurement
 from omgoptim.requests import CompareRequest
 from omgoptim.requests.command import command_of
 
+RANDOM_SAMPLES = 256
+"""Number of random samples without data, which is enough for an interval of their agreement."""
+
+DECISION_GUARD = 0.01
+"""Quality drop that the warnings on undecided drops refer to: the default guard of the other verbs."""
+
 
 def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     """Measure B against A. See `CompareRequest`."""
@@ -51,28 +57,22 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     policy = PathPolicy.of_request(context.project, request)
     folders = [_artifact(name, policy) for name in (request.a, request.b)]
     manifests = [Manifest.read(folder) for folder in folders]
-    lineage = common_lineage(*manifests)
-    names = [manifest.signature.input_names for manifest in manifests]
-    if names[0] != names[1]:
-        raise ModelError("the two artifacts take different inputs", f"A takes {names[0]}, B takes {names[1]}")
+    lineage, device = common_lineage(*manifests), manifests[0].device
     past = _past_request(folders[0], context)
     data = _data(request, past, policy, folders[0])
-    raw = data.evaluation(request.samples if data.real else 256)
-    samples = named_samples([name_inputs(None, item.inputs, names[0]) for item in raw], raw)
+    samples = _evaluation_samples(request, data, *manifests)
     threads = request.threads or usable_cores()
     samples, notes, free_batch = comparable_samples(folders, samples, threads, policy)
     if context.target is not None:
         threads = request.threads or context.target.machine.cores
-    bench = bench_of(context, samples, request.batch if free_batch else None, threads, manifests[0].device, policy)
+    bench = bench_of(context, samples, request.batch if free_batch else None, threads, device, policy)
     inputs = samples.write(context.work / "eval")
     targets = [context.work / "outputs" / str(index) for index in range(2)]
 
     def outputs(index: int, process: MeasuringProcess) -> None:
         process.run_samples(inputs, targets[index], fraction_progress(context, f"evaluating {'AB'[index]}"))
 
-    raced = full_race(
-        folders, bench, request.timing, request.seed, context, (0.05, 0.98), "measuring in turns", outputs
-    )
+    raced = full_race(folders, bench, request, Stage(context, "measuring in turns", (0.05, 0.98)), outputs)
     timing = raced.timing(1)  # raises the error if the evaluation of B failed
     original = read_outputs(targets[0])
     described, metric = _metric(request, past, manifests[0], original, samples.targets, policy)
@@ -80,24 +80,20 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     before = measurement(folders[0], raced.timing(0), bench, quality.before, quality.metric, samples.count)
     after = measurement(folders[1], timing, bench, quality.after, quality.metric, samples.count)
     gained = gains(before, after, timing, quality, raced.load)
-    doubt = chance_level_summary(before.metric, before.quality, samples.targets)
-    implausible = implausible_sentence(None, raced.timing(0), "", manifests[0].device, raced.load, timing, original="A")
+    chance = chance_level_summary(before.metric, before.quality, samples.targets)
+    implausible = wait_removed_sentence(raced.timing(0), timing, raced.load, device, "A")
+    warnings = [*([implausible] if implausible else []), *data.notes, *notes]
+    warnings += quality_warnings(quality, DECISION_GUARD, data.real)
+    warnings += [*load_warnings(raced.load), *slow_warnings(raced.timing(0), timing)]
     origin = "" if lineage else lineage_sentence(past, _past_request(folders[1], context))
     return EfficiencyReport(
         outcome="guard_failed" if quality.ruined else "ok" if is_gain(gained) else "no_gain",
-        summary=f"{doubt} {_verdict(before, gained, quality, implausible)}{origin}".strip(),
-        warnings=[
-            *([implausible] if implausible else []),
-            *data.notes,
-            *notes,
-            *quality_warnings(quality, 0.01, data.real),
-            *load_warnings(raced.load),
-            *slow_warnings(raced.timing(0), timing),
-        ],
+        summary=f"{chance} {_verdict(before, gained, quality, implausible)}{origin}".strip(),
+        warnings=warnings,
         verb="compare",
         run_id=context.run_id,
         request=shown_request(request),
-        environment=environment(context, bench, request.seed, manifests[0].device, raced.load),
+        environment=environment(context, bench, request.seed, device, raced.load),
         before=before,
         after=after,
         gains=gained,
@@ -105,6 +101,20 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         lineage=lineage,
         repeat=command_of("compare", request),
     )
+
+
+def _evaluation_samples(request: CompareRequest, data: DataSource, a: Manifest, b: Manifest) -> Samples:
+    """Return the samples for both artifacts, which must take the same inputs."""
+    names = a.signature.input_names
+    if names != b.signature.input_names:
+        raise ModelError(
+            "the two artifacts take different inputs", f"A takes {names}, B takes {b.signature.input_names}"
+        )
+    raw = data.evaluation(request.samples if data.real else RANDOM_SAMPLES)
+    samples = named_samples([name_inputs(None, item.inputs, names) for item in raw], raw)
+    if any(tensor.dtype == "float32" for manifest in (a, b) for tensor in manifest.signature.inputs):
+        samples = float32_arrays(samples)  # programs take no other; a module of another precision converts them
+    return samples
 
 
 def _verdict(before: Measurement, gained: Gains, quality: Quality, implausible: str) -> str:

@@ -14,7 +14,7 @@ from omgoptim.requests import Request
 
 if TYPE_CHECKING:
     from omgoptim.measure.target.client import Target
-    from omgoptim.operations.live_objects import Live
+    from omgoptim.operations.loaded_model import Live
 
 LIVE = "(live {})"
 """Placeholder in a request for a Python object of the caller: `(live module)`, `(live data)`."""
@@ -41,6 +41,20 @@ the whole run that it takes. A run that was begun under this key goes on in its 
 
 def _no_steps(*_: object) -> Any:
     raise RunError("this run cannot start others")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Named part of a run, with the fractions of the run's progress at its start and end."""
+
+    context: RunContext
+    doing: str
+    span: tuple[float, float]
+
+    def report(self, done: float) -> None:
+        """Report the completed fraction of the stage, 0..1."""
+        start, end = self.span
+        self.context.progress(self.doing, start + (end - start) * done)
 
 
 @dataclass(frozen=True, slots=True)

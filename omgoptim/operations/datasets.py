@@ -23,10 +23,11 @@ from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.losses import Loss, loss_of, tensor_outputs
 
 STATISTICS_SAMPLES = 512
-"""Samples of the train split for norms, moments, gradients and batch-norm statistics."""
+"""Samples of the train split for norms, moments, gradients and batch-norm statistics: four times the calibration set of
+Wanda and SparseGPT (128), since images and short texts have fewer positions a sample."""
 
 SELECTION_SAMPLES = 1000
-"""Maximum number of samples for selecting rounds and epochs."""
+"""Maximum number of samples for selecting rounds and epochs: an accuracy has a standard error of at most 0.016 then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def one_sample(loaded: LoadedModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 OVERLAP = 0.1
-"""Fraction of samples that may be evaluation samples too, since data contains duplicates."""
+"""Fraction of samples that may be evaluation samples too without a warning, since data contains duplicates."""
 
 
 def overlap_notes(drawn: Samples, purpose: str, loaded: LoadedModel) -> list[str]:

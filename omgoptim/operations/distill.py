@@ -14,13 +14,14 @@ from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.compression_job import WORK, Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets, loss_for
-from omgoptim.operations.distillation.plan import plan_report
 from omgoptim.operations.distillation.student import Student, derived_student, given_student
 from omgoptim.operations.distillation.student_search import search
 from omgoptim.operations.distillation.student_training import train, training_record
+from omgoptim.operations.dry_run import plan_distill
 from omgoptim.operations.execution import refuse_unreachable
-from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
+from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_builder import FinalModel, build_report
 from omgoptim.operations.report_records import finite
@@ -53,7 +54,7 @@ def distill(request: DistillRequest, context: RunContext, live: Live | None = No
     datasets = load_datasets(request, loaded, teacher, live)
     job = Job(request, context, loaded, datasets, teacher, runtime)
     if request.plan:
-        return plan_report(job, live)
+        return plan_distill(job, live)
     start, end = WORK
     middle = start + (end - start) * (SEARCH_SHARE if isinstance(request.student, Auto) else DERIVING)
     student, candidates = _student(job, live, (start, middle))
@@ -129,7 +130,6 @@ def _final_model(
         module=kept.module,
         loaded=student.loaded,
         changes=student.changes,
-        recipe=student.recipe,
         warnings=warnings,
         control=measure_control if control is not None else None,
         training=training_record(job, student, distilled),
@@ -157,7 +157,7 @@ def _control(
     """
     request, loaded, context = job.request, job.loaded, job.context
     folder = context.work / "other"
-    save(other, student.loaded, job.runtime, folder, context, recipe=student.recipe)
+    save(other, student.loaded, job.runtime, folder, context)
     outputs = context.work / "final" / "other"
     _run(job, folder, outputs)
     original = read_outputs(measured.outputs[0])

@@ -1,4 +1,4 @@
-"""Where a run's work may run: checked before anything else, sent as JSON, stopped while something is timed."""
+"""Place of a run's work: checked before anything else, sent as JSON, stopped while something is timed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omgoptim.errors import RequestError, argument
 from omgoptim.executors import Executor
 from omgoptim.models.manifest import MANIFEST
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import Live
 from omgoptim.requests import ModelRequest, Request, parse
 from omgoptim.requests.training import ExecutionFields
 

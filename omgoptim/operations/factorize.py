@@ -9,12 +9,12 @@ from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
-from omgoptim.operations.loaded_model import Live, prepare
+from omgoptim.operations.dry_run import plan_rounds
+from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.report_builder import build_report
-from omgoptim.operations.rounds.final_model import CompressionGoal, final_model_of
-from omgoptim.operations.rounds.loop import choose_round, run_round
-from omgoptim.operations.rounds.plan import plan_report
+from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, final_model_of, run_round
 from omgoptim.operations.rounds.sensitivity import layer_sensitivity
 from omgoptim.operations.save_and_measure import engine_for, require_module
 from omgoptim.reports import EfficiencyReport
@@ -40,7 +40,7 @@ def factorize(request: FactorizeRequest, context: RunContext, live: Live | None 
     datasets = load_datasets(request, loaded, original, live)
     job = Job(request, context, loaded, datasets, original, runtime, 1)
     if request.plan:
-        return plan_report("factorize", job, [request.method])
+        return plan_rounds("factorize", job, [request.method])
     points = layer_sensitivity(job, request.method) if request.sensitivity else []
 
     def compress(copied: nn.Module, span: tuple[float, float]) -> Outcome:

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -20,7 +20,7 @@ from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.timing import Timing
 from omgoptim.measure.validity_checks import chance_level_summary
-from omgoptim.operations.context import RunContext
+from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import Missed
@@ -48,8 +48,19 @@ class Entry(Protocol):
 
 
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
+RuledEntry = TypeVar("RuledEntry", bound=Entry, contravariant=True)
 Place = tuple[float, ...]
 """Key of the order of preference: smaller is better."""
+
+
+class DeliveryRule(Protocol[RuledEntry]):
+    """Order of preference of the entries, and the targets that they must meet."""
+
+    def place(self, entry: RuledEntry, timing: Timing, raced: RaceResult, /) -> Place:
+        """Return the key of an entry in the order, from times and selection samples alone."""
+
+    def missed(self, after: Measurement, gained: Gains, raced: RaceResult, /) -> list[Missed]:
+        """Return the targets that a measured entry does not meet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +98,8 @@ def measure_entries(
     request: OptimizeRequest | SearchRequest,
     context: RunContext,
     loaded: LoadedModel,
-    baseline: Path,
     entries: Sequence[AnyEntry],
-    place: Callable[[AnyEntry, Timing, RaceResult], Place],
-    missed: Callable[[Measurement, Gains, RaceResult], list[Missed]],
+    rule: DeliveryRule[AnyEntry],
     limit_s: float = math.inf,
 ) -> FinalChoice[AnyEntry]:
     """Time the original and the entries in turns, read the evaluation data once, and choose.
@@ -101,11 +110,9 @@ def measure_entries(
     Args:
         request: with the guard, the timing and the seed.
         context: of the run.
-        loaded: the original with its data.
-        baseline: artifact of the original.
+        loaded: the original with its data and its artifact.
         entries: artifacts to measure, each with a name.
-        place: key of the order of preference, from times and selection samples alone.
-        missed: targets that a measured entry does not meet.
+        rule: order of preference and targets.
         limit_s: seconds within which the launches after the second must end.
 
     Raises:
@@ -117,11 +124,9 @@ def measure_entries(
         whose = ["the original", *(entry.name for entry in entries)][index]
         process.run_samples(loaded.eval_folder, targets[index], fraction_progress(context, f"evaluating {whose}"))
 
-    folders = [baseline, *(entry.artifact for entry in entries)]
-    doing = "measuring the finalists against the original"
-    raced = full_race(
-        folders, loaded.bench, request.timing, request.seed, context, SPAN, doing, outputs, limit_s
-    )  # fmt: skip
+    folders = [loaded.baseline, *(entry.artifact for entry in entries)]
+    stage = Stage(context, "measuring the finalists against the original", SPAN)
+    raced = full_race(folders, loaded.bench, request, stage, outputs, limit_s)
     timed = []
     failure: OmgoptimError | None = None
     for entry, timing, target in zip(entries, raced.timings[1:], targets[1:], strict=True):
@@ -129,7 +134,7 @@ def measure_entries(
             timed.append((entry, timing, target))
         else:
             failure = timing
-    timed.sort(key=lambda one: place(one[0], one[1], raced))
+    timed.sort(key=lambda one: rule.place(one[0], one[1], raced))
     original = read_outputs(targets[0])
     metric = metric_of(loaded, original, loaded.evaluation.targets, request.time_limit_s)
     finalists: list[MeasuredEntry[AnyEntry]] = []
@@ -139,7 +144,7 @@ def measure_entries(
         except OmgoptimError as error:  # infinite outputs, say
             failure = error
             continue
-        finalists.append(_measured(entry, timing, quality, loaded, baseline, raced, missed))
+        finalists.append(_measured(entry, timing, quality, loaded, raced, rule))
     if not finalists:
         raise failure or TechniqueError("no artifact could be measured")
     guard = request.max_quality_drop
@@ -194,12 +199,11 @@ def _measured(
     timing: Timing,
     quality: Quality,
     loaded: LoadedModel,
-    baseline: Path,
     raced: RaceResult,
-    missed: Callable[[Measurement, Gains, RaceResult], list[Missed]],
+    rule: DeliveryRule[AnyEntry],
 ) -> MeasuredEntry[AnyEntry]:
     count = loaded.evaluation.count
-    before = measurement(baseline, raced.timing(0), loaded.bench, quality.before, quality.metric, count)
+    before = measurement(loaded.baseline, raced.timing(0), loaded.bench, quality.before, quality.metric, count)
     after = measurement(entry.artifact, timing, loaded.bench, quality.after, quality.metric, count)
     gained = gains(before, after, timing, quality, raced.load)
-    return MeasuredEntry(entry, timing, quality, before, after, gained, missed(after, gained, raced))
+    return MeasuredEntry(entry, timing, quality, before, after, gained, rule.missed(after, gained, raced))

@@ -1,64 +1,115 @@
-"""Checks at the first forward pass: NaN samples, causal language model labels, precision, determinism."""
+"""First run of a model on its data, with checks: NaN, causal language models, precision, determinism, batches."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from omgoptim.errors import DataError, ModelError, OmgoptimError
 from omgoptim.measure.macs import MacsCount
 from omgoptim.measure.size import stored_precision
-from omgoptim.models.data import DataSource, Split
-from omgoptim.models.forward import NamedBatch, first_forward
+from omgoptim.measure.validity_checks import batch_dependence
+from omgoptim.models.data import DataSource
+from omgoptim.models.forward import NamedBatch, first_forward, input_tensors, name_inputs
 from omgoptim.models.labels import predicts_next_token, shifted
 from omgoptim.models.output_check import TOLERANCE, max_difference
 from omgoptim.models.raw_batch import RawBatch
-from omgoptim.models.samples import Samples, as_tensors, nan_samples
+from omgoptim.models.samples import (
+    Samples,
+    as_tensors,
+    named_samples,
+    repeat_to_size,
+    synthetic_like,
+)
 from omgoptim.models.security.user_code import call_user
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.loaded_model import DOING, OpenedModel, float32_arrays, refuse_nan_samples, stated_batch
+from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, Session, SessionSettings
 from omgoptim.runtimes.engine import as_float32, engine_message
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
 
+RANDOM_SAMPLES = 64
+"""Number of random evaluation samples without data: agreement on them does not estimate quality, so few are enough."""
+
 REDUCED = tuple(HALF)
 """Half precisions."""
 
-DOING = "running the model once"
-"""Progress message of the first forward pass."""
+
+@dataclass(frozen=True, slots=True)
+class FirstRun:
+    """Result of the first run on the data."""
+
+    data: DataSource
+    inputs: tuple[InputTensor, ...]
+    evaluation: Samples
+    example: NamedBatch
+    signature: Signature
+    stated: int | None
+    """Fixed batch of the export; None where it is dynamic."""
+    dependent: str | None
+    """Reason why the output for a sample depends on its batch."""
+    notes: list[str]
+
+    def in_float32(self) -> FirstRun:
+        """Return the samples as a float32 copy of the module takes them."""
+        example = {name: as_float32(array) for name, array in self.example.items()}
+        return replace(self, evaluation=float32_arrays(self.evaluation), example=example)
 
 
-def refuse_nan_samples(
-    module: nn.Module | None,
-    inputs: Sequence[InputTensor],
-    samples: Samples,
-    limit_s: float = 300.0,
-    split: Split = "eval",
-) -> None:
-    """Raise a DataError with the number, from 0, of the first sample of a split that holds NaN.
+def first_run(
+    request: ModelRequest, opened: OpenedModel, data: DataSource, threads: int, context: RunContext
+) -> FirstRun:
+    """Run the model once on evaluation samples: its signature, and how its outputs depend on labels and batch."""
+    raw = data.evaluation(request.samples if data.real else RANDOM_SAMPLES)
+    named = [name_inputs(opened.module, item.inputs, opened.input_names) for item in raw]
+    evaluation = named_samples(named, raw)
+    stated = stated_batch(opened.module, opened.signature, request)
+    evaluation = evaluation.one_by_one() if stated else evaluation
+    context.progress(DOING, 0.05)
+    inputs = input_tensors(named)
+    if opened.program and opened.signature:
+        refuse_other_inputs(inputs, opened.signature)
+    refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
+    example, signature, notes = _example_and_signature(opened, inputs, evaluation, request, stated or 2)
+    if is_causal(opened.module or opened.program, signature, evaluation, request.time_limit_s):
+        notes = [*notes, "the labels repeat the inputs: each position is scored on the next token"]
+        data = with_shifted_labels(data, opened.module)
+        evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
+    dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
+    if dependent:
+        notes = [*notes, f"{dependent}; quality is measured one sample at a time, and throughput not at all"]
+    return FirstRun(data, inputs, evaluation, example, signature, stated, dependent, notes)
 
-    Not where the module's outputs for it are finite: it may support missing values.
-    """
-    for number, name, sample in nan_samples(samples)[:1]:
-        if module is not None:
-            tensors = as_tensors(sample, Signature(tuple(inputs), None).dtypes)
-            try:
-                call_user(DOING, limit_s, first_forward, module, tuple(inputs), tensors)
-            except ModelError:
-                pass
-            else:
-                return
-        raise DataError(
-            f"sample {number} of the {split} data holds NaN",
-            f"its input '{name}' holds it, and the model's outputs for it are NaN too",
-            "remove such samples, or replace their missing values, where the data is loaded",
-        )
+
+def _example_and_signature(
+    opened: OpenedModel, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest, size: int
+) -> tuple[NamedBatch, Signature, list[str]]:
+    """Return a synthetic example of `size` samples, the signature from real inputs, and notes."""
+    real = repeat_to_size(evaluation, size)
+    example = synthetic_like(real, request.seed)
+    if opened.module is None:
+        if opened.signature is None:
+            raise ModelError("the program states no signature")
+        return example, opened.signature, []
+    dtypes = Signature(inputs, None).dtypes
+    limit_s = request.time_limit_s
+    signature = call_user(DOING, limit_s, first_forward, opened.module, inputs, as_tensors(real, dtypes))
+    signature = signature.at_batch(1) if size == 1 else signature
+    try:
+        call_user(DOING, limit_s, first_forward, opened.module, inputs, as_tensors(example, dtypes))
+    except ModelError:  # inputs with constraints, such as lengths and offsets
+        return real, signature, ["the model does not run on random inputs: check.npz holds evaluation samples"]
+    return example, signature, []
 
 
 def is_causal(target: nn.Module | Path | None, signature: Signature, evaluation: Samples, limit_s: float) -> bool:
@@ -134,12 +185,6 @@ def float32_signature(signature: Signature) -> Signature:
     return replace(signature, inputs=inputs)
 
 
-def float32_arrays(samples: Samples) -> Samples:
-    """Convert floating inputs of the samples to float32, as programs need."""
-    batches = [{name: as_float32(array) for name, array in batch.items()} for batch in samples.batches]
-    return Samples(batches, samples.targets)
-
-
 def count_notes(macs: MacsCount | None) -> list[str]:
     """Return a note on layers without a count of multiply-accumulates."""
     kinds = sorted(set(macs.uncounted.values())) if macs else []
@@ -189,3 +234,33 @@ def refuse_other_inputs(inputs: tuple[InputTensor, ...], signature: Signature) -
                 f"the data has {found.dtype} with {len(found.shape)} dimensions, "
                 f"the program takes {wanted.dtype} with {len(wanted.shape)}",
             )
+
+
+def batch_dependence_of(
+    module: nn.Module | None, program: Path | None, signature: Signature, evaluation: Samples, threads: int
+) -> str | None:
+    """Describe how the output for a sample depends on its batch; None where it does not or is unknown.
+
+    Args:
+        module: the model as a module, or None; preferred.
+        program: the model as an ONNX file, or None.
+        signature: inputs and outputs of the model.
+        evaluation: samples to run alone and together.
+        threads: of the engine.
+    """
+    if module is None:
+        if program is None:
+            return None
+        session = ENGINES["onnxruntime"].open(program, signature, SessionSettings(threads=threads))
+        return batch_dependence(session.run, evaluation)
+    session = ENGINES["torch_eager"].open(module, signature, SessionSettings(threads=threads))
+    own = [
+        path for path, layer in module.named_modules() if isinstance(layer, _BatchNorm) and layer.running_mean is None
+    ]
+    cause = f"batch normalization without running statistics ({', '.join(own[:3])})" if own else ""
+    coarse = any(
+        tensor.is_floating_point() and tensor.element_size() < 4
+        for tensors in (module.parameters(), module.buffers())
+        for tensor in tensors
+    )
+    return batch_dependence(session.run, evaluation, cause, coarse)

@@ -1,13 +1,22 @@
-"""Attribution of a gain to the engine, to precision, or to time that the original spent waiting."""
+"""Attribution of a gain to the engine, to precision, to waiting of the original, or to earlier runs."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+from omgoptim.errors import OmgoptimError
 from omgoptim.measure.timing import Timing, t_interval
-from omgoptim.operations.timing import OVERLOADED
-from omgoptim.reports import Gain, GainsBy
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.report_file import read_report
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.source import RUNS, find_artifact
+from omgoptim.operations.context import RunContext, is_live
+from omgoptim.operations.timing import AS_FAST_ONCE, OVERLOADED
+from omgoptim.operations.verdict import size_phrase
+from omgoptim.reports import EfficiencyReport, Gain, Gains, GainsBy, Measurement, Total
+from omgoptim.requests import ModelRequest, Request
 
 WAITING, WAITING_UNDER_LOAD = 0.5, 0.8
 """Share of its time above which a process is said to wait; on an overloaded machine the share is less certain."""
@@ -72,18 +81,25 @@ def gain_split_sentence(parts: GainsBy, engine: str, precision: str) -> str:
     )
 
 
-def slower_sentence(parts: GainsBy, engine: str, precision: str) -> str:
+def is_slower(parts: GainsBy | None, precision: str) -> bool:
+    """Return whether lower precision is slower than float32 on the same engine."""
+    if parts is None or parts.precision.speedup is None or precision == "float32":
+        return False
+    high = parts.precision.speedup_high
+    return high < 1 if high is not None else parts.precision.speedup < 1 / AS_FAST_ONCE
+
+
+def slower_sentence(parts: GainsBy | None, engine: str, precision: str) -> str:
     """Return a sentence where lower precision is slower than float32 on the same engine; else nothing."""
+    if parts is None or parts.precision.speedup is None or not is_slower(parts, precision):
+        return ""
     part = parts.precision
-    if part.speedup is None or precision == "float32":
-        return ""
-    slower = part.speedup_high < 1 if part.speedup_high is not None else part.speedup < 1 / 1.1
-    if not slower:
-        return ""
     interval = ""
     if part.speedup_low is not None and part.speedup_high is not None:
         interval = f" ({1 / part.speedup_high:.2f} to {1 / part.speedup_low:.2f})"
-    return f"{precision} is {1 / part.speedup:.2f}x slower{interval} than float32 on {engine}, the same engine."
+    return (
+        f"{precision} is {1 / parts.precision.speedup:.2f}x slower{interval} than float32 on {engine}, the same engine."
+    )
 
 
 def waiting_share(timing: Timing, load: float) -> float | None:
@@ -105,17 +121,33 @@ def waiting_warnings(before: Timing, after: Timing, load: float, device: str) ->
     waits = waiting_share(before, load) if device == "cpu" else None
     if waits is None:
         return []
-    return [implausible_sentence(None, before, "", device, load, after) or waiting_sentence(waits)]
+    return [wait_removed_sentence(before, after, load, device) or waiting_sentence(waits)]
+
+
+def wait_removed_sentence(
+    before: Timing, after: Timing | None, load: float, device: str, original: str = "the original"
+) -> str:
+    """Return a sentence where the original waits and the artifact does not; else nothing.
+
+    Args:
+        before: timing of the original.
+        after: timing of the artifact; if it waits too, leaving the wait out explains no gain.
+        load: of other processes.
+        device: that both ran on.
+        original: name of the original in the sentence.
+    """
+    waits = waiting_share(before, load) if device == "cpu" else None
+    if waits is None or (after is not None and waiting_share(after, load) is not None):
+        return ""
+    doubt = "Implausible speedup" if load <= OVERLOADED else "Any speedup would be implausible"
+    return (
+        f"{doubt}: {original} waits {waits:.0%} of its time (sleeping, reading, a lock) "
+        "instead of computing, and the artifact does not wait"
+    )
 
 
 def implausible_sentence(
-    parts: GainsBy | None,
-    before: Timing,
-    engine: str,
-    device: str,
-    load: float,
-    after: Timing | None = None,
-    original: str = "the original",
+    parts: GainsBy | None, before: Timing, engine: str, device: str, load: float, after: Timing | None = None
 ) -> str:
     """Return a sentence on a speedup that computation cannot explain; nothing where it is plausible.
 
@@ -126,17 +158,10 @@ def implausible_sentence(
         device: that both ran on.
         load: of other processes.
         after: timing of the artifact; if it waits too, leaving the wait out explains no gain.
-        original: name of the original in the sentence.
     """
-    waits = waiting_share(before, load) if device == "cpu" else None
-    if waits is not None and (after is None or waiting_share(after, load) is None):
-        doubt = "Implausible speedup" if load <= OVERLOADED else "Any speedup would be implausible"
-        return (
-            f"{doubt}: {original} waits {waits:.0%} of its time (sleeping, reading, a lock) "
-            "instead of computing, and the artifact does not wait"
-        )
-    if load > OVERLOADED or parts is None:
-        return ""
+    waiting = wait_removed_sentence(before, after, load, device)
+    if waiting or load > OVERLOADED or parts is None:
+        return waiting
     alone, bits = parts.engine.speedup, parts.precision.speedup
     if alone is not None and alone > PLAUSIBLE_ENGINE:
         return (
@@ -149,3 +174,75 @@ def implausible_sentence(
             "fewer bytes and faster integer instructions can explain"
         )
     return ""
+
+
+MEASURED_WITH = ("data", "inputs", "samples", "seed")
+"""Arguments that must agree for two runs to have the same evaluation samples."""
+
+
+def with_total_gain(report: EfficiencyReport, request: Request, context: RunContext) -> EfficiencyReport:
+    """Add the total gain to the report of a run that changed an earlier run's artifact."""
+    if not isinstance(request, ModelRequest) or report.after is None or is_live(request.model):
+        return report
+    first = _first_run(request, context)
+    begun = _report_of(first, context.project) if first else None
+    if begun is None or begun.before is None:
+        return report
+    total = _total(begun, begun.before, report, report.after)
+    sentence = total_sentence(total)
+    summary = f"{report.summary} {sentence}" if sentence else report.summary
+    return report.model_copy(update={"total": total, "summary": summary})
+
+
+def total_sentence(total: Total) -> str:
+    """Return a sentence such as `Against the first original, of run prune-…: 7.90x smaller on disk; …`."""
+    parts = [size_phrase(Gains(size_ratio=total.size_ratio))] if total.size_ratio is not None else []
+    if total.quality_drop is not None:
+        parts.append(f"a quality drop of {total.quality_drop:.4f}")
+    if not parts:
+        return ""
+    return (
+        f"Against the first original, of run {total.from_run}: {', '.join(parts)}; speed against it was not measured."
+    )
+
+
+def _first_run(request: ModelRequest, context: RunContext) -> str | None:
+    """Return the oldest run in the lineage of the request's model; None where it is not an artifact."""
+    try:
+        folder = find_artifact(request.model, PathPolicy.of_request(context.project, request))
+        lineage = Manifest.read(folder).lineage if folder is not None else ()
+    except OmgoptimError:
+        return None
+    return lineage[0] if lineage else None
+
+
+def _report_of(run_id: str, project: Path) -> EfficiencyReport | None:
+    """Read the sealed report of a run of this project and user; None where there is none.
+
+    A manifest names only the run, and unsealed numbers may not be measured.
+    """
+    if Path(run_id).name != run_id:
+        return None
+    found = read_report(project / RUNS / run_id / "report.json", run_id)
+    return found[0] if found and found[1] else None
+
+
+def _total(begun: EfficiencyReport, first: Measurement, report: EfficiencyReport, last: Measurement) -> Total:
+    asked = [(begun.request.get(name), report.request.get(name)) for name in MEASURED_WITH]
+    same = all(one == other and not is_live(one) for one, other in asked)
+    each_its_own = (last.metric or "").endswith("agreement")  # with the original of its own run
+    comparable = same and not each_its_own and (first.metric, first.samples) == (last.metric, last.samples)
+    drop = None
+    if comparable and first.quality is not None and last.quality is not None:
+        drop = first.quality - last.quality
+    return Total(
+        from_run=begun.run_id,
+        size_ratio=_ratio(first.size_bytes, last.size_bytes),
+        params_ratio=_ratio(first.params, last.params),
+        macs_ratio=_ratio(first.macs, last.macs),
+        quality_drop=drop,
+    )
+
+
+def _ratio(first: int | None, last: int | None) -> float | None:
+    return first / last if first and last else None

@@ -23,7 +23,7 @@ PACKAGES = (
 )  # fmt: skip
 
 MODULES = {"executorch": ("executorch.extension.pybindings._C", "torchao", "ruamel.yaml", "flatbuffers", "tabulate")}
-"""What to look for where a package is not usable alone: the first is imported."""
+"""Parts to look for where a package is not usable alone: the first is imported."""
 
 DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
                  "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")}  # fmt: skip

@@ -36,11 +36,11 @@ class Amounts(_Line):
     speedup: float | None = Field(None, gt=0)
     """Latency of the original over this one's, in one race."""
     size_bytes: int | None = Field(None, ge=0)
-    """Of the artifact's file."""
+    """Size of the artifact's file."""
     quality: float | None = None
-    """On the selection samples; higher is better."""
+    """Quality on the selection samples; higher is better."""
     quality_drop: float | None = None
-    """Original less this one, on the selection samples."""
+    """Quality of the original minus this one's, on the selection samples."""
 
 
 class Entry(_Line):

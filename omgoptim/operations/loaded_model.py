@@ -1,64 +1,57 @@
-"""Loading for every verb: the model, its data and signature, and its baseline artifact."""
+"""Loaded model with the inputs of its measurement, the caller's Python objects, and models with a fixed batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import fx, nn
 
-from omgoptim.errors import DataError, ModelError, SetupError, argument
-from omgoptim.hardware import usable_cores
-from omgoptim.measure.macs import MacsCount, count_macs
+from omgoptim.errors import DataError, ModelError, RequestError
+from omgoptim.measure.launch import LATENCY
+from omgoptim.measure.macs import MacsCount
 from omgoptim.measure.measuring_process import TimingSetup
-from omgoptim.measure.program_macs import count_program
-from omgoptim.measure.size import count_params
-from omgoptim.measure.validity_checks import missing_classes_notes
-from omgoptim.models import artifact as artifacts
-from omgoptim.models.data import DataSource, Split, adjacent_loader, from_callable, open_data, random_data
-from omgoptim.models.forward import NamedBatch, first_forward, input_tensors, name_inputs
-from omgoptim.models.labels import shifted
-from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
-from omgoptim.models.onnx_file import declared_signature
-from omgoptim.models.onnx_graph import count_params as count_program_params
-from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.data import DataSource, Split
+from omgoptim.models.forward import NamedBatch, first_forward, name_inputs
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.raw_batch import Collation, take_samples
+from omgoptim.models.raw_batch import take_samples
 from omgoptim.models.recipe import Recipe, read_recipe
-from omgoptim.models.samples import Samples, as_tensors, forward_args, named_samples, repeat_to_size, synthetic_like
-from omgoptim.models.security.hub_options import allow_remote_code
+from omgoptim.models.samples import Samples, as_tensors, named_samples, nan_samples
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user
-from omgoptim.models.source import Source, default_inputs, load_source
-from omgoptim.operations.batch_check import batch_dependence_of
-from omgoptim.operations.context import RunContext
-from omgoptim.operations.first_forward import (
-    count_notes,
-    float32_arrays,
-    float32_copy,
-    float32_signature,
-    is_causal,
-    precision_of_module,
-    refuse_nan_samples,
-    refuse_other_inputs,
-    settled_outputs,
-    with_shifted_labels,
-)
-from omgoptim.operations.fixed_batch import at_batch_one, stated_batch
-from omgoptim.operations.live_objects import Live as Live
-from omgoptim.operations.live_objects import recipe_of_live
-from omgoptim.operations.output_folder import not_sealed
-from omgoptim.operations.reference_outputs import outputs_of
-from omgoptim.operations.timing import bench_of
-from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
-from omgoptim.runtimes import ENGINES, SessionSettings
+from omgoptim.models.source import Source
+from omgoptim.requests import ModelRequest, TrainingRequest
 from omgoptim.runtimes.engine import as_float32
-from omgoptim.runtimes.export import first_sample
+from omgoptim.runtimes.export import DYNAMIC_BATCH_FIX, export_pt2, first_sample
 from omgoptim.runtimes.signature import InputTensor, Signature
-from omgoptim.runtimes.torch_precision import HALF
+
+DOING = "running the model once"
+"""Progress message of the first forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """The model in this process: a module, or a program with its signature."""
+
+    module: nn.Module | None
+    program: Path | None
+    signature: Signature | None
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs that a program states; empty for a module."""
+        return self.signature.input_names if self.signature else []
+
+    @property
+    def target(self) -> nn.Module | Path:
+        """Module or program for an engine of this process."""
+        if self.program is not None:
+            return self.program
+        if self.module is None:
+            raise ModelError("there is neither a module nor a program")
+        return self.module
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +85,8 @@ class LoadedModel:
     """Reason why the output for a sample depends on its batch; evaluation and selection use batches of 1 then."""
     fixed_batch: str | None = None
     """Reason for a fixed batch in an export; all samples except training samples are batches of 1 then."""
+    recipe: Recipe | None = None
+    """Recipe of another module than the original, without its structural diff; None: that of the baseline."""
 
     def samples(self, split: Split, count: int) -> Samples:
         """Return the first `count` samples of a split, with the model's input names.
@@ -108,238 +103,161 @@ class LoadedModel:
         return samples.one_by_one() if one_by_one and split != "train" else samples
 
 
-def prepare(request: ModelRequest, context: RunContext, live: Live | None = None) -> LoadedModel:
-    """Load the model and its data, run it once, and save the unchanged model as the baseline artifact."""
-    live = live or Live()
-    torch.manual_seed(request.seed)
-    allow_remote_code(request.allow_remote_code)
-    policy = PathPolicy.of_request(context.project, request)
-    context.progress("loading the model", 0.01)
-    source = _load(request, policy, live)
-    threads = request.threads or usable_cores()
-    torch.set_num_threads(threads)
-    device = "cpu" if request.device == "auto" else request.device
-    opened = _open_model(source, policy)
-    unusable = ENGINES["onnxruntime" if opened.program else "torch_eager"].missing(device)
-    if unusable:
-        raise SetupError(f"device {device} cannot be used", unusable, "leave device out to measure on the CPU")
-    context.progress("loading the data", 0.03)
-    data = _data(request, policy, live, source, opened)
-    data = live.resplit(data) if live.resplit else data
-    raw = data.evaluation(request.samples if data.real else 64)
-    names = opened.signature.input_names if opened.signature else []
-    named = [name_inputs(opened.module, item.inputs, names) for item in raw]
-    evaluation = named_samples(named, raw)
-    stated = stated_batch(opened.module, opened.signature, request)
-    evaluation = evaluation.one_by_one() if stated else evaluation
-    context.progress("running the model once", 0.05)
-    inputs = input_tensors(named)
-    if opened.program and opened.signature:
-        refuse_other_inputs(inputs, opened.signature)
-    refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
-    example, signature, notes = _example_and_signature(opened, inputs, evaluation, request, stated or 2)
-    if is_causal(opened.module or opened.program, signature, evaluation, request.time_limit_s):
-        notes = [*notes, "the labels repeat the inputs: each position is scored on the next token"]
-        data = with_shifted_labels(data, opened.module)
-        evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
-    dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
-    notes += [f"{dependent}; quality is measured one sample at a time, and throughput not at all"] if dependent else []
-    metric = live.metric or request.metric
-    outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
-    notes = [*notes, *missing_classes_notes(outputs, evaluation.targets)]
-    macs, params = _counts(opened, signature, repeat_to_size(evaluation, 1))
-    precision = "float32"
-    if opened.module is not None and source.artifact is None:
-        precision, said = precision_of_module(opened.module, inputs)
-        notes = [*notes, *said]
-    if opened.module is not None:
-        evaluation = float32_arrays(evaluation)
-        example = {name: as_float32(array) for name, array in example.items()}
-    timed = request.threads or (context.target.machine.cores if context.target else threads)
-    bench = bench_of(context, evaluation, None if dependent else request.batch, timed, device, policy)
-    evaluation = evaluation.one_by_one() if dependent else evaluation
-    baseline, fixed = source.artifact, f"'{request.model}' was exported for a batch of 1" if stated else None
-    if baseline is None:
-        baseline = context.work / "baseline"
-        manifest = Manifest(
-            runtime="onnxruntime" if opened.program else "torch_eager",
-            precision=precision,
-            signature=signature,
-            params=params[0] if params else None,
-            nonzero_params=params[1] if params else None,
-            macs=macs.macs if macs else None,
-            macs_check=macs.check if macs else None,
-            device=device,
-        )
-        fixed = _save_baseline(baseline, source, opened, manifest, example, threads, context.work) or fixed
-    if opened.module is not None and precision != "float32":
-        opened, signature = replace(opened, module=float32_copy(opened.module)), float32_signature(signature)
-    made = Manifest.read(baseline)
-    loaded = LoadedModel(
-        source=source,
-        module=opened.module,
-        program=opened.program,
-        signature=signature,
-        data=data,
-        evaluation=evaluation,
-        example=example,
-        baseline=baseline,
-        bench=bench,
-        macs=macs,
-        params=params,
-        precision=made.precision,
-        lineage=(*made.lineage, context.run_id),
-        policy=policy,
-        device=device,
-        metric=metric,
-        eval_folder=evaluation.write(context.work / "eval"),
-        outputs=outputs,
-        notes=[*source.notes, *data.notes, *notes, *count_notes(macs), *not_sealed(request)],
-        batch_dependent=dependent,
-    )
-    return at_batch_one(loaded, fixed, context.work) if fixed else loaded
+def refuse_nan_samples(
+    module: nn.Module | None,
+    inputs: Sequence[InputTensor],
+    samples: Samples,
+    limit_s: float = 300.0,
+    split: Split = "eval",
+) -> None:
+    """Raise a DataError with the number, from 0, of the first sample of a split that holds NaN.
 
-
-@dataclass(frozen=True, slots=True)
-class _OpenedModel:
-    """The model in this process: a module, or a program with its signature."""
-
-    module: nn.Module | None
-    program: Path | None
-    signature: Signature | None
-
-
-def _load(request: ModelRequest, policy: PathPolicy, live: Live) -> Source:
-    if live.module is not None:
-        return Source(module=live.module, notes=list(live.notes))
-    return load_source(
-        request.model,
-        policy,
-        checkpoint=request.checkpoint,
-        weights=request.weights,
-        kwargs=request.model_kwargs,
-        limit_s=request.time_limit_s,
-    )
-
-
-def _open_model(source: Source, policy: PathPolicy) -> _OpenedModel:
-    if source.artifact is not None:  # its files were verified when it was found
-        manifest = Manifest.read(source.artifact)
-        if artifacts.has_module(manifest, policy):  # a program may lie beside it: the module can do more
-            module = artifacts.load_module(source.artifact, manifest, policy)
-            # Fresh processes run it in half precision; this process exports and converts it from float32.
-            return _OpenedModel(module.float() if manifest.precision in HALF else module, None, manifest.signature)
-        if ENGINES[manifest.runtime].runs == "lowered":
-            raise ModelError(
-                f"an artifact for {manifest.runtime} is the end of a chain",
-                f"{LOWERED} holds no module and no ONNX program",
-                "give the model that it was made from; compare measures two artifacts, also of this kind",
-            )
-        return _OpenedModel(None, source.artifact / PROGRAM, manifest.signature)
-    if source.program is not None:
-        return _OpenedModel(None, source.program, declared_signature(source.program))
-    return _OpenedModel(source.module, None, None)
-
-
-def _data(request: ModelRequest, policy: PathPolicy, live: Live, source: Source, opened: _OpenedModel) -> DataSource:
-    ranks = [len(tensor.shape) for tensor in opened.signature.inputs] if opened.signature else []
-    collation = Collation(opened.module, ranks)
-    if live.data is not None:
-        return from_callable(live.data, request.batch, request.time_limit_s, collation)
-    if request.data:
-        return open_data(request.data, policy, request.batch, request.time_limit_s, request.seed, collation)
-    specs = request.inputs or default_inputs(source.recipe, opened.module) or _stated_inputs(opened.signature)
-    if not specs:
-        compresses = isinstance(request, (TrainingRequest, QuantizeRequest))  # what measures runs only named code
-        beside = adjacent_loader(source.recipe, policy, request.time_limit_s) if compresses else None
-        if beside is not None:
-            name, load = beside
-            collation.note(f"no data was given: {name}, which stands beside the model, is used")
-            return from_callable(load, request.batch, request.time_limit_s, collation)
+    Not where the module's outputs for it are finite: it may support missing values.
+    """
+    for number, name, sample in nan_samples(samples)[:1]:
+        if module is not None:
+            tensors = as_tensors(sample, Signature(tuple(inputs), None).dtypes)
+            try:
+                call_user(DOING, limit_s, first_forward, module, tuple(inputs), tensors)
+            except ModelError:
+                pass
+            else:
+                return
         raise DataError(
-            "the inputs of the model are unknown",
-            "neither data nor input shapes were given",
-            f"give {argument('data', 'file.py:callable')}, or shapes such as {argument('inputs', ['1x3x224x224'])}",
+            f"sample {number} of the {split} data holds NaN",
+            f"its input '{name}' holds it, and the model's outputs for it are NaN too",
+            "remove such samples, or replace their missing values, where the data is loaded",
         )
-    return random_data(specs, opened.module, 64, request.seed)
 
 
-def _stated_inputs(signature: Signature | None) -> list[str]:
-    """Return the input shapes of a program or artifact, unless a dimension other than the batch is dynamic."""
-    if signature is None or any(isinstance(size, str) for tensor in signature.inputs for size in tensor.shape[1:]):
-        return []
-    return [f"{t.name}:{t.dtype}:{'x'.join(map(str, (1, *t.shape[1:])))}" for t in signature.inputs]
-
-
-def _example_and_signature(
-    opened: _OpenedModel, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest, size: int
-) -> tuple[NamedBatch, Signature, list[str]]:
-    """Return a synthetic example of `size` samples, the signature from real inputs, and notes."""
-    real = repeat_to_size(evaluation, size)
-    example = synthetic_like(real, request.seed)
-    if opened.module is None:
-        if opened.signature is None:
-            raise ModelError("the program states no signature")
-        return example, opened.signature, []
-    dtypes = Signature(inputs, None).dtypes
-    doing, limit_s = "running the model once", request.time_limit_s
-    signature = call_user(doing, limit_s, first_forward, opened.module, inputs, as_tensors(real, dtypes))
-    signature = signature.at_batch(1) if size == 1 else signature
-    try:
-        call_user(doing, limit_s, first_forward, opened.module, inputs, as_tensors(example, dtypes))
-    except ModelError:  # inputs with constraints, such as lengths and offsets
-        return real, signature, ["the model does not run on random inputs: check.npz holds evaluation samples"]
-    return example, signature, []
-
-
-def _counts(
-    opened: _OpenedModel, signature: Signature, one: NamedBatch
-) -> tuple[MacsCount | None, tuple[int, int] | None]:
-    if opened.module is None:
-        if opened.program is None:
-            return None, None
-        return MacsCount(count_program(opened.program, one).macs, None, {}), count_program_params(opened.program)
-    args, kwargs = forward_args(signature, one)
-    return count_macs(opened.module, args, kwargs), count_params(opened.module)
-
-
-def _save_baseline(
-    folder: Path,
-    source: Source,
-    opened: _OpenedModel,
-    manifest: Manifest,
-    example: NamedBatch,
-    threads: int,
-    work: Path,
-) -> str | None:
-    """Save the untouched model; returns why a live module could only be exported at batch 1, if so."""
-    target = opened.program or opened.module
-    session = ENGINES[manifest.runtime].open(target, manifest.signature, SessionSettings(threads, manifest.device))
-
-    def recorded(batch: NamedBatch) -> OutputCheck:
-        if opened.module is not None:  # a GPU rounds in its own way: the record is of the device
-            opened.module.to(manifest.device)
-        check = OutputCheck(batch, settled_outputs(session, batch))
-        if opened.module is not None:
-            opened.module.cpu()
-        return check
-
-    check = recorded(example)
-    if opened.program is not None:
-        artifacts.save_program(folder, opened.program, manifest, check)
-        return None
-    if opened.module is None:
-        raise ModelError("there is no model to save")
-    recipe, fixed = source.recipe, None
-    if recipe is None:
-        recipe, fixed = recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
-    if fixed:
-        manifest = replace(manifest, signature=manifest.signature.at_batch(1))
-        check = recorded(first_sample(example))
-    artifacts.save_module(folder, opened.module, recipe, manifest, check)
-    return fixed
+def float32_arrays(samples: Samples) -> Samples:
+    """Convert floating inputs of the samples to float32, as programs need."""
+    batches = [{name: as_float32(array) for name, array in batch.items()} for batch in samples.batches]
+    return Samples(batches, samples.targets)
 
 
 def recipe_of(loaded: LoadedModel) -> Recipe:
-    """Return the recipe of the model from its baseline artifact."""
-    return read_recipe(loaded.baseline)
+    """Return the recipe of the module, by default from the baseline artifact."""
+    return loaded.recipe or read_recipe(loaded.baseline)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Python objects of the caller, in place of named sources."""
+
+    module: nn.Module | None = None
+    data: Callable[..., Any] | None = None
+    metric: Callable[..., Any] | None = None
+    loss: Callable[..., Any] | None = None
+    student: nn.Module | None = None
+    space: Callable[[Any], Any] | None = None
+    resplit: Callable[[DataSource], DataSource] | None = None
+    """Replaces the data of a step of another run, whose evaluation samples are selection samples of that run."""
+    notes: tuple[str, ...] = ()
+    """Notes on the module, for example that it was in training mode."""
+
+
+def recipe_of_live(
+    module: nn.Module, signature: Signature, example: NamedBatch, path: Path
+) -> tuple[Recipe, str | None]:
+    """Export a live module, which a fresh process cannot build, as its recipe.
+
+    Args:
+        module: the caller's module.
+        signature: its inputs and outputs.
+        example: one batch to export it with.
+        path: file of the exported program.
+
+    Returns:
+        The recipe, and the reason for a fixed batch of 1, if so.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = as_tensors(example, signature.dtypes)
+    fixed = export_pt2(module, tensors, signature, path, or_at_one=True)
+    return Recipe("pt2", str(path)), fixed
+
+
+def by_split(data: Any) -> Callable[..., Iterable[Any]]:
+    """Convert data to a callable taking `split`."""
+    if callable(data):
+        loaded: Callable[..., Iterable[Any]] = data
+        return loaded
+    if isinstance(data, dict) and "eval" in data:
+        splits: dict[str, Iterable[Any]] = data
+        return lambda split: splits.get(split, splits.get("calibration", splits.get("train", [])))
+    raise RequestError(
+        "the data is neither a source, a callable nor a mapping of splits",
+        f"received a {type(data).__name__}",
+        "give {'calibration': loader, 'eval': loader}; evaluation data is never used for selection",
+    )
+
+
+EXPORT_FREE = (
+    "export it again with a dynamic batch: torch.export.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},)); "
+    f"where the model's code has the batch as a number, {DYNAMIC_BATCH_FIX}"
+)
+
+
+def stated_batch(module: nn.Module | None, signature: Signature | None, request: ModelRequest) -> int | None:
+    """Return the fixed batch of an exported module or program: 1, or None where it is dynamic.
+
+    Raises:
+        ModelError: it is larger than 1; or it is 1, the verb trains, and the module itself was exported.
+    """
+    size = signature.batch if signature is not None else None
+    if size is None and isinstance(module, fx.GraphModule):
+        size = _batch_of_placeholders(module)
+    if size is not None and size != 1:
+        raise ModelError(
+            f"'{request.model}' accepts only batches of {size} samples",
+            f"it was exported with {size} as the first dimension of its inputs; latency is measured at batch 1",
+            EXPORT_FREE,
+        )
+    by_code = module is not None and not isinstance(module, fx.GraphModule)  # only its program has a batch of 1
+    if size is not None and isinstance(request, TrainingRequest) and not by_code:
+        raise ModelError(
+            f"'{request.model}' accepts only batches of 1 and cannot be trained",
+            "it was exported with 1 as the first dimension of its inputs",
+            EXPORT_FREE,
+        )
+    return size
+
+
+def _batch_of_placeholders(module: fx.GraphModule) -> int | None:
+    """Return the first input dimension of a module from torch.export, where it is fixed in all inputs."""
+    shapes = [
+        tuple(node.meta["val"].shape)
+        for node in module.graph.nodes
+        if node.op == "placeholder" and hasattr(node.meta.get("val"), "shape")
+    ]
+    sizes = {shape[0] for shape in shapes if shape and isinstance(shape[0], int)}
+    return sizes.pop() if len(sizes) == 1 and all(shape and isinstance(shape[0], int) for shape in shapes) else None
+
+
+def at_batch_one(loaded: LoadedModel, reason: str, work: Path, *, lowered: bool = False) -> LoadedModel:
+    """Return the model with signature, example and samples at batch 1, without throughput.
+
+    Args:
+        loaded: the original; not changed.
+        reason: why the batch cannot be dynamic.
+        work: the folder for the evaluation samples as batches of 1.
+        lowered: the engine wants it so, whatever the model's code does with the batch.
+    """
+    note = f"{reason}: everything is measured at batch 1, without throughput" if lowered else fixed_batch_note(reason)
+    evaluation = loaded.evaluation.one_by_one()
+    batches = {LATENCY: loaded.bench.batches[LATENCY]}
+    return replace(
+        loaded,
+        signature=loaded.signature.at_batch(1),
+        example=first_sample(loaded.example),
+        evaluation=evaluation,
+        eval_folder=evaluation.write(work / "eval_at_1"),
+        bench=replace(loaded.bench, batches=batches, batch=1),
+        fixed_batch=reason,
+        notes=[*loaded.notes, note],
+    )
+
+
+def fixed_batch_note(reason: str) -> str:
+    """Return the note on a fixed batch."""
+    return f"{reason}; export and measurement use batch 1, without throughput. For a dynamic batch, {DYNAMIC_BATCH_FIX}"

@@ -11,7 +11,16 @@ from omgoptim.operations.quantization.candidates import runtimes_of
 from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
 from omgoptim.reports.measured import SMALLER
-from omgoptim.requests import ModelRequest, QuantizeRequest, Request, parse, technique_field
+from omgoptim.requests import (
+    DistillRequest,
+    FactorizeRequest,
+    ModelRequest,
+    PruneRequest,
+    QuantizeRequest,
+    Request,
+    parse,
+    technique_field,
+)
 from omgoptim.requests.command import command_of, technique_arguments
 
 AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
@@ -27,7 +36,7 @@ QUANTIZABLE_SHARE = 0.1
 """Minimum share of time in layers with int8 kernels for suggesting to quantize: less allows at most 1.11x."""
 
 MOST_SAMPLES = 1_000_000
-"""Bound of the request."""
+"""Largest number of evaluation samples that a request may ask for."""
 
 
 def step(tool: str, arguments: dict[str, Any], why: str) -> NextStep:
@@ -195,10 +204,10 @@ def _gained(one: Candidate) -> bool:
     return (one.speedup or 0.0) > 1 or (one.size_ratio or 0.0) >= SMALLER
 
 
-def plan_step(request: QuantizeRequest) -> NextStep:
+def plan_step(verb: str, request: QuantizeRequest | PruneRequest | FactorizeRequest | DistillRequest) -> NextStep:
     """Suggest the planned run after a dry run."""
     output = {"output": request.output} if request.output else {}
-    return step("quantize", same_arguments(request) | output, "run what was planned")
+    return step(verb, same_arguments(request) | output, "run what was planned")
 
 
 def quantize_steps(

@@ -8,14 +8,13 @@ import time
 from omgoptim.errors import RequestError, argument
 from omgoptim.measure.timing import PLANS
 from omgoptim.models.manifest import Manifest
-from omgoptim.operations.baseline import at_exportable_batch
+from omgoptim.operations.baseline import at_exportable_batch, original_on_target
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.final_measurement import guard_reasons
 from omgoptim.operations.final_report import deliver, final_report, outcome_of
 from omgoptim.operations.ledger import Ledger
-from omgoptim.operations.live_objects import Live
-from omgoptim.operations.loaded_model import LoadedModel, prepare
+from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.next_steps import pick_step, result_arguments, same_arguments, step
 from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, single
 from omgoptim.operations.optimization.cost import Cost, epoch_seconds, measured_once
@@ -32,12 +31,17 @@ from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_l
 from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import Point
-from omgoptim.operations.optimization.selection_data import identity_of, selection_as_evaluation, train_problem
+from omgoptim.operations.optimization.selection_data import (
+    identity_of,
+    selection_as_evaluation,
+    train_problem,
+    weights_identity,
+)
 from omgoptim.operations.optimization.singles import make_together
-from omgoptim.operations.optimization.steps import Steps, weights_identity
+from omgoptim.operations.optimization.steps import Steps
 from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization.selection import Preference
-from omgoptim.operations.target import original_on_target
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.operations.verdict import (
     passes,

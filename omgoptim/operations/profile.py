@@ -13,12 +13,12 @@ from omgoptim.measure.validity_checks import chance_level_summary
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.samples import repeat_to_size
 from omgoptim.operations.baseline import baseline_on
-from omgoptim.operations.context import RunContext
-from omgoptim.operations.fixed_batch import at_batch_one
+from omgoptim.operations.context import RunContext, Stage
+from omgoptim.operations.float_program import float_program
 from omgoptim.operations.gain_attribution import waiting_sentence, waiting_share
-from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
+from omgoptim.operations.loaded_model import Live, LoadedModel, at_batch_one
 from omgoptim.operations.next_steps import profile_steps, repeat_of
-from omgoptim.operations.quantization.build_candidates import float_program
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import environment, measurement, output_records, shown_request
 from omgoptim.operations.timing import fraction_progress, full_race, slow_warnings
@@ -33,14 +33,7 @@ from omgoptim.runtimes.torch_precision import HALF
 def profile(request: ProfileRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Measure a model unchanged. See `ProfileRequest`."""
     loaded = prepare(request, context, live)
-    program = None
-    if request.runtime != "auto" and ENGINES[request.runtime].runs == "program" and loaded.precision == "float32":
-        program = float_program(loaded, context, or_at_one=True)
-        if program.fixed_batch is not None:
-            loaded = at_batch_one(loaded, program.fixed_batch, context.work)
-    elif request.runtime != "auto" and ENGINES[request.runtime].runs == "lowered":
-        loaded = at_batch_one(loaded, ONE_SAMPLE, context.work, lowered=True)
-    folder = baseline_on(request.runtime, loaded, context, program)
+    loaded, folder = _on_engine(request.runtime, loaded, context)
     layers: list[Layer] = []
     unknown: list[str] = []
 
@@ -55,7 +48,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         layers.extend(found)
         unknown.extend([problem] if problem else [])
 
-    raced = full_race([folder], loaded.bench, request.timing, request.seed, context, (0.2, 0.95), "measuring", more)
+    raced = full_race([folder], loaded.bench, request, Stage(context, "measuring", (0.2, 0.95)), more)
     timing = raced.timing(0)
     quality, metric_name = _quality(request, loaded, context)
     samples = loaded.evaluation.count if metric_name else None
@@ -88,6 +81,18 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         lineage=list(loaded.lineage[:-1]),
         repeat=repeat_of("profile", request),
     )
+
+
+def _on_engine(runtime: str, loaded: LoadedModel, context: RunContext) -> tuple[LoadedModel, Path]:
+    """Return the model as the engine takes it, and its artifact there."""
+    program = None
+    if runtime != "auto" and ENGINES[runtime].runs == "program" and loaded.precision == "float32":
+        program = float_program(loaded, context, or_at_one=True)
+        if program.fixed_batch is not None:
+            loaded = at_batch_one(loaded, program.fixed_batch, context.work)
+    elif runtime != "auto" and ENGINES[runtime].runs == "lowered":
+        loaded = at_batch_one(loaded, ONE_SAMPLE, context.work, lowered=True)
+    return loaded, baseline_on(runtime, loaded, context, program)
 
 
 def _timed_layers(process: MeasuringProcess, loaded: LoadedModel, folder: Path) -> tuple[list[Layer], str | None]:

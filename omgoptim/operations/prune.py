@@ -11,13 +11,13 @@ from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
-from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
+from omgoptim.operations.dry_run import plan_rounds
+from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.report_builder import build_report
 from omgoptim.operations.rounds.checkpoint import RoundState
-from omgoptim.operations.rounds.final_model import CompressionGoal, final_model_of
-from omgoptim.operations.rounds.loop import choose_round, collapsed, run_round
-from omgoptim.operations.rounds.plan import plan_report
+from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, collapsed, final_model_of, run_round
 from omgoptim.operations.rounds.sensitivity import layer_sensitivity
 from omgoptim.operations.rounds.speed_target import SpeedGoal, missed_speed, prune_to_speed
 from omgoptim.operations.save_and_measure import engine_for, require_module
@@ -51,7 +51,7 @@ def prune(request: PruneRequest, context: RunContext, live: Live | None = None) 
     steps = steps_of(request)
     job = Job(request, context, loaded, datasets, original, runtime, len(steps))
     if request.plan:
-        return plan_report("prune", job, [step.params for step in steps])
+        return plan_rounds("prune", job, [step.params for step in steps])
     points = layer_sensitivity(job, request.method) if request.sensitivity else []
     states = _rounds(job, steps)
     kept = choose_round(job, states)

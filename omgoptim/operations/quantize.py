@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from omgoptim.errors import RequestError
-from omgoptim.models.manifest import Manifest
+from omgoptim.operations.baseline import original_on_target
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.fixed_batch import at_batch_one
-from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
+from omgoptim.operations.dry_run import plan_quantize
+from omgoptim.operations.float_program import float_program, unrolled_note
+from omgoptim.operations.loaded_model import Live, at_batch_one
 from omgoptim.operations.output_folder import deliver, free_output
-from omgoptim.operations.quantization.build_candidates import BuiltCandidate, build_candidate, float_program
-from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec, Program, plan_candidates
+from omgoptim.operations.prepare import prepare
+from omgoptim.operations.quantization.build_all import build_all
+from omgoptim.operations.quantization.build_candidates import CandidateBuilder
+from omgoptim.operations.quantization.candidates import plan_candidates
 from omgoptim.operations.quantization.explain import explain
 from omgoptim.operations.quantization.final_race import FinalRace, final_race
 from omgoptim.operations.quantization.finalist_summary import QuantizeRun
@@ -25,23 +27,16 @@ from omgoptim.operations.quantization.mixed_precision import (
 )
 from omgoptim.operations.quantization.mixed_precision_report import with_mixed_precision
 from omgoptim.operations.quantization.mixed_precision_retry import retry_mixed_precision
-from omgoptim.operations.quantization.no_op import no_candidate_error
-from omgoptim.operations.quantization.plan import plan_report
-from omgoptim.operations.quantization.qat import TRAINED_AT, TrainedModel, train
-from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, live_candidate, screen
+from omgoptim.operations.quantization.qat import TrainedModel, train
+from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, screen
 from omgoptim.operations.quantization.selection import Preference, finalists
 from omgoptim.operations.quantization.splits import Splits, splits_of
-from omgoptim.operations.quantization.unrolled_loops import unrolled_note
 from omgoptim.operations.report_records import artifact_record
-from omgoptim.operations.target import original_on_target
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import QuantizeRequest
-from omgoptim.requests.quantize import Fp32, Qat
+from omgoptim.requests.quantize import Qat
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.executorch import ONE_SAMPLE
-
-BUILD_LIMIT_S = 300.0
-"""Time limit in seconds for building one of several candidates, except with effort best."""
 
 
 def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
@@ -68,26 +63,24 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
     loaded = original_on_target(loaded, context, program)
     plan = plan_candidates(request, loaded, program)
     if request.plan:
-        return plan_report(request, context, loaded, program, plan)
+        return plan_quantize(request, context, loaded, program, plan)
     splits = splits_of(request, loaded, plan)
     trained: TrainedModel | None = None
     if isinstance(request.scheme, Qat):
-        trained = train(request, request.scheme, context, loaded, program, splits, live)
+        trained = train(request, context, loaded, program, splits, live)
         loaded, program = trained.loaded, trained.program
         splits.notes.extend(trained.warnings)
-    results = _build_all(request, context, loaded, program, plan, splits)
+    builder = CandidateBuilder(context, loaded, program, splits.calibration, request.seed)
+    results = build_all(request, builder, plan)
     screening = screen(request, context, loaded, [a for a in results if not a.reference], splits.selection)
-    final, mixed_precision = _race_finalists(request, context, loaded, program, results, splits, screening)
+    final, mixed_precision = _race_finalists(request, builder, results, splits, screening)
     context.progress("saving the artifact", 0.97)
-    run = QuantizeRun(request, context, loaded, program, plan, results, final, splits.notes, trained)
-
+    run = QuantizeRun(request, builder, plan, results, final, splits.notes, trained)
     report = with_mixed_precision(save_finalists(run), request, mixed_precision, final)
     explanation = None
     if request.explain and screening is not None:
-        winner = final.winner.result
-        preference = Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
-        inputs = MixedPrecisionSearch(request, context, loaded, program, splits.calibration, screening, preference)
-        explanation = explain(inputs, results, winner, mixed_precision)
+        inputs = MixedPrecisionSearch(request, builder, screening, Preference.of(request, loaded))
+        explanation = explain(inputs, results, final.winner.result, mixed_precision)
     place, unknown = deliver(context.artifact, output, final.holds)
     update = {"explanation": explanation, "warnings": [*report.warnings, *unknown]}
     return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
@@ -95,9 +88,7 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
 
 def _race_finalists(
     request: QuantizeRequest,
-    context: RunContext,
-    loaded: LoadedModel,
-    program: Program,
+    builder: CandidateBuilder,
     results: list[CandidateResult],
     splits: Splits,
     screening: ScreeningReference | None,
@@ -106,73 +97,16 @@ def _race_finalists(
 
     Where the result fails the guard on the evaluation data, search again on unused samples and measure once more.
     """
-    preference = Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
-    guard = request.max_quality_drop
+    context, loaded, guard = builder.context, builder.loaded, request.max_quality_drop
+    preference = Preference.of(request, loaded)
     if screening is None:
-        return final_race(request, context, loaded, finalists(results, guard, preference), results, preference), None
-    search = MixedPrecisionSearch(request, context, loaded, program, splits.calibration, screening, preference)
+        return final_race(request, context, loaded, finalists(results, guard, preference), results), None
+    search = MixedPrecisionSearch(request, builder, screening, preference)
     mixed_precision = search_mixed_precision(search, results, mixed_precision_base(results, guard, preference))
     chosen = finalists(results, guard, preference)
-    final = final_race(request, context, loaded, chosen, results, preference)
+    final = final_race(request, context, loaded, chosen, results)
     found = retry_mixed_precision(search, splits, results, final, mixed_precision)
     if found is None:
         return final, mixed_precision
     chosen = [*chosen, found.result]
-    return final_race(request, context, loaded, chosen, results, preference, found.result), found.mixed_precision
-
-
-def _build_all(
-    request: QuantizeRequest,
-    context: RunContext,
-    loaded: LoadedModel,
-    program: Program,
-    plan: CandidatePlan,
-    splits: Splits,
-) -> list[CandidateResult]:
-    """Build all candidates, and float32 references on their engines. Raise an error if no candidate could be built."""
-    results: list[CandidateResult] = []
-    twins: dict[str | None, BuiltCandidate] = {}
-    for index, spec in enumerate(plan.specs):
-        start = TRAINED_AT if isinstance(request.scheme, Qat) else 0.1
-        doing = build_progress(spec.name, index, len(plan.specs))
-        context.progress(doing, start + (0.35 - start) * index / len(plan.specs))
-        key = None if spec.on_module else spec.params.model_dump_json()
-        left = len(plan.specs) - index > 1 or any(result.built.folder for result in results)
-        built = build_candidate(
-            spec,
-            loaded,
-            program,
-            splits.calibration,
-            context,
-            request.seed,
-            twins.get(key) if key else None,
-            doing=doing,
-            limit_s=BUILD_LIMIT_S if left and request.effort != "best" else math.inf,
-        )
-        if key and built.folder:
-            twins.setdefault(key, built)
-        results.append(CandidateResult(built, error=built.error))
-        context.publish(live_candidate(results[-1]))
-    if all(result.error for result in results):
-        raise no_candidate_error([(a.built.spec.name, a.error) for a in results if a.error], request)
-    for spec in _references(plan, loaded, program):
-        key = spec.params.model_dump_json()
-        built = build_candidate(spec, loaded, program, splits.calibration, context, request.seed, twins.get(key))
-        if built.folder:
-            twins.setdefault(key, built)
-            results.append(CandidateResult(built, reference=True))
-    return results
-
-
-def build_progress(name: str, index: int, count: int) -> str:
-    """Return the progress message while a candidate is built."""
-    return f"building candidate {index + 1} of {count}, {name}" if count > 1 else f"building {name}"
-
-
-def _references(plan: CandidatePlan, loaded: LoadedModel, program: Program) -> list[CandidateSpec]:
-    """Return float32 specs for the engines of program candidates, where float32 is not a candidate or the original."""
-    original = Manifest.read(loaded.baseline)
-    engines = {o.runtime for o in plan.specs if o.is_lowered or (program.path and not o.on_module)}
-    engines -= {spec.runtime for spec in plan.specs if isinstance(spec.params, Fp32)}
-    engines -= {original.runtime} if original.precision == "float32" else set()
-    return [CandidateSpec(Fp32(), runtime) for runtime in sorted(engines)]
+    return final_race(request, context, loaded, chosen, results, found.result), found.mixed_precision

@@ -29,7 +29,7 @@ from omgoptim.models.manifest import MANIFEST
 from omgoptim.models.report_file import write_sealed
 from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.output_folder import deliver, free_output
 from omgoptim.operations.report_records import artifact_record
 from omgoptim.reports import EfficiencyReport

@@ -24,7 +24,7 @@ MOST_KEPT = 0.99
 """Share of a layer, or of its energy, above which a factorization that keeps more is not proposed."""
 
 WORTH_ASKING = 1.1
-"""Minimum speedup that is suggested as a target."""
+"""Minimum speedup that is suggested as a target; less is within the noise of a quick timing (`AS_FAST_ONCE`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class RunResult:
     run_id: str
     gains: Gains
     missed: bool = False
-    """Whether the goal was missed."""
+    """True if the goal was missed."""
     rounds: Sequence[Round] = ()
     training: Training | None = None
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import nn
+
+from omgoptim.hardware import usable_cores
 from omgoptim.measure.builtin_metrics import CUSTOM_METRIC_FIX, Metric
 from omgoptim.measure.metrics import RequestedFunction, resolve_metric
 from omgoptim.measure.quality import StoredOutputs
@@ -16,15 +19,13 @@ from omgoptim.models.output_detection import OutputOptions, describe_outputs
 from omgoptim.models.outputs import Arrays, ModelOutputs, class_layout
 from omgoptim.models.raw_batch import take_samples
 from omgoptim.models.samples import Samples, batch_length, named_samples, repeat_to_size
+from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import Signature
 
-if TYPE_CHECKING:
-    from omgoptim.operations.loaded_model import LoadedModel
-
 REFERENCE_SAMPLES = 64
-"""Number of samples for the description of outputs."""
+"""Number of samples for the description of outputs: shapes and kinds show in a few; more would only take time."""
 
 ON_LABELS = ("auto", "top1", "r2")
 """Built-in metrics that compare labels with their output."""
@@ -69,12 +70,10 @@ def reference_outputs(
 def outputs_of(
     request: ModelRequest,
     metric: str | Callable[..., Any],
-    module: Any,
-    program: Path | None,
+    target: nn.Module | Path,
     signature: Signature,
     data: DataSource,
     evaluation: Samples,
-    threads: int,
 ) -> ModelOutputs:
     """Describe the outputs of the original on calibration samples.
 
@@ -83,23 +82,23 @@ def outputs_of(
     Args:
         request: may name the output that the labels belong to, and outputs to ignore.
         metric: name, or the user's callable.
-        module: the model as a module, or None.
-        program: the model as an ONNX file, or None.
+        target: the module, or the path of the program.
         signature: inputs and outputs of the model.
         data: the user's data.
         evaluation: samples to use where those of the calibration split will not do.
-        threads: of the engine.
 
     Raises:
         RequestError: the request names an unknown output.
         DataError: the labels fit none or several outputs, or are none of the classes.
     """
+    module = target if isinstance(target, nn.Module) else None
     raw = take_samples(data.batches("calibration"), REFERENCE_SAMPLES)
     samples = named_samples([name_inputs(module, item.inputs, signature.input_names) for item in raw], raw)
     if not raw or (samples.targets[0] is None and evaluation.targets[0] is not None):
         samples = evaluation
-    runtime = "onnxruntime" if program else "torch_eager"
-    outputs, lengths, targets = reference_outputs(program or module, runtime, signature, samples, threads)
+    runtime = "onnxruntime" if module is None else "torch_eager"
+    threads = request.threads or usable_cores()
+    outputs, lengths, targets = reference_outputs(target, runtime, signature, samples, threads)
     described = describe_outputs(
         signature,
         outputs,
@@ -116,8 +115,8 @@ def outputs_of(
         spec = described.require_target(CUSTOM_METRIC_FIX)
         layout = class_layout(outputs[0][spec.index].shape, described.label_shape)
         if layout and described.labels == "classes":
-            for target in evaluation.targets:
-                refuse_out_of_range(plain_labels(target, described.label_form), layout[1])
+            for labels in evaluation.targets:
+                refuse_out_of_range(plain_labels(labels, described.label_form), layout[1])
     return described
 
 

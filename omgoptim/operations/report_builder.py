@@ -10,7 +10,6 @@ from pathlib import Path
 from torch import nn
 
 from omgoptim.measure.validity_checks import chance_level_summary
-from omgoptim.models.recipe import Recipe
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import AnyJob
 from omgoptim.operations.gain_attribution import implausible_sentence, waiting_warnings
@@ -43,8 +42,6 @@ class FinalModel:
     loaded: LoadedModel
     """Signature, data and lineage of the module."""
     changes: Changes
-    recipe: Recipe | None = None
-    """Recipe of the module without its surgery; None for that of the loaded model."""
     missed: Callable[[MeasuredArtifact], str | None] = lambda _: None
     """Reason by the measurement why the goal was missed; None if it was reached."""
     facts: Sequence[str] = ()
@@ -70,7 +67,7 @@ def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path |
     context.progress("saving the artifact", 0.77)
     baseline = baseline_on(request.runtime, loaded, context)
     folder = context.work / "artifact"
-    unknown = save(final_model.module, final_model.loaded, job.runtime, folder, context, recipe=final_model.recipe)
+    unknown = save(final_model.module, final_model.loaded, job.runtime, folder, context)
     measured = measure(request, context, loaded, baseline, folder)
     control = final_model.control(measured) if final_model.control else None
     os.replace(folder, context.artifact)

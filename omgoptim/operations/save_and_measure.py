@@ -21,11 +21,11 @@ from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import as_tensors
 from omgoptim.models.source import build
 from omgoptim.models.structural_diff import compute_diff
-from omgoptim.operations.context import RunContext
+from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.datasets import one_sample
+from omgoptim.operations.float_program import float_program, in_memory
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
 from omgoptim.operations.optimization.order import refusal
-from omgoptim.operations.quantization.build_candidates import float_program, in_memory
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.timing import fraction_progress, full_race
@@ -76,18 +76,16 @@ def save(
     folder: Path,
     context: RunContext,
     *,
-    recipe: Recipe | None = None,
     to_time_only: bool = False,
 ) -> list[str]:
     """Save a changed module as an artifact for `runtime`: recipe with surgery, weights, ONNX file and .pt2 file.
 
     Args:
         module: the changed module, in eval mode.
-        loaded: the original.
+        loaded: the original, or another model with its recipe.
         runtime: engine of the artifact.
         folder: where the artifact appears, whole or not at all.
         context: of the run.
-        recipe: recipe of the module without its surgery; default: that of the loaded model.
         to_time_only: omit what timing does not need: the programs of other engines, and the counts.
 
     Returns:
@@ -108,7 +106,7 @@ def save(
             raise program.error or OmgoptimError("the changed model has no program")
         elif program.error is not None:
             notes.append(f"there is no {PROGRAM} beside the artifact: {program.error.what}")
-    recipe = recipe or recipe_of(loaded)
+    recipe = recipe_of(loaded)
     as_pt2 = recipe.kind == "pt2"
     if as_pt2 or not to_time_only:
         path = context.work / "changed" / PROGRAM2
@@ -173,11 +171,8 @@ def measure(
         whose = ("the original", "the result")[index]
         process.run_samples(loaded.eval_folder, targets[index], fraction_progress(context, f"evaluating {whose}"))
 
-    doing = "measuring the result against the original"
-    span = (0.8, 0.98)
-    raced = full_race(
-        [baseline, folder], loaded.bench, request.timing, request.seed, context, span, doing, outputs
-    )  # fmt: skip
+    stage = Stage(context, "measuring the result against the original", (0.8, 0.98))
+    raced = full_race([baseline, folder], loaded.bench, request, stage, outputs)
     timing = raced.timing(1)  # raises the error if the evaluation failed
     original = read_outputs(targets[0])
     metric = metric_of(loaded, original, loaded.evaluation.targets, request.time_limit_s)

@@ -46,12 +46,12 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.execution import pausing, refuse_unreachable
 from omgoptim.operations.final_report import deliver
-from omgoptim.operations.live_objects import Live
-from omgoptim.operations.loaded_model import LoadedModel, prepare
+from omgoptim.operations.float_program import float_program
+from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below
 from omgoptim.operations.optimization.goal import MB, Goal
 from omgoptim.operations.output_folder import free_output
-from omgoptim.operations.quantization.build_candidates import float_program
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.save_and_measure import require_module, save
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import SearchRequest
@@ -158,7 +158,7 @@ def _with_trained_reference(
     reference = train_reference(Trials(job, searched, unlimited, None, None, began), job.original, folder)
     loaded = replace(job.loaded, module=reference)
     shutil.rmtree(loaded.baseline)
-    save(reference, loaded, "torch_eager", loaded.baseline, job.context, recipe=Recipe("pt2", ""))
+    save(reference, replace(loaded, recipe=Recipe("pt2", "")), "torch_eager", loaded.baseline, job.context)
     evaluator = replace(job.datasets.evaluator, original=job.datasets.evaluator.score(reference))
     return replace(job, loaded=loaded, original=reference, datasets=replace(job.datasets, evaluator=evaluator))
 

@@ -1,21 +1,16 @@
-"""Runs that measure on a target: the connection, the original as a program, and what the report says of it."""
+"""Runs that measure on a target: the connection, and the target in the report and its next steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from omgoptim.errors import ModelError, RequestError, RunError
+from omgoptim.errors import RequestError, RunError
 from omgoptim.operations.context import RunContext
 from omgoptim.reports import EfficiencyReport, NextStep
 from omgoptim.requests import VERBS, OptimizeRequest, QuantizeRequest, Request, parse
 from omgoptim.requests.command import command_of
-
-if TYPE_CHECKING:
-    from omgoptim.operations.loaded_model import LoadedModel
-    from omgoptim.operations.quantization.candidates import Program
 
 MEASURED = "measured.jsonl"
 """File of a run's folder: the launches on a target, kept also where the run fails."""
@@ -75,32 +70,6 @@ def on_target(request: Request, context: RunContext) -> Iterator[tuple[Request, 
             f"{gone}; what was measured before is in {kept}",
             f"when it is back: omgoptim runs resume {context.run_id}",
         ) from None
-
-
-def original_on_target(loaded: LoadedModel, context: RunContext, program: Program | None = None) -> LoadedModel:
-    """Return the model with its original as a float32 program: the baseline of everything that is measured on a target.
-
-    Args:
-        loaded: the model as loaded.
-        context: context of the run.
-        program: the model's export, if it exists already.
-
-    Raises:
-        ModelError: it has none.
-    """
-    from omgoptim.models.manifest import Manifest
-    from omgoptim.operations.baseline import baseline_on
-    from omgoptim.runtimes import ENGINES
-
-    if context.target is None or ENGINES[Manifest.read(loaded.baseline).runtime].runs == "program":
-        return loaded
-    if program is not None and program.error is not None:
-        raise ModelError(
-            "the model cannot be measured on a target",
-            f"only programs run there, and {program.error.what}: {program.error.why}",
-            program.error.fix,
-        )
-    return replace(loaded, baseline=baseline_on("onnxruntime", loaded, context, program))
 
 
 def with_target(report: EfficiencyReport, context: RunContext) -> EfficiencyReport:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.timing import PLANS, Timing, time_artifacts
 from omgoptim.models.samples import Samples, repeat_to_size
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.operations.context import RunContext
+from omgoptim.operations.context import RunContext, Stage
 
 BUSY = 0.25
 """Load by other processes, as a fraction of the machine, above which there are more launches and a warning."""
@@ -30,6 +31,18 @@ AS_FAST, AS_FAST_ONCE, AS_FAST_UNDER_LOAD = 1.02, 1.1, 1.25
 
 PATIENCE_S = {"quick": 0.0, "standard": 20.0, "careful": 60.0}
 """Seconds that a run waits for an idle machine, by timing."""
+
+
+class TimedRequest(Protocol):
+    """Request of a run that is timed in full."""
+
+    @property
+    def timing(self) -> str:
+        """Thoroughness: quick, standard or careful."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order of turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +89,8 @@ def bench_of(
 def full_race(
     artifacts: Sequence[Path],
     bench: TimingSetup,
-    timing: str,
-    seed: int,
-    context: RunContext,
-    span: tuple[float, float],
-    doing: str,
+    request: TimedRequest,
+    stage: Stage,
     on_first: Callable[[int, MeasuringProcess], None] | None = None,
     limit_s: float = math.inf,
 ) -> RaceResult:
@@ -89,25 +99,22 @@ def full_race(
     Args:
         artifacts: folders; the first is the reference.
         bench: batches and settings of the timing.
-        timing: quick, standard or careful.
-        seed: of the order of turns.
-        context: of the run.
-        span: start and end of its progress as fractions of the run.
-        doing: progress message.
+        request: with the thoroughness of the timing, and the seed of the order of turns.
+        stage: part of the run that this is.
         on_first: `on_first(index, process)`, called in the first launch of each artifact.
         limit_s: seconds within which the launches after the second must end, the wait included.
     """
-    start, end = span
+    context = stage.context
     with context.measuring():
         began = time.monotonic()
-        load = _quiet(context, doing, min(PATIENCE_S[timing], max(0.0, limit_s / 4)))
+        load = _quiet(stage, min(PATIENCE_S[request.timing], max(0.0, limit_s / 4)))
         meter = LoadMeter() if context.target is None else context.target.meter()
         timings = time_artifacts(
             artifacts,
             bench,
-            replace(_plan(timing, load), limit_s=limit_s - (time.monotonic() - began)),
-            seed,
-            lambda done: context.progress(doing, start + (end - start) * done),
+            replace(_plan(request.timing, load), limit_s=limit_s - (time.monotonic() - began)),
+            request.seed,
+            stage.report,
             on_first,
         )
         return RaceResult(timings, max(load, meter.load()))
@@ -118,8 +125,9 @@ def fraction_progress(context: RunContext, doing: str) -> Callable[[float], None
     return lambda done: context.progress(f"{doing}: {done:.0%}", None)
 
 
-def _quiet(context: RunContext, doing: str, patience_s: float) -> float:
+def _quiet(stage: Stage, patience_s: float) -> float:
     """Wait for an idle machine and return the remaining load."""
+    context, doing = stage.context, stage.doing
     deadline = time.monotonic() + patience_s
     watch = other_load if context.target is None else context.target.other_load
     while (load := watch()) > BUSY and time.monotonic() < deadline:

@@ -18,13 +18,14 @@ ROUNDING = 1e-6
 """Quality drop that counts as rounding of another engine: a guard of 0 passes the same float32 model."""
 
 MARGIN_SHARE = 0.5
-"""Maximum margin for the uncertainty of selection samples, as a fraction of the guard."""
+"""Maximum margin for the uncertainty of selection samples, as a fraction of the guard: with a few hundred samples the
+interval is wider than any guard, and no candidate would pass."""
 
 MOST_CLASSES = 3
 """Classes that are named as lost."""
 
 MOST_SAMPLES = 1_000_000
-"""Bound of a request's evaluation samples."""
+"""Largest number of evaluation samples that a request may ask for."""
 
 
 def speed_phrase(gains: Gains) -> str:

@@ -6,28 +6,30 @@ What was not measured is `None`, never 0. Ratios are before / after, so that abo
 
 from __future__ import annotations
 
-from omgoptim.reports.alternatives import Alternative, Gain, GainsBy
 from omgoptim.reports.base import Record
 from omgoptim.reports.efficiency import EfficiencyReport, NextStep
 from omgoptim.reports.measured import (
+    Alternative,
     Artifact,
     Candidate,
     Change,
     CountDisagreement,
     Environment,
+    Gain,
     Gains,
+    GainsBy,
     Layer,
     MacsCheck,
     Measurement,
+    OutputRecord,
     Skip,
+    SkipReason,
     TargetMachine,
     Total,
 )
-from omgoptim.reports.outputs import OutputRecord
 from omgoptim.reports.precision import Coverage, Explanation, Finding, Guard, LayerNoise, LayerPrecision, TimeShare
 from omgoptim.reports.state import DoctorReport, LiveRun, PackageState, RunState, StageTime
-from omgoptim.reports.steps import Step
-from omgoptim.reports.training import Control, Epoch, Round, SensitivityPoint, Training
+from omgoptim.reports.training import Control, Epoch, Round, SensitivityPoint, Step, Training
 
 __all__ = [
     "Alternative",
@@ -61,6 +63,7 @@ __all__ = [
     "RunState",
     "SensitivityPoint",
     "Skip",
+    "SkipReason",
     "StageTime",
     "Step",
     "TargetMachine",

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from omgoptim.reports.alternatives import Alternative, GainsBy
 from omgoptim.reports.base import Record
 from omgoptim.reports.measured import (
+    Alternative,
     Artifact,
     Candidate,
     Change,
     Environment,
     Gains,
+    GainsBy,
     Layer,
     MacsCheck,
     Measurement,
+    OutputRecord,
     Skip,
     Total,
 )
-from omgoptim.reports.outputs import OutputRecord
 from omgoptim.reports.precision import Coverage, Explanation, Guard
-from omgoptim.reports.steps import Step
-from omgoptim.reports.training import Control, Round, SensitivityPoint, Training
+from omgoptim.reports.training import Control, Round, SensitivityPoint, Step, Training
 
 
 class NextStep(Record):
@@ -32,7 +32,7 @@ class NextStep(Record):
     tool: str
     arguments: dict[str, Any]
     command: str
-    """The same call as a shell command."""
+    """Shell command of the call."""
     why: str
 
 

@@ -1,4 +1,4 @@
-"""Measurements, their environment, and the changes of layers."""
+"""Measurements, outputs, gains and alternatives, and the changes of layers."""
 
 from __future__ import annotations
 
@@ -121,6 +121,25 @@ class Change(Record):
     what: str
     before: str
     after: str
+    indirect: bool = False
+    """True for a layer that only reads fewer channels, since another layer was changed."""
+
+
+SkipReason = Literal[
+    "excluded",
+    "already_compressed",
+    "unsupported",
+    "not_run",
+    "no_benefit",
+    "tied",
+    "model_output",
+    "forward_fails",
+    "other",
+]
+"""Kind of reason for leaving a layer unchanged: left out by `targets` or `ignore`; compressed before; of a kind that
+the technique does not take; not called, or not reached by inputs or gradients; not smaller or faster afterwards; in a
+group with another layer that stays; its channels are outputs of the model; the model does not run without its channels.
+"""
 
 
 class Skip(Record):
@@ -128,6 +147,8 @@ class Skip(Record):
 
     path: str
     reason: str
+    """The reason as text; decisions read `kind`."""
+    kind: SkipReason = "other"
 
 
 class Layer(Record):
@@ -193,3 +214,81 @@ class Artifact(Record):
     """Size in bytes by file name."""
     load: str
     """Python code that opens the artifact."""
+
+
+class OutputRecord(Record):
+    """One output of the model, compared with the original's on the evaluation data."""
+
+    name: str
+    shape: list[int | str]
+    """Sizes, or the names of dynamic dimensions (`batch`)."""
+    dtype: str
+    kind: Literal["class_scores", "number", "values", "state", "integers"]
+    evidence: str
+    """Evidence for the kind."""
+    compared_by: Literal["top1_agreement", "r2_agreement", "exact_agreement", "not compared"]
+    """`r2_agreement` is 1 - (relative error)^2."""
+    weight: float = 1.0
+    """Weight in the comparison and in distillation; 0 for an ignored output, or a single number for a whole batch."""
+    labelled: bool = False
+    """True if the labels belong to it."""
+    agreement: float | None = None
+    """Agreement with the original, 0..1; null where it was not measured."""
+    relative_error: float | None = None
+    """Relative error of numbers, values and states: root mean square of the difference, over that of the original about
+    its mean.
+    """
+    cosine: float | None = None
+    """Mean cosine similarity over samples, for vector outputs; informative only."""
+    ruined: bool = False
+    """True for a ruined output: relative error above 0.5, or fewer than half of the classes or integers equal; or
+    relative error above 0.9 of entries whose scale is a tenth of the others' or less, such as scores beside boxes. A
+    run whose metric does not show it ends as `guard_failed`.
+    """
+    reopened: float | None = None
+    """Largest difference between the artifact, reopened in fresh processes, and the model in memory on the samples in
+    `check.npz`, relative to the output's largest value.
+    """
+
+
+class Gain(Record):
+    """One factor of a gain. Low and high are the ends of a 95 % interval over launches."""
+
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    size_ratio: float | None = None
+
+
+class GainsBy(Record):
+    """A gain as the product of two factors."""
+
+    engine: Gain
+    """Gain of the float32 model on the artifact's engine over the original."""
+    precision: Gain
+    """Gain of the artifact over the float32 model on the same engine: the effect of fewer bits."""
+
+
+class Alternative(Record):
+    """Another finalist, measured in the same race and kept: `pick` selects it without computing again."""
+
+    name: str
+    """Name that `pick` takes."""
+    candidate: str
+    runtime: str
+    precision: str
+    best_for: list[Literal["speed", "size", "quality"]] = []
+    """Properties in which it is the best of all finalists that pass the quality guard."""
+    size_bytes: int | None = None
+    size_ratio: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    quality: float | None = None
+    """Quality on the evaluation data."""
+    quality_drop: float | None = None
+    holds: bool
+    """True if it passes the quality guard on the evaluation data."""
+    path: str
+    command: str
+    """The call that selects it."""

@@ -87,7 +87,7 @@ class TimeShare(Record):
     time_ms: float
     share: float
     quantized: bool
-    """Whether it computes in integers."""
+    """True if it computes in integers."""
 
 
 class Explanation(Record):

@@ -8,8 +8,7 @@ from pydantic import Field
 
 from omgoptim.reports.base import Record
 from omgoptim.reports.measured import Candidate
-from omgoptim.reports.steps import Step
-from omgoptim.reports.training import Epoch
+from omgoptim.reports.training import Epoch, Step
 
 
 class PackageState(Record):
@@ -81,13 +80,13 @@ class StageTime(Record):
 
 
 class LiveRun(Record):
-    """What is known of a run while it goes on; its report will say more, and may say otherwise."""
+    """Intermediate state of a running run; its report will say more, and may say otherwise."""
 
     state: RunState
     stages: list[StageTime] = []
     candidates: list[Candidate] = []
     steps: list[Step] = []
     epochs: list[Epoch] = []
-    """Of the training that goes on, or of the last one."""
+    """Epochs of the current training, or of the last one."""
     max_quality_drop: float | None = None
     """The guard; None where there is none."""

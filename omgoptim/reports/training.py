@@ -1,6 +1,8 @@
-"""Rounds of compression and epochs of training."""
+"""Rounds of compression, epochs of training, and steps of a run with a goal."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from omgoptim.reports.base import Record
 
@@ -27,7 +29,7 @@ class Round(Record):
     quality_drop: float | None = None
     """Quality of the original on the same samples, minus the last of these."""
     kept: bool = False
-    """Whether this round's model is the artifact."""
+    """True if this round's model is the artifact."""
     why: str = ""
 
 
@@ -43,7 +45,7 @@ class Epoch(Record):
     learning_rate: float
     seconds: float
     best: bool = False
-    """Whether the epoch's weights were kept."""
+    """True if the epoch's weights were kept."""
 
 
 class Training(Record):
@@ -59,11 +61,11 @@ class Training(Record):
     metric: str | None = None
     seconds: float
     resumed: int = 0
-    """How often training was resumed from a checkpoint."""
+    """Number of times that training was resumed from a checkpoint."""
     stopped: str | None = None
     """Reason for an early end: patience, or a loss that was not finite."""
     teacher_outputs: str | None = None
-    """Whether the teacher's outputs were cached or computed for every batch, in words; null without a teacher."""
+    """Source of the teacher's outputs in words: cached, or computed for every batch; null without a teacher."""
 
 
 class Control(Record):
@@ -78,7 +80,7 @@ class Control(Record):
     gain_high: float | None = None
     """Upper end of its 95 % interval."""
     kept: bool = False
-    """Whether the control is the artifact: it was better on the selection samples."""
+    """True if the control is the artifact: it was better on the selection samples."""
     training: Training | None = None
 
 
@@ -90,3 +92,30 @@ class SensitivityPoint(Record):
     """Fraction removed, 0..1."""
     quality: float
     quality_drop: float
+
+
+class Step(Record):
+    """One step: its call, expected and measured effect, and whether the result builds on it."""
+
+    name: str
+    """Such as `quantize` or `prune 50%`."""
+    verb: str
+    run_id: str | None = None
+    """Run of the step: `runs show` has its report."""
+    parent: str | None = None
+    """Name of the step whose artifact it starts from; null for the original."""
+    status: Literal["kept", "rolled_back", "failed", "planned", "skipped"]
+    why: str = ""
+    seconds: float | None = None
+    expected_seconds: float | None = None
+    """Estimated seconds of a planned step, from one measured launch and one measured training batch."""
+    expected_speedup: float | None = None
+    """Expected speedup over the original."""
+    speedup: float | None = None
+    """Latency of the original over that of the step's artifact: from one launch, the product along the chain."""
+    size_bytes: int | None = None
+    quality: float | None = None
+    quality_drop: float | None = None
+    """Quality drop against the original, on the selection samples; never on the evaluation data."""
+    on_front: bool = False
+    """True if the step is on the Pareto front of speed, size and quality drop."""

@@ -21,7 +21,7 @@ class OptimizeRequest(ExecutionFields, ModelRequest):
     """
 
     workers: Annotated[int, RARE] = Field(1, ge=1, le=1000)
-    """Number of parallel tasks on Ray, used by the two short trainings (pruning, distillation); local ignores it."""
+    """Parallel workers for the two compared trainings (pruning, distillation); other steps run in sequence."""
     max_quality_drop: float = Field(0.01, ge=0, le=1)
     """Quality guard: largest allowed drop of the metric, before minus after."""
     target_latency_ms: float | None = Field(None, gt=0)

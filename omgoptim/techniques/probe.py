@@ -7,7 +7,7 @@ import linecache
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,13 @@ def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
 
 def error_location(error: BaseException) -> str:
     """Return the location and text of an error in the user's code: `net.py line 12: x.view(-1, 7200) (shape …)`."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    message = (str(error).strip() or type(error).__name__).splitlines()[0]
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         if not _is_of_a_library(frame.filename):
             line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
             place = f"{Path(frame.filename).name} line {frame.lineno}: {line}"
-    return f"{place} ({said})" if place else said
+    return f"{place} ({message})" if place else message
 
 
 def _is_of_a_library(filename: str) -> bool:
@@ -111,6 +111,26 @@ def _is_of_a_library(filename: str) -> bool:
         return False
     inside = parts[len(parts) - parts[::-1].index(folder) :] if folder == "site-packages" else ("omgoptim",)
     return bool(inside) and inside[0] in NOT_THE_USERS
+
+
+def owned_parameters(module: nn.Module) -> dict[int, list[tuple[int, str]]]:
+    """Return the owners (layer id and name) of each parameter by its id; more than one layer is a tie."""
+    owners: dict[int, list[tuple[int, str]]] = {}
+    for path, layer in module.named_modules():
+        for name, tensor in layer._parameters.items():
+            if tensor is not None:
+                owners.setdefault(id(tensor), []).append((id(layer), f"{path}.{name}" if path else name))
+    return owners
+
+
+def frozen_or_shared(layer: nn.Module, owners: Mapping[int, Sequence[tuple[int, str]]]) -> str:
+    """Return which parameter of a layer is frozen or shared with another layer; empty if none is."""
+    for name, tensor in layer._parameters.items():
+        if tensor is not None and not tensor.requires_grad:
+            return f"{name} is frozen (requires_grad is False)"
+        if len({owner for owner, _ in owners.get(id(tensor), [])}) > 1:
+            return f"{name} is shared with another layer"
+    return ""
 
 
 def tolerance_of(outputs: list[Tensor]) -> float:

@@ -15,7 +15,7 @@ from omgoptim.jobs.states import as_cancelled, as_failed, read_state
 from omgoptim.jobs.step_runs import StepRuns, settle_steps
 from omgoptim.jobs.worker import execute
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import Live
 from omgoptim.reports import EfficiencyReport, Environment
 from omgoptim.requests import Request, parse
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
+from omgoptim.operations.first_forward import batch_dependence_of
+from omgoptim.operations.loaded_model import Live, LoadedModel
+from omgoptim.operations.prepare import prepare
 from omgoptim.requests import PruneRequest, parse
 
 

@@ -11,8 +11,8 @@ import pytest
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.security.file_integrity import add_seal
-from omgoptim.operations.chained_gains import with_total_gain
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.gain_attribution import with_total_gain
 from omgoptim.reports import EfficiencyReport, Measurement
 from omgoptim.requests import parse
 from omgoptim.runtimes.signature import Signature

@@ -15,7 +15,8 @@ from omgoptim.models.samples import Samples
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.compare import common_lineage, comparable_samples, lineage_sentence
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import Live, prepare
+from omgoptim.operations.loaded_model import Live
+from omgoptim.operations.prepare import prepare
 from omgoptim.requests import ModelRequest, parse
 from omgoptim.runtimes.signature import Signature
 

@@ -1,4 +1,4 @@
-"""What a final measurement says before any ratio, and why a result misses the goal."""
+"""Doubts of a final measurement, and reasons for a missed goal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is learnt when the data is first run."""
+"""First run of a model on its data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from omgoptim.operations.first_forward import (
     float32_signature,
     is_causal,
     precision_of_module,
-    refuse_nan_samples,
     settled_outputs,
     with_shifted_labels,
 )
+from omgoptim.operations.loaded_model import refuse_nan_samples
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
 

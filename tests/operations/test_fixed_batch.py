@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import omgoptim
 from omgoptim.errors import ModelError
 from omgoptim.models.onnx_file import declared_signature
-from omgoptim.operations.fixed_batch import stated_batch
+from omgoptim.operations.loaded_model import stated_batch
 from omgoptim.requests import parse
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature

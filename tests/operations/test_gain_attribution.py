@@ -1,4 +1,4 @@
-"""What a gain comes from, and what cannot be a gain of computing."""
+"""Attribution of gains to engine and precision, and implausible gains."""
 
 from __future__ import annotations
 

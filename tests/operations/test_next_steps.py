@@ -19,7 +19,7 @@ from omgoptim.reports import Layer
 from omgoptim.requests import ModelRequest, QuantizeRequest, parse
 
 SUBJECT: Any = SimpleNamespace(data=SimpleNamespace(real=True), evaluation=SimpleNamespace(count=100))
-"""What the advice reads of a subject: its data is real, and 100 samples of it were used."""
+"""Fields of a loaded model that next steps read: real data, 100 evaluation samples."""
 
 
 def request(**given: object) -> QuantizeRequest:
@@ -29,7 +29,7 @@ def request(**given: object) -> QuantizeRequest:
 
 
 def test_after_a_plan_comes_the_same_request_for_real() -> None:
-    told = plan_step(request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
+    told = plan_step("quantize", request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
     assert told.arguments == {
         "model": "net.py:build",
         "data": "net.py:load",

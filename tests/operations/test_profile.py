@@ -18,7 +18,7 @@ from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 MACS = 8 * 8 * 16 * 9 + 4 * 4 * 32 * 16 * 9 + 128 * 10
-"""Of `net.py`: two convolutions and the head."""
+"""Layers of `net.py`: two convolutions and the head."""
 
 
 def check(report: EfficiencyReport) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from omgoptim.errors import NoLayerChanged, TechniqueError
 from omgoptim.measure.size import module_layers
 from omgoptim.models.pte_file import lowered_layers, portable_operators
-from omgoptim.operations.quantization.coverage import measure_coverage
+from omgoptim.operations.quantization.coverage import FloatModel, measure_coverage
 from omgoptim.requests.quantize import Dynamic, Static
 from omgoptim.runtimes import ENGINES, SessionSettings, engine_named
 from omgoptim.runtimes.signature import InputTensor, Signature, structure_of
@@ -176,7 +176,9 @@ def test_static_quantization_puts_every_layer_in_integers_and_the_file_proves_it
     assert portable_operators(program) == ["aten::mean.out"]
     assert [change.path for change in outcome.changed] == ["conv", "head"]
     assert noise_db(mixed, program) > 25
-    coverage = measure_coverage(None, mixed.module, saved(mixed, program, tmp_path / "artifact"), "static", [], [])
+    coverage = measure_coverage(
+        FloatModel(None, mixed.module), saved(mixed, program, tmp_path / "artifact"), "static", [], []
+    )
     assert coverage is not None
     assert (coverage.verdict, coverage.changed, coverage.integer) == ("REAL", 2, 2)
 

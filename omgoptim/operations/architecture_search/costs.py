@@ -17,8 +17,9 @@ from omgoptim.measure.timing import PLANS, SCREENING_PLAN, Timing, time_artifact
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.recipe import Recipe
 from omgoptim.operations.compression_job import Job
+from omgoptim.operations.float_program import float_program
 from omgoptim.operations.optimization.goal import MB
-from omgoptim.operations.quantization.build_candidates import build_candidate, float_program
+from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.save_and_measure import save
 from omgoptim.requests import SearchRequest
@@ -112,7 +113,14 @@ class Costs:
         job = self.job
         folder.parent.mkdir(parents=True, exist_ok=True)
         if job.request.precision == "float32":
-            save(module, job.loaded, job.runtime, folder, job.context, recipe=self.recipe, to_time_only=to_time_only)
+            save(
+                module,
+                replace(job.loaded, recipe=self.recipe),
+                job.runtime,
+                folder,
+                job.context,
+                to_time_only=to_time_only,
+            )
             return
         changed = replace(job.loaded, module=module, program=None)
         program = float_program(changed, job.context, "changed")
@@ -120,9 +128,8 @@ class Costs:
             raise program.error or ModelError("the network has no program")
         calibration = changed.samples("calibration", CALIBRATION)
         shutil.rmtree(job.context.work / "candidates", ignore_errors=True)
-        built = build_candidate(
-            CandidateSpec(Static(), job.runtime), changed, program, calibration, job.context, job.request.seed
-        )
+        builder = CandidateBuilder(job.context, changed, program, calibration, job.request.seed)
+        built = builder.build(CandidateSpec(Static(), job.runtime))
         if built.folder is None:
             raise built.error or ModelError("the network could not be quantized")
         os.replace(built.folder, folder)

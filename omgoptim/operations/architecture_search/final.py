@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omgoptim.measure.timing import Timing
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.final_measurement import FinalChoice, MeasuredEntry, Place, measure_entries
+from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import Goal, Missed
 from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.timing import OVERLOADED, RaceResult
@@ -41,18 +42,27 @@ def measure_finalists(job: Job[SearchRequest], baseline: Path, entries: Sequence
     Raises:
         OmgoptimError: no finalist could be measured.
     """
-    request, loaded = job.request, job.loaded
+    loaded = replace(job.loaded, baseline=baseline)
+    return measure_entries(job.request, job.context, loaded, entries, TargetsFirst(job.request, loaded))
 
-    def missed(after: Measurement, gained: Gains, raced: RaceResult) -> list[Missed]:
-        return _missed(request, after, gained, raced.load)
 
-    def place(entry: Entry, timing: Timing, raced: RaceResult) -> Place:
-        before = measurement(baseline, raced.timing(0), loaded.bench, None, None, None)
-        after = measurement(entry.artifact, timing, loaded.bench, None, None, None)
-        over = missed(after, gains(before, after, timing, None, raced.load), raced)
+@dataclass(frozen=True, slots=True)
+class TargetsFirst:
+    """Order of preference: networks that meet the targets, then by quality on the selection samples."""
+
+    request: SearchRequest
+    loaded: LoadedModel
+
+    def place(self, entry: Entry, timing: Timing, raced: RaceResult) -> Place:
+        """Return the key of an entry in the order."""
+        before = measurement(self.loaded.baseline, raced.timing(0), self.loaded.bench, None, None, None)
+        after = measurement(entry.artifact, timing, self.loaded.bench, None, None, None)
+        over = self.missed(after, gains(before, after, timing, None, raced.load), raced)
         return float(bool(over)), over[0].factor if over else 1.0, -entry.quality
 
-    return measure_entries(request, job.context, loaded, baseline, entries, place, missed)
+    def missed(self, after: Measurement, gained: Gains, raced: RaceResult) -> list[Missed]:
+        """Return the targets that a measured entry does not meet."""
+        return _missed(self.request, after, gained, raced.load)
 
 
 def _missed(request: SearchRequest, after: Measurement, gained: Gains, load: float) -> list[Missed]:

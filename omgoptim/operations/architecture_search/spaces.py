@@ -18,7 +18,7 @@ from omgoptim.errors import OmgoptimError, RequestError, UserCodeError, argument
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import Live
 from omgoptim.requests import SearchRequest
 
 AUTO = "auto"

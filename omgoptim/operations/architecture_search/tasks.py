@@ -53,8 +53,8 @@ from omgoptim.operations.architecture_search.spaces import (
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.execution import parent_files, request_here, sent, with_parent
-from omgoptim.operations.live_objects import Live
-from omgoptim.operations.loaded_model import prepare
+from omgoptim.operations.loaded_model import Live
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.save_and_measure import require_module
 from omgoptim.requests import SearchRequest
 

@@ -17,13 +17,12 @@ from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs, to_numpy
 from omgoptim.models.manifest import Manifest
-from omgoptim.models.recipe import Recipe, read_recipe
+from omgoptim.models.recipe import read_recipe
 from omgoptim.models.samples import Samples, as_tensors, forward_args, repeat_to_size
 from omgoptim.models.source import Source, load_source
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.datasets import one_sample, scoring_loss
-from omgoptim.operations.live_objects import Live, recipe_of_live
-from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.operations.loaded_model import Live, LoadedModel, recipe_of_live
 from omgoptim.operations.per_sample_check import refuse_partial
 from omgoptim.reports import Change
 from omgoptim.requests import DistillRequest, Params
@@ -46,8 +45,6 @@ class Student:
     loaded: LoadedModel
     """The teacher's, with the student's module and signature."""
     changes: Outcome
-    recipe: Recipe | None = None
-    """None for the teacher's recipe."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -154,7 +151,7 @@ def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Studen
     if recipe is None:
         recipe, _ = recipe_of_live(module, signature, teacher.example, job.context.work / "live_student.pt2")
     runs = tuple(dict.fromkeys((*lineage, *teacher.lineage)))
-    loaded = replace(teacher, module=module, program=None, signature=signature, lineage=runs)
+    loaded = replace(teacher, module=module, program=None, signature=signature, lineage=runs, recipe=recipe)
     return Student(
         name=params.source,
         scheme=params.student,
@@ -162,7 +159,6 @@ def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Studen
         base=copy.deepcopy(module),
         loaded=loaded,
         changes=_replacement(job.original, module),
-        recipe=recipe,
         notes=list(source.notes),
     )
 

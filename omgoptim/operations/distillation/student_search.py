@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -29,7 +29,7 @@ from omgoptim.techniques.distill._student.proposals import Proposal, proposals
 Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned"]
 
 DERIVING = 0.1
-"""Fraction of the search's progress for deriving and timing the students."""
+"""Fraction of the search's progress for deriving and timing the students, which takes far less time than training."""
 
 
 @dataclass(slots=True)
@@ -39,11 +39,11 @@ class StudentTrial:
     student: Student
     params: int
     macs: int | None
-    """Of one sample."""
+    """Multiply-accumulates of one sample."""
     speedup: float | None = None
     """Latency of the teacher over the student's, one launch."""
     quality: float | None = None
-    """On the selection samples, after its last trial."""
+    """Quality on the selection samples, after its last trial."""
     epochs: int = 0
     """Epochs of training in all trials."""
     trained: nn.Module | None = None
@@ -169,12 +169,11 @@ def _successive_halving(
             part = tuple(span[0] + (span[1] - span[0]) * (done + each) / total for each in (0, 1))
             state = train(
                 job,
-                trial.student,
+                trial.student if trial.trained is None else replace(trial.student, module=trial.trained),
                 number,
                 (part[0], part[1]),
                 teacher=job.original,
                 epochs=epochs,
-                start=trial.trained,
             )
             trial.trained, trial.quality = state.module, state.quality
             trial.epochs += epochs

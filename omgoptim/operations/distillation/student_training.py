@@ -1,20 +1,41 @@
-"""Training of a student with the teacher, or of the control without it; resumable."""
+"""Training of a student with the teacher, or of the control without it, in this process or in several; resumable.
+
+Several processes, of this machine or of Ray Train, load teacher, student and data by their names and train through
+Accelerate, each on its share of every batch. The first one writes the trained student as a run of one round does.
+"""
 
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import socket
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
+from omgoptim.errors import RunError
+from omgoptim.executors import RETRIES, Task, executor_on
+from omgoptim.executors.connection import ray_library
+from omgoptim.executors.local import LocalExecutor
+from omgoptim.executors.task import Work, end_with_parent
+from omgoptim.hardware import usable_cores
 from omgoptim.models.samples import as_tensors, repeat_to_size
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.distillation.student import Student
-from omgoptim.operations.distillation.workers import train_on_workers
+from omgoptim.operations.datasets import load_datasets, loss_for
+from omgoptim.operations.distillation.student import Student, given_student
+from omgoptim.operations.execution import request_here, sent
+from omgoptim.operations.loaded_model import Live
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
+from omgoptim.operations.save_and_measure import require_module
 from omgoptim.reports import Round, Training
 from omgoptim.requests import DistillRequest
+from omgoptim.requests.distill import Given
 from omgoptim.training.config import TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.feature_losses import FeatureLoss
@@ -34,7 +55,6 @@ def train(
     *,
     teacher: nn.Module | None,
     epochs: int | None = None,
-    start: nn.Module | None = None,
 ) -> RoundState:
     """Train a copy of the student; an interrupted training is resumed.
 
@@ -45,7 +65,6 @@ def train(
         span: start and end of its progress as fractions of the run.
         teacher: None to train on the targets only.
         epochs: default: those of the request.
-        start: the initial weights; default: the student's own.
 
     Raises:
         OmgoptimError: as `fit` does.
@@ -55,7 +74,7 @@ def train(
     done = read_round(folder / "done", student.base)
     if done is not None:
         return done
-    module = copy.deepcopy(start or student.module)
+    module = copy.deepcopy(student.module)
     if request.workers > 1:
         job.context.progress(f"{name}, training on {request.workers} workers", span[0])
         train_on_workers(job, student, module, name, teacher is not None, epochs or request.epochs)
@@ -91,7 +110,7 @@ def _plan(job: Job[DistillRequest], student: Student, epochs: int) -> TrainingCo
     request = job.request
     plan = TrainingConfig.of(request, epochs, job.loaded.device, request.seed)
     adaptive = request.learning_rate is None and request.optimizer in ("adam", "adamw")
-    goes_on = student.recipe is None and getattr(request.student, "initialize", "teacher") == "teacher"
+    goes_on = student.loaded.recipe is None and getattr(request.student, "initialize", "teacher") == "teacher"
     normalized = any(isinstance(layer, nn.LayerNorm) for layer in student.module.modules())
     return replace(plan, learning_rate=PRETRAINED_LEARNING_RATE) if adaptive and goes_on and normalized else plan
 
@@ -109,3 +128,161 @@ def _features(job: Job[DistillRequest], module: nn.Module, teacher: nn.Module) -
     return FeatureLoss.of(
         request.features, request.feature_weight, request.feature_layers, own, theirs, seed=request.seed
     )
+
+
+FUNCTION = f"{__name__}:train_share"
+
+
+def train_on_workers(
+    job: Job[DistillRequest], student: Student, module: nn.Module, name: str, teacher: bool, epochs: int
+) -> None:
+    """Train a student by the workers of the request; its state is in `checkpoints/NAME/done` afterwards.
+
+    Args:
+        job: of the run.
+        student: to be trained.
+        module: the student with its initial weights.
+        name: of the training.
+        teacher: whether it learns from the teacher.
+        epochs: of the training.
+
+    Raises:
+        OmgoptimError: what a worker raised.
+        RunError: a worker was lost, or does not share the run's folder.
+    """
+    request, context = job.request, job.context
+    folder = context.checkpoints / name
+    write_round(folder / "start", RoundState(module, Round(number=1), student.changes), student.base)
+    threads = 1 if request.on == "ray" else max(1, usable_cores() // request.workers)
+    payload = {
+        "problem": sent("distill", request, context, threads) | {"runtime": job.runtime},
+        "name": name,
+        "teacher": teacher,
+        "epochs": epochs,
+        "ranks": request.workers,
+        "start": str(folder / "start"),
+        "checkpoints": str(folder / "shared"),
+    }
+    trained = folder / "trained"
+    if (folder / "shared" / "done").is_dir():  # trained before the run was cut off
+        os.replace(folder / "shared" / "done", trained)
+    elif request.on == "ray":
+        with executor_on("ray", request.workers, context.project, context.progress):
+            _on_ray_train(payload, trained, context.work / "train")
+    else:
+        _here(payload, folder)
+        os.replace(folder / "rank-0", trained)
+    shutil.rmtree(folder / "done", ignore_errors=True)
+    os.replace(trained, folder / "done")
+    for left in (*folder.glob("rank-*"), folder / "shared", folder / "start"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _here(payload: dict[str, Any], folder: Path) -> None:
+    """Train in processes of this machine; one that is lost ends all, and a resumed run goes on from the last epoch."""
+    for left in folder.glob("rank-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    ranks = payload["ranks"]
+    executor = LocalExecutor(ranks, Path(payload["problem"]["project"]), retries=0)
+    try:
+        port = _free_port()
+        futures = [
+            executor.submit(Task(FUNCTION, payload | {"rank": rank, "port": port}, folder / f"rank-{rank}", "shared"))
+            for rank in range(ranks)
+        ]
+        for future in futures:
+            future.result()
+    finally:
+        executor.close()
+
+
+def _on_ray_train(payload: dict[str, Any], trained: Path, storage: Path) -> None:
+    """Train by Ray Train, which starts all processes again, from the last epoch, when one of them is lost."""
+    train, torch_train = ray_library("train"), ray_library("train.torch")
+    storage.mkdir(parents=True, exist_ok=True)
+    trainer = torch_train.TorchTrainer(
+        _ray_train_loop,
+        train_loop_config=payload,
+        scaling_config=train.ScalingConfig(num_workers=payload["ranks"], use_gpu=False),
+        run_config=train.RunConfig(
+            name=payload["name"].replace(" ", "-"),
+            storage_path=str(storage),
+            failure_config=train.FailureConfig(max_failures=RETRIES),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Exception as error:  # Ray Train's kinds: of the loop, of a worker, of the start
+        raise RunError("Ray Train ended without a result", str(error)[:300], "read the run's log") from error
+    shutil.rmtree(trained, ignore_errors=True)
+    result.checkpoint.to_directory(str(trained))
+
+
+def _ray_train_loop(payload: dict[str, Any]) -> None:
+    """Train one process's share; Ray Train has set up the process group."""
+    import tempfile
+
+    end_with_parent()
+    train = ray_library("train")
+    rank = train.get_context().get_world_rank()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Work(Path(scratch), Path(payload["checkpoints"]), {})
+        train_share(payload | {"rank": rank}, work)
+        # Without a checkpoint Ray Train keeps nothing of a worker.
+        train.report({"rank": rank}, checkpoint=train.Checkpoint.from_directory(scratch) if rank == 0 else None)
+
+
+def train_share(payload: Mapping[str, Any], work: Work) -> None:
+    """Train one process's share of a student; the first one's folder is the trained student."""
+    rank, ranks = payload["rank"], payload["ranks"]
+    if "port" in payload:
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(payload["port"]), "WORLD_SIZE": str(ranks)}
+        os.environ.update(group | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)})
+    job, student = _loaded(payload)
+    own = job.context.folder / "checkpoints" / payload["name"]
+    if rank == 0:  # the others keep theirs to themselves
+        own.parent.mkdir(parents=True, exist_ok=True)
+        work.checkpoints.mkdir(parents=True, exist_ok=True)
+        own.symlink_to(work.checkpoints, target_is_directory=True)
+    teacher = job.original if payload["teacher"] else None
+    train(job, student, payload["name"], (0.0, 1.0), teacher=teacher, epochs=payload["epochs"])
+    for file in (own / "done").iterdir():
+        shutil.copy2(file, work.folder / file.name)
+    if torch.distributed.is_initialized() and "port" in payload:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def _loaded(payload: Mapping[str, Any]) -> tuple[Job[DistillRequest], Student]:
+    """Load teacher, data and student as the run that sent them has them."""
+    start = Path(payload["start"])
+    if not start.is_dir():
+        raise RunError(
+            "a worker does not see the run's folder",
+            f"there is no {start} on {socket.gethostname()}",
+            "keep the project on storage that the cluster shares, or train with one worker",
+        )
+    request, context = request_here(payload["problem"])
+    assert isinstance(request, DistillRequest)
+    loaded = prepare(request, context, Live())
+    teacher = require_module(loaded, "distill")
+    datasets = load_datasets(request, loaded, teacher, None)
+    job = Job(request, context, loaded, datasets, teacher, payload["problem"]["runtime"])
+    given = given_student(job, request.student, Live()) if isinstance(request.student, Given) else None
+    base = teacher if given is None else given.base
+    state = read_round(start, base)
+    if state is None:
+        raise RunError("the student to train is not there", str(start))
+    if given is None:
+        loaded = replace(loaded, module=state.module)
+        return job, Student("student", request.student.bare("student"), state.module, base, loaded, state.outcome)
+    loss = loss_for(request, given.loaded, given.module, datasets.statistics, Live())
+    job = replace(job, datasets=replace(datasets, loss=loss))
+    return job, replace(given, module=state.module)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -77,12 +77,7 @@ def measure_finalists(
     Raises:
         OmgoptimError: no finalist could be measured.
     """
-
-    def missed(after: Measurement, _gains: Gains, _raced: RaceResult) -> list[Missed]:
-        return goal.missed(after)
-
-    order = DeliveryOrder(loaded, goal, preference, points)
-    return measure_entries(request, context, loaded, loaded.baseline, points, order.place, missed, limit_s)
+    return measure_entries(request, context, loaded, points, DeliveryOrder(loaded, goal, preference, points), limit_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +104,10 @@ class DeliveryOrder:
         slower = known and self.preference.prefer == "balanced" and is_slower(timing, self._alone(raced))
         merit, size_ratio = _merit(speedup, Manifest.read(point.artifact).size_bytes, self.preference)
         return not within, furthest, slower, -merit if within else point.cautious_drop, -size_ratio
+
+    def missed(self, after: Measurement, _gained: Gains, _raced: RaceResult) -> list[Missed]:
+        """Return the targets that a measured finalist does not meet."""
+        return self.goal.missed(after)
 
     def _holds(self, point: Point) -> bool:
         return point.cautious_drop <= self.goal.max_quality_drop

@@ -26,9 +26,10 @@ from omgoptim.measure.timing import SCREENING_PLAN, Timing, time_artifacts
 from omgoptim.models.manifest import Manifest
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
+from omgoptim.operations.float_program import float_program
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.points import Point
-from omgoptim.operations.quantization.build_candidates import build_candidate, float_program
+from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.timing import OVERLOADED
@@ -238,7 +239,7 @@ class _Probe:
         changed = replace(self.loaded, module=module, program=None)
         program = float_program(changed, self.context, "levels/float")
         calibration = changed.samples("calibration", CALIBRATION)
-        built = build_candidate(self.spec, changed, program, calibration, self.context, self.seed)
+        built = CandidateBuilder(self.context, changed, program, calibration, self.seed).build(self.spec)
         if built.folder is None:
             raise built.error or OmgoptimError("the network could not be quantized")
         folder = self.context.work / "levels" / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, OmgoptimError
 from omgoptim.models.data import DataSource, Split
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.raw_batch import RawBatch, batch_size, slice_samples, take_samples
+from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.training.modes import own_randomness, seed_everything
 
 MOST_SELECTION = 2000
@@ -90,6 +93,12 @@ def identity_of(data: DataSource, samples: int = MOST_SELECTION + MOST_CALIBRATI
         for key in _keys(raw):
             digest.update(key)
     return digest.hexdigest()[:16]
+
+
+def weights_identity(loaded: LoadedModel) -> str:
+    """Return a hash of the files of the original's artifact: what tells two models of one name apart."""
+    files = Manifest.read(loaded.baseline).files
+    return hashlib.sha256(json.dumps(files, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _keys(raw: RawBatch) -> list[bytes]:

@@ -19,7 +19,7 @@ from omgoptim.executors.task import Work
 from omgoptim.hardware import usable_cores
 from omgoptim.operations import operation_of
 from omgoptim.operations.execution import parent_files, request_here, sent, with_parent
-from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.optimization.steps import MADE, MADE_S, Steps
 from omgoptim.requests import ModelRequest, parse

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 import time
@@ -14,12 +12,10 @@ from typing import Any, Literal
 
 import omgoptim
 from omgoptim.errors import OmgoptimError, RunError, SetupError
-from omgoptim.models.manifest import Manifest
 from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
-from omgoptim.operations.live_objects import Live
-from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.points import Point, pareto_points, product
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.report_records import VERSIONS
@@ -42,10 +38,9 @@ OF_THE_ORIGINAL = ("checkpoint", "weights", "model_kwargs")
 
 @dataclass(slots=True)
 class Steps:
-    """Takes steps, and knows what they brought.
+    """Take steps within a time budget, and keep their results.
 
-    Time is an account: what is left is the budget less the seconds of the steps so far, those that were read from the
-    ledger too. So a run that was cut off decides as it would have without that.
+    Steps that were read from the ledger count with their seconds, so a resumed run decides as an uninterrupted one.
     """
 
     request: OptimizeRequest
@@ -112,8 +107,7 @@ class Steps:
                 began -= self._made_s(key, verb, step)
                 run = self.context.run_step(key, verb, step, self._live(parent), span)
             except OmgoptimError as error:
-                why = f"{error.what}: {error.why}" if error.why else error.what
-                seconds = round(self.clock() - began, 2)
+                why, seconds = ": ".join(filter(None, (error.what, error.why))), round(self.clock() - began, 2)
                 if not isinstance(error, PASSING):
                     self._note(key, verb, asked, parent, None, seconds, why)
                 self._give_up(name, verb, parent, "failed", why, seconds)
@@ -344,9 +338,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def weights_identity(loaded: LoadedModel) -> str:
-    """Return a hash of the files of the original's artifact: what tells two models of one name apart."""
-    files = Manifest.read(loaded.baseline).files
-    return hashlib.sha256(json.dumps(files, sort_keys=True, default=str).encode()).hexdigest()[:16]

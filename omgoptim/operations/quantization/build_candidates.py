@@ -5,32 +5,27 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from torch import nn
 
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
-from omgoptim.models.onnx_graph import graph_traits
-from omgoptim.models.output_check import TOLERANCE, OutputCheck, max_difference
-from omgoptim.models.samples import Samples, as_tensors
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.float_program import Program, in_memory
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
-from omgoptim.operations.quantization.candidates import CandidateSpec, Program
+from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
 from omgoptim.runtimes import ENGINES, SessionSettings
-from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.export import first_sample, tied_weights
 from omgoptim.runtimes.signature import BATCH
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
-
-T = TypeVar("T")
 
 PRECISIONS: dict[type[Params], str] = {
     Static: "int8",
@@ -63,98 +58,53 @@ class BuiltCandidate:
         return Manifest.read(self.folder).size_bytes if self.folder else None
 
 
-def float_program(loaded: LoadedModel, context: RunContext, name: str = "float", *, or_at_one: bool = False) -> Program:
-    """Export the model as a float32 ONNX file and check it against its module.
+@dataclass(frozen=True, slots=True)
+class CandidateBuilder:
+    """Builder of the candidates of one model: applies the technique and saves the artifact."""
 
-    Args:
-        loaded: the original.
-        context: of the run.
-        name: of the folder that it is put in.
-        or_at_one: export at batch 1 where the batch cannot be free; the caller goes on with `at_batch_one`.
-    """
-    if loaded.program is not None:
-        return Program(loaded.program, graph_traits(loaded.program))
-    if loaded.module is None:
-        raise TechniqueError("there is neither a module nor a program")
-    from omgoptim.runtimes.export import export_onnx
+    context: RunContext
+    loaded: LoadedModel
+    """The original."""
+    program: Program
+    """Its float32 export."""
+    calibration: Samples
+    """Samples for the observers."""
+    seed: int
 
-    path = context.work / name / PROGRAM
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        example = as_tensors(loaded.example, loaded.signature.dtypes)
-        fixed = export_onnx(loaded.module, example, loaded.signature, path, or_at_one=or_at_one)
-        _check_export(loaded, path)
-    except OmgoptimError as error:
-        return Program(None, None, error)
-    return Program(path, graph_traits(path), fixed_batch=fixed)
+    def build(
+        self, spec: CandidateSpec, twin: BuiltCandidate | None = None, *, doing: str = "", limit_s: float = math.inf
+    ) -> BuiltCandidate:
+        """Build one candidate; a technique or engine that fails is recorded as its error.
 
-
-def _check_export(loaded: LoadedModel, path: Path) -> None:
-    """Compare program and module on one real sample, a batch size other than that of the export."""
-    settings = SessionSettings(threads=loaded.bench.threads)
-    one = {name: array[:1] for name, array in loaded.evaluation.batches[0].items()}
-    expected = ENGINES["torch_eager"].open(loaded.module, loaded.signature, settings).run(one)
-    try:
-        actual = ENGINES["onnxruntime"].open(path, loaded.signature, settings).run(one)
-    except Exception as error:  # ONNX Runtime's errors have no common base
-        raise TechniqueError("ONNX Runtime cannot run the exported model", engine_message(error)) from error
-    worst = max_difference(expected, actual)
-    if not worst <= TOLERANCE["float32"]:
-        raise TechniqueError(
-            "the outputs of the exported model differ from the module's",
-            f"the maximum difference on one sample is {worst:.3g} of the outputs' scale",
-            "the forward likely branches on values or keeps state; torch runtimes still work",
-        )
-
-
-def build_candidate(
-    spec: CandidateSpec,
-    loaded: LoadedModel,
-    program: Program,
-    calibration: Samples,
-    context: RunContext,
-    seed: int,
-    twin: BuiltCandidate | None = None,
-    *,
-    doing: str = "",
-    limit_s: float = math.inf,
-) -> BuiltCandidate:
-    """Build one candidate and save its artifact; a technique or engine that fails is recorded as its error.
-
-    Args:
-        spec: scheme, engine and settings of the candidate.
-        loaded: the original.
-        program: its float32 export.
-        calibration: samples for the observers.
-        context: of the run.
-        seed: of whatever the technique draws.
-        twin: the same technique built for another engine; its program is reused.
-        doing: progress message; default: from the name of the spec.
-        limit_s: seconds after which no further step begins.
-    """
-    folder = context.work / "candidates" / spec.name.replace(" ", "_")
-    began, doing = time.monotonic(), doing or f"building {spec.name}"
-    try:
-        if spec.on_module:
-            outcome = with_layers_that_never_ran(_build_module(spec, folder, loaded), loaded)
-            return BuiltCandidate(spec, folder, in_original_precision(outcome, loaded.precision))
+        Args:
+            spec: scheme, engine and settings of the candidate.
+            twin: the same technique built for another engine; its program is reused.
+            doing: progress message; default: from the name of the spec.
+            limit_s: seconds after which no further step begins.
+        """
+        loaded = self.loaded
+        folder = self.context.work / "candidates" / spec.name.replace(" ", "_")
+        scratch = folder.with_name(folder.name + ".scratch")
+        began, doing = time.monotonic(), doing or f"building {spec.name}"
 
         def report_stage(stage: str, _done: float | None) -> None:
             refuse_beyond_limit(time.monotonic() - began, limit_s)
-            context.progress(f"{doing}: {stage}", None)
+            self.context.progress(f"{doing}: {stage}", None)
 
-        run = ProgramRun(
-            calibration.batches, folder.with_name(folder.name + ".scratch"), seed, loaded.bench.threads, report_stage
-        )
-        if spec.is_lowered:
-            return BuiltCandidate(spec, folder, build_lowered(spec.params, folder, loaded, run, program.path))
-        outcome = _build_program(spec, folder, loaded, program, run, twin)
-        if loaded.module is not None and twin is None:
-            outcome = with_tied_weight_notes(outcome, loaded.module, precision_of(spec.params))
-            outcome = with_layers_that_never_ran(outcome, loaded)
-        return BuiltCandidate(spec, folder, in_original_precision(outcome, loaded.precision))
-    except OmgoptimError as error:
-        return BuiltCandidate(spec, error=error)
+        run = ProgramRun(self.calibration.batches, scratch, self.seed, loaded.bench.threads, report_stage)
+        try:
+            if spec.is_lowered:
+                return BuiltCandidate(spec, folder, build_lowered(spec.params, folder, loaded, run, self.program.path))
+            if spec.on_module:
+                outcome = with_layers_that_never_ran(_build_module(spec, folder, loaded), loaded)
+            else:
+                outcome = _build_program(spec, folder, loaded, self.program, run, twin)
+                if loaded.module is not None and twin is None:
+                    outcome = with_tied_weight_notes(outcome, loaded.module, precision_of(spec.params))
+                    outcome = with_layers_that_never_ran(outcome, loaded)
+            return BuiltCandidate(spec, folder, in_original_precision(outcome, loaded.precision))
+        except OmgoptimError as error:
+            return BuiltCandidate(spec, error=error)
 
 
 def refuse_beyond_limit(seconds: float, limit_s: float) -> None:
@@ -203,7 +153,7 @@ def with_layers_that_never_ran(outcome: Outcome, loaded: LoadedModel) -> Outcome
         return outcome
     named = [change.path for change in outcome.changed] + [skip.path for skip in outcome.skipped]
     left = [
-        Skip(path=path, reason="it did not run when the model was called once")
+        Skip(path=path, reason="it did not run when the model was called once", kind="not_run")
         for path, layer in loaded.module.named_modules()
         if path
         and path not in ran
@@ -304,7 +254,7 @@ def _module_outcome(module: nn.Module, precision: str) -> Outcome:
             )
         done = {change.path for change in changed}
         left = [
-            Skip(path=path, reason=f"torch has no dynamic int8 {type(layer).__name__}")
+            Skip(path=path, reason=f"torch has no dynamic int8 {type(layer).__name__}", kind="unsupported")
             for path, layer in module.named_modules()
             if path not in done and "weight" in layer._parameters
         ]
@@ -329,13 +279,3 @@ def _manifest(spec: CandidateSpec, loaded: LoadedModel, precision: str) -> Manif
         device=loaded.device,
         files={},
     )
-
-
-def in_memory(action: Callable[[], T]) -> T:
-    """Run an engine in this process and convert its exceptions to a TechniqueError."""
-    try:
-        return action()
-    except OmgoptimError:
-        raise
-    except Exception as error:  # engines raise kinds of their own without a common base
-        raise TechniqueError("the engine cannot run it", f"{type(error).__name__}: {engine_message(error)}") from error

@@ -10,11 +10,8 @@ from pathlib import Path
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.quality import read_outputs
-from omgoptim.models.samples import Samples
-from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.quantization.build_candidates import BuiltCandidate, build_candidate
-from omgoptim.operations.quantization.candidates import CandidateSpec, Program
+from omgoptim.operations.quantization.build_candidates import BuiltCandidate, CandidateBuilder
+from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference
 
 CALIBRATED = ("static", "qat")
@@ -92,13 +89,8 @@ class CandidateEvaluator:
     """
 
     evaluators: Evaluators
-
-    context: RunContext
-    loaded: LoadedModel
-    program: Program
-    calibration: Samples
+    builder: CandidateBuilder
     screening: ScreeningReference
-    seed: int
     deadline: float
     """Time by `clock` after which no evaluation begins."""
     clock: Callable[[], float] = time.monotonic
@@ -125,7 +117,7 @@ class CandidateEvaluator:
         key = f"{spec.params.model_dump_json()} {spec.runtime}"
         if key not in self.known:
             began = self.clock()
-            self.context.progress(f"{doing}: evaluation {self.evaluations + 1}", None)
+            self.builder.context.progress(f"{doing}: evaluation {self.evaluations + 1}", None)
             self.known[key] = self._evaluated(self._unique(spec))
             self.longest_s = max(self.longest_s, self.clock() - began)
         return self.known[key]
@@ -137,12 +129,12 @@ class CandidateEvaluator:
 
     def _evaluated(self, spec: CandidateSpec, twin: BuiltCandidate | None = None) -> CandidateResult:
         self.evaluations += 1
-        built = build_candidate(spec, self.loaded, self.program, self.calibration, self.context, self.seed, twin)
+        built = self.builder.build(spec, twin)
         result = CandidateResult(built, error=built.error)
         self.results.append(result)
         if built.folder is None:
             return result
-        target = self.context.work / "trials" / str(len(self.results))
+        target = self.builder.context.work / "trials" / str(len(self.results))
         try:
             self.evaluators.run(built.folder, built.spec.runtime, self.screening.inputs, target)
         except OmgoptimError as error:

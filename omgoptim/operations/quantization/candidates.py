@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from omgoptim.errors import OmgoptimError, RequestError, SetupError
+from omgoptim.errors import RequestError, SetupError
 from omgoptim.models.onnx_graph import GraphTraits
+from omgoptim.operations.float_program import Program
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.reports import Candidate
 from omgoptim.requests import Params, QuantizeRequest
@@ -32,7 +32,9 @@ class CandidateSpec:
     params: Params
     runtime: str
     note: str = ""
-    """Difference from other candidates of its technique, such as `3 layers in float`."""
+    """Difference from other candidates of its technique, such as `3 layers in float`; part of the name only."""
+    float_layers: int = 0
+    """Number of layers that a mixed precision search keeps in float."""
 
     @property
     def scheme(self) -> str:
@@ -48,12 +50,12 @@ class CandidateSpec:
 
     @property
     def on_module(self) -> bool:
-        """Whether its engine runs the PyTorch module instead of an ONNX file."""
+        """True if its engine runs the PyTorch module instead of an ONNX file."""
         return ENGINES[self.runtime].runs == "module"
 
     @property
     def is_lowered(self) -> bool:
-        """Whether its engine runs programs that are lowered from the module."""
+        """True if its engine runs programs that are lowered from the module."""
         return ENGINES[self.runtime].runs == "lowered"
 
 
@@ -63,17 +65,6 @@ class CandidatePlan:
 
     specs: list[CandidateSpec]
     skipped: list[Candidate]
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """Float export that all program candidates start from, or the error that prevented it."""
-
-    path: Path | None
-    traits: GraphTraits | None
-    error: OmgoptimError | None = None
-    fixed_batch: str | None = None
-    """Reason for a fixed batch of 1, where torch.export could not make it dynamic."""
 
 
 def plan_candidates(request: QuantizeRequest, loaded: LoadedModel, program: Program) -> CandidatePlan:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,6 +47,18 @@ NAMED_LAYERS = 3
 
 
 @dataclass(frozen=True, slots=True)
+class FloatModel:
+    """The model before quantization, as a program, a module or both."""
+
+    program: Path | None
+    module: nn.Module | None
+    precision: str = "float32"
+    """Original precision, of which program and module may be a float32 copy."""
+    macs: Mapping[str, int] = field(default_factory=dict)
+    """Multiply-accumulates of the module's layers by path; a program's are counted here."""
+
+
+@dataclass(frozen=True, slots=True)
 class _LayerPair:
     before: StoredWeights
     after: StoredWeights
@@ -62,26 +74,16 @@ def read_kernels(process: MeasuringProcess) -> list[Kernel]:
 
 
 def measure_coverage(
-    program: Path | None,
-    module: nn.Module | None,
-    artifact: Path,
-    scheme: str,
-    skipped: Sequence[Skip],
-    kernels: Sequence[Kernel],
-    precision: str = "float32",
-    macs: Mapping[str, int] | None = None,
+    before: FloatModel, artifact: Path, scheme: str, skipped: Sequence[Skip], kernels: Sequence[Kernel]
 ) -> Coverage | None:
     """Measure the quantization coverage of every layer with weights.
 
     Args:
-        program: the float program, which a program's artifact was made from.
-        module: the float module, which a module's artifact was made from.
+        before: the model before quantization.
         artifact: the artifact's folder.
         scheme: name of the technique: `fp32` quantizes nothing, and has no coverage.
         skipped: layers that the technique left alone, with its reasons.
         kernels: what the engine that measured the artifact runs, from `read_kernels`.
-        precision: the original precision of the model, of which `program` and `module` may be a float32 copy.
-        macs: path to multiply-accumulates of the module's layers; a program's are counted here.
 
     Returns:
         The coverage; None where the scheme quantizes nothing or the float model is missing.
@@ -90,18 +92,17 @@ def measure_coverage(
     runs = ENGINES[runtime].runs
     if scheme == "fp32":
         return None
-    if runs == "lowered" and module is not None:
-        pairs = _lowered_pairs(module, artifact / LOWERED)
-        work = dict(macs or {})
-    elif runs == "module" and module is not None:
-        pairs = _module_pairs(module, artifact, kernels)
-        work = dict(macs or {})
-    elif runs == "program" and program is not None:
-        pairs = _program_pairs(program, artifact / PROGRAM, kernels)
-        work = _program_work(program, artifact, pairs)
+    work = before.macs
+    if runs == "lowered" and before.module is not None:
+        pairs = _lowered_pairs(before.module, artifact / LOWERED)
+    elif runs == "module" and before.module is not None:
+        pairs = _module_pairs(before.module, artifact, kernels)
+    elif runs == "program" and before.program is not None:
+        pairs = _program_pairs(before.program, artifact / PROGRAM, kernels)
+        work = _program_work(before.program, artifact, pairs)
     else:
         return None
-    pairs = [replace(pair, before=_in_original_precision(pair.before, precision)) for pair in pairs]
+    pairs = [replace(pair, before=_in_original_precision(pair.before, before.precision)) for pair in pairs]
     reasons = {skip.path: skip.reason for skip in skipped}
     return _coverage([_record(pair, reasons) for pair in pairs], _weight_share(pairs), scheme, runtime, work)
 

@@ -26,6 +26,7 @@ from omgoptim.operations.quantization.mixed_precision import (
     with_float_layers,
 )
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference
+from omgoptim.operations.quantization.selection import is_mixed
 from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Explanation, Finding, LayerNoise, TimeShare
 from omgoptim.requests import QuantizeRequest
@@ -73,10 +74,10 @@ def explain(
     Explained is the artifact if it is calibrated int8 (with all layers quantized, to show their noise), else the
     calibrated candidate with the smallest loss. Without one, only time is explained.
     """
-    request, loaded, screening = inputs.request, inputs.loaded, inputs.screening
+    request, loaded, screening = inputs.request, inputs.builder.loaded, inputs.screening
     deadline = clock() + request.guard_time_s
     features = loaded.bench.cpu_features
-    times, unknown = _times(loaded, inputs.context)
+    times, unknown = _times(loaded, inputs.builder.context)
     bound = speedup_bound(times)
     about = _candidate_to_explain(results, winner, mixed_precision)
     known = Explanation(
@@ -88,12 +89,8 @@ def explain(
     with Evaluators(loaded.bench) as evaluators:
         trials = CandidateEvaluator(
             evaluators,
-            inputs.context,
-            loaded,
-            inputs.program,
-            inputs.calibration,
+            inputs.builder,
             screening,
-            request.seed,
             deadline,
             clock,
             reserved_names={result.built.spec.name for result in results},
@@ -110,15 +107,14 @@ def _explain_quality(
     mixed_precision: MixedPrecision | None,
 ) -> Explanation:
     """Explain layers and findings, each with the quality recovered without it."""
-    context, loaded, program, clock = trials.context, trials.loaded, trials.program, trials.clock
-    calibration, screening = trials.calibration, trials.screening
+    loaded, screening, clock = trials.builder.loaded, trials.screening, trials.clock
     times, bound, unknown = speed
     features = loaded.bench.cpu_features
     if mixed_precision is not None and mixed_precision.screening is screening:
         trials.known.update(mixed_precision.known)
     try:
-        context.progress("explaining: the noise of each layer", None)
-        simulation = simulate(about.result.built.spec.params, loaded, program, calibration)
+        trials.builder.context.progress("explaining: the noise of each layer", None)
+        simulation = simulate(about.result.built.spec.params, trials.builder)
         limit_s = request.guard_time_s * NOISE_SHARE
         noise = measure_sensitivity(simulation, restored=True, limit_s=limit_s, clock=clock)
     except OmgoptimError as error:
@@ -139,10 +135,10 @@ def _candidate_to_explain(
     results: Sequence[CandidateResult], winner: CandidateResult, mixed_precision: MixedPrecision | None
 ) -> ExplainedCandidate | None:
     if winner.built.spec.scheme in CALIBRATED:
-        if mixed_precision is not None and winner.built.spec.note:
+        if mixed_precision is not None and is_mixed(winner):
             return ExplainedCandidate(mixed_precision.base, True, len(mixed_precision.ignore))
         return ExplainedCandidate(winner, True, 0)
-    evaluated = [a for a in results if a.built.spec.scheme in CALIBRATED and not a.built.spec.note]
+    evaluated = [a for a in results if a.built.spec.scheme in CALIBRATED and not is_mixed(a)]
     alive = [a for a in evaluated if a.drop is not None and a.error is None]
     return ExplainedCandidate(min(alive, key=lambda a: a.drop or 0.0), False, 0) if alive else None
 

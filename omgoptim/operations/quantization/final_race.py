@@ -12,7 +12,7 @@ from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, read_outputs
 from omgoptim.measure.timing import Timing
 from omgoptim.models.manifest import Manifest
-from omgoptim.operations.context import RunContext
+from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.gain_attribution import TimedModel, gains_by
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.coverage import read_kernels
@@ -57,7 +57,7 @@ class FinalRace:
     """In order of preference, fixed before the evaluation data was read; references come last."""
     winner: FinalistResult
     holds: bool
-    """Whether the winner passes the quality guard on the evaluation data."""
+    """True if the winner passes the quality guard on the evaluation data."""
     rejected: list[FinalistResult]
     """Preferred finalists that failed the quality guard on the evaluation data."""
     scale: float
@@ -71,7 +71,6 @@ def final_race(
     loaded: LoadedModel,
     chosen: Sequence[CandidateResult],
     results: Sequence[CandidateResult],
-    preference: Preference,
     first: CandidateResult | None = None,
 ) -> FinalRace:
     """Measure the original and the finalists in full and choose the artifact.
@@ -86,12 +85,11 @@ def final_race(
         loaded: the original with its data.
         chosen: the finalists.
         results: all candidates, any of which may dominate a finalist.
-        preference: order of candidates by time and size.
         first: the finalist to prefer over all others: the result of a further search.
     """
     screened = {id(result): result.speedup for result in chosen}
     raced, finished = _measure_finalists(request, context, loaded, chosen)
-    known = replace(preference, speed_known=raced.load <= OVERLOADED, load=raced.load)
+    known = replace(Preference.of(request, loaded), speed_known=raced.load <= OVERLOADED, load=raced.load)
     order = _delivery_order([result for result, *_ in finished], results, request.max_quality_drop, known, first)
     quality = _FinalEvaluator(request, loaded, _target(context, 0))
     measured = {id(entry[0]): entry for entry in finished}
@@ -154,9 +152,8 @@ def _measure_finalists(
 
     folders = [result.built.folder for result in chosen if result.built.folder]
     doing = f"measuring {', '.join(result.built.spec.name for result in chosen)} against the original"
-    raced = full_race(
-        [loaded.baseline, *folders], loaded.bench, request.timing, request.seed, context, (0.55, 0.95), doing, outputs
-    )
+    stage = Stage(context, doing, (0.55, 0.95))
+    raced = full_race([loaded.baseline, *folders], loaded.bench, request, stage, outputs)
     finished: list[Finished] = []
     for result, timing, target, ran in zip(chosen, raced.timings[1:], targets[1:], kernels[1:], strict=True):
         if isinstance(timing, Timing):

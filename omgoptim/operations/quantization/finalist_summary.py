@@ -9,7 +9,8 @@ from omgoptim.measure.validity_checks import chance_level_summary
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.gain_attribution import gain_split_sentence, implausible_sentence, slower_sentence
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.quantization.candidates import CandidatePlan, Program
+from omgoptim.operations.quantization.build_candidates import CandidateBuilder
+from omgoptim.operations.quantization.candidates import CandidatePlan
 from omgoptim.operations.quantization.final_race import FinalistResult, FinalRace, replacement_sentence
 from omgoptim.operations.quantization.qat import TrainedModel
 from omgoptim.operations.quantization.screening import CandidateResult
@@ -31,14 +32,22 @@ class QuantizeRun:
     """State of a quantize run after the final measurement."""
 
     request: QuantizeRequest
-    context: RunContext
-    loaded: LoadedModel
-    program: Program
+    builder: CandidateBuilder
     plan: CandidatePlan
     results: list[CandidateResult]
     final: FinalRace
     notes: list[str]
     trained: TrainedModel | None = None
+
+    @property
+    def context(self) -> RunContext:
+        """Context of the run."""
+        return self.builder.context
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The original."""
+        return self.builder.loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ def finalist_summary(
     spec, changes = finalist.result.built.spec, finalist.result.built.outcome
     parts, precision = finalist.parts, kept.after.precision
     implausible = implausible_speedup_sentence(run, kept)
-    slower = slower_sentence(parts, spec.runtime, precision) if parts else ""
+    slower = slower_sentence(parts, spec.runtime, precision)
     verdict = verdict_sentence(outcome, spec.name, kept.gained, finalist.quality, guard)
     split = gain_split_sentence(parts, spec.runtime, precision) if parts else ""
     qualified = [f"{implausible}." if implausible else "", slower, _float_only_sentence(run, kept, everyone)]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from omgoptim.errors import ArtifactError
 from omgoptim.models.report_file import write_sealed
-from omgoptim.operations.gain_attribution import slower_sentence, waiting_warnings
+from omgoptim.operations.gain_attribution import is_slower, waiting_warnings
 from omgoptim.operations.next_steps import new_calls, pick_step, quantize_steps, repeat_of
-from omgoptim.operations.quantization.candidate_records import candidate_records
-from omgoptim.operations.quantization.coverage import coverage_warnings, measure_coverage
-from omgoptim.operations.quantization.final_race import FinalistResult
+from omgoptim.operations.quantization.coverage import FloatModel, coverage_warnings, measure_coverage
+from omgoptim.operations.quantization.final_race import FinalistResult, FinalRace
 from omgoptim.operations.quantization.finalist_summary import (
     QuantizeRun,
     SavedFinalist,
@@ -23,7 +23,7 @@ from omgoptim.operations.quantization.finalist_summary import (
     implausible_speedup_sentence,
     is_replacement,
 )
-from omgoptim.operations.quantization.screening import within
+from omgoptim.operations.quantization.screening import CandidateResult, within
 from omgoptim.operations.report_records import (
     artifact_record,
     environment,
@@ -42,7 +42,7 @@ from omgoptim.operations.verdict import (
     samples_needed,
     size_phrase,
 )
-from omgoptim.reports import Alternative, EfficiencyReport, Measurement, NextStep
+from omgoptim.reports import Alternative, Candidate, EfficiencyReport, Measurement, NextStep
 
 Strength = Literal["speed", "size", "quality"]
 
@@ -121,11 +121,9 @@ def _report(run: QuantizeRun, kept: SavedFinalist, everyone: list[SavedFinalist]
     outcome = outcome_of(gained, quality, guard)
     before = _before(run, finalist)
     skipped = changes.skipped if changes else []
-    coverage = measure_coverage(
-        *(run.program.path, loaded.module, kept.folder, spec.scheme, skipped, finalist.kernels),
-        precision=loaded.precision,
-        macs=loaded.macs.by_path if loaded.macs else None,
-    )
+    macs = loaded.macs.by_path if loaded.macs else {}
+    original = FloatModel(run.builder.program.path, loaded.module, loaded.precision, macs)
+    coverage = measure_coverage(original, kept.folder, spec.scheme, skipped, finalist.kernels)
     needed = samples_needed(quality, guard)
     others = [_alternative(run, other, everyone) for other in everyone if other is not kept]
     artifact = artifact_record(kept.folder)
@@ -187,7 +185,6 @@ def _pick_steps(
     context, finalist = run.context, kept.finalist
     runtime = finalist.result.built.spec.runtime
     others = [other for other in everyone if other is not kept]
-    parts = finalist.parts
     steps = []
     if outcome == "guard_failed":
         holding = [o for o in others if passes(o.finalist.quality, run.request.max_quality_drop)]
@@ -197,7 +194,7 @@ def _pick_steps(
             steps.append(
                 pick_step(context.run_id, best.finalist.slug, f"{name} passes the quality guard and was saved")
             )
-    elif parts and slower_sentence(parts, runtime, kept.after.precision):
+    elif is_slower(finalist.parts, kept.after.precision):
         for other in others:
             spec = other.finalist.result.built.spec
             if spec.scheme == "fp32" and spec.runtime == runtime:
@@ -247,3 +244,56 @@ def _strengths(kept: SavedFinalist, everyone: list[SavedFinalist], guard: float)
     if kept is min(holding, key=lambda o: o.finalist.quality.drop):
         strengths.append("quality")
     return strengths
+
+
+def candidate_records(
+    results: Sequence[CandidateResult], final: FinalRace, chosen: CandidateResult, baseline_bytes: int
+) -> list[Candidate]:
+    """Return the records of all candidates, the chosen one first.
+
+    Float32 that the request did not name is listed only where it was measured.
+
+    Args:
+        results: all candidates of the run.
+        final: the finalists' measurements.
+        chosen: the candidate whose report this is; another one than the run's winner is one to pick.
+        baseline_bytes: size of the original's artifact.
+    """
+    found = []
+    measured = [finalist.result for finalist in final.finalists]
+    for result in sorted(results, key=_rank):
+        if result.reference and result not in measured:
+            continue
+        record = _record(result, baseline_bytes, final)
+        if result is chosen:
+            record = record.model_copy(update={"status": "chosen"})
+        elif result is final.winner.result:
+            record = record.model_copy(update={"status": "finalist"})
+        found.append(record)
+    return sorted(found, key=lambda record: record.status != "chosen")
+
+
+def _record(result: CandidateResult, baseline_bytes: int, final: FinalRace) -> Candidate:
+    """Return the report's record of a candidate; without speedup if the machine was overloaded.
+
+    Speedups of screening are rescaled to the final measurement: the time of the original cancels out.
+    """
+    trusted = final.load <= OVERLOADED
+    scale = 1.0 if result.status in ("chosen", "finalist") else final.scale
+    spec, size = result.built.spec, result.built.size_bytes
+    return Candidate(
+        name=spec.name,
+        scheme=spec.scheme,
+        runtime=spec.runtime,
+        size_bytes=size,
+        size_ratio=baseline_bytes / size if size else None,
+        speedup=(result.speedup * scale or None) if trusted else None,
+        quality=result.quality,
+        quality_drop=result.drop,
+        status=result.status,
+        why=result.why,
+    )
+
+
+def _rank(result: CandidateResult) -> tuple[int, float]:
+    return ("chosen", "finalist", "dropped", "failed").index(result.status), -result.speedup

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 REQUANTIZE_EVALUATIONS = 3
-"""Maximum evaluations for quantizing layers again; each saves less than the one before."""
+"""Maximum evaluations for quantizing layers again, costliest first: each saves less than the one before."""
 
 MIN_REQUANTIZE_COST = 0.1
 """Share of the cost of all layers in float below which a layer is not worth an evaluation."""
@@ -30,7 +30,7 @@ class SearchLayer:
     """Its name in `ignore`."""
     path: str
     size_bytes: int
-    """Of its float weights."""
+    """Bytes of its float weights."""
     noise: float
     """Predicted noise-to-signal power ratio at the output."""
 
@@ -43,6 +43,20 @@ class EvaluatedSet:
     drop: float
 
 
+@dataclass(frozen=True, slots=True)
+class LayerSets:
+    """Evaluation and prediction of sets of layers in float, each given by the names of its layers."""
+
+    evaluate: Callable[[tuple[str, ...]], float]
+    """Quality drop, measured."""
+    out_of_time: Callable[[], bool] = lambda: False
+    """Checked before each evaluation."""
+    predict: Callable[[tuple[str, ...]], float] | None = None
+    """Noise, cheaply; default: the sum over the other layers."""
+    worthwhile: Callable[[tuple[str, ...]], bool] = lambda _: True
+    """Tells by time and bytes if the set could be better than a float model; others are not evaluated."""
+
+
 @dataclass(slots=True)
 class LayerSearchResult:
     """Best set, all evaluations in order, and the reason for the end of the search."""
@@ -51,7 +65,7 @@ class LayerSearchResult:
     trials: list[EvaluatedSet] = field(default_factory=list)
     out_of_time: bool = False
     not_worthwhile: bool = False
-    """Whether it ended because more layers in float are not worthwhile."""
+    """True if it ended because more layers in float are not worthwhile."""
 
 
 def costs(layers: Sequence[SearchLayer]) -> dict[str, float]:
@@ -70,11 +84,8 @@ def search(
     layers: Sequence[SearchLayer],
     drop: float,
     guard: float,
-    evaluate: Callable[[tuple[str, ...]], float],
-    out_of_time: Callable[[], bool] = lambda: False,
+    sets: LayerSets,
     holds: Callable[[float, float], bool] = lambda drop, guard: drop <= guard,
-    predict: Callable[[tuple[str, ...]], float] | None = None,
-    worthwhile: Callable[[tuple[str, ...]], bool] = lambda _: True,
 ) -> LayerSearchResult:
     """Find few layers to keep in float so that the guard passes. The best set so far is always kept.
 
@@ -82,30 +93,26 @@ def search(
         layers: the quantized layers; at least one stays quantized.
         drop: of the model with all of them quantized, which is above the guard.
         guard: the largest drop that is allowed.
-        evaluate: the drop with the layers of these names in float.
-        out_of_time: checked before each evaluation.
-        holds: whether a drop is within a guard.
-        predict: the noise with the layers of these names in float, cheaply; default: the sum over the others.
-        worthwhile: whether the model with the layers of these names in float could still be better than a float one,
-            by what each costs in time and bytes; a set that cannot is not evaluated.
+        sets: evaluation and prediction of sets of layers.
+        holds: tells if a drop is within a guard.
     """
     found = LayerSearchResult(EvaluatedSet((), drop))
     order = ranked(layers)
-    noise = predict or (lambda kept: sum(layer.noise for layer in order if layer.name not in kept))
+    noise = sets.predict or (lambda kept: sum(layer.noise for layer in order if layer.name not in kept))
     cost = costs(order) if order else {}
 
     def evaluated(kept: Sequence[SearchLayer]) -> bool | None:
         """Evaluate a set and return whether it passes the guard; None when out of time."""
-        if out_of_time():
+        if sets.out_of_time():
             found.out_of_time = True
             return None
-        trial = EvaluatedSet(_names(kept), evaluate(_names(kept)))
+        trial = EvaluatedSet(_names(kept), sets.evaluate(_names(kept)))
         found.trials.append(trial)
         if _is_better(trial, found.best, guard, holds, cost):
             found.best = trial
         return holds(trial.drop, guard)
 
-    most = _longest_worthwhile(order, worthwhile)
+    most = _longest_worthwhile(order, sets.worthwhile)
     if most < len(order) - 1:
         found.not_worthwhile = True
     count = _shortest_head(order, first_guess(order, drop, guard, noise), evaluated, most)
@@ -114,7 +121,7 @@ def search(
     found.not_worthwhile = False
     head = order[:count]
     loud = min([noise(trial.kept) for trial in found.trials if not holds(trial.drop, guard)], default=noise(()))
-    smaller = _drop_unneeded(head, cost, noise, math.sqrt(noise(_names(head)) * loud), out_of_time)
+    smaller = _drop_unneeded(head, cost, noise, math.sqrt(noise(_names(head)) * loud), sets.out_of_time)
 
     def unlikely(kept: Sequence[SearchLayer]) -> bool:
         return noise(_names(kept)) >= loud

@@ -18,12 +18,11 @@ from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.timing import SCREENING_PLAN, Ratio, Timing, time_artifacts
 from omgoptim.models.globs import matches
 from omgoptim.models.onnx_graph import OnnxLayer
-from omgoptim.models.samples import Samples, repeat_to_size
-from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.models.samples import repeat_to_size
+from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, CandidateEvaluator, Evaluators
-from omgoptim.operations.quantization.candidates import CandidateSpec, Program
-from omgoptim.operations.quantization.layer_search import SearchLayer, search
+from omgoptim.operations.quantization.candidates import CandidateSpec
+from omgoptim.operations.quantization.layer_search import LayerSets, SearchLayer, search
 from omgoptim.operations.quantization.mixed_precision_report import SearchOutcome, layer_count, mixed_precision_record
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, within, within_with_margin
 from omgoptim.operations.quantization.selection import MIXED_PRECISION_FACTOR, Preference, alive, is_float
@@ -40,7 +39,7 @@ Predict = Callable[[tuple[str, ...]], float]
 """Noise-to-signal power ratio at the output with the layers of these names in float."""
 
 FLOAT_BYTES = 4
-"""Bytes of a float32 weight, whose int8 takes one."""
+"""Bytes of a float32 weight; its int8 form takes one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +66,7 @@ class MixedPrecisionSearch:
     """Inputs of a mixed precision search."""
 
     request: QuantizeRequest
-    context: RunContext
-    loaded: LoadedModel
-    program: Program
-    calibration: Samples
+    builder: CandidateBuilder
     screening: ScreeningReference
     """Samples for evaluation, and the original's outputs for them."""
     preference: Preference
@@ -97,27 +93,23 @@ def search_mixed_precision(
     Returns:
         The result; None where there is nothing to search.
     """
-    request, context, program = given.request, given.context, given.program
+    request, loaded, program = given.request, given.builder.loaded, given.builder.program
     if base is None or base.drop is None or base.built.folder is None or program.path is None:
         return None
     start, guard = clock(), request.max_quality_drop
-    with Evaluators(given.loaded.bench) as evaluators:
+    with Evaluators(loaded.bench) as evaluators:
         evaluators.begin(base.built.folder, base.built.spec.runtime)  # starts while the layers are ranked
         trials = CandidateEvaluator(
             evaluators,
-            context,
-            given.loaded,
-            program,
-            given.calibration,
+            given.builder,
             given.screening,
-            request.seed,
             start + request.guard_time_s,
             clock,
             reserved_names={result.built.spec.name for result in results},
         )
         limit_s = request.guard_time_s * RANKING_SHARE
         params = base.built.spec.params
-        noise, predict, unknown = _ranking(params, given.loaded, program, given.calibration, context, limit_s)
+        noise, predict, unknown = _ranking(params, given.builder, limit_s)
         layers = search_layers_of(noise) if noise else []
 
         def option_of(kept: tuple[str, ...]) -> CandidateSpec:
@@ -129,7 +121,7 @@ def search_mixed_precision(
 
         worthwhile = _worthwhile(given, base, results, noise) if noise else (lambda _: True)
         cautious = base.cautious_drop(guard)
-        found = search(layers, cautious, guard, evaluate, trials.out_of_time, holds, predict, worthwhile)
+        found = search(layers, cautious, guard, LayerSets(evaluate, trials.out_of_time, predict, worthwhile), holds)
         best = trials.of(option_of(found.best.kept), "mixed precision") if found.best.kept else base
         _note_reasons(trials.results, guard)
         if best is not base:
@@ -174,9 +166,9 @@ def _worthwhile(
     plain = [a for a in alive(results) if a.built.spec.scheme == "fp32"]
     plain = [a for a in plain if a.built.spec.runtime == base.built.spec.runtime]
     best = max((preference.merit(result) for result in rivals), default=0.0)
-    if not best or not base.speedup or given.program.path is None:
+    if not best or not base.speedup or given.builder.program.path is None:
         return lambda _: True
-    macs = count_program(given.program.path, repeat_to_size(given.loaded.evaluation, 1)).by_node
+    macs = count_program(given.builder.program.path, repeat_to_size(given.builder.loaded.evaluation, 1)).by_node
     whole = sum(macs.values()) or 1
     shares = {
         layer.name: (macs.get(entry.layer.node, 0) / whole, layer.size_bytes * (1 - 1 / FLOAT_BYTES))
@@ -197,28 +189,29 @@ def _worthwhile(
     return worthwhile
 
 
-def simulate(params: Params, loaded: LoadedModel, program: Program, calibration: Samples) -> Simulation:
+def simulate(params: Params, builder: CandidateBuilder) -> Simulation:
     """Build a simulation with a switch for every layer that these params quantize.
 
     Raises:
         TechniqueError: there is no program, it cannot be simulated, or no layer of it can.
     """
-    if program.path is None:
+    program = builder.program.path
+    if program is None:
         raise TechniqueError("no layer can be simulated", "the model has no program")
-    threads = loaded.bench.threads
-    simulation = build_simulation(program.path, calibration.batches, params, threads=threads)
+    threads = builder.loaded.bench.threads
+    simulation = build_simulation(program, builder.calibration.batches, params, threads=threads)
     if not simulation.layers:
         raise TechniqueError("no layer can be simulated", "no layer has a stored float32 weight")
     return simulation
 
 
 def _ranking(
-    params: Params, loaded: LoadedModel, program: Program, calibration: Samples, context: RunContext, limit_s: float
+    params: Params, builder: CandidateBuilder, limit_s: float
 ) -> tuple[SensitivityReport | None, Predict | None, str]:
     """Measure the noise of each layer and of sets of layers; or return the reason why it is unknown."""
-    context.progress("mixed precision: measuring the noise of each layer", None)
+    builder.context.progress("mixed precision: measuring the noise of each layer", None)
     try:
-        simulation = simulate(params, loaded, program, calibration)
+        simulation = simulate(params, builder)
         noise = measure_sensitivity(simulation, limit_s=limit_s)
     except OmgoptimError as error:  # a program that the simulation cannot take still has its candidates
         return None, None, f"{error.what}: {error.why}"
@@ -254,9 +247,8 @@ def with_float_layers(spec: CandidateSpec, kept: Sequence[str]) -> CandidateSpec
     if not kept:
         return spec
     ignore = [*getattr(spec.params, "ignore", []), *kept]
-    return CandidateSpec(
-        spec.params.model_copy(update={"ignore": ignore}), spec.runtime, f"{layer_count(len(kept))} in float"
-    )
+    params, count = spec.params.model_copy(update={"ignore": ignore}), len(kept)
+    return CandidateSpec(params, spec.runtime, f"{layer_count(count)} in float", count)
 
 
 def _note_reasons(evaluated: Sequence[CandidateResult], guard: float) -> None:
@@ -288,10 +280,10 @@ def _time_best(
         if not trials.out_of_time():
             timed.append(trials.for_other_runtime(best, runtime))
     timed = [result for result in timed if result.built.folder and result.error is None]
-    given.context.progress("mixed precision: timing the result", None)
+    given.builder.context.progress("mixed precision: timing the result", None)
     folders = [result.built.folder for result in (base, *timed) if result.built.folder]
-    with given.context.measuring():
-        timings = time_artifacts(folders, given.loaded.bench, SCREENING_PLAN, given.request.seed)
+    with given.builder.context.measuring():
+        timings = time_artifacts(folders, given.builder.loaded.bench, SCREENING_PLAN, given.request.seed)
     for result, timing in zip(timed, timings[1:], strict=True):
         if isinstance(timing, Timing) and timing.speedup is not None:
             value = base.speedup * timing.speedup.value

@@ -46,12 +46,12 @@ def retry_mixed_precision(
     failed = final.rejected[0].result if final.rejected else None
     if failed is None or failed.built.spec.scheme not in CALIBRATED:
         return None
-    others = unused_samples(search.request, search.loaded, splits)
+    others = unused_samples(search.request, search.builder.loaded, splits)
     if others is None:
         return None
     first = splits.selection
     samples = Samples([*first.batches, *others.batches], [*first.targets, *others.targets])
-    search.context.progress("searching again: the result fails the quality guard on the evaluation data", 0.55)
+    search.builder.context.progress("searching again: the result fails the quality guard on the evaluation data", 0.55)
     plain = mixed_precision.base if mixed_precision is not None else failed
     base = CandidateResult(plain.built, timing=plain.timing)
     try:
@@ -76,7 +76,7 @@ def retry_mixed_precision(
 
 def _new_reference(search: MixedPrecisionSearch, samples: Samples, base: CandidateResult) -> ScreeningReference:
     """Build the screening reference of these samples and evaluate `base` on them."""
-    context, loaded = search.context, search.loaded
+    context, loaded = search.builder.context, search.builder.loaded
     inputs = samples.write(context.work / "selection-again")
     targets = [context.work / "again" / name for name in ("original", "base")]
     if base.built.folder is None:

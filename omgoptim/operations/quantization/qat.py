@@ -1,8 +1,10 @@
-"""Quantization-aware training of a quantize run with scheme qat, before its candidates are built."""
+"""Quantization-aware training of a quantize run, and the evaluator of the program that a module converts to."""
 
 from __future__ import annotations
 
 import copy
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,13 @@ from torch import nn
 
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.measure.metrics import RequestedFunction
+from omgoptim.models.manifest import PROGRAM
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
-from omgoptim.models.samples import Samples, forward_args, shared_samples
+from omgoptim.models.samples import Samples, as_tensors, forward_args, shared_samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import OVERLAP, STATISTICS_SAMPLES, loss_for, overlap_notes
+from omgoptim.operations.float_program import Program, float_program
 from omgoptim.operations.loaded_model import Live, LoadedModel
-from omgoptim.operations.quantization.build_candidates import float_program
-from omgoptim.operations.quantization.candidates import Program
-from omgoptim.operations.quantization.converted_evaluator import ConvertedEvaluator, was_trained, write_learned_state
 from omgoptim.operations.quantization.splits import Splits
 from omgoptim.operations.rounds.checkpoint import RoundState, record_training, training_of
 from omgoptim.operations.save_and_measure import require_module
@@ -27,14 +28,21 @@ from omgoptim.reports import Round, Training
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.requests.quantize import Qat
 from omgoptim.requests.training import TrainingFields
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.techniques.quantize._onnx.program import weight_levels
-from omgoptim.techniques.quantize._ptq.qat_state import ChannelScaling, compute_scaling
+from omgoptim.techniques.quantize._ptq.qat_state import (
+    ChannelScaling,
+    Peaks,
+    QatState,
+    compute_scaling,
+    write_qat_state,
+)
 from omgoptim.techniques.quantize.qat import static_of
-from omgoptim.techniques.registry import Outcome
+from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import LEARNING_RATES, TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.evaluator import Evaluator
+from omgoptim.training.evaluator import COLLAPSED, Evaluator
 from omgoptim.training.fake_quantization import FakeQuantized, Simulation
 from omgoptim.training.loop import Objective, Trainer, TrainingResult, TrainingRound
 from omgoptim.training.losses import Loss
@@ -71,7 +79,6 @@ class _TrainingData:
 
 def train(
     request: QuantizeRequest,
-    params: Qat,
     context: RunContext,
     loaded: LoadedModel,
     program: Program,
@@ -81,8 +88,7 @@ def train(
     """Train a copy of the model with int8 simulated; an interrupted training is resumed.
 
     Args:
-        request: of the run.
-        params: of the technique.
+        request: of the run, with scheme qat.
         context: of the run.
         loaded: the original, which is not changed.
         program: of the untrained module.
@@ -94,6 +100,7 @@ def train(
         DataError: there is no training data, or neither targets nor distillation.
         TechniqueError: no layer can be trained in int8, or the module cannot be converted.
     """
+    params = _params_of(request)
     original = require_module(loaded, "quantize with scheme qat")
     if program.path is None:
         raise program.error or TechniqueError("the model has no program")
@@ -112,43 +119,40 @@ def train(
     module = FakeQuantized(copy.deepcopy(original), _simulation(params, scaling), count * plan.epochs)
     device = loaded.device
     module.calibrate((forward_args(loaded.signature, batch, device) for batch in splits.calibration.batches), device)
-    evaluator = _converted_evaluator(request, params, context, loaded, program.path, splits, scaling)
+    evaluator = _converted_evaluator(request, context, loaded, program.path, splits, scaling)
     objective = Objective(training_data.loss)
     if training_data.distills:
         objective = Objective(training_data.loss, original, DistillationLoss(params.temperature, params.alpha))
     trainer = Trainer(module, training_data.batches, objective, plan, evaluator)
     fitted = trainer.fit(TrainingRound(checkpoints=context.checkpoints / "qat"), _progress(context), context.publish)
-    return _trained(context, loaded, program, module, fitted, plan, evaluator, training_data.notes)
-
-
-def _trained(
-    context: RunContext,
-    loaded: LoadedModel,
-    program: Program,
-    module: FakeQuantized,
-    fitted: TrainingResult,
-    plan: TrainingConfig,
-    evaluator: ConvertedEvaluator,
-    notes: list[str],
-) -> TrainedModel:
-    """Export the trained module and record its training."""
     trained = replace(loaded, module=module.module.eval(), program=None)
-    if was_trained(module):
-        program = float_program(trained, context, "trained")
-        if program.path is None:
-            raise program.error or TechniqueError("the trained model has no program")
-        write_learned_state(module, program.path, evaluator.peaks)
+    program = _trained_program(module, trained, context, evaluator) if was_trained(module) else program
     state = RoundState(module.module, Round(number=1), Outcome([]))
     record_training(state, fitted)
-    record = training_of([state], plan, evaluator.metric.name)
-    warnings = [
-        *notes,
-        *([fitted.few_steps] if fitted.few_steps else []),
-        *([f"training ended early: {fitted.stopped}"] if fitted.stopped else []),
-    ]
-    return TrainedModel(
-        trained, program, record, training_effect(fitted, evaluator.metric.name, evaluator.samples.count), warnings
-    )
+    metric = evaluator.metric.name
+    record, effect = training_of([state], plan, metric), training_effect(fitted, metric, evaluator.samples.count)
+    return TrainedModel(trained, program, record, effect, [*training_data.notes, *_training_warnings(fitted)])
+
+
+def _params_of(request: QuantizeRequest) -> Qat:
+    assert isinstance(request.scheme, Qat)  # what trains has this scheme
+    return request.scheme
+
+
+def _trained_program(
+    module: FakeQuantized, trained: LoadedModel, context: RunContext, evaluator: ConvertedEvaluator
+) -> Program:
+    """Export the trained module, with its learned ranges."""
+    program = float_program(trained, context, "trained")
+    if program.path is None:
+        raise program.error or TechniqueError("the trained model has no program")
+    write_learned_state(module, program.path, evaluator.peaks)
+    return program
+
+
+def _training_warnings(fitted: TrainingResult) -> list[str]:
+    stopped = [f"training ended early: {fitted.stopped}"] if fitted.stopped else []
+    return [*([fitted.few_steps] if fitted.few_steps else []), *stopped]
 
 
 def training_effect(fitted: TrainingResult, metric: str, samples: int) -> str:
@@ -222,7 +226,6 @@ def _simulation(params: Qat, scaling: ChannelScaling) -> Simulation:
 
 def _converted_evaluator(
     request: QuantizeRequest,
-    params: Qat,
     context: RunContext,
     loaded: LoadedModel,
     untrained: Path,
@@ -240,7 +243,7 @@ def _converted_evaluator(
         outputs=evaluator.outputs,
         original=evaluator.original,
         limit_s=limit_s,
-        params=params,
+        params=_params_of(request),
         untrained=untrained,
         peaks=scaling.peaks,
         calibration=splits.calibration.batches,
@@ -262,3 +265,65 @@ def _progress(context: RunContext) -> Any:
         context.progress(stage, None if done is None else STARTED_AT + (TRAINED_AT - STARTED_AT) * done)
 
     return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertedEvaluator(Evaluator):
+    """Evaluator that exports and quantizes a module and runs the program in ONNX Runtime on the CPU."""
+
+    params: Qat
+    untrained: Path
+    """Program of the module before training."""
+    peaks: Peaks
+    """Peaks that cross-layer equalization scales channels by."""
+    calibration: Sequence[Any]
+    """Batches for calibration."""
+    example: dict[str, Any]
+    """Two samples, for the export."""
+    scratch: Path
+    """An existing folder."""
+    threads: int = 1
+    seed: int = 0
+
+    def score(self, module: nn.Module) -> float:
+        """Return the metric of the converted program; `COLLAPSED` where the module's outputs are not finite.
+
+        Raises:
+            OmgoptimError: it cannot be converted, or as `Evaluator.score`.
+        """
+        plain = plain_of(module)
+        if not self.usable(self.outputs_of(plain)):  # no range could be calibrated: the training failed, not the run
+            return COLLAPSED
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            return self.value_of(self._converted(module, plain, Path(folder)))
+
+    def _converted(self, module: nn.Module, plain: nn.Module, folder: Path) -> list[Any]:
+        """Return the outputs of the converted program."""
+        from omgoptim.runtimes.export import export_onnx
+
+        exported, converted = self.untrained, folder / PROGRAM
+        if was_trained(module):
+            exported = folder / "float.onnx"
+            export_onnx(plain, as_tensors(self.example, self.signature.dtypes), self.signature, exported)
+            write_learned_state(module, exported, self.peaks)
+        run = ProgramRun(self.calibration, folder, self.seed, self.threads)
+        apply_to_program(exported, converted, self.params, run)
+        session = ENGINES["onnxruntime"].open(converted, self.signature, SessionSettings(self.threads))
+        return [session.run(batch) for batch in self.samples.batches]
+
+
+def was_trained(module: nn.Module) -> bool:
+    """Return whether training has changed a module's weights."""
+    return not isinstance(module, FakeQuantized) or int(module.steps_done) > 0
+
+
+def write_learned_state(module: nn.Module, program: Path, peaks: Peaks) -> None:
+    """Store the learned ranges and scales of a trained module in its program."""
+    if isinstance(module, FakeQuantized):
+        write_qat_state(program, QatState(module.ranges(), peaks))
+
+
+def plain_of(module: nn.Module) -> nn.Module:
+    """Return a copy of the wrapped module on the CPU in eval mode."""
+    inside = module.module if isinstance(module, FakeQuantized) else module
+    return copy.deepcopy(inside).cpu().eval()

@@ -25,6 +25,9 @@ from omgoptim.requests import QuantizeRequest
 MAX_CONCURRENT_BYTES = 2_000_000_000
 """Maximum total size of artifacts whose processes run at the same time, to bound memory."""
 
+SPAN = (0.35, 0.55)
+"""Fractions of the run's progress at which screening starts and ends."""
+
 
 @dataclass(slots=True, eq=False)
 class CandidateResult:
@@ -45,7 +48,7 @@ class CandidateResult:
     status: Literal["chosen", "finalist", "dropped", "failed"] = "dropped"
     why: str = ""
     reference: bool = False
-    """Whether it is a float32 reference, for the gain of the engine alone."""
+    """True for a float32 reference, which shows the gain of the engine alone."""
 
     @property
     def speedup(self) -> float:
@@ -67,7 +70,7 @@ class ScreeningReference:
     metric: Metric
     original: StoredOutputs
     quality: float
-    """The original's."""
+    """Quality of the original."""
     samples: int
 
     def evaluate(self, result: CandidateResult, outputs: StoredOutputs) -> None:
@@ -92,8 +95,6 @@ def screen(
     loaded: LoadedModel,
     results: list[CandidateResult],
     selection: Samples,
-    name: str = "screened",
-    span: tuple[float, float] = (0.35, 0.55),
 ) -> ScreeningReference | None:
     """Screen candidates with one launch each on the selection samples.
 
@@ -103,8 +104,6 @@ def screen(
         loaded: the original.
         results: the candidates; those that could be built get their times and drops.
         selection: calibration samples that were not calibrated on.
-        name: name of the folder for the candidates' outputs.
-        span: start and end of its progress as fractions of the run.
 
     Returns:
         The reference to evaluate further candidates with; None if there was nothing to screen.
@@ -114,9 +113,9 @@ def screen(
     done = 0
     screening: ScreeningReference | None = None
     for group in _groups(screened, loaded.baseline):
-        progress = span[0] + (span[1] - span[0]) * done / len(screened)
+        progress = SPAN[0] + (SPAN[1] - SPAN[0]) * done / len(screened)
         context.progress(f"screening {len(screened)} candidates", progress)
-        targets = [context.work / name / f"{done}-{index}" for index in range(len(group) + 1)]
+        targets = [context.work / "screened" / f"{done}-{index}" for index in range(len(group) + 1)]
 
         def outputs(index: int, process: MeasuringProcess, targets: list[Path] = targets) -> None:
             process.run_samples(inputs, targets[index])

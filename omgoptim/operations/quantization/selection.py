@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omgoptim.errors import TechniqueError
+from omgoptim.models.manifest import Manifest
+from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.screening import CandidateResult, within, within_with_margin
 from omgoptim.operations.timing import as_fast
 from omgoptim.reports.measured import SMALLER
+from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Prefer
 
 FLOATS = ("fp32", "bf16", "fp16")
@@ -19,10 +22,10 @@ NEAR_BEST_FACTOR = 1.25
 percent between launches, and screening uses one."""
 
 FINALISTS = 2
-"""Maximum number of candidates near the best that are measured in full, each in several launches."""
+"""Maximum number of candidates near the best that are measured in full: each takes several launches."""
 
-MIXED_PRECISION_FACTOR = 1.25
-"""Minimum advantage of mixed precision over float, which loses no quality."""
+MIXED_PRECISION_FACTOR = NEAR_BEST_FACTOR
+"""Minimum advantage of mixed precision over float, which loses no quality: the scatter of screening."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,11 @@ class Preference:
     speed_known: bool = True
     """False on an overloaded machine: size alone decides then."""
     load: float = 0.0
+
+    @staticmethod
+    def of(request: QuantizeRequest, loaded: LoadedModel) -> Preference:
+        """Return the preference of a request for candidates of a model."""
+        return Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
 
     def size_ratio(self, result: CandidateResult) -> float:
         """Return the original's bytes over the candidate's; 1 for one without an artifact."""
@@ -85,7 +93,7 @@ def is_float(result: CandidateResult) -> bool:
 
 def is_mixed(result: CandidateResult) -> bool:
     """Return whether the result is from a mixed precision search."""
-    return bool(result.built.spec.note)
+    return result.built.spec.float_layers > 0
 
 
 def alive(results: Sequence[CandidateResult]) -> list[CandidateResult]:

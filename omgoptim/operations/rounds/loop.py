@@ -1,12 +1,12 @@
-"""Compression in rounds, each followed by training and saved as a checkpoint."""
+"""Compression in rounds, each followed by training and saved as a checkpoint; the chosen round is the final model."""
 
 from __future__ import annotations
 
 import copy
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -16,10 +16,12 @@ from omgoptim.measure.size import count_params
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.per_sample_check import refuse_partial
+from omgoptim.operations.report_builder import FinalModel
 from omgoptim.operations.report_records import finite
 from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
+from omgoptim.operations.save_and_measure import MeasuredArtifact
 from omgoptim.operations.verdict import holds
-from omgoptim.reports import Change, Round, Training
+from omgoptim.reports import Change, Round, SensitivityPoint, Training
 from omgoptim.requests import FactorizeRequest, PruneRequest
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.batch_norm import reestimate
@@ -29,7 +31,8 @@ from omgoptim.training.loop import Objective, Trainer, TrainingRound
 from omgoptim.training.trainable_weights import ZeroMasks, recovering
 
 COLLAPSE_DROP = 0.5
-"""Quality drop, as a fraction of the original's quality, after which no further round runs."""
+"""Quality drop, as a fraction of the original's quality, after which no further round runs: more compression only
+loses more, and no guard allows half of the quality."""
 
 RoundsJob = Job[PruneRequest | FactorizeRequest]
 """A run of prune or factorize."""
@@ -129,7 +132,7 @@ class ChosenRound:
     state: RoundState
     states: list[RoundState]
     rewound: bool
-    """Whether later rounds were discarded because they fail the quality guard."""
+    """True if later rounds were discarded because they fail the quality guard."""
 
 
 def choose_round(job: RoundsJob, states: list[RoundState]) -> ChosenRound:
@@ -171,7 +174,7 @@ def merged(states: list[RoundState], kept: RoundState) -> Outcome:
         for change in state.outcome.changed:
             first = changes.get((change.path, change.what), change)
             changes[change.path, change.what] = change.model_copy(update={"before": first.before})
-    touched = {path for path, what in changes if what != "input channels"}
+    touched = {change.path for change in changes.values() if not change.indirect}
     skipped = [skip for skip in kept.outcome.skipped if skip.path not in touched]
     return Outcome(list(changes.values()), skipped, kept.outcome.notes)
 
@@ -187,3 +190,63 @@ def reestimation_gain(kept: RoundState) -> float | None:
     """Return the quality gain by re-estimated batch-norm statistics; None without batch normalization."""
     before, again = kept.record.quality_taken, kept.record.quality_reestimated
     return None if before is None or again is None else again - before
+
+
+LORA_NOTE = (
+    "LoRA adapters were trained and merged into the weights: they save memory in training, not time at inference"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionGoal:
+    """Goal of the run: its description, and a check by the final measurement."""
+
+    name: str
+    """For the verdict: `structured pruning, 50 % of the channels`."""
+    missed: Callable[[MeasuredArtifact], str | None] = lambda _: None
+    """Reason by the measurement why the goal was missed; None if it was reached."""
+    facts: Sequence[str] = field(default_factory=tuple)
+    """Sentences of the technique for the summary."""
+
+
+def final_model_of(
+    job: RoundsJob, kept: ChosenRound, goal: CompressionGoal, sensitivity: Sequence[SensitivityPoint]
+) -> FinalModel:
+    """Build the final model from the chosen round."""
+    training = training_record(job, kept.states)
+    warnings = list(kept.state.warnings)
+    if training is not None and job.request.recover == "lora":
+        warnings.append(LORA_NOTE)
+    gain = reestimation_gain(kept.state)
+    improved = gain is not None and gain > 0.0005
+    words = (
+        f"Re-estimating batch-norm statistics alone changed quality by {gain:+.4f} on the selection samples."
+        if improved
+        else ""
+    )
+    return FinalModel(
+        name=goal.name,
+        module=kept.state.module,
+        loaded=job.loaded,
+        changes=merged(kept.states, kept.state),
+        missed=lambda measured: _rewound_reason(job, kept) or goal.missed(measured),
+        facts=goal.facts,
+        closing=[words],
+        warnings=warnings,
+        rounds=[state.record for state in kept.states],
+        training=training,
+        sensitivity=list(sensitivity),
+    )
+
+
+def _rewound_reason(job: RoundsJob, kept: ChosenRound) -> str | None:
+    """Return the reason why an earlier round than the last was chosen; None if the last was."""
+    if not kept.rewound:
+        return None
+    last, chosen = kept.states[-1].record, kept.state.record
+    lost = "collapsed" if last.quality_drop is None else f"loses {last.quality_drop:.4f} on the selection samples"
+    goal = kept.states[-1].record.amount or 0.0
+    amount = "" if chosen.amount is None else f" (amount {chosen.amount:.3g} of {goal:.3g})"
+    return (
+        f"round {last.number} {lost}, more than {job.request.max_quality_drop:g}: round {chosen.number} is kept{amount}"
+    )

@@ -22,10 +22,11 @@ from omgoptim.training.batch_norm import reestimate
 from omgoptim.training.modes import placed
 
 AMOUNTS = (0.25, 0.5, 0.75)
-"""Compression amounts per layer or group."""
+"""Compression amounts per layer or group: enough points for a curve, each one evaluation of the model."""
 
 FEW = 64
-"""Samples for the moments of each of many factorizations."""
+"""Samples for the moments of each of many factorizations; fewer than for the run's own, since each layer is factorized
+three times."""
 
 SPAN = (0.09, 0.12)
 """Fractions of the run's progress at which the analysis starts and ends."""

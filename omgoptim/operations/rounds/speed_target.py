@@ -40,10 +40,10 @@ SEARCH_TIMING = TimingPlan(launches=3, most_launches=3, rounds=3, throughput_lau
 """Timing within the search; the reported time comes from the full measurement afterwards."""
 
 MAX_ATTEMPTS = 6
-"""Maximum number of measured attempts."""
+"""Maximum number of measured attempts; each exports, saves and times the model."""
 
 CLOSE_FACTOR = 1.06
-"""An attempt faster than the target by less than this factor ends the search."""
+"""Factor below which an attempt that is faster than the target ends the search."""
 
 MARGIN = 0.015
 """Safety margin on the target for the scatter between search and full measurement."""

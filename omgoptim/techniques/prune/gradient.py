@@ -33,7 +33,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import Selectio
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 STEP = 0.01
-"""Learning rate of the gradient descent steps of movement."""
+"""Learning rate of movement's steps, small as the gradients of a trained model; the weights are restored afterwards."""
 
 UNREACHED = "no gradient of the loss reaches it"
 
@@ -50,7 +50,7 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
     watch = _sensitivity if params.score == "sensitivity" else _movement
     scores = watch(module, selection.weights, run)
     reached = [weight for weight in selection.weights if weight.path in scores]
-    skipped = [Skip(path=w.path, reason=UNREACHED) for w in selection.weights if w.path not in scores]
+    skipped = [Skip(path=w.path, reason=UNREACHED, kind="not_run") for w in selection.weights if w.path not in scores]
     if not reached:
         raise TechniqueError(
             "no gradient of the loss reaches a selected weight",

@@ -75,7 +75,9 @@ def _divisible(selection: Selection, m: int) -> Selection:
             fitting.append(weight)
         else:
             sizes.append(f"{weight.path}: {inputs}")
-            skipped.append(Skip(path=weight.path, reason=f"its {inputs} inputs are not divisible by {m}"))
+            skipped.append(
+                Skip(path=weight.path, reason=f"its {inputs} inputs are not divisible by {m}", kind="unsupported")
+            )
     if not fitting:
         raise TechniqueError(
             f"no layer's inputs are divisible by {m}",

@@ -36,14 +36,14 @@ from omgoptim.techniques.prune._channels.channel_allocation import (
     wanted_widths,
 )
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
-from omgoptim.techniques.prune._channels.groups import Groups, RefusalKind
+from omgoptim.techniques.prune._channels.groups import Groups
 from omgoptim.techniques.prune._channels.importance import importance_of
-from omgoptim.techniques.prune._channels.removal import WAY_OUT, remove, take_out
+from omgoptim.techniques.prune._channels.removal import SIZES_FIX, remove, remove_with_positions
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 CORRECTIONS = 5
-"""Maximum corrections when predicted and counted MACs disagree."""
+"""Maximum corrections when predicted and counted MACs disagree; each scales the target by their ratio."""
 
 
 @module_technique(Structured, needs_data=False, source="arXiv:2301.12900")
@@ -104,7 +104,7 @@ def keep_only(
         TechniqueError: nothing could be removed.
     """
     before = copy.deepcopy(module)
-    outcome, left = take_out(module, groups, keep, run)
+    outcome, left = remove_with_positions(module, groups, keep, run)
     if not (params.reconstruct and run.real):
         return outcome
     fitted = reconstruct_channels(module, before, left, run)
@@ -150,11 +150,11 @@ def _operations(module: nn.Module, run: ModuleRun) -> int:
 
 def nothing_to_remove(groups: Groups) -> TechniqueError:
     """Return the error for a model in which no group can shrink, with the most useful of the reasons."""
-    rank = {RefusalKind.FORWARD_FAILS: 0, RefusalKind.OTHER: 1, RefusalKind.MODEL_OUTPUT: 2}
-    kinds = [groups.refusals.get(skip.path, RefusalKind.OTHER) for skip in groups.skipped]
-    ranked = sorted(zip(kinds, groups.skipped, strict=True), key=lambda pair: rank[pair[0]])
-    why = f"{ranked[0][1].path or 'the model'}: {ranked[0][1].reason}" if ranked else "it has no convolution or Linear"
-    fix = WAY_OUT if RefusalKind.FORWARD_FAILS in kinds else "method magnitude zeroes single weights"
+    rank = {"forward_fails": 0, "model_output": 2}
+    ranked = sorted(groups.skipped, key=lambda skip: rank.get(skip.kind, 1))
+    why = f"{ranked[0].path or 'the model'}: {ranked[0].reason}" if ranked else "it has no convolution or Linear"
+    fails = any(skip.kind == "forward_fails" for skip in ranked)
+    fix = SIZES_FIX if fails else "method magnitude zeroes single weights"
     return TechniqueError("structured pruning can remove nothing from this model", why, fix)
 
 

@@ -56,7 +56,11 @@ def only_seen(selection: Selection, paths: set[str]) -> Selection:
     Raises:
         TechniqueError: none was.
     """
-    unseen = [Skip(path=weight.path, reason=UNSEEN) for weight in selection.weights if weight.path not in paths]
+    unseen = [
+        Skip(path=weight.path, reason=UNSEEN, kind="not_run")
+        for weight in selection.weights
+        if weight.path not in paths
+    ]
     weights = [weight for weight in selection.weights if weight.path in paths]
     if not weights:
         raise TechniqueError(

@@ -138,7 +138,9 @@ def changes(
         fix = "scheme dynamic, or scheme bf16"
         raise NoLayerChanged("static quantization changed no layer", why, fix, schemes=["dynamic", "bf16"])
     paths = {layer.path for layer in kept}
-    skipped = [Skip(path=skip.path, reason=KEPT) if skip.path in paths else skip for skip in result.skipped]
+    skipped = [
+        Skip(path=skip.path, reason=KEPT, kind="no_benefit") if skip.path in paths else skip for skip in result.skipped
+    ]
     return replace(result, skipped=skipped)
 
 

@@ -7,9 +7,9 @@ into the one batch that layers are fitted on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from omgoptim.techniques.probe import Probe, attached
 from omgoptim.techniques.registry import ModuleRun
 
 DenseLayer = nn.Linear | nn.Conv2d
+T = TypeVar("T")
 
 MASKS = ("attention_mask", "mask")
 """Names of inputs that mark the real positions of a sequence with 1 or True, as in Hugging Face models. Other masks are
@@ -40,6 +41,21 @@ Hook = Callable[[nn.Module, Any, Any], None]
 
 MOST_SAMPLES, MOST_ACTIVATIONS = 1024, 2**27
 """Maximum samples of the batch, and maximum values of its largest activation (512 MiB in float32)."""
+
+
+def in_portions(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Yield the items in order in lists whose sizes add up to at most `limit`; a larger item is alone."""
+    portion: list[T] = []
+    total = 0
+    for item in items:
+        more = size(item)
+        if portion and total + more > limit:
+            yield portion
+            portion, total = [], 0
+        portion.append(item)
+        total += more
+    if portion:
+        yield portion
 
 
 def batches_of(samples: Samples, limit: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:

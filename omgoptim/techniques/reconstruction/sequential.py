@@ -23,6 +23,7 @@ from omgoptim.techniques.reconstruction.inputs import (
     Hook,
     StopForward,
     forward_hooks,
+    in_portions,
     one_batch,
     padded,
     padding_mask,
@@ -104,7 +105,7 @@ def fit_in_order(
     call = one_batch(before, run)
     real = padding_mask(_named(call, run))
     tasks, fitted = _tasks(module, call, outputs, run, fit), list[str]()
-    for stage in _stages(tasks):
+    for stage in in_portions(tasks, lambda task: task.target_size, MOST_TARGETS):
         targets: dict[str, _Target] = {}
 
         def remember(task: _Task, layer: nn.Module, _: Any, given: Tensor, into: dict[str, _Target] = targets) -> None:
@@ -163,21 +164,6 @@ def _tasks(
             size = min(int(rows * more), fit.rows(layer)) * layer.weight.shape[0]
             tasks.append(_Task(path, outputs[path], fit.rows(layer), size))
     return tasks
-
-
-def _stages(tasks: list[_Task]) -> Iterator[list[_Task]]:
-    """Yield the tasks in portions whose targets fit into memory."""
-    portion: list[_Task] = []
-    for task in tasks:
-        if portion and sum(each.target_size for each in (*portion, task)) > MOST_TARGETS:
-            yield portion
-            portion = []
-        portion.append(task)
-    if portion:
-        yield portion
-
-
-# One layer
 
 
 def _axis(layer: nn.Module) -> int:

@@ -10,7 +10,7 @@ import pytest
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Ledger
-from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.chain import Chain, single
 from omgoptim.operations.optimization.cost import Cost
 from omgoptim.operations.optimization.goal import Goal

@@ -16,9 +16,9 @@ from omgoptim.models.data import DataSource
 from omgoptim.models.raw_batch import RawBatch
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
-from omgoptim.operations.live_objects import Live
-from omgoptim.operations.loaded_model import prepare
+from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.selection_data import identity_of, selection_as_evaluation, train_problem
+from omgoptim.operations.prepare import prepare
 from omgoptim.requests import PruneRequest
 
 

@@ -14,7 +14,7 @@ from omgoptim.errors import SetupError, TechniqueError
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Ledger
-from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.points import speeds
 from omgoptim.operations.optimization.steps import MADE, MADE_S, Steps
 from omgoptim.reports import EfficiencyReport, Environment, Gains, Measurement, OutputRecord

@@ -1,4 +1,4 @@
-"""What is proved of a quantization, of programs written by hand that two engines really run, and of a torch module."""
+"""Quantization coverage of programs written by hand, run by two engines, and of a torch module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omgoptim.models.artifact import save_module, save_program
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.recipe import Recipe
-from omgoptim.operations.quantization.coverage import coverage_warnings, measure_coverage, read_kernels
+from omgoptim.operations.quantization.coverage import FloatModel, coverage_warnings, measure_coverage, read_kernels
 from omgoptim.reports import Coverage, Skip
 from omgoptim.requests.quantize import Dynamic
 from omgoptim.runtimes import ENGINES, SessionSettings
@@ -73,7 +73,7 @@ def proof(source: Path, tmp_path: Path) -> Proof:
         assert session.node_times is not None
         times = session.node_times(session.prepare(SAMPLE), 0.0)
         kernels = [Kernel(time.name, time.kind, time.computed_in, time.covers) for time in times]
-        return measure_coverage(source, None, folder, scheme, list(skipped), kernels)
+        return measure_coverage(FloatModel(source, None), folder, scheme, list(skipped), kernels)
 
     return proof
 
@@ -185,7 +185,7 @@ def test_the_float32_program_on_another_engine_has_no_coverage(proof: Proof, sou
 def test_an_engine_that_does_not_tell_leaves_it_open(source: Path, tmp_path: Path) -> None:
     program = static(tmp_path / "static.onnx", activations=True)
     save_program(tmp_path / "a", program, Manifest("onnxruntime", "int8", SIGNATURE), OutputCheck(SAMPLE, []))
-    coverage = measure_coverage(source, None, tmp_path / "a", "static", [], [])
+    coverage = measure_coverage(FloatModel(source, None), tmp_path / "a", "static", [], [])
     assert coverage is not None
     assert (coverage.verdict, coverage.integer) == ("REAL", None)
     assert coverage.why.endswith("onnxruntime does not report their compute precision.")
@@ -214,7 +214,7 @@ def test_a_torch_module_is_proved_from_its_file_and_its_reopened_layers(
     converted = convert(copy.deepcopy(module), precision)
     manifest = Manifest("torch_eager", precision, SIGNATURE)
     save_module(tmp_path / "a", converted, Recipe("callable", "m.py:f", {}, "."), manifest, OutputCheck(SAMPLE, []))
-    coverage = measure_coverage(None, module, tmp_path / "a", scheme, [], kernels_of(converted))
+    coverage = measure_coverage(FloatModel(None, module), tmp_path / "a", scheme, [], kernels_of(converted))
     assert coverage is not None
     assert {one.path: (one.dtype_after, one.computed_in) for one in coverage.layers} == expected
     assert coverage.verdict == "REAL"
@@ -255,7 +255,7 @@ def recurrent_proof(tmp_path: Path, hidden: int, kernels: Sequence[Kernel]) -> C
     before, after = program(tmp_path / "before.onnx", False), program(tmp_path / "after.onnx", True)
     outputs = ENGINES["onnxruntime"].open(after, SIGNATURE, SessionSettings(1)).run(SAMPLE)
     save_program(tmp_path / "a", after, Manifest("onnxruntime", "int8", SIGNATURE), OutputCheck(SAMPLE, outputs))
-    coverage = measure_coverage(before, None, tmp_path / "a", "dynamic", [], kernels)
+    coverage = measure_coverage(FloatModel(before, None), tmp_path / "a", "dynamic", [], kernels)
     assert coverage is not None
     return coverage
 
@@ -277,7 +277,7 @@ def test_a_float32_copy_is_told_as_what_it_is_a_copy_of(tmp_path: Path) -> None:
     save_module(
         tmp_path / "a", converted, Recipe("callable", "m.py:net"), manifest, OutputCheck(SAMPLE, session.run(SAMPLE))
     )
-    coverage = measure_coverage(None, module, tmp_path / "a", "bf16", [], kernels_of(converted), precision="bfloat16")
+    coverage = measure_coverage(FloatModel(None, module, "bfloat16"), tmp_path / "a", "bf16", [], kernels_of(converted))
     assert coverage is not None
     assert coverage.verdict == "NO-OP"
     assert (coverage.layers[0].dtype, coverage.layers[0].bytes) == ("bfloat16", 64 * 4 * 2)

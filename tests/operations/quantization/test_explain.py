@@ -13,7 +13,7 @@ from omgoptim.requests.quantize import Bf16, Static
 from omgoptim.techniques.quantize._diagnostics.diagnostics import Diagnostic
 
 PLAIN = CandidateSpec(Static(algorithm="nncf"), "openvino")
-MIXED = CandidateSpec(Static(algorithm="nncf", ignore=["head"]), "openvino", "1 layer in float")
+MIXED = CandidateSpec(Static(algorithm="nncf", ignore=["head"]), "openvino", "1 layer in float", 1)
 TIMES = time_shares([("QLinearConv", 3.0, "int8"), ("Resize", 1.0, "float32")])
 
 

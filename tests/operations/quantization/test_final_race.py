@@ -1,4 +1,4 @@
-"""What is delivered of the finalists, and in which order."""
+"""Choice among the finalists, and their order."""
 
 from __future__ import annotations
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
-from omgoptim.operations.quantization.layer_search import SearchLayer, first_guess, ranked, search
+from omgoptim.operations.quantization.layer_search import (
+    LayerSearchResult,
+    LayerSets,
+    SearchLayer,
+    first_guess,
+    ranked,
+)
+from omgoptim.operations.quantization.layer_search import search as search_sets
 
 
 @dataclass
@@ -24,6 +33,17 @@ class Evaluator:
     @property
     def whole(self) -> float:
         return sum(self.drops.values())
+
+
+def search(
+    some: list[SearchLayer],
+    drop: float,
+    guard: float,
+    evaluate: Callable[[tuple[str, ...]], float],
+    holds: Callable[[float, float], bool] = lambda drop, guard: drop <= guard,
+    **functions: Any,
+) -> LayerSearchResult:
+    return search_sets(some, drop, guard, LayerSets(evaluate, **functions), holds)
 
 
 def layers(noise: dict[str, float], sizes: dict[str, int] | None = None) -> list[SearchLayer]:
@@ -110,7 +130,9 @@ def test_when_time_is_out_the_best_so_far_is_the_answer(allowed: int) -> None:
     names = [f"layer{index}" for index in range(40)]
     evaluator = Evaluator(dict.fromkeys(names[:20], 0.01))
     noise = {name: 0.1 if index else 5.0 for index, name in enumerate(names)}
-    found = search(layers(noise), evaluator.whole, 0.004, evaluator, lambda: len(evaluator.asked) >= allowed)
+    found = search(
+        layers(noise), evaluator.whole, 0.004, evaluator, out_of_time=lambda: len(evaluator.asked) >= allowed
+    )
     assert len(evaluator.asked) == allowed
     assert found.out_of_time
     assert found.best.drop == min([evaluator.whole, *(trial.drop for trial in found.trials)])

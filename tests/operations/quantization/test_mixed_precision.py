@@ -140,7 +140,7 @@ def test_the_users_own_ignore_is_kept_and_extended() -> None:
 
 def test_no_evaluation_begins_that_would_likely_end_past_the_deadline() -> None:
     now = [0.0]
-    trials = CandidateEvaluator(*[None] * 6, seed=0, deadline=10.0, clock=lambda: now[0])  # type: ignore[arg-type]
+    trials = CandidateEvaluator(*[None] * 3, deadline=10.0, clock=lambda: now[0])  # type: ignore[arg-type]
     assert not trials.out_of_time()
     trials.longest_s = 4.0
     now[0] = 5.9

@@ -1,4 +1,4 @@
-"""When a search is made again and what of it is delivered, with the search and its samples stood in for."""
+"""Second mixed precision search: its condition and its result, with a substitute for search and samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def result(params: Any, drop: float, timed: bool = True) -> CandidateResult:
 def search_again(
     monkeypatch: pytest.MonkeyPatch, failed: list[CandidateResult], seen: float, found: CandidateResult | None
 ) -> Any:
-    """What a search again ends with where the new samples show a drop of `seen` and the search finds `found`."""
+    """Result of a second search, where the new samples show a drop of `seen` and the search finds `found`."""
     samples = SimpleNamespace(batches=[], targets=[], count=64)
 
     def new_reference(_search: Any, _samples: Any, base: CandidateResult) -> Any:
@@ -45,9 +45,9 @@ def search_again(
     monkeypatch.setattr(mixed_precision_retry, "_new_reference", new_reference)
     monkeypatch.setattr(mixed_precision_retry, "search_mixed_precision", search_mixed_precision)
     request = SimpleNamespace(max_quality_drop=GUARD)
-    context = SimpleNamespace(progress=lambda *_: None)
+    builder = SimpleNamespace(context=SimpleNamespace(progress=lambda *_: None), loaded=None)
     preference = Preference("balanced", 1000)
-    search = mixed_precision_retry.MixedPrecisionSearch(request, context, None, None, None, None, preference)  # type: ignore[arg-type]
+    search = mixed_precision_retry.MixedPrecisionSearch(request, builder, None, preference)  # type: ignore[arg-type]
     splits: Any = SimpleNamespace(selection=samples)
     final: Any = SimpleNamespace(rejected=[SimpleNamespace(result=one) for one in failed])
     return mixed_precision_retry.retry_mixed_precision(search, splits, [], final, None)

@@ -20,11 +20,12 @@ from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.onnx_file import load as load_program
 from omgoptim.models.onnx_graph import find_layers
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import Live, prepare
+from omgoptim.operations.float_program import Program, float_program
+from omgoptim.operations.loaded_model import Live
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization import qat
-from omgoptim.operations.quantization.build_candidates import float_program
-from omgoptim.operations.quantization.candidates import Program, plan_candidates
-from omgoptim.operations.quantization.converted_evaluator import ConvertedEvaluator
+from omgoptim.operations.quantization.candidates import plan_candidates
+from omgoptim.operations.quantization.qat import ConvertedEvaluator
 from omgoptim.operations.quantization.splits import splits_of
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Qat
@@ -74,7 +75,7 @@ class QatRun:
     def run(self) -> qat.TrainedModel:
         program = float_program(self.loaded, self.context)
         splits = splits_of(self.request, self.loaded, plan_candidates(self.request, self.loaded, program))
-        return qat.train(self.request, self.params, self.context, self.loaded, program, splits, self.live)
+        return qat.train(self.request, self.context, self.loaded, program, splits, self.live)
 
 
 def test_training_that_hurts_is_undone_and_the_weights_from_before_compete(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which candidate is delivered: by speed, size or their product, and never by the evaluation data."""
+"""Choice of a candidate: by speed, size or their product, and never by the evaluation data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def result(
 ) -> CandidateResult:
     spread = given.pop("spread", 1.01)
     timing = Timing(1.0, 1.0, None, None, Ratio(speedup, speedup / spread, speedup * spread), None, 5)
-    spec = CandidateSpec(params, given.pop("runtime", "openvino"), given.pop("note", ""))
+    spec = CandidateSpec(params, given.pop("runtime", "openvino"), "", given.pop("float_layers", 0))
     built = Sized(spec, Path("x"), size)  # type: ignore[arg-type]
     return CandidateResult(built, timing=timing, drop=drop, high=drop if high is None else high, **given)
 
@@ -82,10 +82,10 @@ def test_float_that_is_better_comes_first_whatever_the_margin_of_int8() -> None:
 
 def test_mixed_precision_that_is_hardly_better_than_float_is_not_delivered() -> None:
     plain = result(Fp32(), 5.3, 1000)
-    mixed = result(Static(), 4.9, 770, 0.005, note="46 layers in float")
+    mixed = result(Static(), 4.9, 770, 0.005, float_layers=46)
     assert dominated_by(mixed, [mixed, plain], GUARD, preference()) is plain
     assert ordered([mixed, plain], GUARD, preference()) == [plain]
-    good = result(Static(), 4.9, 300, 0.005, note="2 layers in float")
+    good = result(Static(), 4.9, 300, 0.005, float_layers=2)
     assert ordered([good, plain], GUARD, preference()) == [good, plain]
     plain.reference = True  # a scheme that was asked for by name has no rival
     assert dominated_by(mixed, [mixed, plain], GUARD, preference()) is None

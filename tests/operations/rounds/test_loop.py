@@ -1,4 +1,4 @@
-"""Which round is kept, and what the rounds changed together; no model is run."""
+"""Choice of a round and merged changes of rounds; no model is run."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_changes_of_several_rounds_go_from_the_first_state_to_the_last_of_the_ke
 
 
 def test_a_layer_that_stays_and_reads_fewer_channels_is_in_both_lists() -> None:
-    reads = Change(path="fc", what="input channels", before="64", after="48")
+    reads = Change(path="fc", what="input channels", before="64", after="48", indirect=True)
     only = state(1, 0.9, Outcome([reads], [Skip(path="fc", reason="outputs")]))
     together = merged([only], only)
     assert together.changed == [reads]

@@ -1,4 +1,4 @@
-"""What a speed goal asks of each round, and when it counts as reached; and one that no widths reach."""
+"""Speed targets: the share of each round, targets that count as reached, and one that no widths reach."""
 
 from __future__ import annotations
 

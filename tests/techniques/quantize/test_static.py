@@ -169,13 +169,13 @@ def test_missing_nncf_is_an_error_with_the_install_line(program, apply, monkeypa
 
 
 def test_variants_are_the_algorithms_worth_trying_on_the_graph(program, monkeypatch):
-    monkeypatch.setattr(backends, "is_installed", lambda: True)
+    monkeypatch.setattr(backends, "has_nncf", lambda: True)
     params = Static(symmetric=True)
     assert [v.algorithm for v in variants(params, program("cnn").path)] == ["onnxruntime", "nncf"]
     assert [v.algorithm for v in variants(params, program("encoder").path)] == ["nncf"]
     assert all(v.symmetric for v in variants(params, program("cnn").path))
     assert variants(Static(algorithm="nncf"), program("cnn").path) == [Static(algorithm="nncf")]
-    monkeypatch.setattr(backends, "is_installed", lambda: False)
+    monkeypatch.setattr(backends, "has_nncf", lambda: False)
     assert [v.algorithm for v in variants(params, program("cnn").path)] == ["onnxruntime"]
 
 

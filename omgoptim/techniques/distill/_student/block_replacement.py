@@ -26,8 +26,7 @@ from omgoptim.measure.size import count_params
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.factorize._low_rank.problem import replace_layer
-from omgoptim.techniques.probe import NOT_RUN, Probe, attached, quiet
-from omgoptim.techniques.prune._channels.groups import owned_parameters
+from omgoptim.techniques.probe import NOT_RUN, Probe, attached, frozen_or_shared, owned_parameters, quiet
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome
 from omgoptim.training.batch_norm import reestimate
@@ -36,7 +35,7 @@ Conv = nn.Conv1d | nn.Conv2d
 Block = DepthSeparableConv | InvertedResidual
 
 FITS = 2
-"""Sweeps of fitting all blocks, each on inputs of blocks that were fitted before."""
+"""Sweeps over all blocks: the second fits on the inputs that the weights of the first give."""
 
 
 LEAST_VARIANCE = 0.01
@@ -290,12 +289,7 @@ def _why_not(path: str, layer: _ConvNd, selection: LayerSelection, owners: Mappi
         return f"{type(layer).__name__} has a forward of its own"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
         return "hooks are attached to it, which a block in its place would not have"
-    for name, tensor in layer._parameters.items():
-        if tensor is not None and not tensor.requires_grad:
-            return f"{name} is frozen (requires_grad is False)"
-        if len({owner for owner, _ in owners.get(id(tensor), [])}) > 1:
-            return f"{name} is shared with another layer"
-    return ""
+    return frozen_or_shared(layer, owners)
 
 
 def _called_convolutions(module: nn.Module, run: ModuleRun) -> set[nn.Module]:

@@ -250,7 +250,7 @@ def reduce_width(module: nn.Module, narrowing: Narrowing, params: Derived, run: 
 def merge_outcomes(steps: Sequence[Outcome]) -> Outcome:
     """Merge the outcomes of several steps; a layer whose own channels one of them changed was not skipped."""
     changed = [change for step in steps for change in step.changed]
-    paths = {change.path for change in changed if change.what != "input channels"}
+    paths = {change.path for change in changed if not change.indirect}
     skipped = {skip.path: skip for step in steps for skip in step.skipped if skip.path not in paths}
     return Outcome(changed, list(skipped.values()), [note for step in steps for note in step.notes])
 

@@ -23,7 +23,7 @@ from omgoptim.techniques.reconstruction.least_squares import ridge
 from omgoptim.techniques.registry import ModuleRun
 
 HELD = 1e-3
-"""Damping of the fitted weight towards the one before, as a fraction of the mean energy of an input."""
+"""Damping towards the former weight, as a fraction of an input's mean energy: holds directions without samples only."""
 
 CLOSE = 1e-3
 """Relative difference of two float32 sums that differ only in the order of additions."""
@@ -122,17 +122,17 @@ def _at_the_end(path: str, writer: _Writer, capture: Callable[[Tensor], None]) -
     if writer.norm is not None:
         return {f"{path}.{writer.norm}": lambda args, _output: capture(args[0])}
 
-    def heard(_args: Any, output: Any) -> None:
+    def read_output(_args: Any, output: Any) -> None:
         capture(next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)))
 
-    return {path: heard}
+    return {path: read_output}
 
 
 Hook = Callable[[Any, Any], None]
 """`hook(args, output)` of a called layer."""
 
 
-def _hear(stack: ExitStack, module: nn.Module, hooks: Mapping[str, Hook]) -> None:
+def _add_hooks(stack: ExitStack, module: nn.Module, hooks: Mapping[str, Hook]) -> None:
     """Call hooks on the named layers until the stack closes."""
     for path, hook in hooks.items():
         layer = module.get_submodule(path)
@@ -143,7 +143,7 @@ def _hear(stack: ExitStack, module: nn.Module, hooks: Mapping[str, Hook]) -> Non
 def _watched(module: nn.Module, run: ModuleRun, hooks: Mapping[str, Hook]) -> None:
     """Run the module on the first batch with hooks."""
     with ExitStack() as stack, evaluation_mode(module):
-        _hear(stack, module, hooks)
+        _add_hooks(stack, module, hooks)
         args, kwargs, _target = next(run.calls())
         module(*args, **kwargs)
 
@@ -185,26 +185,26 @@ def _rows(
     module: nn.Module, teacher: nn.Module, span: Span, writer: _Writer, run: ModuleRun
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield per batch the rows of real positions: the Linear's input and output, the layer's sum, the teacher's."""
-    heard: dict[str, Tensor] = {}
+    captured: dict[str, Tensor] = {}
 
     def last(name: str) -> Callable[[Tensor], None]:
         def keep(value: Tensor) -> None:
-            heard[name] = value
+            captured[name] = value
             raise StopForward
 
         return keep
 
     def linear(args: Any, output: Tensor) -> None:
-        heard["read"], heard["written"] = args[0], output
+        captured["read"], captured["written"] = args[0], output
 
     own = {f"{span.kept}.{writer.linear}": linear, **_at_the_end(span.kept, writer, last("ended"))}
     theirs = _at_the_end(span.end, writer, last("wanted"))
     with ExitStack() as stack, evaluation_mode(module), evaluation_mode(teacher):
-        _hear(stack, module, own)
-        _hear(stack, teacher, theirs)
+        _add_hooks(stack, module, own)
+        _add_hooks(stack, teacher, theirs)
         for args, kwargs, _target in run.calls():
             for each in (module, teacher):
                 run_until_stopped(each, args, kwargs)
             named = dict(zip(run.signature.input_names, (*args, *kwargs.values()), strict=True))
             real = padding_mask(named)
-            yield tuple(unpadded_rows(heard[name], real).float() for name in ("read", "written", "ended", "wanted"))
+            yield tuple(unpadded_rows(captured[name], real).float() for name in ("read", "written", "ended", "wanted"))

@@ -22,7 +22,7 @@ from omgoptim.techniques.prune._channels.channel_allocation import best, round_w
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
 from omgoptim.techniques.prune._channels.importance import importance_of
-from omgoptim.techniques.prune._channels.removal import take_out
+from omgoptim.techniques.prune._channels.removal import remove_with_positions
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
@@ -101,7 +101,7 @@ def narrow_to(
     skipped = list(narrowing.skipped)
     keep = best(narrowing.groups, narrowing.scores, _widths(module, narrowing, width, round_to))
     if keep:
-        outcome, sides = take_out(module, narrowing.groups, keep, run)
+        outcome, sides = remove_with_positions(module, narrowing.groups, keep, run)
         changed, skipped = [*changed, *outcome.changed], [*skipped, *outcome.skipped]
         kept_columns |= sides
     if before is not None and kept_columns:

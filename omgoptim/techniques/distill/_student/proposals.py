@@ -45,7 +45,7 @@ from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 ON_THE_CURVE = 3
-"""Interpolation steps before bisection."""
+"""Interpolation steps before bisection: the curve's two unknowns are known after two, the third corrects rounding."""
 BUILDS = ON_THE_CURVE + 10
 """Maximum evaluations beside that at the upper end: ten bisections end a search over 1,000 steps."""
 CLOSE = 0.97
@@ -54,15 +54,15 @@ STEPS = 1000
 """Resolution of the search: x is a multiple of 1/1000."""
 
 LEAST = 0.02
-"""Minimum width and rank ratio that is tried: a fiftieth of a layer."""
+"""Minimum width and rank ratio that is tried: a fiftieth of a layer, one channel of most."""
 MOST_RANK = 0.9
 """Maximum rank ratio: above it two factors save less than 10 % of the parameters and cost time."""
 LARGE = 32
-"""Minimum inputs and outputs of a Linear layer that is worth factorizing."""
+"""Minimum inputs and outputs of a Linear layer that is factorized: a smaller one has under 1,024 weights to save."""
 DEEPER, WIDER = math.log(1.2), math.log(1.1)
 """Logarithms of depth and width per step of compound scaling: arXiv:1905.11946 (1.2 and 1.1)."""
 PLAIN_WIDTHS = (1.0, 0.75)
-"""Widths that are tried when `keep_layers` decides the student's size."""
+"""Widths that are tried when `keep_layers` decides the size: all channels, and about half of their weights."""
 FOR_SPEED = (2.0, 4.0)
 """Compressions per unit of requested speedup, when speedup is the only target: time falls by less than parameters."""
 
@@ -260,11 +260,11 @@ def proposals(
             if params is None:
                 passed_over.append((way.name, why))
                 continue
-            made = _proposal(builder, params, run)
+            proposal = _proposal(builder, params, run)
         except OmgoptimError as error:
             passed_over.append((way.name, f"{error.what}: {error.why}" if error.why else error.what))
             continue
-        found.setdefault(tuple((name, tensor.shape) for name, tensor in made.module.state_dict().items()), made)
+        found.setdefault(tuple((name, tensor.shape) for name, tensor in proposal.module.state_dict().items()), proposal)
     likeliest = sorted(found.values(), key=lambda each: (-(each.macs or 0), -each.params_count))
     return likeliest[: auto.candidates], list(dict.fromkeys(passed_over))
 
@@ -294,27 +294,27 @@ def _at_width(way: _Method, width: float, _: float) -> Derived:
 
 def _methods(builder: StudentBuilder, auto: Auto, compression: float) -> Iterator[_Method]:
     """Return the ways that suit the teacher; with layers to keep, every one keeps them."""
-    whose = {"targets": auto.targets, "ignore": auto.ignore}
+    globs = {"targets": auto.targets, "ignore": auto.ignore}
     shares = {round(auto.keep_layers / len(stack.units), 4) for stack in builder.stacks} if auto.keep_layers else {1.0}
     depth = min(1.0, *shares)
     if auto.keep_layers is not None:
-        kept = partial(FewerLayers, keep_layers=auto.keep_layers, **whose)
+        kept = partial(FewerLayers, keep_layers=auto.keep_layers, **globs)
         yield _Method("fewer layers", lambda width: kept(width=width))
     else:
-        yield _Method("narrow", lambda width: Narrow(width=width, **whose))
+        yield _Method("narrow", lambda width: Narrow(width=width, **globs))
         if builder.stacks:
             steps = math.log(compression) / (DEEPER + 2 * WIDER)
             shallow = round(math.exp(-steps * DEEPER), 3)
-            yield _Method("narrow with fewer layers", lambda width: Narrow(width=width, depth=shallow, **whose))
+            yield _Method("narrow with fewer layers", lambda width: Narrow(width=width, depth=shallow, **globs))
             few = _layers_for(builder, builder.params / compression)
-            yield _Method("fewer layers", lambda width: FewerLayers(keep_layers=few, width=width, **whose))
+            yield _Method("fewer layers", lambda width: FewerLayers(keep_layers=few, width=width, **globs))
     if len(shares) > 1:  # one fraction of the depth would not keep so many layers of every stack
         return
     if builder.has_convolutions:
-        yield _Method("depthwise", lambda width: Depthwise(width=width, depth=depth, **whose))
-        yield _Method("inverted residual", lambda width: InvertedResidual(width=width, depth=depth, **whose))
+        yield _Method("depthwise", lambda width: Depthwise(width=width, depth=depth, **globs))
+        yield _Method("inverted residual", lambda width: InvertedResidual(width=width, depth=depth, **globs))
     if builder.has_linear_of(LARGE):
-        at = partial(LowRank, depth=depth, **whose)
+        at = partial(LowRank, depth=depth, **globs)
         if compression > 1:
             yield _Method("low rank", lambda share: at(rank_ratio=share), 1, MOST_RANK)
         yield _Method("low rank, narrower", lambda width: at(width=width))

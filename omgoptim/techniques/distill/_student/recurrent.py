@@ -22,8 +22,16 @@ from torch.utils._pytree import tree_map
 
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.probe import DoesNotRun, Probe, attached, difference, tolerance_of
-from omgoptim.techniques.prune._channels.groups import narrowed, owned_parameters
+from omgoptim.techniques.probe import (
+    DoesNotRun,
+    Probe,
+    attached,
+    difference,
+    frozen_or_shared,
+    owned_parameters,
+    tolerance_of,
+)
+from omgoptim.techniques.prune._channels.groups import narrowed
 from omgoptim.techniques.registry import ModuleRun
 
 WIDTHS = (
@@ -165,7 +173,7 @@ def _narrow_reader(layer: Any, path: str, columns: Tensor) -> Change:
     else:
         layer.weight = narrowed(layer.weight, 1, columns)
         layer.in_features = len(columns)
-    return Change(path=path, what="input channels", before=str(before), after=str(len(columns)))
+    return Change(path=path, what="input channels", before=str(before), after=str(len(columns)), indirect=True)
 
 
 def ignore_units(module: nn.Module, recurrent: Recurrent, kept: Tensor) -> None:
@@ -215,13 +223,11 @@ def _why_not(
         return "its outputs are projections of its hidden units (proj_size)"
     if layer.hidden_size < 2:
         return "it has one hidden unit"
-    for name, tensor in layer._parameters.items():
-        if tensor is not None and not tensor.requires_grad:
-            return f"{name} is frozen (requires_grad is False)"
-        if tensor is not None and (tensor.dtype not in (torch.float32, torch.float64)):
-            return f"its weights are {str(tensor.dtype).removeprefix('torch.')}"
-        if len({owner for owner, _ in owners.get(id(tensor), [])}) > 1:
-            return f"{name} is shared with another layer"
+    if reason := frozen_or_shared(layer, owners):
+        return reason
+    other = next((t.dtype for t in layer.parameters() if t.dtype not in (torch.float32, torch.float64)), None)
+    if other is not None:
+        return f"its weights are {str(other).removeprefix('torch.')}"
     if any(name not in layer._parameters for name in layer._flat_weights_names):
         return "its weights are computed from others (a parametrization)"
     return ""
@@ -235,17 +241,14 @@ def _tied_reader(module: nn.Module, recurrent: Recurrent, owners: Mapping[int, l
     return ""
 
 
-# Who reads what
-
-
 def _find_readers(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
     """Return the layer with its readers, found by tracing two assignments of numbers to its units."""
     layer: Any = module.get_submodule(path)
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     count = rows * layer.hidden_size
     numbers = torch.arange(1, count + 1)
-    deals = [numbers, numbers.flip(0) + count]
-    seen = [_numbers_by_column(module, layer, deal.view(rows, -1), run) for deal in deals]
+    assignments = [numbers, numbers.flip(0) + count]
+    seen = [_numbers_by_column(module, layer, assignment.view(rows, -1), run) for assignment in assignments]
     readers = []
     for name in seen[0]:
         one, other = (values.get(name) for values in seen)
@@ -262,15 +265,11 @@ def _find_readers(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
 def _numbers_by_column(module: nn.Module, layer: Any, numbers: Tensor, run: ModuleRun) -> dict[str, Tensor]:
     """Return the one whole number that each column of every Linear and recurrent layer reads, 0 where there is none.
 
-    Args:
-        module: that holds the layer.
-        layer: the recurrent layer whose units are followed.
-        numbers: (layers * directions, hidden units): dealt out to the units.
-        run: how the module is called.
+    `numbers` (layers * directions, hidden units) are assigned to the units of the recurrent `layer`.
     """
     read: dict[str, Tensor] = {}
 
-    def deal(_: nn.Module, _args: Any, output: Any) -> Any:
+    def assign(_: nn.Module, _args: Any, output: Any) -> Any:
         sequence, state = output
         directions = 2 if layer.bidirectional else 1
         last = numbers[-directions:].flatten()
@@ -299,7 +298,7 @@ def _numbers_by_column(module: nn.Module, layer: Any, numbers: Tensor, run: Modu
 
         return hook
 
-    hooks = [layer.register_forward_hook(deal)]
+    hooks = [layer.register_forward_hook(assign)]
     for path, part in module.named_modules():
         if isinstance(part, (nn.Linear, nn.RNNBase)) and part is not layer:
             hooks.append(part.register_forward_pre_hook(look(path), with_kwargs=True))
@@ -330,9 +329,6 @@ def _width_attributes(module: nn.Module, path: str, width: int) -> tuple[tuple[s
         for name, value in vars(module.get_submodule(owner)).items()
         if name in WIDTHS and type(value) is int and value == width
     )
-
-
-# Proof
 
 
 def _why_not_removable(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> str:

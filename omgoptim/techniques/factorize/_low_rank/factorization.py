@@ -27,7 +27,13 @@ from omgoptim.techniques.factorize._low_rank.problem import (
     unusable,
     weight_of,
 )
-from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice, pareto, share_out, with_energy, within
+from omgoptim.techniques.factorize._low_rank.rank_allocation import (
+    RankChoice,
+    allocate_ranks,
+    pareto,
+    with_energy,
+    within,
+)
 from omgoptim.techniques.factorize._low_rank.rank_timing import measure_times
 from omgoptim.techniques.factorize._low_rank.second_moments import WIDEST, in_of, input_moments, output_influence
 from omgoptim.techniques.factorize._low_rank.sequential_solve import solve_in_order
@@ -38,7 +44,7 @@ SMALLEST_SHARE = 1e-9
 """Lower bound of the kept share before its logarithm: below float32's precision of an energy."""
 
 RUNGS = 256
-"""Maximum options of a layer in the allocation."""
+"""Maximum options of a layer in the allocation: steps of 0.4 % of its ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,7 @@ def choose_ranks(
     shared = _rank_choices(module, layers, ladders, params, run, skipped)
     total = count_params(module)[0]
     elsewhere = total - sum(layer.params for layer in shared.values())
-    chosen = share_out(shared, elsewhere, total, compression)
+    chosen = allocate_ranks(shared, elsewhere, total, compression)
     whole = "kept dense: factorizing other layers loses less at the same size"
     skipped += [Skip(path=path, reason=whole) for path in shared if path not in chosen]
     return {path: chosen[path] for path in ladders if path in chosen}

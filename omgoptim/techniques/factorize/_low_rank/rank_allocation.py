@@ -16,7 +16,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.techniques.factorize._low_rank.problem import Option
 
 TOLERANCE = 0.02
-"""Largest relative distance of the reached compression from the target."""
+"""Largest relative distance of the reached compression from the target, as `CLOSE` of channel allocation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,9 @@ def pareto(options: Sequence[Option]) -> list[Option]:
     return best
 
 
-def share_out(layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float) -> dict[str, Option]:
+def allocate_ranks(
+    layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float
+) -> dict[str, Option]:
     """Return the option of each layer that is factorized, by path.
 
     Args:

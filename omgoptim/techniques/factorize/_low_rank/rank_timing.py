@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     import onnx
 
 POINTS = 6
-"""Maximum measured ranks of a layer."""
+"""Maximum measured ranks of a layer; between them time is interpolated over the parameters."""
 
 TURNS = 3
-"""Visits of each measurement point."""
+"""Visits of each measurement point, of which the fastest counts: two may be disturbed."""
 
 BLOCK_S = 0.005
 """Seconds of one block of calls, above the clock's and the scheduler's resolution."""

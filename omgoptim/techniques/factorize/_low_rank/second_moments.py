@@ -25,6 +25,7 @@ from omgoptim.techniques.reconstruction.inputs import (
     batches_of,
     call_tensors,
     forward_hooks,
+    in_portions,
     input_rows,
     output_rows,
     padding_mask,
@@ -86,8 +87,8 @@ def input_moments(
         samples: how many of them to read.
     """
     leaders = leaders_of(layers, uses_of(module, layers, run))
-    for chunk in _chunks({leader: layers[leader] for leader in dict.fromkeys(leaders.values())}):
-        found = _one_pass(module, chunk, run, samples)
+    for chunk in in_portions(dict.fromkeys(leaders.values()), lambda path: moments_bytes(layers[path]), AT_ONCE_BYTES):
+        found = _one_pass(module, {path: layers[path] for path in chunk}, run, samples)
         yield from ((path, found[leader]) for path, leader in leaders.items() if leader in found)
 
 
@@ -95,20 +96,6 @@ def leaders_of(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dic
     """Return the path whose moments each path shares; a layer too wide for a second moment has its own."""
     leaders = with_same_rows(layers, uses)
     return {path: path if in_of(layers[path]) > WIDEST else leader for path, leader in leaders.items()}
-
-
-def _chunks(layers: Mapping[str, DenseLayer]) -> Iterator[dict[str, DenseLayer]]:
-    chunk: dict[str, DenseLayer] = {}
-    total = 0
-    for path, layer in layers.items():
-        size = moments_bytes(layer)
-        if chunk and total + size > AT_ONCE_BYTES:
-            yield chunk
-            chunk, total = {}, 0
-        chunk[path] = layer
-        total += size
-    if chunk:
-        yield chunk
 
 
 def moments_bytes(layer: DenseLayer) -> int:

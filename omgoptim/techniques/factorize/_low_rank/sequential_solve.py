@@ -48,6 +48,7 @@ from omgoptim.techniques.reconstruction.inputs import (
     batches_of,
     call_tensors,
     forward_hooks,
+    in_portions,
     input_rows,
     padding_mask,
     rows_of_shape,
@@ -65,7 +66,9 @@ KEPT_BYTES = 1_000_000_000
 """Bytes for the inputs of the original's layers in float32, as much as for moments."""
 
 HELD = 0.1
-"""Damping of the refitted weight towards the original, as a fraction of the mean energy of an input."""
+"""Damping towards the original weight, as a fraction of an input's mean energy: as measured for channels in
+`prune/_reconstruction.py`.
+"""
 
 Rows = dict[str, list[Tensor]]
 """Rows of each call of a layer in one batch by path, (groups, rows, in) each."""
@@ -162,7 +165,11 @@ def solve_in_order(
     uses = uses_of(original, layers, run)
     leaders, reader = leaders_of(layers, uses), _RowReader(uses, run, samples)
     errors: dict[str, float | None] = {}
-    for window in _windows(stages(layers, uses), layers, leaders, uses, samples):
+
+    def inputs_bytes(stage: list[str]) -> int:
+        return sum(_rows_bytes(layers[path], uses[path], samples) for path in {leaders[path] for path in stage})
+
+    for window in in_portions(stages(layers, uses), inputs_bytes, KEPT_BYTES):  # inputs that fit in memory together
         kept = reader.cached(original, {leaders[path]: layers[leaders[path]] for stage in window for path in stage})
         for stage in window:
             firsts = {leaders[path]: layers[leaders[path]] for path in stage}
@@ -184,42 +191,11 @@ def stages(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> list[li
     groups = list(by_source.values())
     merge = -(-len(groups) // MOST_STAGES)
     merged = [list(itertools.chain(*groups[i : i + merge])) for i in range(0, len(groups), merge)]
-    return [part for stage in merged for part in _fitting(stage, layers)]
-
-
-def _fitting(stage: Sequence[str], layers: Mapping[str, DenseLayer]) -> Iterator[list[str]]:
-    """Split a stage into parts whose moments fit in memory together."""
-    part: list[str] = []
-    size = 0
-    for path in stage:
-        more = 2 * moments_bytes(layers[path])
-        if part and size + more > AT_ONCE_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(path)
-        size += more
-    yield part
-
-
-def _windows(
-    found: Sequence[list[str]],
-    layers: Mapping[str, DenseLayer],
-    leaders: Mapping[str, str],
-    uses: Mapping[str, Use],
-    samples: int,
-) -> Iterator[list[list[str]]]:
-    """Group stages whose inputs in the original fit in memory."""
-    window: list[list[str]] = []
-    size = 0
-    for stage in found:
-        more = sum(_rows_bytes(layers[path], uses[path], samples) for path in {leaders[path] for path in stage})
-        if window and size + more > KEPT_BYTES:
-            yield window
-            window, size = [], 0
-        window.append(stage)
-        size += more
-    if window:
-        yield window
+    return [
+        part
+        for stage in merged
+        for part in in_portions(stage, lambda path: 2 * moments_bytes(layers[path]), AT_ONCE_BYTES)
+    ]
 
 
 def _rows_bytes(layer: DenseLayer, use: Use, samples: int) -> int:

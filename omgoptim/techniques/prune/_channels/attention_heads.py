@@ -47,7 +47,7 @@ def find_heads(module: nn.Module, probe: Probe) -> tuple[list[Attention], list[S
     claimed: set[str] = set()
     for path, block in reversed(list(module.named_modules())):  # a block inside another one first
         if isinstance(block, nn.MultiheadAttention):
-            skipped.append(Skip(path=path, reason=MULTIHEAD))
+            skipped.append(Skip(path=path, reason=MULTIHEAD, kind="unsupported"))
         elif _number(block, HEAD_COUNTS) or _number(block, HEAD_WIDTHS):
             linears = _linears(path, block)
             if not 1 <= len(linears) <= MOST_LINEARS or claimed & linears.keys():
@@ -57,7 +57,7 @@ def find_heads(module: nn.Module, probe: Probe) -> tuple[list[Attention], list[S
                 found.append(attention)
                 claimed |= attention.claimed
             elif any(type(child) is nn.Linear for child in block.children()):
-                skipped.append(Skip(path=path, reason=UNKNOWN))
+                skipped.append(Skip(path=path, reason=UNKNOWN, kind="unsupported"))
     return found[::-1], skipped[::-1]
 
 

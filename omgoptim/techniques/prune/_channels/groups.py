@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Literal
 
 import torch
@@ -23,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from omgoptim.models.globs import matches
-from omgoptim.reports import Skip
+from omgoptim.reports import Skip, SkipReason
 from omgoptim.requests.prune import Structured
 
 Side = Literal["out", "in"]
@@ -245,20 +244,12 @@ class Group:
         return math.lcm(self.unit, round_to)
 
 
-class RefusalKind(Enum):
-    """Kinds of reasons for which a group keeps its width."""
-
-    MODEL_OUTPUT = "the channels are outputs of the model"
-    FORWARD_FAILS = "the model does not run with fewer channels"
-    OTHER = "any other reason"
-
-
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Reason for which one group keeps its width."""
 
     reason: str
-    kind: RefusalKind = RefusalKind.OTHER
+    kind: SkipReason = "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,30 +260,21 @@ class Groups:
     skipped: list[Skip] = field(default_factory=list)
     others: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
     """Arguments of forwards on single samples with other execution paths, to verify removals on too."""
-    refusals: Mapping[str, RefusalKind] = field(default_factory=dict)
-    """Kind of the reason for the skipped paths where it is not `OTHER`."""
 
 
-def skips_of_kept(module: nn.Module, root: str, writers: Sequence[str], reason: str) -> list[Skip]:
+def skips_of_kept(module: nn.Module, root: str, writers: Sequence[str], refusal: Refusal) -> list[Skip]:
     """Return skips for the root of a kept group and for every other convolution and Linear that writes its channels."""
     layers = dict(module.named_modules())
     others = [
         path for path in dict.fromkeys(writers) if path != root and isinstance(layers.get(path), (_ConvNd, nn.Linear))
     ]
     return [
-        Skip(path=root, reason=reason),
-        *(Skip(path=path, reason=f"its channels go with those of {root}: {reason}") for path in others),
+        Skip(path=root, reason=refusal.reason, kind=refusal.kind),
+        *(
+            Skip(path=path, reason=f"its channels go with those of {root}: {refusal.reason}", kind="tied")
+            for path in others
+        ),
     ]
-
-
-def owned_parameters(module: nn.Module) -> dict[int, list[tuple[int, str]]]:
-    """Return the owners (layer id and name) of each parameter by its id; more than one layer is a tie."""
-    owners: dict[int, list[tuple[int, str]]] = {}
-    for path, layer in module.named_modules():
-        for name, tensor in layer._parameters.items():
-            if tensor is not None:
-                owners.setdefault(id(tensor), []).append((id(layer), f"{path}.{name}" if path else name))
-    return owners
 
 
 def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, list[tuple[int, str]]]) -> str:

@@ -24,7 +24,7 @@ from omgoptim.techniques.prune._unstructured.saliency import lamp_of_squares
 from omgoptim.techniques.registry import ModuleRun
 
 HESSIAN_SAMPLES = 128
-"""Maximum samples whose gradients are squared one by one."""
+"""Maximum samples whose gradients are squared, at one backward pass each."""
 
 Score = Callable[[nn.Module, Place], Tensor | None]
 """Scores of one place: (width of that side,), or None where the criterion does not apply."""
@@ -63,13 +63,13 @@ def _by_unit(values: Tensor, group: Group) -> Tensor:
 
 def _over_places(module: nn.Module, group: Group, score: Score) -> Tensor | None:
     """Return the mean over the places of each root channel's score; several positions of a channel add up."""
-    total, voices = torch.zeros(group.width), 0
+    total, count = torch.zeros(group.width), 0
     for place in group.places:
-        said = score(module, place)
-        if said is not None:
-            total.index_add_(0, place.roots, said.cpu().float()[place.positions])
-            voices += 1
-    return total / voices if voices else None
+        scores = score(module, place)
+        if scores is not None:
+            total.index_add_(0, place.roots, scores.cpu().float()[place.positions])
+            count += 1
+    return total / count if count else None
 
 
 def _score(module: nn.Module, groups: Iterable[Group], params: Structured, run: ModuleRun) -> Score:
@@ -84,7 +84,7 @@ def _score(module: nn.Module, groups: Iterable[Group], params: Structured, run: 
 
 def _magnitude(module: nn.Module, place: Place) -> Tensor | None:
     """Return the sum of squares of each channel's weights."""
-    return _weighed(module, place, lambda values: values.square(), norms=True)
+    return _sum_over_weights(module, place, lambda values: values.square(), norms=True)
 
 
 def _norm_scale(module: nn.Module, place: Place) -> Tensor | None:
@@ -107,7 +107,7 @@ def _layer(module: nn.Module, place: Place) -> Any:
     return module.get_submodule(place.path) if place.axis is None else None
 
 
-def _weighed(module: nn.Module, place: Place, of: Callable[[Tensor], Tensor], *, norms: bool) -> Tensor | None:
+def _sum_over_weights(module: nn.Module, place: Place, of: Callable[[Tensor], Tensor], *, norms: bool) -> Tensor | None:
     """Return the sum over each channel's weights of a function of the weight tensor."""
     layer = _layer(module, place)
     if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
@@ -129,10 +129,12 @@ def _of_gradients(module: nn.Module, groups: list[Group], kind: str, run: Module
     for args, kwargs, target in _single(run.calls()) if kind == "hessian" else run.calls():
         gradients = _gradients(module, args, kwargs, target, run)
         for key, place in places.items():
-            said = _weighed(module, place, partial(_product, gradients.get(f"{place.path}.weight"), kind), norms=True)
-            if said is not None:
-                said = said if kind == "hessian" else said.abs()
-                sums[key] = sums[key] + said if key in sums else said
+            scores = _sum_over_weights(
+                module, place, partial(_product, gradients.get(f"{place.path}.weight"), kind), norms=True
+            )
+            if scores is not None:
+                scores = scores if kind == "hessian" else scores.abs()
+                sums[key] = sums[key] + scores if key in sums else scores
         run.progress(f"importance {kind}", None)
     if not all(bool(torch.isfinite(total).all()) for total in sums.values()):
         raise DataError(f"importance {kind} is not a number", "the loss has a gradient that is infinite or NaN")

@@ -22,7 +22,6 @@ from omgoptim.techniques.prune._channels.groups import (
     Groups,
     Place,
     Refusal,
-    RefusalKind,
     cut,
     narrowed,
     silenced,
@@ -34,10 +33,12 @@ from omgoptim.techniques.registry import ModuleRun, Outcome
 Key = tuple[str, str]
 """Path and side of a layer, or a parameter."""
 
-OUTPUTS = "its channels are the model's outputs"
+OUTPUTS = Refusal("its channels are the model's outputs", "model_output")
 DOES_NOT_RUN = "with fewer channels the model does not run"
-ENOUGH = "no channel was removed: the target needs none of them, or rounding of the width keeps them"
-WAY_OUT = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
+ENOUGH = Refusal(
+    "no channel was removed: the target needs none of them, or rounding of the width keeps them", "no_benefit"
+)
+SIZES_FIX = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
 
 
 def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun) -> Outcome:
@@ -55,10 +56,10 @@ def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: M
     Raises:
         TechniqueError: nothing could be removed.
     """
-    return take_out(module, groups, keep, run)[0]
+    return remove_with_positions(module, groups, keep, run)[0]
 
 
-def take_out(
+def remove_with_positions(
     module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun
 ) -> tuple[Outcome, dict[Key, Tensor]]:
     """Do what `remove` does; return the outcome, and the positions left of each cut side, counted as before."""
@@ -69,10 +70,10 @@ def take_out(
         run.progress(f"removing channels: {group.name}", index / len(asked))
         refusal = removal.attempt(group, keep[group.name])
         if refusal:
-            skipped += skips_of_kept(module, group.name, group.writers, refusal.reason)
+            skipped += skips_of_kept(module, group.name, group.writers, refusal)
     changed = removal.changes()
     if asked and not changed:
-        raise TechniqueError("no channel could be removed", skipped[0].reason, WAY_OUT)
+        raise TechniqueError("no channel could be removed", skipped[0].reason, SIZES_FIX)
     names = {group.name for group in asked}
     for group in groups.groups:
         if group.name not in names:
@@ -122,7 +123,7 @@ class Removal:
             self._cut(group, gone)
             refusal = _refusal_of(self._probe.outputs(self.module), expected, group)
         except DoesNotRun as error:
-            refusal = Refusal(f"{DOES_NOT_RUN}: {error}", RefusalKind.FORWARD_FAILS)
+            refusal = Refusal(f"{DOES_NOT_RUN}: {error}", "forward_fails")
         except ValueError as error:
             refusal = Refusal(str(error))
         if refusal:
@@ -142,6 +143,7 @@ class Removal:
                 what="input channels" if side == "in" else "channels",
                 before=str(self._full[path, side]),
                 after=str(len(left)),
+                indirect=side == "in",
             )
             for (path, side), left in self.left.items()
             if len(left) < self._full[path, side]
@@ -194,7 +196,7 @@ def _refusal_of(outputs: list[Tensor], expected: list[Tensor], group: Group) -> 
     try:
         apart = difference(outputs, expected)
     except ValueError:
-        return Refusal(OUTPUTS, RefusalKind.MODEL_OUTPUT)
+        return OUTPUTS
     if group.exact and apart > tolerance_of(expected):
         return Refusal(
             "removing channels changes what the others compute: an operation in between mixes channels "

@@ -34,10 +34,10 @@ Choice = tuple[int, ...]
 """For each group, the index of an option."""
 
 PRICES = 40
-"""Bisection steps of the Lagrange multiplier (loss per millisecond)."""
+"""Bisection steps of the Lagrange multiplier (loss per millisecond): a range of 1e6 shrinks to a relative 1e-11."""
 
 ROUNDS = 8
-"""Maximum rounds of linearization around the best widths."""
+"""Maximum rounds of linearization around the best widths; they end once nothing improves."""
 
 MOST_PAIRS = 200_000
 """Maximum pairwise changes of one local search sweep; with more, only neighbouring widths are tried."""

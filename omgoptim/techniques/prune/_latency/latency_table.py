@@ -22,7 +22,7 @@ LEAST_FRACTION, MOST_FRACTION = 0.01, 1.0
 """Bounds of the result of `next_aim`."""
 
 BOLDEST = 0.5
-"""Lower bound of the result of `next_aim` relative to the previous one."""
+"""Lower bound of the result of `next_aim` relative to the previous one: a steep line may be noise."""
 
 MARGIN = 0.01
 """Relative margin of `next_aim` beyond the target: a target missed by measurement noise costs a round."""

@@ -45,7 +45,7 @@ from omgoptim.techniques.prune._latency.layer_benchmark import (
 from omgoptim.techniques.registry import ModuleRun
 
 LEAST_KEPT = 0.1
-"""Minimum measured width as a fraction of a group's width."""
+"""Minimum measured width as a fraction of a group's width: what the default `max_layer_ratio` leaves."""
 
 PASSES, MOST_VISITS = 2, 6
 """Visits of every point, and of a point that is remeasured."""

@@ -86,7 +86,7 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
         if not zeros:
             share = 100 * weight.count / selection.count
             reason = SPARED_REASON.format(share=share) if weight.path in dense else UNTOUCHED_REASON
-            skipped.append(Skip(path=weight.path, reason=reason))
+            skipped.append(Skip(path=weight.path, reason=reason, kind="no_benefit"))
             continue
         what_changed = [what, *(f"shared with {path}" for path, _ in weight.shared)]
         if weight.count - zeros == 1 and weight.count > 1:

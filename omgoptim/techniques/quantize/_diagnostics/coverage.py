@@ -51,14 +51,14 @@ def outcome(
             continue
         seen.add((layer.path, layer.op, layer.weight))
         if layer.is_quantized:
-            skipped.append(Skip(path=layer.path, reason=ALREADY))
+            skipped.append(Skip(path=layer.path, reason=ALREADY, kind="already_compressed"))
         elif any(layer.node + suffix in quantized for suffix in ("", *REPLACED_SUFFIXES)):
             now = EMBEDDING if layer.op == "Gather" else (precisions or {}).get(layer.node, precision)
             changed.append(Change(path=layer.path, what=layer.what, before="float32", after=now))
         elif layer.node not in names:
-            skipped.append(Skip(path=layer.path, reason=IGNORED))
+            skipped.append(Skip(path=layer.path, reason=IGNORED, kind="excluded"))
         else:
-            skipped.append(Skip(path=layer.path, reason=reasons.get(layer.op, NOT_TAKEN)))
+            skipped.append(Skip(path=layer.path, reason=reasons.get(layer.op, NOT_TAKEN), kind="unsupported"))
     return Outcome(changed, skipped)
 
 

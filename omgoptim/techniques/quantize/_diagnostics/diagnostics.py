@@ -22,7 +22,7 @@ from omgoptim.techniques.quantize._diagnostics.layer_statistics import LayerStat
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation
 
 HUGE = 1e4
-"""Magnitude above which a constant is taken for the fill value of a mask."""
+"""Magnitude above which a constant is taken for the fill value of a mask: -65504 in float16, -1e9 and the like."""
 
 MAX_PATHS = 8
 """Maximum number of layers that a diagnostic lists."""

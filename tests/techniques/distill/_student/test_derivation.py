@@ -1,4 +1,4 @@
-"""Steps that all derivations of a student share."""
+"""Derivation of a student: steps that all methods share, compatibility, initialization."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.size import count_params
 from omgoptim.requests.distill import Depthwise, Derived, FewerLayers, InvertedResidual, LowRank, Narrow
+from omgoptim.techniques.distill._student.derivation import output_shapes, refuse_other_shapes, reinitialize
 from omgoptim.techniques.registry import ModuleRun, apply_to_module
 
 RunOf = Callable[..., ModuleRun]
+
 IMAGES = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 STUDENTS: list[Derived] = [
     Narrow(width=0.5),
@@ -26,6 +28,122 @@ STUDENTS: list[Derived] = [
     LowRank(),
     FewerLayers(width=0.75),
 ]
+
+
+class Two(nn.Module):
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5))
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.body(x)
+        return {"logits": self.head(hidden), "hidden": hidden}
+
+
+def test_shapes_are_those_of_all_outputs_for_two_samples(run_of: RunOf, drawn: Any) -> None:
+    module = Two()
+    run = run_of(module, drawn(5, 4))
+    module.train()
+    assert output_shapes(module, run) == [(2, 3), (2, 6)]
+    assert module.training
+
+
+def test_the_layer_that_fails_is_named(run_of: RunOf, drawn: Any) -> None:
+    module = Two()
+    run = run_of(module, drawn(5, 4))
+    module.body[0] = nn.Linear(4, 5)
+    with pytest.raises(TechniqueError, match="the student does not run") as refused:
+        output_shapes(module, run)
+    assert "layer 'head' failed" in refused.value.why
+    assert "ignore" in refused.value.fix
+
+
+def test_a_forward_that_fails_between_its_layers_is_named_as_such(run_of: RunOf, drawn: Any) -> None:
+    class Fixed(Two):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.head(self.body(x).view(-1, 6))}
+
+    module = Fixed()
+    run = run_of(module, drawn(5, 4))
+    module.body[0] = nn.Linear(4, 5)
+    with pytest.raises(TechniqueError) as refused:
+        output_shapes(module, run)
+    assert "the model's own forward failed" in refused.value.why
+
+
+def test_outputs_of_other_shapes_are_refused(run_of: RunOf, drawn: Any) -> None:
+    run = run_of(Two(), drawn(5, 4))
+    refuse_other_shapes(Two(), [(2, 3), (2, 6)], run)
+    with pytest.raises(TechniqueError, match="other shapes") as refused:
+        refuse_other_shapes(Two(classes=2), [(2, 3), (2, 6)], run)
+    assert "(2, 2)" in refused.value.why
+
+
+def test_checking_draws_no_random_numbers(run_of: RunOf, drawn: Any) -> None:
+    module = Two()
+    run = run_of(module, drawn(5, 4))
+    torch.manual_seed(0)
+    expected = torch.randn(2)
+    torch.manual_seed(0)
+    output_shapes(module, run)
+    assert torch.equal(torch.randn(2), expected)
+
+
+class Scale(nn.Module):
+    """A layer without a way to begin anew."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(values)
+        self.one = nn.Parameter(torch.tensor([7.0]))
+
+
+def built() -> nn.Module:
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(1)) * 0.5 + 2
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.MultiheadAttention(4, 2), Scale(values))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:
+    one, same, other = built(), built(), built()
+    for module, seed in ((one, 3), (same, 3), (other, 4)):
+        reinitialize(module, seed)
+    state = one.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in same.state_dict().items())
+    assert not torch.equal(other[0].weight, one[0].weight)
+
+
+def test_layers_begin_as_they_are_built() -> None:
+    module = built()
+    before = copy.deepcopy(module)
+    with torch.no_grad():
+        module[1].running_mean.fill_(5.0)
+        module[1].weight.fill_(5.0)
+        module[2].in_proj_bias.fill_(5.0)
+    reinitialize(module, 0)
+    assert not torch.equal(module[0].weight, before[0].weight)
+    assert torch.equal(module[1].running_mean, torch.zeros(4))
+    assert torch.equal(module[1].weight, torch.ones(4))
+    assert torch.equal(module[2].in_proj_bias, torch.zeros(12))
+
+
+def test_a_layer_that_cannot_begin_anew_keeps_mean_and_deviation_of_its_weights() -> None:
+    module = built()
+    before = module[3].weight.detach().clone()
+    reinitialize(module, 0)
+    assert not torch.equal(module[3].weight, before)
+    assert abs(float(module[3].weight.detach().mean()) - 2) < 0.05
+    assert abs(float(module[3].weight.detach().std()) - 0.5) < 0.05
+    assert module[3].one.item() == 7.0
+
+
+def test_the_random_numbers_of_others_go_on_as_if_nothing_was_drawn() -> None:
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    module = built()
+    torch.manual_seed(0)
+    reinitialize(module, 5)
+    assert torch.equal(torch.randn(3), expected)
 
 
 @pytest.mark.parametrize("initialize", ["teacher", "random"])

@@ -6,7 +6,13 @@ import pytest
 
 from omgoptim.errors import TechniqueError
 from omgoptim.techniques.factorize._low_rank.problem import Option
-from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice, pareto, share_out, with_energy, within
+from omgoptim.techniques.factorize._low_rank.rank_allocation import (
+    RankChoice,
+    allocate_ranks,
+    pareto,
+    with_energy,
+    within,
+)
 
 
 def options(per_rank: int, costs: list[float]) -> list[Option]:
@@ -35,7 +41,7 @@ def test_only_options_that_nothing_beats_are_kept() -> None:
 def test_what_is_saved_comes_from_the_layer_that_loses_least() -> None:
     """By hand: 100 weights each, 20 a rank; halving both together leaves 100: ranks 4 and 1, or one dense."""
     flat, steep = layered(100, 20, [5.0, 5.0, 5.0, 5.0, 5.0]), layered(100, 20, [9.0, 0.1, 0.1, 0.1, 0.1])
-    chosen = share_out({"flat": flat, "steep": steep}, 0, 200, 200 / 120)
+    chosen = allocate_ranks({"flat": flat, "steep": steep}, 0, 200, 200 / 120)
     assert {path: option.ranks for path, option in chosen.items()} == {"steep": (1,)}
 
 
@@ -47,7 +53,7 @@ def test_shared_ranks_lose_little_more_than_the_best_of_all_choices(compression:
         "b": layered(64, 4, [3.0 / (1 + k) for k in range(16)]),
         "c": layered(64, 4, [1.0] * 16),
     }
-    chosen = share_out(layers, 8, 200, compression)
+    chosen = allocate_ranks(layers, 8, 200, compression)
     budget = 200 / compression - 8
     best = min(
         sum(error for _, error in picked)
@@ -64,7 +70,7 @@ def test_shared_ranks_lose_little_more_than_the_best_of_all_choices(compression:
 
 def test_a_target_out_of_reach_names_the_best_and_the_reason() -> None:
     with pytest.raises(TechniqueError, match=r"a compression of 4 is out of reach: 1\.82 is the most") as raised:
-        share_out({"a": layered(100, 20, [1.0] * 5)}, 90, 200, 4.0)
+        allocate_ranks({"a": layered(100, 20, [1.0] * 5)}, 90, 200, 4.0)
     assert "90 of 200 parameters (45%)" in raised.value.why
     assert "need 20 at their smallest ranks" in raised.value.why
 
@@ -72,7 +78,7 @@ def test_a_target_out_of_reach_names_the_best_and_the_reason() -> None:
 def test_ranks_too_coarse_for_a_target_are_an_error() -> None:
     """By hand: 100 weights at 45 a rank leave 45 or 90; a compression of 2 within 2 % needs 49 to 50."""
     with pytest.raises(TechniqueError, match="cannot be met within 2%") as raised:
-        share_out({"a": layered(100, 45, [1.0, 1.0])}, 0, 100, 2.0)
+        allocate_ranks({"a": layered(100, 45, [1.0, 1.0])}, 0, 100, 2.0)
     assert "2.22" in raised.value.why
     assert "round_to 1" in raised.value.fix
 
@@ -82,5 +88,5 @@ def test_time_decides_the_order_where_times_are_given() -> None:
     one = layered(100, 20, [1.0] * 5)
     slow = RankChoice(one.params, one.options, one.losses, (1.0, 2.0, 3.0, 4.0), 10.0)
     fast = RankChoice(one.params, one.options, one.losses, (0.1, 0.2, 0.3, 0.4), 0.5)
-    chosen = share_out({"fast": fast, "slow": slow}, 0, 200, 200 / 180)
+    chosen = allocate_ranks({"fast": fast, "slow": slow}, 0, 200, 200 / 180)
     assert list(chosen) == ["slow"]

@@ -13,7 +13,7 @@ from omgoptim.reports import Change
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Group, Groups, Place
-from omgoptim.techniques.prune._channels.removal import remove, take_out
+from omgoptim.techniques.prune._channels.removal import remove, remove_with_positions
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
@@ -44,10 +44,10 @@ def test_the_smaller_net_gives_what_one_cut_by_hand_gives(run_of: RunOf) -> None
         Change(path="stem", what="channels", before="4", after="2"),
         Change(path="bn", what="channels", before="4", after="2"),
         Change(path="conv1", what="channels", before="8", after="3"),
-        Change(path="conv1", what="input channels", before="4", after="2"),
+        Change(path="conv1", what="input channels", before="4", after="2", indirect=True),
         Change(path="conv2", what="channels", before="4", after="2"),
-        Change(path="conv2", what="input channels", before="8", after="3"),
-        Change(path="head", what="input channels", before="4", after="2"),
+        Change(path="conv2", what="input channels", before="8", after="3", indirect=True),
+        Change(path="head", what="input channels", before="4", after="2", indirect=True),
     ]
 
 
@@ -70,7 +70,7 @@ def test_every_kind_of_group_can_be_cut_in_one_module(run_of: RunOf) -> None:
     run = run_of(module, [IMAGES])
     groups = find_groups(module, Structured(), run)
     keep = {group.name: group.units()[::2].flatten().sort().values for group in groups.groups}
-    outcome, left = take_out(module, groups, keep, run)
+    outcome, left = remove_with_positions(module, groups, keep, run)
     assert outcome.skipped == groups.skipped
     assert (module.many.num_channels, module.many.num_groups) == (8, 4)  # whole groups
     assert (module.few.num_channels, module.few.num_groups) == (4, 2)  # half of each

@@ -11,7 +11,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import find_layers
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Static
-from omgoptim.techniques.quantize._onnx import program
+from omgoptim.techniques.quantize._onnx import program as program_module
 from omgoptim.techniques.quantize._ptq import backends
 
 SCHEMES = [Dynamic(), Static(algorithm="onnxruntime"), Bf16(), Fp16()]
@@ -32,7 +32,7 @@ def test_a_rewrite_that_loses_an_output_is_an_error(program, tmp_path):
     model = load(program("mlp").path)
     del model.graph.output[:]
     with pytest.raises(TechniqueError, match="other inputs or outputs"):
-        program.finish(model, load(program("mlp").path), tmp_path / "out.onnx")
+        program_module.finish(model, load(program("mlp").path), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
 
 
@@ -40,7 +40,7 @@ def test_an_invalid_rewrite_is_an_error(program, tmp_path):
     model = load(program("mlp").path)
     model.graph.node[0].op_type = "NoSuchOp"
     with pytest.raises(TechniqueError, match="not valid ONNX"):
-        program.finish(model, load(program("mlp").path), tmp_path / "out.onnx")
+        program_module.finish(model, load(program("mlp").path), tmp_path / "out.onnx")
 
 
 def test_constants_and_unnamed_nodes_of_a_users_file_are_put_in_order(program, tmp_path):
@@ -67,7 +67,7 @@ def test_initializers_that_an_old_file_lists_as_inputs_are_no_inputs(program, tm
 
 
 def test_stdout_is_led_to_stderr_at_descriptor_level_and_put_back(capfd):
-    with program.quiet_stdout():
+    with program_module.quiet_stdout():
         os.write(1, b"from C\n")
         print("from Python", file=sys.__stdout__, flush=True)
     os.write(1, b"after\n")
@@ -91,7 +91,7 @@ def test_a_layer_known_by_its_weights_name_keeps_its_path_and_every_name_stays_r
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
     assert [layer.path for layer in find_layers(model)] == ["body.linear"]
     source = onnx.ModelProto.FromString(model.SerializeToString())
-    program.finish(model, source, tmp_path / "made.onnx")
+    program_module.finish(model, source, tmp_path / "made.onnx")
     made = load(tmp_path / "made.onnx")
     assert [tensor.name for tensor in made.graph.initializer] == [weight.name, scale.name]
     assert [node.name for node in made.graph.node] == ["w_DequantizeLinear", "node_MatMul_7"]
@@ -100,7 +100,7 @@ def test_a_layer_known_by_its_weights_name_keeps_its_path_and_every_name_stays_r
 
 def test_equal_scales_and_zero_points_are_stored_once_and_nothing_else_changes(program, apply, monkeypatch):
     shared = load(apply(program("cnn"), Static(algorithm="onnxruntime"))[0])
-    monkeypatch.setattr(program, "_share_scales", lambda _model: None)
+    monkeypatch.setattr(program_module, "_share_scales", lambda _model: None)
     target, _ = apply(program("cnn"), Static(algorithm="onnxruntime"))
     apart = load(target)
 
@@ -116,5 +116,5 @@ def test_equal_scales_and_zero_points_are_stored_once_and_nothing_else_changes(p
     assert {tensor.name for tensor in shared.graph.initializer} < {tensor.name for tensor in apart.graph.initializer}
     assert shared.ByteSize() < apart.ByteSize()
     feeds = {shared.graph.input[0].name: program("cnn").sample(4, 3)}
-    outputs = [program.open_program(model, 1).run(None, feeds)[0] for model in (shared, apart)]
+    outputs = [program_module.open_program(model, 1).run(None, feeds)[0] for model in (shared, apart)]
     np.testing.assert_array_equal(*outputs)

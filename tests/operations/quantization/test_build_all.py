@@ -10,7 +10,7 @@ import pytest
 
 import omgoptim
 from omgoptim.errors import DataError, NoLayerChanged, OmgoptimError, TechniqueError
-from omgoptim.operations.quantization.no_op import no_candidate_error, with_suggested_call
+from omgoptim.operations.quantization.build_all import no_candidate_error, with_suggested_call
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.command import in_shell
 
@@ -33,7 +33,9 @@ def fixed(error: TechniqueError, asked: QuantizeRequest) -> str:
 
 def test_the_call_is_the_request_with_the_scheme_that_the_technique_names() -> None:
     asked = request(data="net.py:load", runtime="onnxruntime", max_quality_drop=0.02)
-    call = "omgoptim quantize net.py:net --data net.py:load --scheme static --max-quality-drop 0.02"
+    call = (
+        "omgoptim quantize net.py:net --data net.py:load --scheme static --runtime onnxruntime --max-quality-drop 0.02"
+    )
     assert fixed(CONVOLUTIONS, asked) == f"scheme static, with data, does: {call}"
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.samples import Samples
+from omgoptim.operations.float_program import layer_calls, unrolled_note
+from omgoptim.operations.quantization.build_all import build_progress
 from omgoptim.operations.quantization.build_candidates import refuse_beyond_limit
-from omgoptim.operations.quantization.unrolled_loops import layer_calls, unrolled_note
-from omgoptim.operations.quantize import build_progress
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
