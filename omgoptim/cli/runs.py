@@ -105,7 +105,8 @@ def pick_command(
     shape: Shape,
 ) -> int:
     """Replace a quantize run's artifact by another of its finalists; nothing is computed again."""
-    return runs("pick", run_id, name, project, shape=shape)
+    folder = find_run(find_project(project), run_id)
+    return show_report(pick(folder, name), folder, shape)
 
 
 def report(
