@@ -29,7 +29,7 @@ class Started:
     wait: Callable[[], TrialResult]
     """Waits for its end, and returns its result."""
     rejected: bool = False
-    """Whether it ended already, because it misses a target."""
+    """True if it ended already, because it misses a target."""
 
 
 Start = Callable[[TrialSpec], Started]

@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How a finished task ran; what it made is in its folder."""
+    """Record of a finished task; its results are in its folder."""
 
     folder: Path
     host: str
@@ -49,7 +49,7 @@ class TaskResult:
     """1 unless a worker was lost."""
     seconds: float
     received_bytes: int = 0
-    """What came back through the executor: 0 where the folder is shared."""
+    """Bytes returned through the executor: 0 where the folder is shared."""
 
 
 class Executor(Protocol):

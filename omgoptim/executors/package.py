@@ -32,7 +32,7 @@ class Package:
     file: Path
     files: int
     size_bytes: int
-    """Of the zip."""
+    """Size of the zip, in bytes."""
 
     def __str__(self) -> str:
         return f"{self.size_bytes / 1e6:.1f} MB in {self.files} files"

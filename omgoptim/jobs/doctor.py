@@ -54,7 +54,7 @@ EXTRAS = {
     "coremltools": "export to Core ML",
 }
 INSTALLED_WITH = {"executorch": ("executorch", "torchao", "ruamel.yaml", "flatbuffers", "tabulate")}
-"""What a package is installed with where its own requirements were left out (docs/devices.md)."""
+"""Packages to install beside one whose own requirements were left out (docs/devices.md)."""
 DRAGGED_DOWN = ("torchmetrics", "transformers", "timm", "peft")
 """Packages that import torchvision where it is installed, and so break when it is broken."""
 

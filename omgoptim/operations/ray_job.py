@@ -42,7 +42,7 @@ PROGRESS, RESULT, FAILED = "omgoptim-progress ", "omgoptim-result ", "omgoptim-f
 REPORT = "report.json"
 
 MOST_BYTES = 200 * 2**20
-"""Of the files that come back through the log."""
+"""Most bytes of the files that come back through the log."""
 
 POLL_S = 1.0
 SUBMISSIONS = 5

@@ -58,13 +58,13 @@ from omgoptim.requests import SearchRequest
 from omgoptim.runtimes import ENGINES
 
 FOLDER = "search"
-"""Of a run: its study, its trials and what was measured before them."""
+"""Folder of a run with its study, its trials and the measurements before them."""
 
 FAR_OVER = 1.5
 """Times over a limit that the lightest network is predicted to be, above which nothing is tried."""
 
 FAR_OVER_SMALLEST = 4.0
-"""The same of the smallest of a few networks of a space that cannot be listed."""
+"""The same factor for the smallest of a few networks of a space that cannot be listed."""
 
 
 def search(request: SearchRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:

@@ -1,4 +1,4 @@
-"""What the model itself says of a space before the first trial: its quality with one stage replaced and not trained.
+"""Prior scores of a space from the model itself: its quality with one stage replaced and not trained.
 
 Weights of a replacement are fitted to what the stage gave (`omgoptim/techniques/distill`), so a score says how much of
 the stage the option keeps. The sum over a configuration's options is a feature of the surrogate. Source: the block-wise

@@ -33,7 +33,7 @@ from omgoptim.training.config import TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
 
 _LIVE_STATUS = {"rejected": "skipped", "failed": "failed"}
-"""Of trials that nothing more happens to; the others are undecided until the end."""
+"""Status of trials that have ended early; the others are undecided until the end."""
 
 FINALS = 3
 """Trials that are trained to the end."""
@@ -49,11 +49,11 @@ class Found:
     driven: Driven
     specs: dict[int, TrialSpec]
     results: dict[int, TrialResult]
-    """Of every trial, the final training in place of what it stopped at."""
+    """Results of every trial; that of the final training where there was one."""
     finals: list[int]
     """Numbers of the trials that were trained to the end, by their quality on the selection samples."""
     artifacts: dict[int, Path]
-    """Of the finals."""
+    """Artifacts of the finals, by number."""
 
 
 @dataclass(frozen=True, slots=True)

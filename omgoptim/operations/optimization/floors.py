@@ -26,7 +26,7 @@ MARGIN = 1.2
 
 
 FEWEST_BITS = 4
-"""Of a parameter in the smallest format there is."""
+"""Bits of a parameter in the smallest format there is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a level of compression brings on the engine of the result, measured before anything is trained.
+"""Speed of each level of compression on the engine of the result, measured before anything is trained.
 
 Each level is pruned without training, quantized as quantization alone chose it, and timed in one launch beside the
 original. Times of an int8 engine fall in steps of its kernels' widths, so a level that is no better than a shallower
@@ -81,7 +81,7 @@ class LevelSpeeds:
     """In torch, as the step that makes a level is measured."""
     quantized: list[float | None] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    """Of the quantized artifacts, in bytes."""
+    """Sizes of the quantized artifacts, in bytes."""
     round_to: int | None = None
     """Multiple of the widths that was better at the first level; None for the default of each technique."""
     factorized: float | None = None

@@ -48,53 +48,13 @@ def plan_report(
         cost: measured seconds of a launch and of an epoch.
         problem: why nothing can be trained; None where it can.
     """
-    quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)
-    left_s = 60 * request.budget_minutes * (1 - FINAL_SHARE) - cost.prepared_s - quantize_s
-
-    def planned(name: str, verb: str, why: str, seconds: float, speedup: float | None = None) -> Step:
-        return Step(
-            name=name, verb=verb, status="planned", why=why, expected_seconds=round(seconds), expected_speedup=speedup
-        )
-
-    steps = [planned("quantize", "quantize", "every scheme and engine that fits", quantize_s)]
-    if problem is None and left_s > short_s + quantize_s:
-        probe_s = min(UNTRAINED_SHARE * 60 * request.budget_minutes, 3 * (len(UNTRAINED_LEVELS) + 1) * cost.launch_s)
-        words = f"up to {len(UNTRAINED_LEVELS)} levels pruned, quantized and timed without training"
-        steps.append(planned("untrained levels", "prune", words, probe_s))
-        left_s -= probe_s
-        routes = (PRUNE, DISTILL) if short_s <= DUEL_SHARE * (left_s - short_s) else (PRUNE,)
-        for route in routes:
-            why = "one short training: the better of the two goes on" if len(routes) > 1 else "one short training"
-            expected = route.work_ratio(FIRST_LEVEL)
-            steps.append(planned(f"{route.name} {FIRST_LEVEL:.0%}", route.verb, why, short_s, expected))
-        left_s -= len(routes) * short_s
-        kept_s = cost.trained_s([], 2 * SHORT_EPOCHS) + quantize_s
-        spare_s = min(LEVELS_SHARE * left_s, left_s - MARGIN * kept_s)
-        levels = max(0, min(LEVELS, int(spare_s / max(short_s, 0.01))))
-        verb = "prune or distill" if len(routes) > 1 else "prune"
-        if levels:
-            deeper = f"at most {levels} further levels, by bisection to the guard"
-            steps.append(planned("levels", verb, deeper, levels * short_s))
-            left_s -= levels * short_s
-        most_s = max(cost.trained_s([], 2 * SHORT_EPOCHS), RECOVERY_SHARE * (left_s - quantize_s))
-        full_s = min(cost.trained_s([], MOST_EPOCHS), most_s)
-        full = f"the deepest level that promises to hold the guard, up to {MOST_EPOCHS} epochs"
-        if full_s + quantize_s <= left_s:
-            steps.append(planned("full recovery", verb, full, full_s))
-        steps.append(planned("quantize again", "quantize", "what was recovered", quantize_s))
-    else:
-        why = problem or f"no time: one training and quantizing take {short_s + quantize_s:.0f} s"
-        steps.append(Step(name="prune or distill", verb="prune", status="skipped", why=why))
+    steps = _planned_steps(request, cost, problem)
     final_s = cost.final_s(PLANS[request.timing].launches)
     total_s = cost.prepared_s + final_s + sum(step.expected_seconds or 0.0 for step in steps)
-    lowest = min(floors, key=lambda floor: floor.latency_ms, default=None)
-    floor_words = ""
-    if lowest is not None:
-        floor_words = f" An empty graph takes {lowest.latency_ms:.3g} ms on {lowest.runtime}: no model is faster here."
     summary = (
         f"Plan only, nothing was done: about {max(1, round(total_s / 60))} of {request.budget_minutes:g} minutes, of "
         f"which the final measurement takes about {final_s:.0f} s. The guard is a drop of "
-        f"{request.max_quality_drop:g}. Evaluation data is read once, at the end.{floor_words}"
+        f"{request.max_quality_drop:g}. Evaluation data is read once, at the end.{_floor_sentence(floors)}"
     )
     output = {"output": request.output} if request.output else {}
     run = step("optimize", same_arguments(request) | output, "do what was planned")
@@ -111,3 +71,56 @@ def plan_report(
         lineage=list(loaded.lineage),
         repeat=repeat_of("optimize", request),
     )
+
+
+def _planned_steps(request: OptimizeRequest, cost: Cost, problem: str | None) -> list[Step]:
+    """Return the steps that fit the budget; without training where `problem` says why there is none."""
+    quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)
+    left_s = 60 * request.budget_minutes * (1 - FINAL_SHARE) - cost.prepared_s - quantize_s
+    alone = _planned("quantize", "quantize", "every scheme and engine that fits", quantize_s)
+    if problem is not None or left_s <= short_s + quantize_s:
+        why = problem or f"no time: one training and quantizing take {short_s + quantize_s:.0f} s"
+        return [alone, Step(name="prune or distill", verb="prune", status="skipped", why=why)]
+    probe_s = min(UNTRAINED_SHARE * 60 * request.budget_minutes, 3 * (len(UNTRAINED_LEVELS) + 1) * cost.launch_s)
+    words = f"up to {len(UNTRAINED_LEVELS)} levels pruned, quantized and timed without training"
+    untrained = _planned("untrained levels", "prune", words, probe_s)
+    return [alone, untrained, *_planned_trainings(cost, left_s - probe_s)]
+
+
+def _planned_trainings(cost: Cost, left_s: float) -> list[Step]:
+    """Return the steps that train within `left_s` seconds, and the quantization of what they give."""
+    quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)
+    routes = (PRUNE, DISTILL) if short_s <= DUEL_SHARE * (left_s - short_s) else (PRUNE,)
+    why = "one short training: the better of the two goes on" if len(routes) > 1 else "one short training"
+    steps = [
+        _planned(f"{route.name} {FIRST_LEVEL:.0%}", route.verb, why, short_s, route.work_ratio(FIRST_LEVEL))
+        for route in routes
+    ]
+    left_s -= len(routes) * short_s
+    kept_s = cost.trained_s([], 2 * SHORT_EPOCHS) + quantize_s
+    spare_s = min(LEVELS_SHARE * left_s, left_s - MARGIN * kept_s)
+    levels = max(0, min(LEVELS, int(spare_s / max(short_s, 0.01))))
+    verb = "prune or distill" if len(routes) > 1 else "prune"
+    if levels:
+        deeper = f"at most {levels} further levels, by bisection to the guard"
+        steps.append(_planned("levels", verb, deeper, levels * short_s))
+        left_s -= levels * short_s
+    most_s = max(cost.trained_s([], 2 * SHORT_EPOCHS), RECOVERY_SHARE * (left_s - quantize_s))
+    full_s = min(cost.trained_s([], MOST_EPOCHS), most_s)
+    if full_s + quantize_s <= left_s:
+        full = f"the deepest level that promises to hold the guard, up to {MOST_EPOCHS} epochs"
+        steps.append(_planned("full recovery", verb, full, full_s))
+    return [*steps, _planned("quantize again", "quantize", "what was recovered", quantize_s)]
+
+
+def _planned(name: str, verb: str, why: str, seconds: float, speedup: float | None = None) -> Step:
+    return Step(
+        name=name, verb=verb, status="planned", why=why, expected_seconds=round(seconds), expected_speedup=speedup
+    )
+
+
+def _floor_sentence(floors: Sequence[Floor]) -> str:
+    lowest = min(floors, key=lambda floor: floor.latency_ms, default=None)
+    if lowest is None:
+        return ""
+    return f" An empty graph takes {lowest.latency_ms:.3g} ms on {lowest.runtime}: no model is faster here."
