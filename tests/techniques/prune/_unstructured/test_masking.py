@@ -200,8 +200,8 @@ def test_the_outcome_tells_each_layer_and_what_all_make_together() -> None:
     module[1].weight.data.fill_(0.5)
     module[1].weight.data[0, :5] = 0
     outcome = prune(module, 0.3)
-    assert [change.model_dump() for change in outcome.changed] == [
-        {"path": "1", "what": "by hand", "before": "0.5 % zero", "after": "33.0 % zero (330 of 1,000)"}
+    assert [(change.path, change.what, change.before, change.after) for change in outcome.changed] == [
+        ("1", "by hand", "0.5 % zero", "33.0 % zero (330 of 1,000)")
     ]
     assert [(skip.path, skip.reason) for skip in outcome.skipped] == [
         ("0", "all of its weights score above the pruned ones")
