@@ -50,9 +50,10 @@ HOSTILE = (
 
 
 def with_texts(value: Any, text: str, key: str = "") -> Any:
-    """The JSON of a report with every text of it that is no choice of ours replaced."""
+    """The JSON of a report with every free text of it replaced."""
     if isinstance(value, dict):
-        return {name: with_texts(item, text, name) for name, item in value.items()}
+        reason = {"kind": value["kind"]} if key == "skipped" else {}  # a closed set, unlike the kind of a layer
+        return {name: with_texts(item, text, name) for name, item in value.items()} | reason
     if isinstance(value, list):
         return [with_texts(item, text, key) for item in value]
     return text if isinstance(value, str) and key not in ("outcome", "status", "verdict") else value
