@@ -23,7 +23,6 @@ from omgoptim.reports.measured import (
     Measurement,
     OutputRecord,
     Skip,
-    SkipReason,
     TargetMachine,
     Total,
 )
@@ -63,7 +62,6 @@ __all__ = [
     "RunState",
     "SensitivityPoint",
     "Skip",
-    "SkipReason",
     "StageTime",
     "Step",
     "TargetMachine",

@@ -42,7 +42,7 @@ def test_a_users_onnx_file_has_macs_and_layers(project: Path) -> None:
     check(omgoptim.profile("user.onnx", data="net.py:load", timing="quick", samples=50))
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_a_quantized_artifact_has_macs_and_layers_on_its_engine(project: Path, runtime: str) -> None:
     pytest.importorskip(runtime)
     common = {"data": "net.py:load", "timing": "quick", "samples": 50}

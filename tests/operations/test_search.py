@@ -127,6 +127,7 @@ def test_a_plan_lists_the_choices_and_trains_nothing(spaces: Path) -> None:
     assert report.after is None
 
 
+@pytest.mark.slow
 def test_a_limit_far_below_the_lightest_network_ends_before_any_trial(spaces: Path) -> None:
     with pytest.raises(TechniqueError, match="no network of the space is within the limits"):
         omgoptim.search(

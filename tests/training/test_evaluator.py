@@ -56,8 +56,9 @@ def test_values_masked_in_the_original_too_are_no_collapse() -> None:
 
 
 def test_a_metric_of_the_user_that_is_no_number_is_a_collapse() -> None:
-    values = iter([0.5, float("nan")])
-    evaluator = evaluator_of(net(), X, Y, lambda outputs, targets: next(values))
+    value = 0.5
+    evaluator = evaluator_of(net(), X, Y, lambda outputs, targets: value)
+    value = float("nan")
     assert (evaluator.original, evaluator.score(net())) == (0.5, COLLAPSED)
 
 

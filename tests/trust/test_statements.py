@@ -36,7 +36,7 @@ PROOF = {
         "trust/test_artifacts.py::test_an_agent_can_neither_open_a_foreign_artifact_nor_allow_itself_to",
     ],
     "Artifacts are sealed with a key": [
-        "models/security/test_seal.py::test_the_key_is_made_once_and_only_its_user_reads_it"
+        "models/security/test_file_integrity.py::test_the_key_is_made_once_and_only_its_user_reads_it"
     ],
     "An artifact without your seal": [
         "trust/test_artifacts.py::test_an_artifact_without_this_users_seal_runs_nothing_unless_it_is_trusted",
@@ -142,11 +142,9 @@ PROOF = {
 """The beginning of each sentence, and the tests that prove it, as file::function below tests/."""
 
 IN_SHORT = {
-    "Naming a model file runs it": [
-        "Naming a model, data, a metric or a loss",
-        "What may be read and whose code may run",
-    ],
-    "A `.pt2`, a checkpoint, an `.onnx` or an artifact": [
+    "A model file runs with your rights": ["Naming a model, data, a metric or a loss"],
+    "Only your request and your environment decide": ["What may be read and whose code may run"],
+    "A `.pt2` file, checkpoint, `.onnx` file or artifact": [
         "A `.pt2` file is never handed to torch",
         "A pickled model is never opened",
         "The weights that an `.onnx` file keeps outside",
@@ -157,8 +155,8 @@ IN_SHORT = {
         "Files are read inside",
         "Trust lets the recipe",
     ],
-    "The server serves only": ["The server serves only the projects", "Over HTTP the server binds"],
-    "Text from a model": ["Text from a model, a log, a data set"],
+    "The server only serves": ["The server serves only the projects", "Over HTTP the server binds"],
+    "Text from models": ["Text from a model, a log, a data set"],
     "[SECURITY.md]": [],
 }
 """The beginning of each sentence of README's Trust, and those of SECURITY.md that it is short for."""

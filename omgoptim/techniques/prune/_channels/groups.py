@@ -22,7 +22,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from omgoptim.models.globs import matches
-from omgoptim.reports import Skip, SkipReason
+from omgoptim.reports import Skip
+from omgoptim.reports.measured import SkipReason
 from omgoptim.requests.prune import Structured
 
 Side = Literal["out", "in"]
