@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from compute_diff import bar, console, keep, machine, table
 from prune import TUNING, statistics_of
 from pruning_nets import EPOCHS, Digits, accuracy, digits, fine_tuned, trained
+from record import bar, console, keep, machine, table
 from safetensors.torch import save_file
 from torch import nn
 
