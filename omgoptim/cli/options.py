@@ -42,7 +42,7 @@ _LONGEST_METAVAR = 22
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One argument of a verb as the shell sees it."""
+    """An argument of a verb as the shell sees it."""
 
     name: str
     kind: Kind

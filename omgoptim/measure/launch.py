@@ -1,4 +1,4 @@
-"""One launch of a timing: each artifact in a process of its own, in alternating turns. No torch, no pydantic.
+"""A launch of a timing: each artifact in a process of its own, in alternating turns. No torch, no pydantic.
 
 It is all that runs on a target (`measure/target`), with the processes that it starts.
 """
@@ -65,7 +65,7 @@ class LaunchParts:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One launch of a timing, on this machine or on a target."""
+    """A launch of a timing, on this machine or on a target."""
 
     artifacts: Sequence[Path]
     """Folders; the first is the reference."""
@@ -80,7 +80,7 @@ class Launch:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """One artifact of a launch."""
+    """An artifact of a launch."""
 
     artifact: Path
     process: Any = None

@@ -71,7 +71,7 @@ class TimingSetup:
 
 
 class MeasuringProcess:
-    """One fresh process with one opened artifact at a time; a context manager that ends the process.
+    """A fresh process with one opened artifact at a time; a context manager that ends the process.
 
     Args:
         artifact: the artifact folder.

@@ -32,7 +32,7 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 """Recurrent operators of ONNX, with which the names of engines' own begin."""
 
 EngineNode = NodeTime | Kernel
-"""One of the engine's nodes, with its time or with its kernel."""
+"""A node of the engine, with its time or with its kernel."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """One output of a model."""
+    """An output of a model."""
 
     name: str
     index: int

@@ -31,7 +31,7 @@ MAX_EXAMINED = 16
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """One batch in the user's form: inputs of any kind, target or None."""
+    """A batch in the user's form: inputs of any kind, target or None."""
 
     inputs: Any
     target: Any = None

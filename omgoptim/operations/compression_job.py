@@ -22,7 +22,7 @@ Request = TypeVar("Request", bound=PruneRequest | FactorizeRequest | DistillRequ
 
 @dataclass(frozen=True)
 class Job(Generic[Request]):
-    """One compression run: request, model and data."""
+    """A compression run: request, model and data."""
 
     request: Request
     context: RunContext

@@ -44,7 +44,7 @@ class Amounts(_Line):
 
 
 class Entry(_Line):
-    """One step or trial."""
+    """A step or trial."""
 
     key: str = Field(pattern="^[0-9a-f]{64}$")
     """From `key_of`."""

@@ -29,6 +29,7 @@ from omgoptim.operations.optimization.floors import measure_floors, refuse_below
 from omgoptim.operations.optimization.goal import FINAL_SHARE, Goal
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_levels
 from omgoptim.operations.optimization.order import refusal
+from omgoptim.operations.optimization.parallel_steps import train_in_parallel
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import Point
 from omgoptim.operations.optimization.selection_data import (
@@ -37,7 +38,6 @@ from omgoptim.operations.optimization.selection_data import (
     train_problem,
     weights_identity,
 )
-from omgoptim.operations.optimization.singles import make_together
 from omgoptim.operations.optimization.steps import Steps
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.prepare import prepare
@@ -125,7 +125,7 @@ def _points(
     if problem is None:
         chain = Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone, preference))
         if steps.request.on == "ray" or steps.request.workers > 1:
-            make_together(steps, chain.compared(), loaded.source.artifact)
+            train_in_parallel(steps, chain.compared(), loaded.source.artifact)
         chain.build()
     else:
         steps.skip("prune or distill", "prune", problem)

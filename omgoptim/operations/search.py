@@ -64,7 +64,7 @@ FAR_OVER = 1.5
 """Times over a limit that the lightest network is predicted to be, above which nothing is tried."""
 
 FAR_OVER_SMALLEST = 4.0
-"""The same factor for the smallest of a few networks of a space that cannot be listed."""
+"""Like `FAR_OVER`, for the smallest of a few sampled networks, where a space is too large to enumerate."""
 
 
 def search(request: SearchRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:

@@ -17,7 +17,7 @@ PointKind = Literal["point", "kept", "outside", "original"]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point of a scatter."""
+    """A point of a scatter."""
 
     x: float
     y: float
@@ -102,7 +102,7 @@ class Curves:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One small curve: pairs of amount and drop in quality."""
+    """A small curve: pairs of amount and drop in quality."""
 
     name: str
     points: tuple[tuple[float, float], ...]
@@ -134,7 +134,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One step of a chain."""
+    """A step of a chain."""
 
     name: str
     status: str

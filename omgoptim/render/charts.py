@@ -278,7 +278,7 @@ def learning_curve(
 
 
 def sensitivity_multiples(found: Sequence[Sensitivity], guard: float | None) -> Multiples | None:
-    """One small curve per layer or group: the drop in quality against the amount, all on the same scales."""
+    """Return a small curve per layer or group: the drop in quality against the amount, all on the same scales."""
     cells = tuple(_cell(one, guard) for one in found[:MOST_LAYERS] if one.points)
     return Multiples("Drop in quality against the amount, for each layer alone", cells, guard) if cells else None
 

@@ -25,7 +25,7 @@ TIMES = ("latency_ms_p50", "latency_ms_p90", "throughput_per_s")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the before / after table; a side that was not measured is an empty string."""
+    """A line of the before / after table; a side that was not measured is an empty string."""
 
     label: str
     before: str

@@ -44,7 +44,7 @@ class Environment(Record):
 
 
 class Measurement(Record):
-    """One artifact, measured after it was opened in a fresh process."""
+    """An artifact, measured after it was opened in a fresh process."""
 
     runtime: str
     measured_on: str | None = None
@@ -152,7 +152,7 @@ class Skip(Record):
 
 
 class Layer(Record):
-    """One of the costliest layers."""
+    """A costly layer."""
 
     path: str
     kind: str
@@ -217,7 +217,7 @@ class Artifact(Record):
 
 
 class OutputRecord(Record):
-    """One output of the model, compared with the original's on the evaluation data."""
+    """An output of the model, compared with the original's on the evaluation data."""
 
     name: str
     shape: list[int | str]
@@ -252,7 +252,7 @@ class OutputRecord(Record):
 
 
 class Gain(Record):
-    """One factor of a gain. Low and high are the ends of a 95 % interval over launches."""
+    """A factor of a gain. Low and high are the ends of a 95 % interval over launches."""
 
     speedup: float | None = None
     speedup_low: float | None = None

@@ -8,7 +8,7 @@ from omgoptim.reports.base import Record
 
 
 class Round(Record):
-    """One round of compression and fine-tuning. Qualities are those on the selection samples."""
+    """A round of compression and fine-tuning. Qualities are those on the selection samples."""
 
     number: int
     amount: float | None = None
@@ -34,7 +34,7 @@ class Round(Record):
 
 
 class Epoch(Record):
-    """One epoch of training."""
+    """An epoch of training."""
 
     round: int = 1
     epoch: int
@@ -95,7 +95,7 @@ class SensitivityPoint(Record):
 
 
 class Step(Record):
-    """One step: its call, expected and measured effect, and whether the result builds on it."""
+    """A step: its call, expected and measured effect, and whether the result builds on it."""
 
     name: str
     """Such as `quantize` or `prune 50%`."""

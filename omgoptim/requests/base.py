@@ -225,7 +225,7 @@ class ModelRequest(Request):
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One input of a model: name (None for positional), dtype, and shape with the batch first."""
+    """An input of a model: name (None for positional), dtype, and shape with the batch first."""
 
     name: str | None
     dtype: str

@@ -69,7 +69,7 @@ class Session:
     prepare: Callable[[NumpyBatch], Any]
     """Numpy batch to the engine's own input form, on its device."""
     call: Callable[[Any], Any]
-    """One forward; returns the engine's own output form."""
+    """Run the forward once; return the engine's own output form."""
     to_numpy: Callable[[Any], list[NDArray[Any]]]
     """The outputs as a flat list of arrays; floating ones as float32."""
     seconds: Callable[[Any, int], float]

@@ -19,7 +19,7 @@ BATCH = "batch"
 
 @dataclass(frozen=True, slots=True)
 class InputTensor:
-    """One input: `shape` holds sizes, or the names of dynamic dimensions (`"batch"`)."""
+    """An input: `shape` holds sizes, or the names of dynamic dimensions (`"batch"`)."""
 
     name: str
     dtype: str

@@ -136,7 +136,7 @@ _FRONTMATTER = re.compile(r"---\n(.*?)\n---\n(.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One slash command."""
+    """A slash command."""
 
     name: str
     description: str

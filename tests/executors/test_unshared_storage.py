@@ -161,5 +161,5 @@ def test_the_compared_steps_of_optimize_are_made_there_and_measured_here(project
     report = omgoptim.optimize(parent.run_id, on="ray", workers=2, **asked)
     assert not [step for step in report.steps if step.status == "failed"]
     said = (project / ".omgoptim" / "runs" / report.run_id / "events.jsonl").read_text()
-    assert "2 of 2 steps made by 2 workers" in said
+    assert "2 of 2 steps trained by 2 workers" in said
     assert {"prune", "distill"} <= {step.verb for step in report.steps if step.run_id}

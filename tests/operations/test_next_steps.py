@@ -29,15 +29,15 @@ def request(**given: object) -> QuantizeRequest:
 
 
 def test_after_a_plan_comes_the_same_request_for_real() -> None:
-    told = plan_step("quantize", request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
-    assert told.arguments == {
+    planned = plan_step("quantize", request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
+    assert planned.arguments == {
         "model": "net.py:build",
         "data": "net.py:load",
         "scheme": "static",
         "max_quality_drop": 0.03,
         "output": "out",
     }
-    assert "--plan" not in told.command
+    assert "--plan" not in planned.command
 
 
 def test_asking_for_an_interval_keeps_the_guard_and_the_engine_but_not_the_folder_that_exists_now() -> None:
@@ -100,8 +100,8 @@ def test_a_profile_promises_speed_only_of_what_fewer_bits_make_faster(
 ) -> None:
     loaded: Any = SimpleNamespace(data=SimpleNamespace(real=True), precision="float32")
     layer = Layer(path="body", kind=kind, time_share=0.8, macs=macs, size_bytes=400)
-    (told,) = profile_steps(request(), loaded, [layer], waits)
-    assert why in told.why
+    (planned,) = profile_steps(request(), loaded, [layer], waits)
+    assert why in planned.why
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_two_workers_optimize_as_one(spaces: Path, on: str) -> None:
     alone = omgoptim.optimize("net.py:net", **asked)
     shared = omgoptim.optimize("net.py:net", on=on, workers=2, **asked)
     runs = spaces / ".omgoptim" / "runs"
-    assert "2 of 2 steps made by 2 workers" in (runs / shared.run_id / "events.jsonl").read_text()
+    assert "2 of 2 steps trained by 2 workers" in (runs / shared.run_id / "events.jsonl").read_text()
     ledgers = [
         [json.loads(line) for line in (runs / one.run_id / "ledger.jsonl").read_text().splitlines()]
         for one in (alone, shared)

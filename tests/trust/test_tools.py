@@ -154,10 +154,10 @@ def test_what_names_no_technique_is_refused_by_the_names_that_there_are(verb: st
         else chosen
     )
     for more in ({}, {"targets": ["a"]}):
-        with pytest.raises(RequestError) as told:
+        with pytest.raises(RequestError) as reasons:
             requests.parse(verb, {"model": "m", key: given, **more})
-        assert key in told.value.what
-        assert next(iter(requests.techniques(requests.VERBS[verb]))) in told.value.why
+        assert key in reasons.value.what
+        assert next(iter(requests.techniques(requests.VERBS[verb]))) in reasons.value.why
 
 
 @pytest.mark.parametrize(
@@ -183,10 +183,10 @@ def test_what_names_no_technique_is_refused_by_the_names_that_there_are(verb: st
     ],
 )
 def test_arguments_that_no_request_can_use_are_refused_by_their_name(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(RequestError) as told:
+    with pytest.raises(RequestError) as reasons:
         requests.parse("profile", {"model": "m", **arguments})
-    assert words in told.value.what
-    assert len(str(told.value)) < 700
+    assert words in reasons.value.what
+    assert len(str(reasons.value)) < 700
 
 
 # What no client of Python can send
@@ -245,10 +245,10 @@ def test_over_http_the_same_is_refused(project: Path, script: Path) -> None:
         assert server.stderr is not None
         found = re.search(r"http://127\.0\.0\.1:(\d+)/mcp", server.stderr.readline())
         assert found
-        told = {8: "does not serve the project '/'", 9: "is not a Python that an agent may name"}
+        reasons = {8: "does not serve the project '/'", 9: "is not a Python that an agent may name"}
         lines = {8: line(8, LINES[8]), 9: line(9, json.dumps({"python": str(script)}), "doctor")}
         try:
-            for number, words in told.items():
+            for number, words in reasons.items():
                 assert words in posted(int(found[1]), lines[number])
             assert "400" in posted(int(found[1]), line(2, LINES[2]))[:20]
         finally:
@@ -441,23 +441,23 @@ def _read(uri: str, project: Path) -> str:
     """A resource and the list of them, and what they tell, as one JSON list of texts."""
 
     async def read() -> str:
-        told: list[str] = []
+        reasons: list[str] = []
 
         async def progress(_done: float, _total: float | None, message: str | None) -> None:
-            told.append(message or "")
+            reasons.append(message or "")
 
         async with Client(build_server()) as client:
             (content,) = (await client.read_resource(uri)).contents
             assert isinstance(content, TextResourceContents)
             assert_clean_markdown(content.text)
-            told += [one.description or "" for one in (await client.list_resources()).resources]
+            reasons += [one.description or "" for one in (await client.list_resources()).resources]
             running = [state.run_id for state in await _running(client)]
             for run_id in running:
                 await client.call_tool(
                     "runs", {"action": "wait", "run_id": run_id, "wait_s": 0}, progress_callback=progress
                 )
-        assert told
-        return json.dumps(told)
+        assert reasons
+        return json.dumps(reasons)
 
     return anyio.run(read)
 

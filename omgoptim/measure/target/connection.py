@@ -53,7 +53,7 @@ class TargetLost(Exception):
 
 
 class Connection:
-    """One ssh process with an agent at its other end; `close` ends both.
+    """An ssh process with an agent at its other end; `close` ends both.
 
     Raises:
         SetupError: the host is not reached, or has no Python to measure with; within `HELLO_LIMIT_S`.

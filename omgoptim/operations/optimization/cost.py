@@ -44,7 +44,7 @@ class Cost:
     load_s: float
     """Loading the model and its data."""
     launch_s: float
-    """One launch that times one artifact."""
+    """Launching and timing one artifact."""
     epoch_s: float | None
     """An epoch of training with the original as the teacher; None where nothing can be trained."""
 

@@ -96,7 +96,7 @@ def identity_of(data: DataSource, samples: int = MOST_SELECTION + MOST_CALIBRATI
 
 
 def weights_identity(loaded: LoadedModel) -> str:
-    """Return a hash of the files of the original's artifact: what tells two models of one name apart."""
+    """Return a hash of the files of the original's artifact, which distinguishes models of the same name."""
     files = Manifest.read(loaded.baseline).files
     return hashlib.sha256(json.dumps(files, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

@@ -26,8 +26,8 @@ from omgoptim.requests import ModelRequest, OptimizeRequest, Request, parse
 PASSING = (SetupError, RunError)
 """Errors of the machine, such as a full disk: a step that failed by one is taken again when the run is resumed."""
 
-MADE, MADE_S = "made", "seconds"
-"""In the checkpoints of a run: folder of what workers made of steps, by key; and the file of a step's seconds there."""
+PARALLEL, SECONDS_FILE = "parallel", "seconds"
+"""Folder, in a run's checkpoints, of the steps that workers trained, by key; and the file of a step's seconds there."""
 
 PLACE = ("project", "python", "timing")
 """Arguments of a request that decide nothing of a step's result."""
@@ -104,7 +104,7 @@ class Steps:
         if run is None:
             began, step = self.clock(), parse(verb, asked)
             try:
-                began -= self._made_s(key, verb, step)
+                began -= self._take_over(key, verb, step)
                 run = self.context.run_step(key, verb, step, self._live(parent), span)
             except OmgoptimError as error:
                 why, seconds = ": ".join(filter(None, (error.what, error.why))), round(self.clock() - began, 2)
@@ -165,16 +165,16 @@ class Steps:
         ]
         return [*done, *self.without_result]
 
-    def _made_s(self, key: str, verb: str, step: Request) -> float:
-        """Put what a worker made of a step into its run; return the seconds that took there, 0 where no worker did."""
-        made = self.context.checkpoints / MADE / key
-        if not made.is_dir():
+    def _take_over(self, key: str, verb: str, step: Request) -> float:
+        """Copy the checkpoints of a step that a worker trained into its run; return the worker's seconds, or 0."""
+        trained = self.context.checkpoints / PARALLEL / key
+        if not trained.is_dir():
             return 0.0
         folder = self.context.begin_step(key, verb, step)
         shutil.copytree(
-            made / self.context.checkpoints.name, folder / self.context.checkpoints.name, dirs_exist_ok=True
+            trained / self.context.checkpoints.name, folder / self.context.checkpoints.name, dirs_exist_ok=True
         )
-        return float((made / MADE_S).read_text(encoding="utf-8"))
+        return float((trained / SECONDS_FILE).read_text(encoding="utf-8"))
 
     def _arguments(self, parent: Point | None) -> dict[str, Any]:
         shared = {name: getattr(self.request, name) for name in ModelRequest.model_fields}

@@ -37,7 +37,7 @@ class SearchLayer:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedSet:
-    """One evaluated set of layers in float and its quality drop; infinite if it could not be built."""
+    """An evaluated set of layers in float and its quality drop; infinite if it could not be built."""
 
     kept: tuple[str, ...]
     drop: float
@@ -94,7 +94,7 @@ def search(
         drop: of the model with all of them quantized, which is above the guard.
         guard: the largest drop that is allowed.
         sets: evaluation and prediction of sets of layers.
-        holds: tells if a drop is within a guard.
+        holds: returns whether a drop is within a guard.
     """
     found = LayerSearchResult(EvaluatedSet((), drop))
     order = ranked(layers)

@@ -16,7 +16,7 @@ from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.points import speeds
-from omgoptim.operations.optimization.steps import MADE, MADE_S, Steps
+from omgoptim.operations.optimization.steps import PARALLEL, SECONDS_FILE, Steps
 from omgoptim.reports import EfficiencyReport, Environment, Gains, Measurement, OutputRecord
 from omgoptim.requests import OptimizeRequest, Request
 
@@ -189,17 +189,17 @@ def test_another_model_or_other_data_under_the_same_name_is_another_step(tmp_pat
     assert len(runs.asked) == 3
 
 
-def test_a_step_that_a_worker_made_goes_on_from_its_checkpoints_and_costs_its_seconds(tmp_path: Path) -> None:
+def test_a_step_that_a_worker_trained_goes_on_from_its_checkpoints_and_costs_its_seconds(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "runs", [FIRST])
     begun = tmp_path / "runs" / "prune-0"
     (begun / "checkpoints" / "round-1").mkdir(parents=True)
     steps = steps_with(tmp_path, runs, budget_s=100.0)
     steps.context = replace(steps.context, begin_step=lambda *_: begun)
     key, _ = steps.named("prune", {"max_quality_drop": 1.0})
-    made = steps.context.checkpoints / MADE / key
+    made = steps.context.checkpoints / PARALLEL / key
     (made / "checkpoints" / "round-1" / "done").mkdir(parents=True)
     (made / "checkpoints" / "round-1" / "done" / "state.json").write_text("{}")
-    (made / MADE_S).write_text("40.5")
+    (made / SECONDS_FILE).write_text("40.5")
     point = steps.take("prune", "prune", {"max_quality_drop": 1.0}, None, (0.0, 1.0))
     assert point is not None
     assert (begun / "checkpoints" / "round-1" / "done" / "state.json").read_text() == "{}"

@@ -1,7 +1,7 @@
-"""Steps of `optimize` that do not depend on each other, pruned or distilled and trained at the same time.
+"""Independent steps of `optimize`, pruned or distilled and trained in parallel.
 
-A task makes a step up to where it would be timed, and writes the checkpoints from which the step's own run goes on. So
-any worker makes it, and the driver alone measures, one step after the other.
+A task runs a step until it would be timed, and writes the checkpoints from which the step's own run resumes. So any
+worker can train it, and the driver alone measures, one step after the other.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from omgoptim.operations import operation_of
 from omgoptim.operations.execution import parent_files, request_here, sent, with_parent
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
-from omgoptim.operations.optimization.steps import MADE, MADE_S, Steps
+from omgoptim.operations.optimization.steps import PARALLEL, SECONDS_FILE, Steps
 from omgoptim.requests import ModelRequest, parse
 
-FUNCTION = f"{__name__}:make_step"
+FUNCTION = f"{__name__}:train_step"
 
 
-def make_together(steps: Steps, asked: Sequence[tuple[str, dict[str, Any]]], artifact: Path | None) -> None:
-    """Make steps from the original on the workers of the request; `Steps.take` goes on with each, and measures it.
+def train_in_parallel(steps: Steps, asked: Sequence[tuple[str, dict[str, Any]]], artifact: Path | None) -> None:
+    """Train steps from the original on the workers of the request; `Steps.take` resumes each and measures it.
 
-    One that fails here is made again by `Steps.take`, which records its error.
+    A step that fails here is repeated by `Steps.take`, which records its error.
 
     Args:
         steps: of the run.
@@ -41,7 +41,7 @@ def make_together(steps: Steps, asked: Sequence[tuple[str, dict[str, Any]]], art
         SetupError: Ray does not start.
     """
     context, request = steps.context, steps.request
-    place = context.checkpoints / MADE
+    place = context.checkpoints / PARALLEL
     waiting = {}
     for verb, arguments in asked:
         key, whole = steps.named(verb, arguments)
@@ -54,32 +54,32 @@ def make_together(steps: Steps, asked: Sequence[tuple[str, dict[str, Any]]], art
     inputs = parent_files(artifact)
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         assert executor is not None  # the caller asks only where there are workers
-        context.progress(f"making {len(waiting)} steps on {request.workers} workers", None)
+        context.progress(f"training {len(waiting)} steps on {request.workers} workers", None)
         futures = [
             executor.submit(Task(FUNCTION, sent(verb, step, context, threads), place / key, inputs=inputs))
             for key, (verb, step) in waiting.items()
         ]
-        made = sum(future.exception() is None for future in futures)
-        context.progress(f"{made} of {len(futures)} steps made by {request.workers} workers", None)
+        trained = sum(future.exception() is None for future in futures)
+        context.progress(f"{trained} of {len(futures)} steps trained by {request.workers} workers", None)
 
 
-class _Made(Exception):
-    """A step came to where it would be timed."""
+class _ReachedTiming(Exception):
+    """Signal that a step would be timed next."""
 
 
-def make_step(payload: Mapping[str, Any], work: Work) -> None:
-    """Do a verb up to its first measurement of time; the task of a worker."""
+def train_step(payload: Mapping[str, Any], work: Work) -> None:
+    """Run a verb up to its first measurement of time: the task of a worker."""
     began, record = time.monotonic(), with_parent(payload, work.inputs)
     request, context = request_here(record)
-    context = replace(context, folder=work.checkpoints, measuring=_ended)
+    context = replace(context, folder=work.checkpoints, measuring=_stop_before_timing)
     shutil.rmtree(context.work, ignore_errors=True)  # of a lost attempt, whose checkpoints stay
     context.work.mkdir(parents=True)
-    with suppress(_Made):
+    with suppress(_ReachedTiming):
         operation_of(record["verb"])(request, context, Live(resplit=selection_as_evaluation))
     for done in context.checkpoints.glob("*/done"):
         shutil.copytree(done, work.folder / done.relative_to(context.folder))
-    (work.folder / MADE_S).write_text(str(time.monotonic() - began))
+    (work.folder / SECONDS_FILE).write_text(str(time.monotonic() - began))
 
 
-def _ended() -> AbstractContextManager[None]:
-    raise _Made
+def _stop_before_timing() -> AbstractContextManager[None]:
+    raise _ReachedTiming
