@@ -91,7 +91,7 @@ class SearchRequest(ExecutionFields, TrainingRequest):
             raise RequestError(
                 "a search needs a target",
                 "without one the largest network would always be the best",
-                f"give {argument('target_latency_ms', 4)}, target_speedup, target_size_mb or target_memory_mb",
+                f"give one, such as {argument('target_latency_ms', 4)} or {argument('target_speedup', 2)}",
             )
         return self
 

@@ -39,7 +39,7 @@ def missing(device: str) -> str | None:
     lacking = [name for name, module in PACKAGES.items() if not _is_installed(module)]
     if lacking:
         verb = "are" if len(lacking) > 1 else "is"
-        return f"{' and '.join(lacking)} {verb} not installed: pip install {' '.join(lacking)}"
+        return f"{', '.join(lacking)} {verb} not installed: pip install {' '.join(lacking)}"
     return None if device == "cpu" else "omgoptim runs ExecuTorch on the CPU only"
 
 
