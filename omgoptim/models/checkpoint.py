@@ -36,6 +36,31 @@ from omgoptim.models.checkpoint_keys import (
 WeightSet = Literal["auto", "ema", "plain"]
 
 
+PLAIN_CLASSES = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "datetime.datetime",
+    *(f"pathlib.{part}{name}" for part in ("", "_local.") for name in ("Path", "PosixPath", "WindowsPath")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"numpy.{name}" for name in ("dtype", "ndarray", "float64", "float32", "int64")),
+)
+"""Classes of what training scripts store beside the weights: arguments, paths, best scores. They are read as
+`_Omitted`, so that nothing of theirs runs."""
+
+
+class _Omitted:
+    """Placeholder for an object beside the weights."""
+
+    def __new__(cls, *_: object) -> _Omitted:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        """Take and drop what the object is made from."""
+
+    def __setstate__(self, _: object) -> None:
+        """Drop the object's state."""
+
+
 def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") -> list[str]:
     """Load the weights in `path` into `module`: every entry of its state dict, or none.
 
@@ -78,7 +103,8 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
     if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
         raise ModelError(f"checkpoint {path.name} is of no known kind", "known: .safetensors, .pt, .pth, .bin, .ckpt")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Omitted, name) for name in PLAIN_CLASSES]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # what torch says of bytes that are none of its pickles
             raise _unreadable(path, "torch.save did not write it") from error

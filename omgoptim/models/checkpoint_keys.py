@@ -35,7 +35,7 @@ norm's scale and shift in older checkpoints."""
 COUNTER = "num_batches_tracked"
 """A buffer of BatchNorm that torch's own strict loading does without, in checkpoints from before it existed."""
 
-AVERAGES = frozenset({"ema", "swa", "averaged", "shadow"})
+AVERAGES = frozenset({"ema", "swa", "averaged", "avg", "average", "shadow"})
 """Words in the name of a set of averaged weights: `state_dict_ema`, `swa_model`, `ema.shadow`."""
 
 LEFTOVERS = frozenset({"total_ops", "total_params", "masked_bias", "inv_freq"})
