@@ -26,6 +26,7 @@ from omgoptim.models.checkpoint_keys import (
     iterate_tensors,
     left_out_notes,
     listed,
+    nan_notes,
     needed_keys,
     prefix_notes,
     tied_keys,
@@ -163,7 +164,7 @@ def match_keys(loaded: Mapping[Any, Any], own: Mapping[str, Tensor], weights: We
     unknown = unexpected_keys(chosen, entries, own)
     if unknown:  # another architecture
         raise _does_not_fit([("unexpected", unknown)])
-    left = left_out_notes(fitting, entries)
+    left = [*nan_notes(state), *left_out_notes(fitting, entries)]
     notes = [*prefix_notes(chosen), *notes, *cast_notes(state, own), *filling_notes(state, own), *left]
     return KeyMatch(_completed(state, own), notes)
 
@@ -227,7 +228,7 @@ def _completed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
     for key, aliases in tied_keys(own).items():
         given = {alias: state[alias] for alias in aliases if alias in state}
         first = next(iter(given.values()), own[key])
-        if any(not torch.equal(first, other) for other in given.values()):
+        if any(other is not first and not torch.equal(first, other) for other in given.values()):  # NaN is unequal
             raise ModelError(
                 "the checkpoint unties weights that the model shares",
                 f"{listed(list(given))} are one weight in the model, and differ in the file",

@@ -132,6 +132,17 @@ def test_arguments_paths_and_numpy_scores_beside_the_weights_are_passed_over(tmp
     assert loads(tmp_path / "w.pt") == ["checkpoint w.pt: the weights were under 'state_dict'"]
 
 
+def test_weights_of_a_diverged_training_are_named(tmp_path: Path) -> None:
+    torch.save(weights() | {"fc.weight": torch.full((2, 3), float("nan"))}, tmp_path / "w.pt")
+    assert load_checkpoint(Net(), tmp_path / "w.pt") == ["checkpoint w.pt: NaN in fc.weight"]
+
+
+def test_tensors_without_values_fill_nothing(tmp_path: Path) -> None:
+    torch.save({name: tensor.to("meta") for name, tensor in weights().items()}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="missing: fc.weight"):
+        load_checkpoint(Net(), tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 @pytest.mark.parametrize("content", ["half", "empty", "text"])
 def test_a_damaged_file_is_an_error(tmp_path: Path, name: str, content: str) -> None:
