@@ -139,7 +139,7 @@ def test_weights_of_a_diverged_training_are_named(tmp_path: Path) -> None:
 
 def test_tensors_without_values_fill_nothing(tmp_path: Path) -> None:
     torch.save({name: tensor.to("meta") for name, tensor in weights().items()}, tmp_path / "w.pt")
-    with pytest.raises(ModelError, match="missing: fc.weight"):
+    with pytest.raises(ModelError, match=r"missing: fc\.weight"):
         load_checkpoint(Net(), tmp_path / "w.pt")
 
 
