@@ -138,7 +138,7 @@ def output_index(name: str, names: Sequence[str]) -> int:
         return int(name) % len(names)
     raise RequestError(
         f"the model has no output '{name}'",
-        f"{did_you_mean(name, names)} (or 0 to {len(names) - 1})",
+        f"{did_you_mean(name, names)} By position: {', '.join(map(str, range(len(names))))}.",
         "give the name or the index of an output",
     )
 
