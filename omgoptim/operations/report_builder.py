@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from omgoptim.errors import OmgoptimError
 from omgoptim.measure.validity_checks import chance_level_summary
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import AnyJob
@@ -124,8 +125,13 @@ def _first_within_guard(
     model: FinalModel | None = final_model
     while model is not None:
         folder = context.work / f"artifact-{len(tried)}"
-        notes = save(model.module, model.loaded, job.runtime, folder, context)
-        measured = measure(request, context, job.loaded, baseline, folder)
+        try:
+            notes = save(model.module, model.loaded, job.runtime, folder, context)
+            measured = measure(request, context, job.loaded, baseline, folder)
+        except OmgoptimError:
+            if tried:  # what was measured before remains valid
+                break
+            raise
         tried.append((model, measured, folder, notes))
         if passes(measured.quality, request.max_quality_drop):
             return tried[-1]
