@@ -39,6 +39,8 @@ class OutputPart:
     first: int
     last: int
     relative_error: float
+    count: int = 0
+    """Entries among `first` to `last` of the smaller scale; 0: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ def small_part(spec: OutputSpec, squares: NDArray[np.float64], errors: NDArray[n
         small = small_slices(spreads)
         if small is not None:
             error = math.sqrt(float(of_errors[axis][small].sum() / spreads[small].sum()))
-            found.append(OutputPart(axis, int(small[0]), int(small[-1]), error))
+            found.append(OutputPart(axis, int(small[0]), int(small[-1]), error, len(small)))
     return max(found, key=lambda part: part.relative_error, default=None)
 
 
