@@ -15,6 +15,7 @@ from typing import Any
 
 from omgoptim.errors import RequestError, argument
 from omgoptim.executors import Executor
+from omgoptim.hardware import usable_cores
 from omgoptim.models.manifest import MANIFEST
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live
@@ -28,6 +29,16 @@ HERE = {"on": "local", "workers": 1, "output": None, "target": None}
 """Arguments of a request that a worker does not follow: it works alone, delivers nothing and measures nothing."""
 
 
+def is_parallel(request: ExecutionFields) -> bool:
+    """Return whether a request asks for workers."""
+    return request.on != "local" or request.workers > 1
+
+
+def threads_each(request: ExecutionFields) -> int:
+    """Return the threads of each worker: its share of this machine's cores, and one on Ray."""
+    return 1 if request.on == "ray" else max(1, usable_cores() // request.workers)
+
+
 def refuse_unreachable(request: ExecutionFields, live: Live | None) -> None:
     """Refuse what no worker can do, before any work.
 
@@ -35,7 +46,7 @@ def refuse_unreachable(request: ExecutionFields, live: Live | None) -> None:
         RequestError: objects of this process were given, which cannot be sent.
         SetupError: Ray is not installed, or its address does not answer.
     """
-    if request.on == "local" and request.workers == 1:
+    if not is_parallel(request):
         return
     given = [name for name in ("module", "data", "metric", "loss", "student", "space") if getattr(live, name, None)]
     if given:

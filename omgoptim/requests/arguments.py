@@ -66,6 +66,8 @@ class ProfileArguments(ModelArguments, total=False):
 
 
 class QuantizeArguments(ModelArguments, total=False):
+    on: str
+    workers: int
     runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]
     max_quality_drop: float
     prefer: Literal["balanced", "speed", "size"]

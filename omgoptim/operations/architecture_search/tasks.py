@@ -39,7 +39,6 @@ from omgoptim.architecture_search.trials import MOST_BYTES, TrialFolders, TrialR
 from omgoptim.errors import OmgoptimError, RunError
 from omgoptim.executors import Executor, Task, TaskResult
 from omgoptim.executors.task import WORKER, Work
-from omgoptim.hardware import usable_cores
 from omgoptim.measure.size import count_params
 from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.models.security.path_policy import PathPolicy
@@ -52,7 +51,7 @@ from omgoptim.operations.architecture_search.spaces import (
 )
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import load_datasets
-from omgoptim.operations.execution import parent_files, request_here, sent, with_parent
+from omgoptim.operations.execution import parent_files, request_here, sent, threads_each, with_parent
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.save_and_measure import require_module
@@ -149,7 +148,7 @@ class TaskRunner:
         assert self.executor is not None  # `start` and `finalists` see to it
         screened = {"cost": asdict(untrained), "predicted": predicted}
         payload = {
-            "problem": _sent_problem(self.job, self.identity, self.executor.workers),
+            "problem": _sent_problem(self.job, self.identity),
             "spec": spec.model_dump(mode="json"),
             "screened": screened,
             "others": others,
@@ -196,7 +195,7 @@ def load_workers(executor: Executor, job: Job[SearchRequest], identity: str) -> 
     """
     place = job.context.work / "loaded"
     place.mkdir(parents=True, exist_ok=True)
-    payload = {"problem": _sent_problem(job, identity, executor.workers)}
+    payload = {"problem": _sent_problem(job, identity)}
     for number in range(executor.workers):
         executor.submit(Task(LOAD, payload, place / str(number), inputs=parent_files(job.loaded.source.artifact)))
 
@@ -206,9 +205,8 @@ def load_problem(payload: Mapping[str, Any], work: Work) -> None:
     _loaded(payload, work)
 
 
-def _sent_problem(job: Job[SearchRequest], identity: str, workers: int) -> dict[str, Any]:
-    threads = 1 if job.request.on == "ray" else max(1, usable_cores() // workers)
-    record = sent("search", job.request, job.context, threads)
+def _sent_problem(job: Job[SearchRequest], identity: str) -> dict[str, Any]:
+    record = sent("search", job.request, job.context, threads_each(job.request))
     return record | {"runtime": job.runtime, "identity": identity}
 
 
