@@ -106,6 +106,8 @@ class QuantizeArguments(ModelArguments, total=False):
 
 
 class PruneArguments(RecoveryArguments, total=False):
+    on: str
+    workers: int
     schedule: str
     rounds: int
     sensitivity: bool
@@ -133,6 +135,8 @@ class PruneArguments(RecoveryArguments, total=False):
 
 
 class FactorizeArguments(RecoveryArguments, total=False):
+    on: str
+    workers: int
     sensitivity: bool
     runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
     max_quality_drop: float
