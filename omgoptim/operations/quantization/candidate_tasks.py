@@ -65,6 +65,7 @@ def programs_by_workers(
     inputs = _inputs(builder)
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         assert executor is not None  # there are workers
+        context.progress(f"writing {len(programs)} quantized programs on {request.workers} workers", None)
         written: dict[str, Callable[[], BuiltCandidate]] = {}
         for number, (key, spec) in enumerate(programs.items()):
             task = Task(FUNCTION, _payload(spec, builder, limit_s), place / str(number), inputs=inputs)
