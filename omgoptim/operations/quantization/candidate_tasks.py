@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,7 +62,8 @@ def programs_by_workers(
         return
     context, limit_s = builder.context, None if request.effort == "best" else BUILD_LIMIT_S
     place = context.work / "programs"
-    place.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
+    place.mkdir(parents=True)
     inputs = _inputs(builder)
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         assert executor is not None  # there are workers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,10 +97,11 @@ def _measured(
     inputs = parent_files(job.loaded.source.artifact)
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         assert executor is not None  # there are workers
-        futures = [
-            executor.submit(Task(FUNCTION, {"problem": problem, "path": path}, place / f"{index:05d}", inputs=inputs))
-            for index, path in enumerate(paths)
-        ]
+        futures = []
+        for path in paths:
+            payload = {"problem": problem, "path": path}
+            key = hashlib.sha256(json.dumps(payload).encode()).hexdigest()[:16]  # a resumed run finds it again
+            futures.append(executor.submit(Task(FUNCTION, payload, place / key, inputs=inputs)))
         yield lambda index: json.loads((futures[index].result().folder / QUALITIES).read_text(encoding="utf-8"))
 
 
