@@ -13,6 +13,7 @@ from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.dry_run import plan_rounds
+from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.prepare import prepare
@@ -42,6 +43,8 @@ class PruningStep:
 def prune(request: PruneRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Prune a model and fine-tune it. See `PruneRequest`."""
     output = free_output(request.output, request.allow_path, context)
+    if request.sensitivity:
+        refuse_unreachable(request, live)
     loaded = prepare(request, context, live)
     original = require_module(loaded, "prune")
     runtime = engine_for(request.runtime, loaded)
