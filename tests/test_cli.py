@@ -228,7 +228,7 @@ def test_a_usage_error_is_a_bad_request(words: list[str], capsys: pytest.Capture
     assert cli.run(words) == 2
     streams = capsys.readouterr()
     assert streams.out == ""
-    assert "--help shows what is possible" in streams.err
+    assert "--help lists the commands" in streams.err
 
 
 def test_an_unknown_command_is_refused_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:

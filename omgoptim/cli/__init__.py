@@ -54,7 +54,7 @@ def _refuse_unknown_command(arguments: list[str]) -> None:
     command = next((word for word in arguments if not word.startswith("-")), None)
     known = [*requests.VERBS, *_COMMANDS]
     if command is not None and command not in known:
-        fix = "omgoptim --help shows what is possible"
+        fix = "omgoptim --help lists the commands"
         raise RequestError(f"unknown command '{command[:80]}'", did_you_mean(command, known), fix)
 
 
@@ -124,7 +124,7 @@ def _mcp(
         False, "--http", metavar="", help="Serve HTTP on the loopback interface instead of stdio."
     ),
     port: int = typer.Option(
-        8377, "--port", metavar="PORT", help="Port for --http; 0 takes a free one.", min=0, max=65535
+        8377, "--port", metavar="PORT", help="Port for --http; 0: any free port.", min=0, max=65535
     ),
 ) -> None:
     """Start the MCP server: over stdio, or over HTTP with a bearer token ($OMGOPTIM_TOKEN, else a new one)."""
@@ -162,4 +162,4 @@ def _usage_error(error: Exception) -> RequestError:
     except RequestError as refused:
         return refused
     command = f"omgoptim {verb}" if request is not None else "omgoptim"
-    return RequestError(message.rstrip("."), "", f"{command} --help shows what is possible")
+    return RequestError(message.rstrip("."), "", f"{command} --help lists the commands")

@@ -193,12 +193,12 @@ def _technique_choice(name: str, request: type[Request]) -> Option:
     kinds = {
         "SOURCE" if params.by_source else kind: _first_sentence(params) for kind, params in techniques(request).items()
     }
-    each = "; ".join(f"{kind}: {words}" for kind, words in kinds.items())
+    each = " ".join(f"{kind}: {words}." for kind, words in kinds.items())
     default = getattr(request.model_fields[name].get_default(call_default_factory=True), name)
     metavar = "|".join(kinds)
     short = "NAME|SOURCE" if "SOURCE" in kinds else "NAME"
     metavar = metavar if len(metavar) <= _LONGEST_METAVAR else short
-    return Option(name, "text", False, f"{each}.", metavar, default, None, default)
+    return Option(name, "text", False, each, metavar, default, None, default)
 
 
 def _first_sentence(params: type[Params]) -> str:

@@ -99,7 +99,7 @@ def form_of(as_json: bool, given: str | None) -> Form:
     """
     found = next((form for form in FORMS if form == given), None)
     if given is not None and found is None:
-        fix = "omgoptim report and omgoptim runs open make a page" if given == "html" else ""
+        fix = "`omgoptim report` and `omgoptim runs open` write a page" if given == "html" else ""
         raise RequestError(f"unknown format '{given[:80]}'", did_you_mean(given, FORMS), fix)
     if as_json and found not in (None, "json"):
         raise RequestError(f"--json and --format {found} exclude each other", "", "give one of them")

@@ -193,7 +193,7 @@ def live_view(run: LiveRun) -> RenderableType:
     for name in ("loss", "quality"):
         values = [value for epoch in run.epochs if (value := getattr(epoch, name)) is not None and math.isfinite(value)]
         parts += [Text(f"{name:<8}{curve_text(values)}")] if values else []
-    return Group(*parts, Text("Ctrl-C ends the watching, not the run", "dim"))
+    return Group(*parts, Text("Ctrl-C stops watching; the run continues", "dim"))
 
 
 def curve_text(values: Sequence[float]) -> str:

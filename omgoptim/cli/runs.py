@@ -104,7 +104,7 @@ def pick_command(
     *,
     shape: Shape,
 ) -> int:
-    """Replace a quantize run's artifact by another of its finalists; nothing is computed again."""
+    """Replace a run's artifact by another of its finalists, without a new run."""
     folder = find_run(find_project(project), run_id)
     return show_report(pick(folder, name), folder, shape)
 
@@ -146,7 +146,7 @@ def _form_of_report(as_json: bool, form: str | None, target: Path | None) -> For
     ending = target.suffix.lower() if target else ""
     if form is None and not as_json and ending and ending not in _ENDINGS:
         endings = f"a file's ending is one of {', '.join(_ENDINGS)}"
-        raise RequestError(f"no form of a report has the ending '{ending}'", endings, "give another, or the form")
+        raise RequestError(f"unknown file ending '{ending}'", endings, "give another ending, or the format")
     given = form or (None if as_json else _ENDINGS.get(ending))
     if given is not None and given not in _FORMS:
         raise RequestError(f"unknown format '{given[:80]}'", did_you_mean(given, _FORMS))

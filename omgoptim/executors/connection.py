@@ -45,7 +45,7 @@ def cluster_address() -> str | None:
             raise SetupError(
                 f"{ADDRESS} is auto, and no Ray runs on this machine",
                 f"there is no {current}",
-                f"start it (`ray start --head`), or unset {ADDRESS} for a Ray of its own",
+                f"start it (`ray start --head`), or unset {ADDRESS} for a local Ray",
             )
     host, _, port = named.rpartition(":")
     if not host or not port.isdecimal():
@@ -76,7 +76,7 @@ def probe(host: str, port: int, given: str) -> None:
         raise SetupError(
             f"no Ray head answers: {given}",
             f"{host}:{port}: {error.strerror or error}",
-            f"start it (`ray start --head`), or give {argument('on', 'ray')} without {ADDRESS} for a Ray of its own",
+            f"start it (`ray start --head`), or give {argument('on', 'ray')} without {ADDRESS} for a local Ray",
         ) from None
 
 

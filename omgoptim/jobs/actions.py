@@ -136,9 +136,9 @@ def pick(folder: RunFolder, name: str) -> EfficiencyReport:
         if name == report.delivered:
             return report
         if name not in known or report.delivered is None or not _is_plain(report.delivered):
-            what = f"run {folder.id} keeps no '{name}'"
+            what = f"run {folder.id} has no finalist '{name}'"
             raise RunError(
-                what, did_you_mean(name, known) or "it keeps no other finalist", f"omgoptim runs show {folder.id}"
+                what, did_you_mean(name, known) or "it has no other finalists", f"omgoptim runs show {folder.id}"
             )
         kept = folder.alternatives
         picked = _report_of(kept / f"{name}.json", folder.id).model_copy(update={"guard": report.guard})
@@ -158,9 +158,9 @@ def _is_plain(name: str) -> bool:
 def _report_of(file: Path, run: str) -> EfficiencyReport:
     found = read_report(file, run)
     if found is None or not found[1]:
-        why = "it cannot be read" if found is None else "it was changed since, or somebody else wrote it"
-        hint = "run it again: what it keeps is incomplete"
-        raise RunError(f"the report of '{file.stem}' is gone or damaged", f"{file}: {why}", hint)
+        why = "it cannot be read" if found is None else "it was changed, or written by someone else"
+        hint = "run it again: its kept artifacts are incomplete"
+        raise RunError(f"the report of '{file.stem}' is missing or damaged", f"{file}: {why}", hint)
     return found[0]
 
 

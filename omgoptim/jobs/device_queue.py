@@ -60,10 +60,11 @@ class Wait:
     """Runs that asked earlier and wait too."""
 
     def text(self, device: str) -> str:
-        """Return `waiting for cpu: run prune-… measures since 12 s, 1 more is ahead`."""
-        who = "between two turns"
+        """Return `waiting for cpu: run prune-… has been measuring for 12 s, 1 more is ahead`."""
+        who = "the next run is about to measure"
         if self.measuring is not None:
-            who = f"run {self.measuring.run_id} measures since {max(0.0, time.time() - self.measuring.since):.0f} s"
+            seconds = max(0.0, time.time() - self.measuring.since)
+            who = f"run {self.measuring.run_id} has been measuring for {seconds:.0f} s"
         more = f", {self.ahead} more {'is' if self.ahead == 1 else 'are'} ahead" if self.ahead else ""
         return f"waiting for {device}: {who}{more}"
 

@@ -137,7 +137,7 @@ def _inspect(interpreter: Interpreter, project: Path) -> Inspection:
         found = json.loads(answer.stdout)
     except ValueError:
         raise SetupError(
-            f"the Python at {interpreter.path} cannot say what it has", crash or "", "repair that environment"
+            f"the Python at {interpreter.path} did not report its packages", crash or "", "repair that environment"
         ) from None
     return Inspection(found["packages"], found["compiler"], found["cuda_devices"], crash)
 

@@ -160,7 +160,7 @@ class RunFolder:
             record.pop(SEAL, None)
             state = RunState.model_validate(record)
             if datetime.fromisoformat(state.started).tzinfo is None:
-                raise ValueError("it began at no time")
+                raise ValueError("it has no start time")
         except (OSError, ValueError):  # the submitting process died before it wrote one
             born = datetime.fromtimestamp(self.path.stat().st_mtime, timezone.utc).isoformat(timespec="milliseconds")
             verb = self.id.split("-")[0]
@@ -295,6 +295,6 @@ def find_run(project: Path, run_id: str) -> RunFolder:
     how = "`omgoptim runs list` (tool: runs, action list) shows the ids"
     if found:
         newest = ", ".join(folder.id for folder in found[-5:])
-        raise RunError(f"'{run_id}' means {len(found)} runs", f"for instance {newest}", how)
+        raise RunError(f"'{run_id}' matches {len(found)} runs", f"for instance {newest}", how)
     recent = [folder.id for folder in folders[-10:]]
     raise RunError(f"there is no run '{run_id}'", did_you_mean(run_id, recent) or f"{project} has no runs yet", how)

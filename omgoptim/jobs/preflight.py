@@ -81,7 +81,7 @@ def _check_source(what: str, text: str, policy: PathPolicy) -> None:
     elif text.endswith(".py"):
         found = "; ".join(argument(what, f"{text}:{one}") for one in _callables(policy.file(text, what)))
         raise error_about(what)(
-            f"{what} '{text}' is a file, and no callable in it is named", "it must read file.py:callable", found
+            f"{what} '{text}' is a file without the name of a callable", "the form is file.py:callable", found
         )
     elif text.endswith(FILES.get(what, ())):
         policy.file(text, what)
@@ -102,15 +102,15 @@ def _check_run_or_folder(what: str, text: str, policy: PathPolicy) -> None:
     ids = [folder.id for folder in run_folders(policy.project)]
     if text in ids or _is_folder(policy.project, text):
         return
-    near = did_you_mean(text, ids[-10:]) if ids else f"{runs_root(policy.project)} holds no runs yet"
+    near = did_you_mean(text, ids[-10:]) if ids else f"{runs_root(policy.project)} has no runs yet"
     if what != "model":
         raise ArtifactError(
-            f"'{text}' names no artifact",
+            f"'{text}' is not an artifact",
             f"it is neither a run of this project nor an artifact folder. {near}",
             "omgoptim runs list",
         )
     raise UnknownModelError(
-        f"'{text}' names no model",
+        f"'{text}' is not a model",
         f"no run, artifact folder or file of that name was found in the project. {near}",
         "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
     )
@@ -126,7 +126,7 @@ def _is_folder(project: Path, text: str) -> bool:
 def _check_weights(text: str, policy: PathPolicy) -> None:
     path = policy.file(text, "checkpoint")
     if path.is_file() and path.suffix not in WEIGHTS:
-        raise ModelError(f"checkpoint {path.name} is of no known kind", f"known: {', '.join(WEIGHTS)}")
+        raise ModelError(f"checkpoint {path.name} has an unknown format", f"known: {', '.join(WEIGHTS)}")
 
 
 def _names(path: Path) -> set[str] | None:

@@ -38,7 +38,7 @@ def find_project(explicit: str | None) -> Path:
     here = Path.cwd().resolve()
     if here.parent == here or _is_in_plugin(here):
         raise RequestError(
-            "it is not known which project is meant",
+            "the project is unknown",
             f"the working directory is {here}, which cannot be a project",
             "give project=<absolute path of your project>, or set OMGOPTIM_PROJECT",
         )
@@ -73,7 +73,7 @@ def served_project(explicit: str | None) -> Path:
         return _with_own_runs(project, served)
     raise RequestError(
         f"this server does not serve the project '{explicit}'",
-        f"it serves {_listed(served)}; which projects it serves is the user's choice, not an agent's",
+        f"it serves {_listed(served)}; only the user may add projects",
         f"ask the user to add this to the server's environment and start it again: {_entry([*served, project])}",
     )
 
@@ -94,7 +94,7 @@ def _only(served: list[Path]) -> Path:
     if len(served) == 1:
         return served[0]
     raise RequestError(
-        "it is not known which project is meant",
+        "the project is unknown",
         f"the working directory is {here}, which cannot be a project; the server serves {_listed(served)}",
         "give project=<absolute path of one of them>"
         if served

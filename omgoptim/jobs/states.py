@@ -22,7 +22,7 @@ from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests import parse
 from omgoptim.requests.command import command_of
 
-FOREIGN = "somebody else made this run, or its request or report was changed since: its commands are left out"
+FOREIGN = "this run was made by someone else, or its request or report was changed: its commands are not shown"
 ENDED = ("done", "failed", "cancelled")
 
 START_GRACE_S = 10.0
@@ -69,7 +69,7 @@ def load_report(folder: RunFolder) -> EfficiencyReport:
     found = folder.read_report()
     if found is None:
         raise RunError(
-            f"the report of run {folder.id} is gone or damaged", str(folder.report_file), repeat_hint(folder)
+            f"the report of run {folder.id} is missing or damaged", str(folder.report_file), repeat_hint(folder)
         )
     report, is_own = found
     return report if own and is_own else _without_commands(report)

@@ -102,15 +102,15 @@ def trim(log: Path, largest: int = LARGEST_LOG, kept: int = KEPT_OF_A_LARGE_LOG)
 
 FULL = {
     errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota of this user is used up",
-    errno.EFBIG: "a file may not grow past the limit of this process (ulimit -f)",
+    errno.EDQUOT: "the disk quota of this user is exceeded",
+    errno.EFBIG: "the file size limit of this process is reached (ulimit -f)",
 }
 CLOSED = {
     errno.EROFS: "the disk is mounted read-only",
     errno.EACCES: "this user may not write there",
     errno.EPERM: "this user may not write there",
     errno.ENOTDIR: "a part of that path is a file",
-    errno.ENAMETOOLONG: "that path is too long",
+    errno.ENAMETOOLONG: "the path is too long",
 }
 RESERVED_BYTES = 65_536
 """Reserved during a run, so that its final state can be written on a full disk."""
@@ -149,10 +149,10 @@ def full_disk(run: Path, error: BaseException) -> SetupError | None:
         number, name = found[0], getattr(found[1], "filename", None)
         place = Path(os.fsdecode(name)).parent if isinstance(name, (str, bytes)) else min(places, key=free_bytes)
     written = sum(_sizes(run))
-    why = f"{FULL[number]}; {_bytes_text(free_bytes(place))} are free there, and the run had written "
+    why = f"{FULL[number]}; {_bytes_text(free_bytes(place))} are free there; the run has written "
     return SetupError(
-        f"a file may not grow further in {place}" if number == errno.EFBIG else f"no space left in {place}",
-        f"{why}{_bytes_text(written)} so far: it needs more than that",
+        f"the file size limit is reached in {place}" if number == errno.EFBIG else f"no space left in {place}",
+        f"{why}{_bytes_text(written)} so far and needs more",
         f"free some space, then: omgoptim runs resume {run.name} (tool: runs, action resume)",
     )
 

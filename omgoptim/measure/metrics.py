@@ -71,7 +71,9 @@ def resolve_metric(
         function = load_callable(name, requested.policy, "metric", limit_s)
         if not callable(function):
             raise DataError(
-                f"metric '{name}' is no callable", f"it is a {type(function).__name__}", "give metric(outputs, targets)"
+                f"metric '{name}' is not callable",
+                f"it is a {type(function).__name__}",
+                "give metric(outputs, targets)",
             )
         metric = _user_metric(name.rpartition(":")[2], function, signature, limit_s, outputs)
         refuse_lower_is_better(metric, original, targets)
@@ -174,7 +176,7 @@ def _joined_targets(targets: list[Any]) -> Any:
 def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs) -> Metric:
     found = _torchmetrics_class(name)
     if not targets or targets[0] is None:
-        raise DataError(f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto")
+        raise DataError(f"metric '{name}' needs targets", "the data has none", "use metric auto")
     index = 0 if len(outputs.specs) == 1 else outputs.require_target(CUSTOM_METRIC_FIX).index
     arguments = _class_arguments(name, found, original[0][index])
 

@@ -87,7 +87,7 @@ def chance_level_summary(metric: str | None, value: float | None, targets: Seque
     why = chance_level_reason(metric, value, targets) if metric else None
     if why is None:
         return ""
-    return f"{why[0].upper()}{why[1:]}. Its data, weights or metric are likely wrong, and the numbers mean little."
+    return f"{why[0].upper()}{why[1:]}. Its data, weights or metric are likely wrong, and the numbers not meaningful."
 
 
 def missing_classes_notes(outputs: ModelOutputs, targets: Sequence[Any]) -> list[str]:
@@ -153,8 +153,8 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
     if not differing:
         return None
     return (
-        f"the answer to a sample depends on the others of its batch: {len(differing)} of {len(singles)} samples give "
-        f"something else alone than in a batch of {size} (by up to {max(differing):.1%} of the outputs' scale), as "
+        f"the outputs for a sample depend on the rest of its batch: {len(differing)} of {len(singles)} samples have "
+        f"other outputs alone than in a batch of {size} (by up to {max(differing):.1%} of the outputs' scale), as "
         f"with {cause or 'a branch on values, or statistics over the batch'}"
     )
 

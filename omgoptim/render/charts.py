@@ -120,7 +120,7 @@ def expected_bars(report: EfficiencyReport) -> Bars | None:
         for step in report.steps
         if step.speedup is not None and step.expected_speedup is not None
     )
-    return Bars("Speedup of each step: measured, and expected before it was taken", bars) if bars else None
+    return Bars("Speedup of each step: measured and expected", bars) if bars else None
 
 
 def layer_bars(layers: list[Layer]) -> Bars | None:

@@ -165,7 +165,7 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
 
 
 def total_text(total: Total) -> str:
-    """Return `7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it`."""
+    """Return `7.90x smaller, 2.10x fewer parameters, drop 0.0100; total speedup not measured`."""
     parts = [
         _ratio(total.size_ratio, "smaller", "larger")[0],
         _of_count(total.params_ratio, "parameters"),
@@ -174,7 +174,7 @@ def total_text(total: Total) -> str:
         f"drop {drop_text(total.quality_drop)}" if total.quality_drop is not None else "",
     ]
     numbers = ", ".join(part for part in parts if part and part != "same") or "the same size"
-    return numbers if total.speedup is not None else f"{numbers}; speed not measured against it"
+    return numbers if total.speedup is not None else f"{numbers}; total speedup not measured"
 
 
 def size_files_text(report: EfficiencyReport) -> str:

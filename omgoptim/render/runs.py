@@ -41,7 +41,7 @@ def live_document(run: LiveRun, project: str) -> Document:
         tone="running",
         about=(Text(state.verb), Text(state.model, code=True), Text(state.run_id)),
         sections=tuple(section for section in sections if section is not None),
-        actions=(Action("Cancel the run", ask, "Cancel it? What it has computed is lost."),),
+        actions=(Action("Cancel the run", ask, "Cancel it? It can be resumed from its last checkpoint."),),
         progress=state.progress,
         poll=(("action", "show"), ("run_id", state.run_id), ("project", project)),
     )
@@ -101,7 +101,7 @@ def _measured(run: LiveRun) -> Section | None:
     picture = live_scatter(records, run.state.verb, run.max_quality_drop)
     charts = (Chart(picture),) if picture else ()
     title = "Steps so far" if run.steps else "Candidates so far"
-    return Section(title, (*charts, table), "from single launches, on the selection samples; nothing is decided yet")
+    return Section(title, (*charts, table), "from single launches, on the selection samples; preliminary")
 
 
 def _training(run: LiveRun) -> Section | None:
@@ -118,8 +118,8 @@ def _training(run: LiveRun) -> Section | None:
 
 TITLE = "Runs side by side"
 NOTE = (
-    "Each ratio is of a run's own artifact to its own original. Times of two runs are not divided by each other: "
-    "omgoptim compare A B measures two artifacts in alternating turns."
+    "Each ratio compares a run's artifact with its own original. Latencies of two runs cannot be divided by each "
+    "other: omgoptim compare A B measures two artifacts in alternating turns."
 )
 _COLUMNS = ("run", "verdict", "model", "artifact", "size", "latency", "quality")
 MOST_WARNINGS = 3

@@ -114,7 +114,7 @@ def _markdown(report: EfficiencyReport, full: bool) -> str:
         f"**{verdict(report)}** {safe(report.summary, 1200)}",
         section_markdown(comparison_section(report, full), noted=True),
         *of((warnings_section,)),
-        details("How it was made", of(HOW)),
+        details("How it was created", of(HOW)),
         details("Outputs and layers", of(MORE)),
         details("Machine and next steps", [section_markdown(environment_section(report, True)), _calls(report)]),
     ]
@@ -196,9 +196,7 @@ _HUB_METRICS = {"top1_accuracy": "accuracy", "top1": "accuracy", "perplexity": "
 """Metrics of ours by their ids on hf.co/metrics."""
 _AGREEMENTS = ("top1_agreement", "cosine_agreement", "negative_kl", "agreement")
 """Metrics that compare with the original model: no result of a task."""
-_LICENCE = (
-    "To be filled in by whoever publishes it: it follows from the licences of the original model and of its data."
-)
+_LICENCE = "Fill in before publishing: it depends on the licences of the original model and its data."
 
 
 def card_markdown(report: EfficiencyReport, base_model: str | None = None) -> str:
@@ -218,7 +216,7 @@ def card_markdown(report: EfficiencyReport, base_model: str | None = None) -> st
         _front_matter(report, measured, model, base_model),
         f"# {code(model, 120)}{form}",
         f"**{verdict(report)}** {safe(report.summary, 1200)}",
-        "## How it was made",
+        "## How it was created",
         f"By `omgoptim {clean(report.verb, 40)}`, version {safe(version, 40)}: {code(report.repeat, 800)}",
         *(section_markdown(section(report, False)) for section in HOW if section is not candidates_section),
         "## Numbers",

@@ -76,9 +76,9 @@ def cancelled_answer(state: RunState) -> CallToolResult:
     """Return the answer to a cancellation."""
     ended = {
         "cancelled": f"Run {state.run_id} is cancelled.",
-        "done": f"Run {state.run_id} had ended before; its report is there.",
+        "done": f"Run {state.run_id} had already ended; its report is available.",
     }
-    summary = ended.get(state.status, f"Run {state.run_id} had ended before: {state.status}.")
+    summary = ended.get(state.status, f"Run {state.run_id} had already ended: {state.status}.")
     content: Json = {
         "status": state.status,
         "summary": summary,
@@ -93,7 +93,7 @@ def runs_answer(states: Sequence[RunState], project: Path) -> CallToolResult:
     """The newest runs of a project."""
     shown = states[:LISTED]
     going = sum(state.status not in ENDED for state in states)
-    summary = f"{len(states)} runs in {project}, {going} not ended." if states else f"No runs yet in {project}."
+    summary = f"{len(states)} runs in {project}, {going} still active." if states else f"No runs yet in {project}."
     content: Json = {
         "status": "ok",
         "summary": summary,

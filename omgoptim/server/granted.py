@@ -44,7 +44,7 @@ def _refuse_other_head(on: str) -> None:
     if is_head(on) and on.rstrip("/") != os.environ.get(HEAD, "").rstrip("/"):
         raise RequestError(
             f"the project is not sent to {on}",
-            "where it may be sent is the user's choice, not an agent's",
+            "only the user may decide where it is sent",
             f"ask the user to run the command in a shell, or to set {HEAD}={on} in the server's environment",
         )
 
@@ -59,7 +59,7 @@ def refuse_shell_only(arguments: dict[str, Any]) -> None:
         if arguments.get(name):
             raise RequestError(
                 f"'{name}' cannot be given to a tool",
-                "what may be read and whose code may run is the user's choice, not an agent's",
+                "only the user may decide what is read and whose code runs",
                 "ask the user to run the command in a shell, or to set OMGOPTIM_ALLOW_PATH or OMGOPTIM_ALLOW_MODULE in "
                 "the server's environment",
             )
@@ -79,7 +79,7 @@ def refuse_to_resume(folder: RunFolder, project: Path) -> None:
     granted = [name for name in SHELL_ONLY if submission.request.get(name)]
     if granted:
         given = f"its request.json says {granted[0]}={shown(submission.request[granted[0]])}"
-        raise RequestError(f"run {folder.id} has an argument that no agent can give", given, fix)
+        raise RequestError(f"run {folder.id} has an argument that only the user may set", given, fix)
     try:
         offered_python(project, submission.python, served_projects())
     except RequestError as error:

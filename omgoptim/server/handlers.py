@@ -160,7 +160,9 @@ def _spread_options(arguments: dict[str, Any]) -> None:
         raise RequestError(f"{shown(options)} is not a value of options", "it is not an object", fix)
     twice = [key for key in options if key in arguments]
     if twice:
-        raise RequestError(f"'{clean(twice[0], 80)}' is given twice", "beside options and in it", "give it once")
+        raise RequestError(
+            f"'{clean(twice[0], 80)}' is given twice", "both as an argument and in options", "give it once"
+        )
     arguments.update(options)
 
 

@@ -151,7 +151,7 @@ def test_every_face_names_the_files_that_a_size_counts() -> None:
 def test_every_face_tells_the_total_beside_the_step_s_own_gain() -> None:
     total = {"from_run": "prune-1", "size_ratio": 7.9, "params_ratio": 2.1, "quality_drop": 0.01}
     report = _sized(Gains(size_ratio=3.9)).model_copy(update={"total": Total.model_validate(total)})
-    expected = "7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it"
+    expected = "7.90x smaller, 2.10x fewer parameters, drop 0.0100; total speedup not measured"
     for text in (in_terminal(report), report_markdown(report), page_text(report)):
         assert expected in text
         assert "prune-1" in text

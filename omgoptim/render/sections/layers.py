@@ -97,13 +97,13 @@ def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
     table = Table(
         *cells_of(columns, numeric=["largest", "at", "within the guard up to"]),
         title=f"sensitivity ({len(found)} layers or groups)",
-        note=f"quality drop with this layer alone at {amounts}, one bar each{between}",
+        note=f"quality drop with only this layer compressed, at {amounts}, one bar each{between}",
         folded=True,
     )
     guard = report.request.get("max_quality_drop")
     picture = sensitivity_multiples(found, float(guard) if isinstance(guard, (int, float)) else None)
     most = f"the {MOST_LAYERS} most sensitive of {len(found)}; " if len(found) > MOST_LAYERS else ""
-    note = f"{most}drop in quality when this alone is compressed; dashes: the guard"
+    note = f"{most}drop in quality when only this layer is compressed; dashes: the guard"
     blocks: tuple[Block, ...] = (Chart(picture), table) if picture else (table,)
     return Section("Sensitivity", blocks, note)
 

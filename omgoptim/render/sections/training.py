@@ -59,7 +59,7 @@ def training_section(report: EfficiencyReport, _full: bool) -> Section | None:
     if curves:
         blocks.append(Items("quality by epoch, on the selection samples", tuple(Text(line) for line in curves)))
     control = report.control.training.epochs if report.control and report.control.training else []
-    note = "the two losses measure different things; the qualities compare" if report.control is not None else ""
+    note = "the two qualities can be compared, the losses cannot" if report.control is not None else ""
     picture = learning_curve(report.training.epochs, control, plain(text, 600), (DISTILLED, CONTROL))
     return Section("Training", (*blocks, *([Chart(picture)] if picture else [])), note)
 
