@@ -422,7 +422,7 @@ def test_doctor_says_what_this_python_has(project: Path, capsys: pytest.CaptureF
 
 
 def test_a_project_with_a_name_of_any_length_or_kind_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, words in (("x" * 5000, "too long"), ("x" * 3000, "does not exist"), ("a\nb", "cannot be seen")):
+    for name, words in (("x" * 5000, "too long"), ("x" * 3000, "does not exist"), ("a\nb", "invisible character")):
         for arguments in (["runs", "list"], ["profile", "net.py:build"], ["doctor"]):
             assert cli.run([*arguments, "--project", name, "--json"]) == 2
             error = json.loads(capsys.readouterr().out)["error"]

@@ -56,7 +56,7 @@ def test_the_picked_one_takes_the_place_of_the_artifact_and_back_again(run: RunF
 
 
 def test_what_is_not_kept_is_refused_with_what_is_and_nothing_moves(run: RunFolder) -> None:
-    with pytest.raises(RunError, match="keeps no 'exat'") as caught:
+    with pytest.raises(RunError, match="has no finalist 'exat'") as caught:
         pick(run, "exat")
     assert "exact" in caught.value.why
     (run.alternatives / "exact" / "model.onnx").unlink()
