@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import RequestError, SetupError
 from omgoptim.jobs.project import plugin_roots
 from omgoptim.text import clean
@@ -189,9 +190,25 @@ def is_new_enough(interpreter: Interpreter) -> bool:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what would make another Python load this one's files."""
+    """Return this process's environment without what would make another Python load this one's files."""
     ours = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__")
     return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment of a worker: clean, with the folders of PYTHONPATH that are the user's own.
+
+    Left out are folders of packages, of this Python's installation, and the one that omgoptim lies in.
+    """
+    entries = [Path(entry).absolute() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    kept = [str(entry) for entry in entries if not _is_of_this_python(entry.resolve())]
+    return clean_environment() | ({"PYTHONPATH": os.pathsep.join(kept)} if kept else {})
+
+
+def _is_of_this_python(folder: Path) -> bool:
+    if {"site-packages", "dist-packages"} & set(folder.parts) or folder == PACKAGE_FILE.resolve().parent.parent:
+        return True
+    return any(folder.is_relative_to(Path(prefix).resolve() / "lib") for prefix in (sys.prefix, sys.base_prefix))
 
 
 def _choose(project: Path, explicit: str | None) -> tuple[Path, str]:

@@ -12,12 +12,7 @@ from typing import Any
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import SetupError
 from omgoptim.jobs.folder import RunFolder, Submission, WorkerProcess, new_run, runs_root
-from omgoptim.jobs.interpreter import (
-    Interpreter,
-    clean_environment,
-    find_interpreter,
-    require,
-)
+from omgoptim.jobs.interpreter import Interpreter, find_interpreter, require, worker_environment
 from omgoptim.jobs.preflight import check_named
 from omgoptim.jobs.processes import MARK, birth
 from omgoptim.jobs.states import as_failed
@@ -108,7 +103,7 @@ def write_first(folder: RunFolder, verb: str, request: Request, project: Path, i
 
 def _spawn(python: str, program: str, folder: RunFolder, project: Path) -> subprocess.Popen[bytes]:
     """The worker, in a session of its own: no terminal, no pipe and no signal ties it to this process."""
-    environment = clean_environment() | {
+    environment = worker_environment() | {
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",  # what user code prints must not fail to print
         "OMGOPTIM_PROJECT": str(project),

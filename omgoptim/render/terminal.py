@@ -199,7 +199,7 @@ def _next_steps(report: EfficiencyReport) -> Sequence[RenderableType]:
         return ()
     lines: list[RenderableType] = [RichText("next", "bold")]
     for step in report.next_steps:
-        lines += [_to_copy("  ", (step.command, "cyan")), RichText(f"      {plain(step.why, 200)}", "dim")]
+        lines += [_to_copy("  ", (step.command, "cyan")), RichText(f"      {plain(step.why, 400)}", "dim")]
     return [*lines, ""]
 
 
