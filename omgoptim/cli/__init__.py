@@ -59,7 +59,7 @@ def _refuse_unknown_command(arguments: list[str]) -> None:
 
 
 def application() -> typer.Typer:
-    """The Typer application: one command per verb, and runs, report, pick, doctor, mcp."""
+    """Return the Typer application: one command per verb, and runs, report, pick, doctor, mcp."""
     app = typer.Typer(name="omgoptim", pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
     app.callback(invoke_without_command=True)(_root)
     for verb, request in requests.VERBS.items():
@@ -80,7 +80,7 @@ def _root(
 
 
 def _verb_command(verb: str, request: type[requests.Request]) -> Callable[..., int]:
-    """The function of a verb, with the signature that Typer reads its options from."""
+    """Return the function of a verb, with the signature that Typer reads its options from."""
 
     def command(no_wait: bool, shape: Shape, **given: Any) -> int:
         parsed = requests.parse(verb, options.given_arguments(request, given))
@@ -144,7 +144,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def _usage_error(error: Exception) -> RequestError:
-    """A usage error in the words of the request where the request has words for it."""
+    """Return a usage error in the words of the request where the request has words for it."""
     context = getattr(error, "ctx", None)
     verb = context.info_name if context is not None else ""
     message = error.format_message()  # type: ignore[attr-defined]

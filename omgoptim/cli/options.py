@@ -61,7 +61,7 @@ class Option:
         return f"no_{self.name}" if self.kind == "flag" and self.default is not False else None
 
     def parameters(self) -> list[inspect.Parameter]:
-        """The parameters of a function that Typer reads: the option, and the one that turns it off.
+        """Return the parameters of a function that Typer reads: the option, and the one that turns it off.
 
         The second is hidden and shown in the first one's type column: a column of its own would crowd out the names.
         """
@@ -112,7 +112,7 @@ def options_of(request: type[Request]) -> list[Option]:
 
 
 def given_arguments(request: type[Request], given: dict[str, Any]) -> dict[str, Any]:
-    """The raw request: only what was given."""
+    """Return the raw request: the given arguments only."""
     options = {option.name: option for option in options_of(request)}
     off = {option.turns_off: name for name, option in options.items() if option.turns_off}
     kept = {name: value for name, value in given.items() if value not in (None, [], ())}
@@ -120,7 +120,7 @@ def given_arguments(request: type[Request], given: dict[str, Any]) -> dict[str, 
 
 
 def _by_other_names(option: Option, request: type[Request]) -> list[Option]:
-    """An argument, and the options that it may be given as instead."""
+    """Return an argument and its aliases as options."""
     others = [other for other, name in request.other_names.items() if name == option.name]
     if not others:
         return [option]
@@ -135,7 +135,7 @@ def _by_other_names(option: Option, request: type[Request]) -> list[Option]:
 
 
 def _panel(name: str, request: type[Request]) -> str | None:
-    """The panel of an argument that verbs share; None for the verb's own."""
+    """Return the panel of an argument that verbs share; None for the verb's own."""
     if name in _PANELS:
         return _PANELS[name]
     if issubclass(request, ModelRequest) and name in ModelRequest.model_fields:
@@ -144,13 +144,13 @@ def _panel(name: str, request: type[Request]) -> str | None:
 
 
 def _technique_panels(request: type[Request]) -> list[str]:
-    """The panels of a verb's techniques: what several of them have, then one for each."""
+    """Return the panels of a verb's techniques: what several of them have, then one for each."""
     key, kinds = technique_field(request), techniques(request)
     return [_technique_panel(key, kinds), *(_technique_panel(key, [kind]) for kind in kinds)] if kinds else []
 
 
 def _technique_panel(key: str | None, kinds: Collection[str]) -> str:
-    """The panel of a parameter that these techniques have."""
+    """Return the panel of a parameter that these techniques have."""
     return f"Common to several {key}s" if len(kinds) > 1 else f"{str(key).capitalize()} {next(iter(kinds))}"
 
 
@@ -171,7 +171,7 @@ def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_
 
 
 def _words(held: list[tuple[str, FieldInfo]], of_all: bool) -> str:
-    """The description; with the techniques that have it, unless all or one do, which its panel then names."""
+    """Return the description; with the techniques that have it, unless all or one do, which its panel then names."""
     holders: dict[str, list[str]] = {}
     for kind, field in held:
         holders.setdefault(" ".join((field.description or "").split()), []).append(kind)
@@ -181,7 +181,7 @@ def _words(held: list[tuple[str, FieldInfo]], of_all: bool) -> str:
 
 
 def _default_words(held: list[tuple[str, FieldInfo]], defaults: list[Any]) -> str:
-    """The default, and the techniques whose default is another; empty where the default says nothing."""
+    """Return the default, and the techniques whose default is another; empty where the default says nothing."""
     if defaults[0] in (None, [], {}, False, ""):
         return ""
     first = "on" if defaults[0] is True else str(defaults[0])
@@ -207,7 +207,7 @@ def _first_sentence(params: type[Params]) -> str:
 
 
 def _technique_options(request: type[Request]) -> Iterator[Option]:
-    """Each parameter of a technique once, with the techniques that have it if not all do."""
+    """Yield each parameter of a technique once, with the techniques that have it if not all do."""
     key, kinds = technique_field(request), techniques(request)
     holders: dict[str, list[tuple[str, FieldInfo]]] = {}
     for kind, params in kinds.items():
@@ -237,14 +237,14 @@ def _kind(fields: list[FieldInfo]) -> tuple[Kind, str]:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation, None left out."""
+    """Return the alternatives of an annotation, None left out."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [member for member in typing.get_args(annotation) if member is not type(None)]
     return [annotation]
 
 
 def _number(text: str) -> Any:
-    """A number where the text is one; anything else is left for the request to refuse."""
+    """Return the number in a text; any other text unchanged, for the request to refuse."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

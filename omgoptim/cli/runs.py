@@ -1,4 +1,4 @@
-"""The commands about runs that are there: runs, pick, report."""
+"""Commands on existing runs: runs, pick, report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from omgoptim.render.runs import Run, runs_html, runs_json, runs_markdown, runs_
 from omgoptim.render.shared import shared_markdown
 
 _HERE = ("open", "watch")
-"""Actions of the shell alone, for whoever sits before it."""
+"""Actions that only the shell has."""
 _ACTIONS = (*get_args(requests.RunsRequest.model_fields["action"].annotation), *_HERE)
 _NEWEST = 10
 """Runs that a report without ids shows."""
@@ -142,7 +142,7 @@ def report(
 
 
 def _form_of_report(as_json: bool, form: str | None, target: Path | None) -> Form | Literal["html"]:
-    """The form that was asked for, else that of the file's ending."""
+    """Return the form that was asked for, else that of the file's ending."""
     ending = target.suffix.lower() if target else ""
     if form is None and not as_json and ending and ending not in _ENDINGS:
         endings = f"a file's ending is one of {', '.join(_ENDINGS)}"
@@ -181,7 +181,7 @@ def _runs_of(folders: Sequence[RunFolder]) -> list[Run]:
 
 
 def await_report(folder: RunFolder, shape: Shape) -> int:
-    """Follow a run to its end, showing where it stands, and print its report. Ctrl-C cancels it."""
+    """Follow a run to its end, showing its progress, and print its report. Ctrl-C cancels it."""
     from omgoptim.cli.progress import display
 
     screen = console(sys.stderr)

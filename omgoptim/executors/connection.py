@@ -1,4 +1,4 @@
-"""Addresses of Ray: which one is meant, and whether anything answers there.
+"""Addresses of Ray, and a probe for them.
 
 `ray.init` on an address where nothing answers blocks for minutes: a plain TCP connection says so in seconds.
 """
@@ -28,7 +28,7 @@ MODE = "RAY_AUTH_MODE"
 
 
 def cluster_address() -> str | None:
-    """Return the address that RAY_ADDRESS names; None for a Ray of our own.
+    """Return the address in RAY_ADDRESS; None for a local Ray.
 
     Raises:
         RequestError: it is of the Ray Client.

@@ -90,7 +90,7 @@ class DeviceQueue:
 
     @contextmanager
     def turn(self, on_wait: Callable[[Wait], None]) -> Iterator[None]:
-        """Hold the device; a turn within a turn is the same one.
+        """Hold the device exclusively; nested calls share one turn.
 
         Args:
             on_wait: called again and again while others are ahead.
@@ -108,14 +108,14 @@ class DeviceQueue:
                 self._lock.release()
 
     def measured_by(self) -> Ticket | None:
-        """The other run that measures on the device now; None if none does, or this one."""
+        """Return the other run that measures on the device now; None if none does, or this one."""
         ticket = _read(self._turn_file)
         if self._depth or ticket is None or not is_alive(ticket.process):
             return None
         return ticket
 
     def pause(self, on_wait: Callable[[Wait], None]) -> bool:
-        """Return once no other run measures on the device; whether there was one."""
+        """Wait until no other run measures on the device; return whether one did."""
         paused = False
         while (other := self.measured_by()) is not None:
             on_wait(Wait(other, 0))
@@ -160,14 +160,14 @@ class DeviceQueue:
 
 
 def device_of(request: Request) -> str | None:
-    """The device that a request measures on, or None if it measures nothing."""
+    """Return the device that a request measures on; None if it measures nothing."""
     if getattr(request, "plan", False):
         return None
     return "cuda" if getattr(request, "device", "cpu") == "cuda" else "cpu"
 
 
 def queue_folder() -> Path:
-    """The folder of this user's queues on this machine, whatever TMPDIR says.
+    """Return the folder of this user's queues on this machine, independent of TMPDIR.
 
     Raises:
         SetupError: it belongs to another user.
@@ -183,7 +183,7 @@ def queue_folder() -> Path:
 
 
 def _read(path: Path) -> Ticket | None:
-    """The ticket in a file; None if there is none, or another version's."""
+    """Return the ticket in a file; None if there is none, or it has another format."""
     try:
         return Ticket(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

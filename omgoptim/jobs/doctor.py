@@ -1,4 +1,4 @@
-"""Check of this machine, the project's Python and a target: what works, and what to install for the rest."""
+"""Check of this machine, the project's Python and a target: usable engines, and how to install missing ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Inspection:
 
 
 def doctor(request: DoctorRequest) -> DoctorReport:
-    """Look at the machine and at the Python that would run the project's models.
+    """Inspect this machine and the Python that would run the project's models.
 
     Raises:
         RequestError: the project folder does not exist.
@@ -105,7 +105,7 @@ def doctor(request: DoctorRequest) -> DoctorReport:
 
 
 def mcp_entry(project: Path) -> dict[str, Any]:
-    """The entry to paste into an MCP client's configuration."""
+    """Return the entry to paste into an MCP client's configuration."""
     script = Path(sys.executable).with_name("omgoptim-mcp.exe" if sys.platform == "win32" else "omgoptim-mcp")
     environment = {"OMGOPTIM_PROJECT": str(project)}
     if script.is_file():
@@ -126,7 +126,7 @@ def _is_installed() -> bool:
 
 
 def _inspect(interpreter: Interpreter, project: Path) -> Inspection:
-    """Ask a Python what it has; if importing everything crashes it, ask again without importing."""
+    """Query the packages of a Python; if importing them crashes it, query again without imports."""
     answer = _ask(interpreter, project)
     crash = None
     if not answer.stdout:
@@ -240,7 +240,7 @@ TARGET_UNLOCKS = {
 
 
 def target_doctor(request: DoctorRequest, target: str) -> DoctorReport:
-    """Look at a target, or remove what omgoptim has stored there.
+    """Inspect a target, or remove omgoptim's files there.
 
     Raises:
         SetupError: it cannot be reached or has no Python; to clean: a run measures there.

@@ -60,7 +60,7 @@ class Interpreter:
     """The environment to make first, where this Python is only the plugin's own and the project has none."""
 
     def install_command(self, *packages: str) -> str:
-        """The one command that installs packages into this Python, or into the environment to make first."""
+        """Return the one command that installs packages into this Python, or into the environment to make first."""
         wanted = " ".join(_quoted(package) for package in packages)
         if self.to_make:
             place = "Scripts/python.exe" if os.name == "nt" else "bin/python"
@@ -74,14 +74,14 @@ class Interpreter:
         return f"{python} -m ensurepip && {python} -m pip install {wanted}"
 
     def uninstall_command(self, package: str) -> str:
-        """The one command that removes a package from this Python."""
+        """Return the one command that removes a package from this Python."""
         python = _quoted(str(self.path))
         pip = f"{python} -m pip uninstall" if self.has_pip else f"uv pip uninstall --python {python}"
         return f"{pip} {_quoted(package)}"
 
 
 def find_interpreter(project: Path, explicit: str | None) -> Interpreter:
-    """The Python for a project's runs.
+    """Return the Python for a project's runs.
 
     In this order: the argument, OMGOPTIM_PYTHON, the project's .venv, VIRTUAL_ENV, CONDA_PREFIX, the Python that runs
     this code.
@@ -111,7 +111,7 @@ def find_interpreter(project: Path, explicit: str | None) -> Interpreter:
 
 
 def offered_python(project: Path, named: str, served: Sequence[Path]) -> Path:
-    """The Python that an agent names: one that is found without it.
+    """Return the Python that an agent names, if it is one that is found without being named.
 
     Naming an executable is running it. So only these: OMGOPTIM_PYTHON, the project's .venv, VIRTUAL_ENV, CONDA_PREFIX,
     the Python that runs this code, and `python…` in a folder of the PATH that is absolute and outside of every project.
@@ -145,7 +145,7 @@ def offered_python(project: Path, named: str, served: Sequence[Path]) -> Path:
 
 
 def _found_pythons(project: Path) -> list[Path]:
-    """Every Python that can be found without being named."""
+    """Return all Pythons that are found without being named."""
     found = [Path(sys.executable)]
     folders = [project / ".venv"]
     folders += [Path(os.environ[name]) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if os.environ.get(name)]
@@ -158,7 +158,7 @@ def _found_pythons(project: Path) -> list[Path]:
 
 
 def require(interpreter: Interpreter) -> None:
-    """Refuse a Python that cannot do the work.
+    """Refuse a Python that is too old or lacks packages.
 
     Raises:
         SetupError: it is too old, or lacks packages; `fix` is the one command that installs them.
@@ -225,7 +225,7 @@ def _choose(project: Path, explicit: str | None) -> tuple[Path, str]:
 
 
 def _named(project: Path, value: str, source: str) -> Path:
-    """A path (a relative one belongs to the project), the folder of an environment, or a command on the PATH."""
+    """Resolve a Python: a path (relative to the project), an environment's folder, or a command on the PATH."""
     path = project / Path(value).expanduser()
     found = _python_in(path) if path.is_dir() else path if path.is_file() else None
     if found is None and os.sep not in value:
@@ -241,7 +241,7 @@ def _named(project: Path, value: str, source: str) -> Path:
 
 
 def _python_in(folder: Path) -> Path | None:
-    """The Python of an environment; not resolved, since the link's place is what makes it the environment's."""
+    """Return the Python of an environment, links unresolved: the link's location selects the environment."""
     places = ("bin/python", "Scripts/python.exe", "python.exe")
     return next((folder / place for place in places if (folder / place).is_file()), None)
 

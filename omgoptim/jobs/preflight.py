@@ -98,7 +98,7 @@ def _check_callable(what: str, source: str, name: str, policy: PathPolicy) -> No
 
 
 def _check_run_or_folder(what: str, text: str, policy: PathPolicy) -> None:
-    """A run's id, an artifact folder, or nothing at all."""
+    """Check a run id or an artifact folder."""
     ids = [folder.id for folder in run_folders(policy.project)]
     if text in ids or _is_folder(policy.project, text):
         return
@@ -130,7 +130,7 @@ def _check_weights(text: str, policy: PathPolicy) -> None:
 
 
 def _names(path: Path) -> set[str] | None:
-    """Every name that a file may define; None where that cannot be seen without running it."""
+    """Return the names that a file may define; None if only running it can tell."""
     try:
         text = read_plain(path, MOST_CODE_BYTES).decode("utf-8")
         tree = ast.parse(text)
@@ -150,7 +150,7 @@ def _names(path: Path) -> set[str] | None:
 
 
 def _callables(path: Path) -> list[str]:
-    """The functions and classes at the top of a file, in its order."""
+    """Return the functions and classes at the top of a file, in its order."""
     try:
         tree = ast.parse(read_plain(path, MOST_CODE_BYTES).decode("utf-8"))
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):

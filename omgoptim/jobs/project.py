@@ -46,7 +46,7 @@ def find_project(explicit: str | None) -> Path:
 
 
 def served_projects() -> list[Path]:
-    """The projects that the user gave this server, resolved, each once, the default first.
+    """Return the projects that the user configured for this server, resolved, the default first.
 
     OMGOPTIM_PROJECT, CLAUDE_PROJECT_DIR, the working directory, and the list in OMGOPTIM_PROJECTS. Not the
     working directory if it is the root, the home folder or a parent of it, or the plugin's own folder.
@@ -60,7 +60,7 @@ def served_projects() -> list[Path]:
 
 
 def served_project(explicit: str | None) -> Path:
-    """The project of a tool call, resolved: one that the user gave the server, or a folder in it.
+    """Return the resolved project of a tool call: one that the user configured, or a folder in it.
 
     Raises:
         RequestError: it is none of those, or its runs lie elsewhere; `fix` is the line that adds it.
@@ -84,7 +84,7 @@ def plugin_roots() -> list[Path]:
 
 
 def _only(served: list[Path]) -> Path:
-    """The default project."""
+    """Return the default project of a server."""
     for name in NAMED_BY:
         if os.environ.get(name):
             return _existing(os.environ[name], name)
@@ -103,7 +103,7 @@ def _only(served: list[Path]) -> Path:
 
 
 def _with_own_runs(project: Path, served: list[Path]) -> Path:
-    """The project, unless its folder of runs is a link out of what the server serves."""
+    """Return the project, unless its folder of runs is a link out of what the server serves."""
     runs = (project / ".omgoptim" / "runs").resolve()
     allowed = [folder for text in os.environ.get(ALLOWED, "").split(os.pathsep) if text and (folder := _folder(text))]
     if any(runs.is_relative_to(folder) for folder in (*served, *allowed)):
@@ -127,7 +127,7 @@ def _existing(value: str, source: str) -> Path:
 
 
 def _folder(text: str) -> Path | None:
-    """An existing folder, links resolved; None if it does not exist or is not a valid name."""
+    """Return an existing folder, links resolved; None if it does not exist or is not a valid name."""
     try:
         path = Path(text).expanduser()
         return path.resolve() if path.is_dir() else None
@@ -153,5 +153,5 @@ def _listed(served: list[Path]) -> str:
 
 
 def _entry(folders: list[Path]) -> str:
-    """The line of an environment that makes a server serve these."""
+    """Return the environment variable that makes a server serve these projects."""
     return f"{SERVED}={shlex.quote(os.pathsep.join(map(str, folders)))}"

@@ -25,7 +25,7 @@ MOST_RECORD_BYTES = 16 * 2**20
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """The object in a file of a run's folder, which may come from anybody.
+    """Read a JSON object from a file of a run folder, which is untrusted.
 
     Raises:
         ValueError: it holds none, or more than a run writes.
@@ -41,14 +41,14 @@ def read_record(file: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all, and replaces what was there."""
+    """Write a file atomically, replacing an existing one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     partial.write_text(text, encoding="utf-8")
     _with_patience(lambda: os.replace(partial, path))
 
 
 def remove(path: Path) -> None:
-    """Delete a file that others may be reading, if it is there."""
+    """Delete a file if it exists, also while others read it."""
     _with_patience(lambda: path.unlink(missing_ok=True))
 
 
@@ -64,7 +64,7 @@ def _with_patience(act: Callable[[], None]) -> None:
 
 
 def now() -> str:
-    """The time as every file of a run writes it: ISO 8601, UTC."""
+    """Return the current time in ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
@@ -73,7 +73,7 @@ KEPT_OF_A_LARGE_LOG = 2**20
 
 
 def log_tail(log: Path, lines: int = 20, characters: int = 1200) -> str:
-    """The last lines of a log, safe to show; empty if there is none."""
+    """Return the last lines of a log, cleaned for display; empty without a log."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4 * characters))
@@ -122,7 +122,7 @@ _ERRNO_IN_WORDS = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+),")
 
 
 def cannot_write(folder: Path, error: OSError) -> SetupError:
-    """The refusal of a folder in which nothing can be written."""
+    """Return the error for a folder that cannot be written."""
     reason = {**FULL, **CLOSED}.get(error.errno or 0, error.strerror or str(error))
     space = f"; {_bytes_text(free_bytes(folder))} are free" if error.errno in FULL else ""
     fix = "free some space there" if error.errno in FULL else "make it writable, or give another project (a copy of it)"
@@ -181,7 +181,7 @@ def _number(error: BaseException) -> int | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception, what caused it, and what was being handled when it was raised."""
+    """Yield an exception, its causes and its contexts."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:

@@ -1,4 +1,4 @@
-"""The worker: the process that does one run, in the user's Python.
+"""Worker process of a run, in the user's Python.
 
 Whatever happens here ends in a true state. What cannot be caught (a kill, a crash of the interpreter) leaves the
 run's lock free, and the next reader writes the truth.
@@ -44,7 +44,7 @@ EXIT_LIMIT_S = 10.0
 
 
 def main(run_path: str) -> None:
-    """Do the run of a folder, then end. Standard output and standard error are the run's log already."""
+    """Execute the run of a folder, then exit. Standard output and standard error are the run's log."""
     faulthandler.enable()
     folder = RunFolder(Path(run_path))
     execute(folder, _operations)
@@ -55,7 +55,7 @@ def main(run_path: str) -> None:
 
 
 def execute(folder: RunFolder, run_verb: RunVerb, *, owns_process: bool = True) -> None:
-    """Do the run of a folder with `run_verb`, and write how it ended.
+    """Execute the run of a folder with `run_verb`, and write its final state.
 
     Args:
         folder: of the run.
@@ -136,7 +136,7 @@ def _kind_of(verb: str, request: Request) -> str:
 
 
 class _Turns:
-    """Access of a run to its device: exclusive while it measures, paused while another run measures."""
+    """Device access of a run: exclusive while it measures, paused while another run measures."""
 
     def __init__(self, queue: DeviceQueue, progress: Progress) -> None:
         self._queue = queue
@@ -160,7 +160,7 @@ class _Turns:
 
 
 def _see_omgoptim() -> None:
-    """Let omgoptim's checkout be imported, after everything else.
+    """Make omgoptim's checkout importable, last on the path.
 
     The project is importable only once code of it was named (`models/user_code.py`), so that a `torch.py` in it does
     not shadow torch.
@@ -177,7 +177,7 @@ def _operations(verb: str, request: Request, context: RunContext) -> EfficiencyR
 
 
 def _keep(folder: RunFolder, report: EfficiencyReport) -> None:
-    """Write the page and what else lies beside a report, then the report: a run that has a report is done."""
+    """Write the page, badge and card, then the report: a run with a report is done."""
     try:
         write_report_files(folder, report)
     except Exception as error:  # noqa: BLE001 a page that cannot be drawn must not lose what was measured
@@ -211,7 +211,7 @@ def _log(folder: RunFolder, error: BaseException) -> None:
 
 
 def _cancelled(folder: RunFolder, progress: Progress) -> Callable[[int, FrameType | None], None]:
-    """A handler for SIGTERM: write that the run was cancelled, end its processes, end."""
+    """Return a SIGTERM handler that writes the cancelled state and ends the run's processes."""
     process = this_process()
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 the signature of a handler

@@ -1,4 +1,4 @@
-"""Claims of a report, decided once for every form: verdict, "faster", the before / after table.
+"""Claims of a report, the same in every form: verdict, "faster", the before / after table.
 
 "Faster" needs an interval that excludes 1, "the teacher helped" one that excludes 0.
 """
@@ -89,7 +89,7 @@ def speed_claim(gains: Gains) -> tuple[str, Tone]:
 
 
 def quality_claim(report: EfficiencyReport) -> tuple[str, Tone]:
-    """The drop in quality with its interval; red only where the guard failed."""
+    """Return the drop in quality with its interval; red only where the guard failed."""
     gains = report.gains
     if gains is None or gains.quality_drop is None:
         return "", "same"
@@ -127,7 +127,7 @@ def sides(report: EfficiencyReport) -> tuple[str, str]:
 
 
 def comparison_rows(report: EfficiencyReport) -> list[Row]:
-    """The before / after / gain table, one row per quantity that was measured on either side."""
+    """Return the before / after / gain table, one row per quantity that was measured on either side."""
     before, after = shown_sides(report)
     if before is None and after is None:
         return []

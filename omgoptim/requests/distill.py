@@ -1,4 +1,4 @@
-"""Request of `distill`, and one params class per way to a student."""
+"""Request of `distill`, and one params class per kind of student."""
 
 from __future__ import annotations
 

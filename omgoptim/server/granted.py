@@ -20,7 +20,7 @@ HEAD = "RAY_API_SERVER_ADDRESS"
 
 
 def within_reach(request: Request) -> tuple[Path, Request]:
-    """The project of a call, and its request with the Python that it names found.
+    """Return the project of a call, and its request with its Python resolved.
 
     Raises:
         RequestError: the user gave the server neither that project nor one that holds it, or the Python is not
@@ -50,7 +50,7 @@ def _refuse_other_head(on: str) -> None:
 
 
 def refuse_shell_only(arguments: dict[str, Any]) -> None:
-    """Refuse arguments that only the person who set the server up may give.
+    """Refuse arguments that only the user may set.
 
     Raises:
         RequestError: one of them is given.
@@ -66,7 +66,7 @@ def refuse_shell_only(arguments: dict[str, Any]) -> None:
 
 
 def refuse_to_resume(folder: RunFolder, project: Path) -> None:
-    """Refuse a run whose request.json asks for what an agent may not: a file grants itself nothing.
+    """Refuse a run whose request.json has arguments that an agent may not give.
 
     Raises:
         RequestError: it is of another project, in a Python that is not found, or with an argument for the shell only.

@@ -1,4 +1,4 @@
-"""Handling of a tool call: parse, submit, wait, answer."""
+"""Tool calls: parse, submit, wait, answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def build_server() -> Server[Any]:
-    """The server with its tools, prompts and resources."""
+    """Return the server with its tools, prompts and resources."""
     server: Server[Any] = Server(
         "omgoptim",
         version=__version__,
@@ -59,7 +59,7 @@ async def _list_tools(context: Context, _params: PaginatedRequestParams | None) 
 
 
 async def _call_tool(context: Context, params: CallToolRequestParams) -> CallToolResult:
-    """Answer a call. Whatever goes wrong is an answer that says what to do; the server lives on."""
+    """Answer a call. Any failure becomes an answer that says what to do; the server goes on."""
     try:
         return await _answer(context, params.name, dict(params.arguments or {}))
     except OmgoptimError as error:
@@ -132,7 +132,7 @@ async def _runs(
 async def _wait_and_answer(
     context: Context, folder: RunFolder, wait_s: float, detail: answers.Detail, cap: str | None
 ) -> CallToolResult:
-    """The report of a run if it ends in time, its error if it failed, else where it stands."""
+    """Wait for a run; return its report, its error, or its state if it has not ended in time."""
     state = await wait_for(folder, wait_s, context.session.report_progress)
     if state.status not in ENDED:
         project = folder.path.parents[2]
@@ -153,7 +153,7 @@ async def _reported(
 
 
 def _spread_options(arguments: dict[str, Any]) -> None:
-    """Put what stands in `options` beside the other arguments, where `requests.parse` expects it."""
+    """Merge `options` into the arguments, where `requests.parse` expects them."""
     options = arguments.pop("options", None) or {}
     if not isinstance(options, dict):
         fix = "give an object of arguments, or leave it out"
@@ -176,7 +176,7 @@ def _refuse_unknown(name: str, arguments: dict[str, Any]) -> None:
 
 @cache
 def _known_arguments(name: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The arguments that the list of tools has for one, and those of its techniques; they never change."""
+    """Return the arguments that the list of tools has for one, and those of its techniques; they never change."""
     tool = next(tool for tool in tools() if tool.name == name)
     kinds = requests.techniques((requests.VERBS | requests.QUERIES)[name]).values()
     of_techniques = frozenset(field for params in kinds for field in params.model_fields)

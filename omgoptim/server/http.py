@@ -24,7 +24,7 @@ _SCOPE = "use"
 
 
 class OneToken:
-    """Accepts the one token that whoever started the server knows."""
+    """Verifier that accepts only the server's bearer token."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()

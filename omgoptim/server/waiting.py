@@ -1,4 +1,4 @@
-"""Waiting for a run inside a call: bounded, with progress notifications, and without any hold on the run."""
+"""Wait for a run inside a call: bounded, with progress notifications, independent of the run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def cap_words(given: Any, progress: bool = False) -> str | None:
 
 
 async def wait_for(folder: RunFolder, seconds: float, report: Report) -> RunState:
-    """The state of a run when it has ended, or after `seconds`. Cancelling the call leaves the run alone."""
+    """Return the state of a run when it has ended, or after `seconds`. Cancelling the call leaves the run alone."""
     deadline = time.monotonic() + seconds
     reported: tuple[object, ...] | None = None
     reported_at = 0.0

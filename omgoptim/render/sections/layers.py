@@ -24,7 +24,7 @@ BRIEF = {"costliest": 8, "skipped": 3}
 
 
 def costliest_section(report: EfficiencyReport, full: bool) -> Section | None:
-    """The layers that take most time, MACs or bytes."""
+    """Return the layers that take most time, MACs or bytes."""
     if not report.layers:
         return None
     shown = report.layers if full else report.layers[: BRIEF["costliest"]]
@@ -78,7 +78,7 @@ def changed_section(report: EfficiencyReport, full: bool) -> Section | None:
 
 
 def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
-    """The most sensitive layers first; the short form has the five most and the five least sensitive."""
+    """Return the most sensitive layers first; the short form has the five most and the five least sensitive."""
     found = sensitivities(report)
     if not found:
         return None
@@ -109,7 +109,7 @@ def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
 
 
 def drop_bars(one: Sensitivity, highest: float) -> str:
-    """The drops of one layer as a row of bars; `highest` is the drop of a full bar."""
+    """Return the drops of one layer as a row of bars; `highest` is the drop of a full bar."""
     top = max(highest, 1e-12)
     return bars([point.quality_drop / top for point in one.points])
 

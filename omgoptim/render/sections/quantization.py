@@ -105,7 +105,7 @@ def coverage_tone(coverage: Coverage) -> Tone:
 
 
 def precision_cells(layer: LayerPrecision) -> dict[str, str]:
-    """The table of layers, column by column, for one of them."""
+    """Return the table of layers, column by column, for one of them."""
     return {
         "layer": path_text(layer.path),
         "operator": _then(plain(layer.op, 40), plain(layer.op_after, 40)),
