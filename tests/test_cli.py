@@ -60,13 +60,13 @@ def test_every_field_and_every_parameter_of_a_technique_is_an_option(
         fields |= {
             name: field for name, field in params.model_fields.items() if not (params.by_source and name == "source")
         }
-    assert {option.name for option in options.options_of(request)} == {*fields, *request.other_names}
+    assert {option.name for option in options.options_of(request)} == {*fields, *request.aliases}
     assert cli.run([verb, "--help"]) == 0
     text = capsys.readouterr().out
-    places = {name: other for other, name in request.other_names.items()}
+    places = {name: other for other, name in request.aliases.items()}
     for name, field in fields.items():
         assert (places.get(name, name).upper() if field.is_required() else f"--{name.replace('_', '-')}") in text
-    assert all(f"--{other}" in text for other in request.other_names)
+    assert all(f"--{other}" in text for other in request.aliases)
 
 
 class Odd(Params):

@@ -104,7 +104,7 @@ def options_of(request: type[Request]) -> list[Option]:
         _technique_choice(name, request) if name == key else _option(name, [("", field)], _panel(name, request))
         for name, field in request.model_fields.items()
     ]
-    named = [name for option in own for name in _by_other_names(option, request)]
+    named = [name for option in own for name in _with_aliases(option, request)]
     panels = [None, *_technique_panels(request), *SHARED_PANELS]
     return sorted(
         [*named, *_technique_options(request)], key=lambda option: (not option.positional, panels.index(option.panel))
@@ -119,9 +119,9 @@ def given_arguments(request: type[Request], given: dict[str, Any]) -> dict[str, 
     return {off.get(name, name): False if name in off else options[name].value(value) for name, value in kept.items()}
 
 
-def _by_other_names(option: Option, request: type[Request]) -> list[Option]:
+def _with_aliases(option: Option, request: type[Request]) -> list[Option]:
     """Return an argument and its aliases as options."""
-    others = [other for other, name in request.other_names.items() if name == option.name]
+    others = [other for other, name in request.aliases.items() if name == option.name]
     if not others:
         return [option]
     place = replace(option, required=False, metavar=others[0].upper())
@@ -158,7 +158,7 @@ def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_
     """Return the option of one argument of the request, or of several techniques."""
     fields = [field for _, field in held]
     kind, metavar = _kind(fields)
-    words = _words(held, of_all)
+    words = _description(held, of_all)
     if len(metavar) > _LONGEST_METAVAR:
         words, metavar = f"{words} One of: {metavar.replace('|', ', ')}.", "NAME"
     words += {"list": " Repeatable.", "mapping": " KEY=VALUE, repeatable."}.get(kind, "")
@@ -167,10 +167,10 @@ def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_
     metavar = name.upper() if positional else metavar
     default = defaults[0] if all(default == defaults[0] for default in defaults) else None
     panel = None if positional else panel
-    return Option(name, kind, positional, words.strip(), metavar, default, panel, _default_words(held, defaults))
+    return Option(name, kind, positional, words.strip(), metavar, default, panel, _default_text(held, defaults))
 
 
-def _words(held: list[tuple[str, FieldInfo]], of_all: bool) -> str:
+def _description(held: list[tuple[str, FieldInfo]], of_all: bool) -> str:
     """Return the description; with the techniques that have it, unless all or one do, which its panel then names."""
     holders: dict[str, list[str]] = {}
     for kind, field in held:
@@ -180,7 +180,7 @@ def _words(held: list[tuple[str, FieldInfo]], of_all: bool) -> str:
     return " ".join(f"({', '.join(kinds)}) {words}".strip() for words, kinds in holders.items())
 
 
-def _default_words(held: list[tuple[str, FieldInfo]], defaults: list[Any]) -> str:
+def _default_text(held: list[tuple[str, FieldInfo]], defaults: list[Any]) -> str:
     """Return the default, and the techniques whose default is another; empty where the default says nothing."""
     if defaults[0] in (None, [], {}, False, ""):
         return ""

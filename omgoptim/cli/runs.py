@@ -40,9 +40,9 @@ from omgoptim.render.brief import to_json
 from omgoptim.render.runs import Run, runs_html, runs_json, runs_markdown, runs_section
 from omgoptim.render.shared import shared_markdown
 
-_HERE = ("open", "watch")
+_SHELL_ONLY = ("open", "watch")
 """Actions that only the shell has."""
-_ACTIONS = (*get_args(requests.RunsRequest.model_fields["action"].annotation), *_HERE)
+_ACTIONS = (*get_args(requests.RunsRequest.model_fields["action"].annotation), *_SHELL_ONLY)
 _NEWEST = 10
 """Runs that a report without ids shows."""
 _RUN_IDS = typer.Argument(
@@ -69,9 +69,9 @@ def runs(
     """
     if action not in _ACTIONS:
         raise RequestError(f"'{action}' is not a value of action", did_you_mean(action, _ACTIONS))
-    if action in _HERE and not run_id:
+    if action in _SHELL_ONLY and not run_id:
         raise RequestError(f"action '{action}' needs run_id", "it was not given", "action 'list' shows the ids")
-    given = {"action": "show" if action in _HERE else action, "run_id": run_id, "name": name, "project": project}
+    given = {"action": "show" if action in _SHELL_ONLY else action, "run_id": run_id, "name": name, "project": project}
     request = requests.parse("runs", {name: value for name, value in given.items() if value is not None})
     assert isinstance(request, requests.RunsRequest)  # what parse gives for this verb
     root = find_project(request.project)

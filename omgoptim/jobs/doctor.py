@@ -55,7 +55,7 @@ EXTRAS = {
 }
 INSTALLED_WITH = {"executorch": ("executorch", "torchao", "ruamel.yaml", "flatbuffers", "tabulate")}
 """Packages to install beside one whose own requirements were left out (docs/devices.md)."""
-DRAGGED_DOWN = ("torchmetrics", "transformers", "timm", "peft")
+TORCHVISION_DEPENDENTS = ("torchmetrics", "transformers", "timm", "peft")
 """Packages that import torchvision where it is installed, and so break when it is broken."""
 
 
@@ -186,7 +186,7 @@ def _state(
         fix = _repair(interpreter, inspection, name)
         unlocks = f"{unlocks}. Broken: {clean(found['error'] or '', 400)}"
         if name == "torchvision":
-            unlocks += f". While it is installed, {', '.join(DRAGGED_DOWN)} can break with it"
+            unlocks += f". While it is installed, {', '.join(TORCHVISION_DEPENDENTS)} can break with it"
     return PackageState.model_validate(
         {"name": shown or name, "state": state, "version": found["version"], "unlocks": unlocks, "fix": fix}
     )
@@ -194,7 +194,7 @@ def _state(
 
 def _repair(interpreter: Interpreter, inspection: Inspection, name: str) -> str:
     vision_is_broken = inspection.packages["torchvision"]["state"] == "broken"
-    if vision_is_broken and name in ("torchvision", *DRAGGED_DOWN):
+    if vision_is_broken and name in ("torchvision", *TORCHVISION_DEPENDENTS):
         return interpreter.uninstall_command("torchvision") + "  # or install the build made for this torch"
     return interpreter.install_command("--force-reinstall", "--no-deps", name)
 
@@ -213,7 +213,7 @@ def _summary(
         parts.append(f"Python {interpreter.version} is too old: {OLDEST[0]}.{OLDEST[1]} or newer is needed.")
     absent = list(interpreter.missing)
     unusable = [package for package in REQUIRED if inspection.packages.get(package, {}).get("state") == "broken"]
-    if interpreter.to_make:
+    if interpreter.to_create:
         command = interpreter.install_command(*absent)
         parts.append(f"Runs cannot start: the project has no Python environment. Make one with `{command}`.")
     elif absent:
@@ -226,7 +226,9 @@ def _summary(
     if broken:
         parts.append(f"Broken: {', '.join(broken)}.")
     if inspection.packages["torchvision"]["state"] == "broken":
-        parts.append(f"The broken torchvision also breaks packages that import it: {', '.join(DRAGGED_DOWN)}.")
+        parts.append(
+            f"The broken torchvision also breaks packages that import it: {', '.join(TORCHVISION_DEPENDENTS)}."
+        )
     if inspection.crash:
         parts.append(f"Importing its packages crashed this Python ({inspection.crash}); states are by file only.")
     return " ".join(parts)

@@ -217,7 +217,7 @@ class RunFolder:
         """Remove the checkpoints, after a successful run."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
-    def discard_unproved(self) -> None:
+    def discard_failed(self) -> None:
         """Remove scratch and partial results, after a run that failed.
 
         An artifact that was complete but not yet proved is kept under a name that nothing opens.

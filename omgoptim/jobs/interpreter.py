@@ -56,16 +56,16 @@ class Interpreter:
     missing: tuple[str, ...]
     """Required packages that this Python lacks, by the names to install."""
     has_pip: bool = True
-    to_make: Path | None = None
+    to_create: Path | None = None
     """The environment to make first, where this Python is only the plugin's own and the project has none."""
 
     def install_command(self, *packages: str) -> str:
         """Return the one command that installs packages into this Python, or into the environment to make first."""
         wanted = " ".join(_quoted(package) for package in packages)
-        if self.to_make:
+        if self.to_create:
             place = "Scripts/python.exe" if os.name == "nt" else "bin/python"
-            made = _quoted(str(self.to_make / place))
-            return f"python3 -m venv {_quoted(str(self.to_make))} && {made} -m pip install {wanted}"
+            made = _quoted(str(self.to_create / place))
+            return f"python3 -m venv {_quoted(str(self.to_create))} && {made} -m pip install {wanted}"
         python = _quoted(str(self.path))
         if self.has_pip:
             return f"{python} -m pip install {wanted}"
@@ -106,11 +106,11 @@ def find_interpreter(project: Path, explicit: str | None) -> Interpreter:
     needs_setuptools = _parsed(version) >= (3, 12)  # thop imports distutils
     wanted = [name for name in missing if name != "pip" and (name != "setuptools" or needs_setuptools)]
     if found_by == OWN and "torch" in missing and plugin_roots():
-        return Interpreter(path, found_by, version, (*REQUIRED, "setuptools"), to_make=project / ".venv")
+        return Interpreter(path, found_by, version, (*REQUIRED, "setuptools"), to_create=project / ".venv")
     return Interpreter(path, found_by, version, tuple(wanted), "pip" not in missing)
 
 
-def offered_python(project: Path, named: str, served: Sequence[Path]) -> Path:
+def allowed_python(project: Path, named: str, served: Sequence[Path]) -> Path:
     """Return the Python that an agent names, if it is one that is found without being named.
 
     Naming an executable is running it. So only these: OMGOPTIM_PYTHON, the project's .venv, VIRTUAL_ENV, CONDA_PREFIX,
@@ -170,7 +170,7 @@ def require(interpreter: Interpreter) -> None:
             "give python=<path of a newer Python that has the model's packages>",
         )
     install = interpreter.install_command(*interpreter.missing)
-    if interpreter.to_make:
+    if interpreter.to_create:
         raise SetupError(
             "the project has no Python environment to run the model in",
             "there is no .venv in the project and no active environment, and the plugin's own Python has no torch",

@@ -85,7 +85,7 @@ class Progress:
             quiet = time.monotonic() - self._written >= HEARTBEAT_S
             self._set({"status": "queued", "stage": clean(stage, 200)}, write=entering or quiet)
 
-    def go_on(self) -> None:
+    def end_wait(self) -> None:
         """Mark the run as running again after `wait`; without a wait, do nothing."""
         with self._lock:
             if self._waiting_since is None:
@@ -114,11 +114,11 @@ class Progress:
                 os.write(self._events, json.dumps(event).encode() + b"\n")
                 self._published += 1
 
-    def learn(self) -> None:
+    def store_time_shares(self) -> None:
         """Store the time shares of this run for later runs of its kind."""
         shares = self._remaining.finished(time.monotonic())
         if shares is not None and self._kind:
-            learn_shares(shares_file(), self._kind, shares)
+            store_shares(shares_file(), self._kind, shares)
 
     def end(self, ended: RunState) -> None:
         """Write the final state; nothing is written after it."""
@@ -256,7 +256,7 @@ def read_shares(file: Path | None, kind: str) -> Sequence[float]:
     return tuple(found) if isinstance(found, list) and usable else GRID
 
 
-def learn_shares(file: Path | None, kind: str, shares: Sequence[float]) -> None:
+def store_shares(file: Path | None, kind: str, shares: Sequence[float]) -> None:
     """Mix a finished run's shares into those of its kind; a read-only folder is ignored."""
     if file is None:
         return

@@ -121,7 +121,7 @@ def settle(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunSta
         folder.discard_checkpoints()
         ended = as_done(state, report)
     else:
-        folder.discard_unproved()
+        folder.discard_failed()
         ended = verdict(state)
     with suppress(OSError):  # on a full disk the state is returned, and found out again by the next reader
         folder.write_state(ended)

@@ -21,7 +21,7 @@ from omgoptim.runtimes.signature import Signature, unflatten
 SHUFFLED_SAMPLES, FEWEST_SHUFFLED = 256, 16
 """About as many samples are shuffled at most, and at least."""
 
-SHUFFLES, SURE = 8, 5.0
+SHUFFLES, SIGNIFICANT = 8, 5.0
 """Times that outputs are shuffled, and standard deviations of the results by which the model's own must lie below."""
 
 SLOW_METRIC_S = 0.5
@@ -127,7 +127,7 @@ def refuse_lower_is_better(metric: Metric, original: Sequence[Arrays], targets: 
     except OmgoptimError:  # not defined on so few samples
         return
     mean, spread = float(np.mean(others)), float(np.std(others, ddof=1))
-    if not min(others) > own or not mean - own > SURE * spread:
+    if not min(others) > own or not mean - own > SIGNIFICANT * spread:
         return
     raise DataError(
         f"metric {metric.name} is higher for shuffled outputs than for the model's own",

@@ -146,7 +146,7 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
         return None
     scales = [_scale(many, coarse) for many in whole]
     apart = [
-        max((_apart(many, one[k], row, scales[k]) for k, many in enumerate(whole)), default=0.0)
+        max((_difference(many, one[k], row, scales[k]) for k, many in enumerate(whole)), default=0.0)
         for row, one in enumerate(singles)
     ]
     differing = [each for each in apart if each > (COARSE if coarse else TOLERANCE)]
@@ -185,7 +185,7 @@ def _scale(many: NDArray[Any], coarse: bool) -> float:
     return max(min(largest, deviation), OFFSET * largest, 1e-12)
 
 
-def _apart(many: NDArray[Any], one: NDArray[Any], row: int, scale: float) -> float:
+def _difference(many: NDArray[Any], one: NDArray[Any], row: int, scale: float) -> float:
     """Return the largest difference of a sample's output, over the output's scale; 0 without a batch axis."""
     if many.dtype.kind not in "fc" or many.ndim != one.ndim:
         return 0.0

@@ -64,7 +64,7 @@ def sparsity_text(measured: Measurement) -> str:
     return f"{100 * (1 - measured.nonzero_params / measured.params):.3g}%"
 
 
-def size_words(measured: Measurement) -> str:
+def packed_size_text(measured: Measurement) -> str:
     """Return the packed size, and that with zeros stored as numbers: `2.1 MB, 8.9 MB dense`."""
     if measured.size_bytes is None:
         return ""

@@ -24,9 +24,9 @@ from omgoptim.render import runs
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests.limits import shown
 from omgoptim.server import answers, app, documents
-from omgoptim.server.granted import refuse_shell_only, refuse_to_resume, within_reach
+from omgoptim.server.permissions import refuse_shell_only, refuse_to_resume, resolve_call
 from omgoptim.server.tools import INSTRUCTIONS, SHELL_ONLY, options_of, tools
-from omgoptim.server.waiting import cap_words, longest_wait, wait_for, wait_seconds
+from omgoptim.server.waiting import cap_warning, longest_wait, wait_for, wait_seconds
 from omgoptim.text import clean
 
 Context = ServerRequestContext[Any, Any]
@@ -91,8 +91,8 @@ async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> Cal
     request = requests.parse(name, arguments)
     progress = "progress_token" in (context.meta or {})
     wait_s, detail = wait_seconds(own.get("wait_s"), progress), _detail(own.get("detail"))
-    cap = cap_words(own.get("wait_s"), progress)
-    project, request = await run_sync(within_reach, request)
+    cap = cap_warning(own.get("wait_s"), progress)
+    project, request = await run_sync(resolve_call, request)
     if isinstance(request, requests.DoctorRequest):
         found = request.model_copy(update={"project": str(project)})
         return answers.doctor_answer(await run_sync(doctor, found))

@@ -62,7 +62,7 @@ def wait_seconds(given: Any, progress: bool = False) -> float:
     return min(float(given), longest_wait(progress))
 
 
-def cap_words(given: Any, progress: bool = False) -> str | None:
+def cap_warning(given: Any, progress: bool = False) -> str | None:
     """Return the warning that a wait was capped; None if it was not."""
     cap = longest_wait(progress)
     if given is None or not float(given) > cap:

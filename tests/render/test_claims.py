@@ -65,8 +65,8 @@ def test_zeros_are_told_as_a_share_and_the_size_without_packing_in_a_row_of_its_
     rows = {row.label: row for row in claims.comparison_rows(_report(before=dense, after=sparse))}
     assert rows["non-zero parameters"].gain == "90% zeros"
     assert (rows["dense size"].before, rows["dense size"].after) == ("8.9 MB", "8.9 MB")
-    assert claims.size_words(sparse) == "2.1 MB, 8.9 MB dense"
-    assert claims.size_words(dense) == "8.9 MB"
+    assert claims.packed_size_text(sparse) == "2.1 MB, 8.9 MB dense"
+    assert claims.packed_size_text(dense) == "8.9 MB"
 
 
 def test_parameters_have_a_gain_only_where_their_number_changed() -> None:

@@ -152,7 +152,7 @@ def explanation_section(report: EfficiencyReport, full: bool) -> Section | None:
             "kind": [Text(one.kind, limit=60) for one in times],
             "time": [time_text(one.time_ms) for one in times],
             "share": [f"{one.share:.0%}" for one in times],
-            "computed in": [numbers_text(one) for one in times],
+            "computed in": [arithmetic_text(one) for one in times],
         }
         note, left_out = bound_text(explanation), len(explanation.times) - len(times)
         title = "time of one call"
@@ -204,10 +204,10 @@ def finding_text(finding: Finding) -> str:
 
 def time_share_text(time: TimeShare) -> str:
     """Return `Conv 61% (integers)`."""
-    return f"{plain(time.kind, 40)} {time.share:.0%} ({numbers_text(time)})"
+    return f"{plain(time.kind, 40)} {time.share:.0%} ({arithmetic_text(time)})"
 
 
-def numbers_text(time: TimeShare) -> str:
+def arithmetic_text(time: TimeShare) -> str:
     """Return the arithmetic of its kernels."""
     return "integers" if time.quantized else "float"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omgoptim.errors import RequestError
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.jobs.interpreter import offered_python
+from omgoptim.jobs.interpreter import allowed_python
 from omgoptim.jobs.project import served_project, served_projects
 from omgoptim.requests import Request
 from omgoptim.requests.limits import shown
@@ -19,7 +19,7 @@ HEAD = "RAY_API_SERVER_ADDRESS"
 """Environment variable, Ray's own: the head that takes jobs."""
 
 
-def within_reach(request: Request) -> tuple[Path, Request]:
+def resolve_call(request: Request) -> tuple[Path, Request]:
     """Return the project of a call, and its request with its Python resolved.
 
     Raises:
@@ -31,7 +31,7 @@ def within_reach(request: Request) -> tuple[Path, Request]:
     python = getattr(request, "python", None)
     if python is None:
         return project, request
-    found = offered_python(project, python, served_projects())
+    found = allowed_python(project, python, served_projects())
     return project, request.model_copy(update={"python": str(found)})
 
 
@@ -81,6 +81,6 @@ def refuse_to_resume(folder: RunFolder, project: Path) -> None:
         given = f"its request.json says {granted[0]}={shown(submission.request[granted[0]])}"
         raise RequestError(f"run {folder.id} has an argument that only the user may set", given, fix)
     try:
-        offered_python(project, submission.python, served_projects())
+        allowed_python(project, submission.python, served_projects())
     except RequestError as error:
         raise RequestError(f"run {folder.id} ran in a Python that is not found here", error.what, fix) from None
