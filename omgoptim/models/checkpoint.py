@@ -102,7 +102,7 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
         except SafetensorError as error:
             raise ModelError(f"checkpoint {path.name} cannot be read", str(error)) from error
     if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
-        raise ModelError(f"checkpoint {path.name} is of no known kind", "known: .safetensors, .pt, .pth, .bin, .ckpt")
+        raise ModelError(f"checkpoint {path.name} has an unknown format", "known: .safetensors, .pt, .pth, .bin, .ckpt")
     try:
         with torch.serialization.safe_globals([(_Omitted, name) for name in PLAIN_CLASSES]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,14 +111,14 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
             raise _unreadable(path, "torch.save did not write it") from error
         raise ModelError(
             f"checkpoint {path.name} holds more than tensors, so opening it would run code",
-            "it is a pickled module, or carries pickled objects beside its weights",
+            "it is a pickled module, or has pickled objects besides its weights",
             "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), and name the class as the model",
         ) from error
     except (RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
         lines = str(error).splitlines()
         if lines and "TorchScript" in lines[0]:
             raise _unreadable(path, "it is a TorchScript archive, not a state dict") from error
-        raise _unreadable(path, lines[0] if lines else "it is empty or cut off") from error
+        raise _unreadable(path, lines[0] if lines else "it is empty or truncated") from error
     if not isinstance(loaded, Mapping):
         raise ModelError(f"checkpoint {path.name} holds a {type(loaded).__name__}", "a state dict was expected")
     return loaded

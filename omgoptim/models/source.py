@@ -118,7 +118,7 @@ def _recipe_of(model: str, policy: PathPolicy, recipe: Recipe, has_checkpoint: b
         spec = f"{portable_path(file, policy)}:{name}" if is_file(file) else model
         return replace(recipe, kind="callable", spec=spec)
     raise UnknownModelError(
-        f"'{model}' names no model",
+        f"'{model}' is not a model",
         "no run, artifact folder or file of that name was found in the project",
         "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
     )

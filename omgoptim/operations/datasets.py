@@ -74,7 +74,7 @@ def load_datasets(request: TrainingRequest, loaded: LoadedModel, module: nn.Modu
         raise DataError(
             "there is no training objective",
             "the training data has no targets, and distillation is off",
-            "let the batches carry targets, or leave distill on",
+            "let the batches include targets, or leave distill on",
         )
     metric = RequestedFunction(loaded.metric, loaded.policy, request.time_limit_s, loaded.outputs)
     evaluator = Evaluator.of(module, selection, loaded.signature, metric, loaded.device)

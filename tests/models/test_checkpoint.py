@@ -161,7 +161,7 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, name: str, content: str) -> 
 
 def test_other_kinds_of_file_are_named_as_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "w.h5").touch()
-    with pytest.raises(ModelError, match="of no known kind"):
+    with pytest.raises(ModelError, match="has an unknown format"):
         load_checkpoint(Net(), tmp_path / "w.h5")
     torch.save([1, 2], tmp_path / "w.pt")
     with pytest.raises(ModelError, match="holds a list"):
