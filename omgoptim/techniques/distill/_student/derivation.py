@@ -180,7 +180,7 @@ def reduce_depth(
     before = paths_of(module)
     spans = tuple(span for stack in stacks for span in _spans(module, stack, keep[stack]))
     whole = [
-        Skip(path=path, reason=f"{count(stack)} layers stay, and it repeats {len(stack.units)}")
+        Skip(path=path, reason=f"{count(stack)} layers stay, and it repeats {len(stack.units)}", kind="no_benefit")
         for stack in stacks
         if count(stack) >= len(stack.units)
         for path in stack.paths
@@ -188,8 +188,9 @@ def reduce_depth(
     changed = drop_layers(module, stacks, keep)
     if changed:
         selection = selection.after(before, module)
+    one_module = "{} holds its {} layers as one module: they stay"
     skipped = [
-        Skip(path=path, reason=f"{type(layer).__name__} holds its {layer.num_layers} layers as one module: they stay")
+        Skip(path=path, reason=one_module.format(type(layer).__name__, layer.num_layers), kind="unsupported")
         for path, layer in module.named_modules()
         if isinstance(layer, nn.RNNBase) and layer.num_layers > 1
     ]

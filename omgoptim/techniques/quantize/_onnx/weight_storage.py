@@ -53,7 +53,8 @@ def store_half(model: ModelProto, half: Half) -> Outcome:
             path, name = paths.get(tensor.name, tensor.name.removesuffix(".weight")), tensor.name
             converted = to_half(numpy_helper.to_array(tensor), half)
             if converted is None:
-                skipped.append(Skip(path=path, reason=f"holds values that overflow {half}: kept in float32"))
+                overflow = f"holds values that overflow {half}: kept in float32"
+                skipped.append(Skip(path=path, reason=overflow, kind="unsupported"))
                 continue
             casts.append(_replace(tensor, converted, half))
             what = f"weight {name} {'x'.join(str(size) for size in tensor.dims)}"
