@@ -149,7 +149,7 @@ def is_shared(tensor: Tensor | None, owners: Mapping[int, Sequence[tuple[int, st
 def why_not_replaceable(layer: nn.Linear | _ConvNd) -> Refusal | None:
     """Return why another layer in this one's place would not do what it does; None if it would."""
     if layer._parameters.get("weight") is None:
-        return Refusal("its weight is computed from others (a parametrization, weight norm or the like)", "unsupported")
+        return Refusal("its weight is computed from other parameters (a parametrization, say)", "unsupported")
     plain = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, _ConvNd) if isinstance(layer, kind))
     for name in ("forward", "_conv_forward"):
         if name in vars(layer) or getattr(type(layer), name, None) is not getattr(plain, name, None):
