@@ -82,6 +82,50 @@ class Probe:
         return [leaf for result in results for leaf in flatten(result) if isinstance(leaf, Tensor)]
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Calls of a layer in one forward."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    """Input shape of each call, at the traced batch size."""
+    sources: tuple[int, ...]
+    """Identity of each call's input: equal for layers with the same input tensor."""
+    samples: int
+    """Traced batch size."""
+
+
+def uses_of(
+    module: nn.Module, layers: Mapping[str, nn.Module], run: ModuleRun, samples: int = SAMPLES
+) -> dict[str, Use]:
+    """Return the calls of layers in one forward of a few samples by path, in order of execution.
+
+    Args:
+        module: holds the layers; run in eval mode.
+        layers: called with one tensor.
+        run: how the module is called, and its batches.
+        samples: how many.
+    """
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    sources: dict[str, list[int]] = {}
+    seen: list[Tensor] = []  # kept, so that no two inputs get the same address
+
+    def watch(path: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            values = inputs[0] if inputs else kwargs["input"]
+            same = next((n for n, one in enumerate(seen) if one is values), len(seen))
+            seen.append(values)
+            shapes.setdefault(path, []).append(tuple(values.shape))
+            sources.setdefault(path, []).append(same)
+
+        return hook
+
+    args, kwargs = forward_args(run.signature, repeat_to_size(run.statistics, samples), run.device)
+    handles = [layer.register_forward_pre_hook(watch(path), with_kwargs=True) for path, layer in layers.items()]
+    with attached(handles), evaluation_mode(module), quiet():
+        module(*args, **kwargs)
+    return {path: Use(tuple(some), tuple(sources[path]), samples) for path, some in shapes.items()}
+
+
 @contextlib.contextmanager
 def quiet() -> Any:
     """Send prints of a model to the log and suppress warnings of libraries."""

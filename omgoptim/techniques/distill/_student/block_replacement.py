@@ -30,11 +30,11 @@ from omgoptim.techniques.probe import (
     EXCLUDED,
     NOT_RUN,
     WHOLE_MODEL,
-    Probe,
     attached,
     frozen_or_shared,
     owned_parameters,
     quiet,
+    uses_of,
     why_not_replaceable,
 )
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
@@ -260,11 +260,10 @@ def _find_replaceable(
 ) -> tuple[dict[str, Conv], list[Skip]]:
     found: dict[str, Conv] = {}
     skipped = []
-    owners, called = owned_parameters(module), _called_convolutions(module, run)
-    for path, layer in module.named_modules():
-        if not isinstance(layer, _ConvNd):
-            continue
-        refusal = _refusal(path, layer, selection, owners) or (None if layer in called else NOT_RUN)
+    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, _ConvNd)}
+    owners, called = owned_parameters(module), uses_of(module, layers, run)
+    for path, layer in layers.items():
+        refusal = _refusal(path, layer, selection, owners) or (None if path in called else NOT_RUN)
         if refusal:
             skipped.append(refusal.skip(path))
         else:
@@ -293,12 +292,3 @@ def _refusal(
     if reason:
         return Refusal(reason, "unsupported")
     return why_not_replaceable(layer) or frozen_or_shared(layer, owners)
-
-
-def _called_convolutions(module: nn.Module, run: ModuleRun) -> set[nn.Module]:
-    seen: set[nn.Module] = set()
-    convs = [layer for layer in module.modules() if isinstance(layer, _ConvNd)]
-    hooks = [layer.register_forward_pre_hook(lambda layer, _args: seen.add(layer)) for layer in convs]
-    with attached(hooks):
-        Probe.of(run).outputs(module)
-    return seen

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from omgoptim.blocks import BLOCKS, LowRankLinear, SpatialConv2d, Tucker2Conv2d
-from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.globs import is_selected, refuse_unknown
-from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
-from omgoptim.techniques.probe import EXCLUDED, NOT_RUN, WHOLE_MODEL, attached, why_not_replaceable
-from omgoptim.techniques.reconstruction.inputs import DenseLayer, batches_of
+from omgoptim.techniques.probe import EXCLUDED, NOT_RUN, WHOLE_MODEL, Use, uses_of, why_not_replaceable
+from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun, Refusal
 
 OTHER_KINDS: dict[type[nn.Module], str] = {
@@ -27,18 +24,6 @@ OTHER_KINDS: dict[type[nn.Module], str] = {
     nn.Bilinear: "a bilinear layer has no low-rank form here; Linear layers and Conv2d have",
     nn.modules.conv._ConvNd: "only Linear layers and Conv2d have a low-rank form here",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """Calls of a layer in one forward."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    """Input shape of each call, at the traced batch size."""
-    sources: tuple[int, ...]
-    """Identity of each call's input: equal for layers with the same input tensor."""
-    samples: int
-    """Traced batch size."""
 
 
 def factorizable(module: nn.Module, params: Factorization, run: ModuleRun) -> tuple[list[str], list[Skip]]:
@@ -153,31 +138,6 @@ def _conv_refusal(layer: nn.Conv2d, params: Factorization) -> Refusal | None:
         padding = f"padding_mode {layer.padding_mode} has no exact form as a product; only zeros has"
         return Refusal(padding, "unsupported")
     return None
-
-
-def uses_of(module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int = 2) -> dict[str, Use]:
-    """Return the calls of each layer in one forward of the first few samples, in order of execution."""
-    shapes: dict[str, list[tuple[int, ...]]] = {}
-    sources: dict[str, list[int]] = {}
-    seen: list[Tensor] = []  # kept, so that no two inputs get the same address
-
-    def watch(path: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            values = inputs[0] if inputs else kwargs["input"]
-            same = next((n for n, one in enumerate(seen) if one is values), len(seen))
-            seen.append(values)
-            shapes.setdefault(path, []).append(tuple(values.shape))
-            sources.setdefault(path, []).append(same)
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(watch(path), with_kwargs=True) for path, layer in layers.items()]
-    with attached(handles), evaluation_mode(module):
-        batch = next(batches_of(run.statistics, samples))
-        size = batch_length(batch)
-        args, kwargs = forward_args(run.signature, batch, run.device)
-        module(*args, **kwargs)
-    return {path: Use(tuple(some), tuple(sources[path]), size) for path, some in shapes.items()}
 
 
 def with_same_rows(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:

@@ -18,9 +18,9 @@ import numpy as np
 from torch import nn
 
 from omgoptim.reports import Skip
-from omgoptim.techniques.factorize._low_rank.layer_selection import uses_of
 from omgoptim.techniques.factorize._low_rank.problem import Option, empty_block
 from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice
+from omgoptim.techniques.probe import uses_of
 from omgoptim.techniques.prune._latency.layer_benchmark import bench_of, blocks_ms
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun
