@@ -99,7 +99,8 @@ def patch_count(layer: LayerWeight, x: NDArray[np.float32]) -> int:
 
 def is_readable(layer: LayerWeight) -> bool:
     """Return whether patches of the layer can be read: explicit padding, no transposed convolution."""
-    return layer.node.op_type != "ConvTranspose" and attribute(layer.node, "auto_pad", b"NOTSET") == b"NOTSET"
+    padding: bytes = attribute(layer.node, "auto_pad", b"NOTSET")
+    return layer.node.op_type != "ConvTranspose" and padding == b"NOTSET"
 
 
 @dataclass(frozen=True, slots=True)
