@@ -51,9 +51,8 @@ def factorize(request: FactorizeRequest, context: RunContext, live: Live | None 
         return applied(job, copied, request.method, job.module_run(span))
 
     kept = choose_round(job, [run_round(job, 1, _amount(request), original, compress, keep_zeros=False)])
-    return build_report(
-        "factorize", job, final_model_of(job, kept, CompressionGoal(_name(request.method)), points), output
-    )
+    goal = CompressionGoal(_name(request.method))
+    return build_report("factorize", job, final_model_of(job, kept, lambda _: goal, points), output)
 
 
 def _amount(request: FactorizeRequest) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -58,7 +59,7 @@ def prune(request: PruneRequest, context: RunContext, live: Live | None = None) 
     points = layer_sensitivity(job, request.method) if request.sensitivity else []
     states = _rounds(job, steps)
     kept = choose_round(job, states)
-    return build_report("prune", job, final_model_of(job, kept, _goal(request, kept.state), points), output)
+    return build_report("prune", job, final_model_of(job, kept, partial(_goal, request), points), output)
 
 
 def steps_of(request: PruneRequest) -> list[PruningStep]:

@@ -208,7 +208,7 @@ class QuantizeRequest(ExecutionFields, ModelRequest):
     guard_time_s: Annotated[float, RARE] = Field(600, gt=0, le=10_000_000)
     """Time limit, in seconds, of the mixed-precision search for layers to keep in float."""
     explain: Annotated[bool, Short("Sensitivity and time per layer.")] = False
-    """Report per-layer sensitivity, causes of quality loss, and time by kind of layer."""
+    """Report per-layer sensitivity, causes of quality loss, and time by layer type."""
     output: Annotated[str | None, Short("New folder for a copy of the artifact.")] = None
     """New folder for a copy of the artifact; must not exist yet."""
     plan: Annotated[bool, Short("Dry run.")] = False
