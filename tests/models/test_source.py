@@ -62,7 +62,7 @@ def test_keyword_arguments_reach_the_callable_and_an_instance_takes_none(write: 
         assert module_of(model, policy, kwargs={"width": 7}).fc.out_features == 7  # type: ignore[union-attr]
     with pytest.raises(ModelError, match="net is a module, not a callable"):
         load_source("net.py:net", policy, kwargs={"width": 7})
-    with pytest.raises(UserCodeError, match="unexpected keyword argument 'depth'"):
+    with pytest.raises(ModelError, match=r"build\(width=4\): got an unexpected keyword argument 'depth'"):
         load_source("net.py:build", policy, kwargs={"depth": 7})
 
 
