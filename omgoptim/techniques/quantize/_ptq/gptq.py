@@ -35,7 +35,8 @@ Float = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 SHRINKS: dict[int, tuple[float, ...]] = {4: (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65), 8: ()}
-"""Clipping ratios of a group's range that are tried besides 1, by bits: with 256 levels clipping brings nothing."""
+"""Clipping ratios of a group's range that are tried besides 1, by bits, in the steps of AWQ's search (arXiv:2306.00978,
+its code): with 256 levels a step is a seventeenth of that with 16, and nothing is clipped."""
 
 CHUNK = 2**17
 """Weights per chunk: the temporary arrays of the search fit the processor's cache."""
