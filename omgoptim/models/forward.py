@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -115,13 +116,16 @@ def first_forward(module: nn.Module, inputs: tuple[InputTensor, ...], batch: Map
         with running_layers(module) as inside, torch.inference_mode():
             result = module(*args, **kwargs)
     except Exception as error:  # whatever the user's forward raises
+        traceback.print_exc()
         lines = str(error).strip().splitlines()
+        said = lines[0] if lines else type(error).__name__
+        said = said if isinstance(error, RuntimeError) or not lines else f"{type(error).__name__}: {said}"
         shapes = ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}{tuple(t.shape)}" for name, t in batch.items())
-        layer = inside[-1] if inside and inside[-1] else "the model's own forward"
+        place = f"layer '{inside[-1]}'" if inside and inside[-1] else "its own forward"
         raise ModelError(
-            f"the model does not run on its inputs: layer '{layer}' failed",
-            f"{lines[0] if lines else type(error).__name__}; inputs: {shapes}",
-            "check the shapes and dtypes that the data or the argument inputs give",
+            f"the model does not run on its inputs: {place} failed",
+            f"{said}; inputs: {shapes}",
+            "check the shapes and dtypes that the data or the argument inputs give; the run's log has the traceback",
         ) from error
     try:
         structure = structure_of(result)

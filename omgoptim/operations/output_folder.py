@@ -23,8 +23,10 @@ def free_output(output: str | None, allow_path: Sequence[str], context: RunConte
     return folder
 
 
-def deliver(folder: Path, output: Path | None, passed: bool) -> tuple[Path, list[str]]:
-    """Copy a measured artifact to the output folder, unless it failed the guard.
+def deliver(
+    folder: Path, output: Path | None, passed: bool, fault: str = "the artifact fails the quality guard"
+) -> tuple[Path, list[str]]:
+    """Copy a measured artifact to the output folder, unless it failed for the reason `fault`.
 
     Returns:
         The folder of the artifact, and warnings.
@@ -32,7 +34,7 @@ def deliver(folder: Path, output: Path | None, passed: bool) -> tuple[Path, list
     if output is None:
         return folder, []
     if not passed:
-        return folder, [f"'{output.name}' was not written: the artifact fails the quality guard"]
+        return folder, [f"'{output.name}' was not written: {fault}"]
     artifacts.copy_artifact(folder, output)
     return output, []
 
