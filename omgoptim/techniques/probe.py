@@ -7,7 +7,7 @@ import linecache
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.hooks import RemovableHandle
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
+from omgoptim.models.forward import attached
 from omgoptim.models.samples import forward_args, repeat_to_size
 from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.registry import ModuleRun, Refusal
@@ -133,17 +133,6 @@ def quiet() -> Any:
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         yield
-
-
-@contextlib.contextmanager
-def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Remove hooks at the end of the block."""
-    handles = list(hooks)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def error_location(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from omgoptim.measure.self_time import evaluation_mode
-from omgoptim.techniques.probe import attached
+from omgoptim.models.forward import attached
 from omgoptim.techniques.reconstruction.inputs import (
     Hook,
     StopForward,

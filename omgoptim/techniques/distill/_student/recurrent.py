@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
+from omgoptim.models.forward import attached
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.probe import (
     EXCLUDED,
     DoesNotRun,
     Probe,
-    attached,
     difference,
     frozen_or_shared,
     is_shared,
