@@ -19,7 +19,7 @@ from omgoptim.measure.size import count_params
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
-from omgoptim.operations.architecture_search.final import Entry, measure_finalists
+from omgoptim.operations.architecture_search.final import Entry, measured
 from omgoptim.operations.architecture_search.predictions import FEWEST, Predictions, first_rows, measured_first
 from omgoptim.operations.architecture_search.prior import quality_hints
 from omgoptim.operations.architecture_search.report import plan_report, search_report
@@ -45,14 +45,14 @@ from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.execution import pausing, refuse_unreachable
-from omgoptim.operations.final_report import deliver
+from omgoptim.operations.final_report import save_finalists
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below
-from omgoptim.operations.optimization.goal import MB, Goal
-from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.optimization.goal import Goal
+from omgoptim.operations.output_folder import free_output, with_output
 from omgoptim.operations.prepare import prepare
-from omgoptim.operations.save_and_measure import require_module, save
+from omgoptim.operations.save_module import require_module, save
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import SearchRequest
 from omgoptim.runtimes import ENGINES
@@ -90,7 +90,7 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     original = require_module(loaded, "search")
     _refuse_without_data(loaded)
     floors, launch_s = measure_floors(loaded, context, request.runtime)
-    refuse_below(_goal(request), floors)
+    refuse_below(Goal.of(request), floors)
     _refuse_short(request, searched, time.monotonic() - began, launch_s)
     datasets = load_datasets(request, loaded, original, live)
     job = Job(request, context, loaded, datasets, original, _engine(request, loaded, context))
@@ -130,9 +130,9 @@ def _searched(
     rule = replace(DEFAULT, hints=quality_hints(job, searched, folder))
     trials = Trials(job, searched, costs, predictions, None if alone else job.original, began, rule, executor)
     found, control = search_both(trials, folder)
-    chosen = measure_finalists(job, costs.baseline, _entries(found, control))
+    chosen = measured(job, costs.baseline, _entries(found, control))
     reports = {one.slug: search_report(trials, found, control, chosen, one) for one in chosen.finalists}
-    report = deliver(request, context, chosen, reports, output)
+    report = with_output(save_finalists(chosen, reports), context.artifact, output)
     remove_weights(folder)
     return report
 
@@ -161,16 +161,6 @@ def _with_trained_reference(
     save(reference, replace(loaded, recipe=Recipe("pt2", "")), "torch_eager", loaded.baseline, job.context)
     evaluator = replace(job.datasets.evaluator, original=job.datasets.evaluator.score(reference))
     return replace(job, loaded=loaded, original=reference, datasets=replace(job.datasets, evaluator=evaluator))
-
-
-def _goal(request: SearchRequest) -> Goal:
-    size, memory = request.target_size_mb, request.target_memory_mb
-    return Goal(
-        request.max_quality_drop,
-        request.target_latency_ms,
-        None if size is None else size * MB,
-        None if memory is None else memory * MB,
-    )
 
 
 def _engine(request: SearchRequest, loaded: LoadedModel, context: RunContext) -> str:

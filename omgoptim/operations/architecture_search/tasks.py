@@ -55,7 +55,7 @@ from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.execution import parent_files, request_here, sent, with_parent
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
-from omgoptim.operations.save_and_measure import require_module
+from omgoptim.operations.save_module import require_module
 from omgoptim.requests import SearchRequest
 
 TRAINED = ".trained"
