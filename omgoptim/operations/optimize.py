@@ -155,7 +155,7 @@ def _level_speeds(
     speeds = measured_once(
         context.checkpoints / "levels.json",
         LevelSpeeds,
-        lambda: measure_levels(loaded, context, alone, preference, seed, limit_s, UNTRAINED),
+        lambda: measure_levels(loaded, alone, preference, seed, Stage(context, "levels", UNTRAINED), limit_s),
     )
     steps.budget_s -= speeds.seconds
     return speeds

@@ -25,10 +25,8 @@ from omgoptim.operations.architecture_search.prior import quality_hints
 from omgoptim.operations.architecture_search.report import plan_report, search_report
 from omgoptim.operations.architecture_search.spaces import (
     Searched,
-    SpaceFunction,
     automatic_space,
     drawn_networks,
-    space_function,
     users_space,
 )
 from omgoptim.operations.architecture_search.tasks import load_workers, weights_hash
@@ -74,18 +72,13 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     refuse_unreachable(request, live)
     output = free_output(request.output, request.allow_path, context)
     live = live or Live()
-    function = space_function(request, PathPolicy.of_request(context.project, request), live)
-    searched = None if function is None else users_space(function, request.seed)
+    searched, live = users_space(request, PathPolicy.of_request(context.project, request), live)
     if request.control == "random" and searched is not None and searched.product is None:
         raise RequestError(
             "there can be no random control",
             "the space is conditional or continuous, and its networks cannot be listed",
             "leave control out",
         )
-    alone = request.space is None and live.module is None
-    if alone and function is not None and searched is not None:
-        drawn = drawn_networks(function, searched, request.seed)
-        live = replace(live, module=max(drawn, key=lambda module: count_params(module)[0]))
     loaded = prepare(request, context, live)
     original = require_module(loaded, "search")
     _refuse_without_data(loaded)
@@ -100,39 +93,32 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         if executor is not None:
             job = replace(job, context=pausing(context, executor))
-            load_workers(executor, job, "" if alone else weights_hash(original))
-        return _searched(job, searched, executor, alone, function, began, output)
+            load_workers(executor, job, "" if searched.alone else weights_hash(original))
+        report = _searched(job, searched, executor, began)
+    return with_output(report, context.artifact, output)
 
 
-def _searched(
-    job: Job[SearchRequest],
-    searched: Searched,
-    executor: Executor | None,
-    alone: bool,
-    function: SpaceFunction | None,
-    began: float,
-    output: Path | None,
-) -> EfficiencyReport:
-    """Search, measure the best, and deliver."""
+def _searched(job: Job[SearchRequest], searched: Searched, executor: Executor | None, began: float) -> EfficiencyReport:
+    """Search, measure the best, and save them."""
     request, context = job.request, job.context
     folder = context.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    if alone:
+    if searched.alone:
         job = _with_trained_reference(job, searched, folder, began)
-    recipe = Recipe("pt2", "") if function is not None else None
+    recipe = Recipe("pt2", "") if searched.function is not None else None
     costs = costs_of(job, baseline_on(job.runtime, job.loaded, context), recipe, folder)
     predictions = None
     if searched.product is not None:
         predictions = measured_first(searched.product, searched, costs, folder, request.trials)
         _refuse_too_slow(predictions)
-    elif function is not None:
-        _refuse_all_too_slow(function, searched, costs, folder, request.seed)
+    elif searched.function is not None:
+        _refuse_all_too_slow(searched, costs, folder, request.seed)
     rule = replace(DEFAULT, hints=quality_hints(job, searched, folder))
-    trials = Trials(job, searched, costs, predictions, None if alone else job.original, began, rule, executor)
+    trials = Trials(job, searched, costs, predictions, None if searched.alone else job.original, began, rule, executor)
     found, control = search_both(trials, folder)
     chosen = measured(job, costs.baseline, _entries(found, control))
     reports = {one.slug: search_report(trials, found, control, chosen, one) for one in chosen.finalists}
-    report = with_output(save_finalists(chosen, reports), context.artifact, output)
+    report = save_finalists(chosen, reports)
     remove_weights(folder)
     return report
 
@@ -212,7 +198,7 @@ def _refuse_without_data(loaded: LoadedModel) -> None:
         )
 
 
-def _refuse_all_too_slow(function: SpaceFunction, searched: Searched, costs: Costs, folder: Path, seed: int) -> None:
+def _refuse_all_too_slow(searched: Searched, costs: Costs, folder: Path, seed: int) -> None:
     """Refuse a target that the smallest of a few networks of a conditional space misses by far.
 
     Raises:
@@ -220,7 +206,7 @@ def _refuse_all_too_slow(function: SpaceFunction, searched: Searched, costs: Cos
     """
     if (folder / "study.log").exists():  # a search that goes on
         return
-    smallest = min(drawn_networks(function, searched, seed), key=lambda module: count_params(module)[0])
+    smallest = min(drawn_networks(searched, seed), key=lambda module: count_params(module)[0])
     load = max(costs.measure(smallest, costs.job.context.work / "smallest").loads.values(), default=0.0)
     if load > FAR_OVER_SMALLEST:
         raise TechniqueError(
