@@ -1,4 +1,4 @@
-"""A residual CNN on scikit-learn's handwritten digits. `python examples/digits_cnn.py --train` makes its weights."""
+"""A residual CNN on scikit-learn's handwritten digits. `python examples/digits_cnn.py --train` trains it again."""
 
 import sys
 from pathlib import Path

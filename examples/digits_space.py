@@ -1,4 +1,4 @@
-"""An architecture search on handwritten digits, on this machine's own clock. `python examples/digits_space.py`, or
+"""Architecture search on handwritten digits, with latency measured here. `python examples/digits_space.py`, or
 
 omgoptim search digits_space.py:space --data digits_cnn.py:load --target-latency-ms 0.5 --trials 24 --epochs 18
 omgoptim search digits_cnn.py:build --space digits_space.py:space --data digits_cnn.py:load --target-speedup 3
@@ -26,7 +26,7 @@ def convolution(kind: str, c_in: int, c_out: int, stride: int = 1) -> nn.Module:
 
 
 def space(trial: Any) -> nn.Module:
-    """1,296 networks: width, depth and kind of convolution of three stages."""
+    """Return one of 1,296 networks: width, depth and type of convolution of three stages."""
     layers, channels = [], 1
     for stage, widths in enumerate(([8, 12, 16], [16, 24, 32], [32, 48, 64])):
         width = trial.suggest_categorical(f"width {stage}", widths)

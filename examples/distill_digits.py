@@ -1,4 +1,4 @@
-"""A fiftieth of the parameters, taught by digits_cnn, then int8. `python examples/distill_digits.py`, or
+"""Distill digits_cnn into a student with 1/50 of the parameters, then int8. `python examples/distill_digits.py`, or
 
 omgoptim distill digits_cnn.py:build --student distill_digits.py:small --data digits_cnn.py:load --epochs 60 --control
 """
@@ -16,7 +16,7 @@ HERE = str(Path(__file__).parent)
 
 
 def small() -> nn.Module:
-    """4 k parameters: a stem, and two depth-separable convolutions."""
+    """Return a network with 4 k parameters: a stem and two depthwise separable convolutions."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(16),

@@ -1,4 +1,4 @@
-"""MiniLM with its Linears as thin products, trained back through adapters. `python examples/factorize_minilm.py`."""
+"""Factorize MiniLM's Linear layers and fine-tune through LoRA adapters. `python examples/factorize_minilm.py`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def main(epochs: int = 2) -> omgoptim.EfficiencyReport:
         "minilm.py:build",
         data="minilm.py:load",
         project=HERE,
-        target_compression=1.3,  # of the whole model: half of it is an embedding table, which stays
+        target_compression=1.3,  # of the whole model; half of it is an embedding table, which is not factorized
         epochs=epochs,
         recover="lora",
         max_quality_drop=0.1,

@@ -1,4 +1,4 @@
-"""An LSTM that reads scikit-learn's digits row by row. `python examples/lstm.py --train` makes its weights."""
+"""An LSTM that reads scikit-learn's digits row by row. `python examples/lstm.py --train` trains it again."""
 
 import sys
 from pathlib import Path

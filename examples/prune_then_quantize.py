@@ -1,4 +1,4 @@
-"""Half of the channels removed and trained back, then int8. `python examples/prune_then_quantize.py`."""
+"""Prune half of the channels, fine-tune, then quantize to int8. `python examples/prune_then_quantize.py`."""
 
 import sys
 from pathlib import Path

@@ -131,7 +131,7 @@ async def test_a_run_that_goes_on_shows_its_stages_its_candidates_and_the_call_t
         progress.start("getting ready")
         progress.report("screening 2 candidates", 0.4)
         progress.wait("waiting for cpu")
-        progress.go_on()
+        progress.end_wait()
         for name, speed, drop in (("int8 <b>", None, 0.0), ("int8 <b>", 2.0, 0.0), ("bf16", 1.5, 0.02)):
             progress.publish(
                 Candidate(name=name, scheme="static", runtime="onnxruntime", size_bytes=10, speedup=speed,

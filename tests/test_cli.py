@@ -60,13 +60,13 @@ def test_every_field_and_every_parameter_of_a_technique_is_an_option(
         fields |= {
             name: field for name, field in params.model_fields.items() if not (params.by_source and name == "source")
         }
-    assert {option.name for option in options.options_of(request)} == {*fields, *request.other_names}
+    assert {option.name for option in options.options_of(request)} == {*fields, *request.aliases}
     assert cli.run([verb, "--help"]) == 0
     text = capsys.readouterr().out
-    places = {name: other for other, name in request.other_names.items()}
+    places = {name: other for other, name in request.aliases.items()}
     for name, field in fields.items():
         assert (places.get(name, name).upper() if field.is_required() else f"--{name.replace('_', '-')}") in text
-    assert all(f"--{other}" in text for other in request.other_names)
+    assert all(f"--{other}" in text for other in request.aliases)
 
 
 class Odd(Params):
@@ -228,7 +228,7 @@ def test_a_usage_error_is_a_bad_request(words: list[str], capsys: pytest.Capture
     assert cli.run(words) == 2
     streams = capsys.readouterr()
     assert streams.out == ""
-    assert "--help shows what is possible" in streams.err
+    assert "--help lists the commands" in streams.err
 
 
 def test_an_unknown_command_is_refused_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -422,7 +422,7 @@ def test_doctor_says_what_this_python_has(project: Path, capsys: pytest.CaptureF
 
 
 def test_a_project_with_a_name_of_any_length_or_kind_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, words in (("x" * 5000, "too long"), ("x" * 3000, "does not exist"), ("a\nb", "cannot be seen")):
+    for name, words in (("x" * 5000, "too long"), ("x" * 3000, "does not exist"), ("a\nb", "invisible character")):
         for arguments in (["runs", "list"], ["profile", "net.py:build"], ["doctor"]):
             assert cli.run([*arguments, "--project", name, "--json"]) == 2
             error = json.loads(capsys.readouterr().out)["error"]

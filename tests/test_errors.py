@@ -11,7 +11,7 @@ from omgoptim.errors import ModelError, OmgoptimError, TechniqueError, UnknownMo
     ("error", "kind"),
     [
         (TechniqueError("no layer was changed"), TechniqueError),
-        (UnknownModelError("'x' names no model"), ModelError),
+        (UnknownModelError("'x' is not a model"), ModelError),
         (OmgoptimError("the engine failed"), OmgoptimError),
     ],
 )

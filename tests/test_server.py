@@ -429,16 +429,16 @@ def test_a_wait_is_as_long_as_asked_up_to_what_the_client_bears(
 ) -> None:
     monkeypatch.setenv("OMGOPTIM_MAX_WAIT_S", limit)
     assert waiting.wait_seconds(given) == seconds
-    cap = waiting.cap_words(given)
+    cap = waiting.cap_warning(given)
     assert (cap is not None) == (given is not None and given > seconds)
     assert cap is None or f"above the longest wait of a call, {seconds:g} s" in cap
 
 
 def test_a_client_that_asks_for_progress_may_wait_longer_if_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMGOPTIM_MAX_WAIT_S", raising=False)
-    assert (waiting.wait_seconds(300, progress=True), waiting.cap_words(300, progress=True)) == (300, None)
+    assert (waiting.wait_seconds(300, progress=True), waiting.cap_warning(300, progress=True)) == (300, None)
     assert waiting.wait_seconds(None, progress=True) == 45
-    assert "longest wait of a call, 600 s" in str(waiting.cap_words(5000, progress=True))
+    assert "longest wait of a call, 600 s" in str(waiting.cap_warning(5000, progress=True))
     monkeypatch.setenv("OMGOPTIM_MAX_WAIT_S", "20")
     assert waiting.wait_seconds(300, progress=True) == 20
 

@@ -54,12 +54,12 @@ def _refuse_unknown_command(arguments: list[str]) -> None:
     command = next((word for word in arguments if not word.startswith("-")), None)
     known = [*requests.VERBS, *_COMMANDS]
     if command is not None and command not in known:
-        fix = "omgoptim --help shows what is possible"
+        fix = "omgoptim --help lists the commands"
         raise RequestError(f"unknown command '{command[:80]}'", did_you_mean(command, known), fix)
 
 
 def application() -> typer.Typer:
-    """The Typer application: one command per verb, and runs, report, pick, doctor, mcp."""
+    """Return the Typer application: one command per verb, and runs, report, pick, doctor, mcp."""
     app = typer.Typer(name="omgoptim", pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
     app.callback(invoke_without_command=True)(_root)
     for verb, request in requests.VERBS.items():
@@ -80,7 +80,7 @@ def _root(
 
 
 def _verb_command(verb: str, request: type[requests.Request]) -> Callable[..., int]:
-    """The function of a verb, with the signature that Typer reads its options from."""
+    """Return the function of a verb, with the signature that Typer reads its options from."""
 
     def command(no_wait: bool, shape: Shape, **given: Any) -> int:
         parsed = requests.parse(verb, options.given_arguments(request, given))
@@ -124,7 +124,7 @@ def _mcp(
         False, "--http", metavar="", help="Serve HTTP on the loopback interface instead of stdio."
     ),
     port: int = typer.Option(
-        8377, "--port", metavar="PORT", help="Port for --http; 0 takes a free one.", min=0, max=65535
+        8377, "--port", metavar="PORT", help="Port for --http; 0: any free port.", min=0, max=65535
     ),
 ) -> None:
     """Start the MCP server: over stdio, or over HTTP with a bearer token ($OMGOPTIM_TOKEN, else a new one)."""
@@ -144,7 +144,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def _usage_error(error: Exception) -> RequestError:
-    """A usage error in the words of the request where the request has words for it."""
+    """Return a usage error in the words of the request where the request has words for it."""
     context = getattr(error, "ctx", None)
     verb = context.info_name if context is not None else ""
     message = error.format_message()  # type: ignore[attr-defined]
@@ -162,4 +162,4 @@ def _usage_error(error: Exception) -> RequestError:
     except RequestError as refused:
         return refused
     command = f"omgoptim {verb}" if request is not None else "omgoptim"
-    return RequestError(message.rstrip("."), "", f"{command} --help shows what is possible")
+    return RequestError(message.rstrip("."), "", f"{command} --help lists the commands")

@@ -61,7 +61,7 @@ class Option:
         return f"no_{self.name}" if self.kind == "flag" and self.default is not False else None
 
     def parameters(self) -> list[inspect.Parameter]:
-        """The parameters of a function that Typer reads: the option, and the one that turns it off.
+        """Return the parameters of a function that Typer reads: the option, and the one that turns it off.
 
         The second is hidden and shown in the first one's type column: a column of its own would crowd out the names.
         """
@@ -104,7 +104,7 @@ def options_of(request: type[Request]) -> list[Option]:
         _technique_choice(name, request) if name == key else _option(name, [("", field)], _panel(name, request))
         for name, field in request.model_fields.items()
     ]
-    named = [name for option in own for name in _by_other_names(option, request)]
+    named = [name for option in own for name in _with_aliases(option, request)]
     panels = [None, *_technique_panels(request), *SHARED_PANELS]
     return sorted(
         [*named, *_technique_options(request)], key=lambda option: (not option.positional, panels.index(option.panel))
@@ -112,16 +112,16 @@ def options_of(request: type[Request]) -> list[Option]:
 
 
 def given_arguments(request: type[Request], given: dict[str, Any]) -> dict[str, Any]:
-    """The raw request: only what was given."""
+    """Return the raw request: the given arguments only."""
     options = {option.name: option for option in options_of(request)}
     off = {option.turns_off: name for name, option in options.items() if option.turns_off}
     kept = {name: value for name, value in given.items() if value not in (None, [], ())}
     return {off.get(name, name): False if name in off else options[name].value(value) for name, value in kept.items()}
 
 
-def _by_other_names(option: Option, request: type[Request]) -> list[Option]:
-    """An argument, and the options that it may be given as instead."""
-    others = [other for other, name in request.other_names.items() if name == option.name]
+def _with_aliases(option: Option, request: type[Request]) -> list[Option]:
+    """Return an argument and its aliases as options."""
+    others = [other for other, name in request.aliases.items() if name == option.name]
     if not others:
         return [option]
     place = replace(option, required=False, metavar=others[0].upper())
@@ -135,7 +135,7 @@ def _by_other_names(option: Option, request: type[Request]) -> list[Option]:
 
 
 def _panel(name: str, request: type[Request]) -> str | None:
-    """The panel of an argument that verbs share; None for the verb's own."""
+    """Return the panel of an argument that verbs share; None for the verb's own."""
     if name in _PANELS:
         return _PANELS[name]
     if issubclass(request, ModelRequest) and name in ModelRequest.model_fields:
@@ -144,13 +144,13 @@ def _panel(name: str, request: type[Request]) -> str | None:
 
 
 def _technique_panels(request: type[Request]) -> list[str]:
-    """The panels of a verb's techniques: what several of them have, then one for each."""
+    """Return the panels of a verb's techniques: what several of them have, then one for each."""
     key, kinds = technique_field(request), techniques(request)
     return [_technique_panel(key, kinds), *(_technique_panel(key, [kind]) for kind in kinds)] if kinds else []
 
 
 def _technique_panel(key: str | None, kinds: Collection[str]) -> str:
-    """The panel of a parameter that these techniques have."""
+    """Return the panel of a parameter that these techniques have."""
     return f"Common to several {key}s" if len(kinds) > 1 else f"{str(key).capitalize()} {next(iter(kinds))}"
 
 
@@ -158,7 +158,7 @@ def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_
     """Return the option of one argument of the request, or of several techniques."""
     fields = [field for _, field in held]
     kind, metavar = _kind(fields)
-    words = _words(held, of_all)
+    words = _description(held, of_all)
     if len(metavar) > _LONGEST_METAVAR:
         words, metavar = f"{words} One of: {metavar.replace('|', ', ')}.", "NAME"
     words += {"list": " Repeatable.", "mapping": " KEY=VALUE, repeatable."}.get(kind, "")
@@ -167,11 +167,11 @@ def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_
     metavar = name.upper() if positional else metavar
     default = defaults[0] if all(default == defaults[0] for default in defaults) else None
     panel = None if positional else panel
-    return Option(name, kind, positional, words.strip(), metavar, default, panel, _default_words(held, defaults))
+    return Option(name, kind, positional, words.strip(), metavar, default, panel, _default_text(held, defaults))
 
 
-def _words(held: list[tuple[str, FieldInfo]], of_all: bool) -> str:
-    """The description; with the techniques that have it, unless all or one do, which its panel then names."""
+def _description(held: list[tuple[str, FieldInfo]], of_all: bool) -> str:
+    """Return the description; with the techniques that have it, unless all or one do, which its panel then names."""
     holders: dict[str, list[str]] = {}
     for kind, field in held:
         holders.setdefault(" ".join((field.description or "").split()), []).append(kind)
@@ -180,8 +180,8 @@ def _words(held: list[tuple[str, FieldInfo]], of_all: bool) -> str:
     return " ".join(f"({', '.join(kinds)}) {words}".strip() for words, kinds in holders.items())
 
 
-def _default_words(held: list[tuple[str, FieldInfo]], defaults: list[Any]) -> str:
-    """The default, and the techniques whose default is another; empty where the default says nothing."""
+def _default_text(held: list[tuple[str, FieldInfo]], defaults: list[Any]) -> str:
+    """Return the default, and the techniques whose default is another; empty where the default says nothing."""
     if defaults[0] in (None, [], {}, False, ""):
         return ""
     first = "on" if defaults[0] is True else str(defaults[0])
@@ -193,12 +193,12 @@ def _technique_choice(name: str, request: type[Request]) -> Option:
     kinds = {
         "SOURCE" if params.by_source else kind: _first_sentence(params) for kind, params in techniques(request).items()
     }
-    each = "; ".join(f"{kind}: {words}" for kind, words in kinds.items())
+    each = " ".join(f"{kind}: {words}." for kind, words in kinds.items())
     default = getattr(request.model_fields[name].get_default(call_default_factory=True), name)
     metavar = "|".join(kinds)
     short = "NAME|SOURCE" if "SOURCE" in kinds else "NAME"
     metavar = metavar if len(metavar) <= _LONGEST_METAVAR else short
-    return Option(name, "text", False, f"{each}.", metavar, default, None, default)
+    return Option(name, "text", False, each, metavar, default, None, default)
 
 
 def _first_sentence(params: type[Params]) -> str:
@@ -207,7 +207,7 @@ def _first_sentence(params: type[Params]) -> str:
 
 
 def _technique_options(request: type[Request]) -> Iterator[Option]:
-    """Each parameter of a technique once, with the techniques that have it if not all do."""
+    """Yield each parameter of a technique once, with the techniques that have it if not all do."""
     key, kinds = technique_field(request), techniques(request)
     holders: dict[str, list[tuple[str, FieldInfo]]] = {}
     for kind, params in kinds.items():
@@ -237,14 +237,14 @@ def _kind(fields: list[FieldInfo]) -> tuple[Kind, str]:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation, None left out."""
+    """Return the alternatives of an annotation, None left out."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [member for member in typing.get_args(annotation) if member is not type(None)]
     return [annotation]
 
 
 def _number(text: str) -> Any:
-    """A number where the text is one; anything else is left for the request to refuse."""
+    """Return the number in a text; any other text unchanged, for the request to refuse."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -92,14 +92,14 @@ def _shape(as_json: bool, form: str | None, detail: str | None) -> Shape:
 
 
 def form_of(as_json: bool, given: str | None) -> Form:
-    """The form that was asked for.
+    """Return the form that was asked for.
 
     Raises:
         RequestError: there is no such form, or two of them were asked for.
     """
     found = next((form for form in FORMS if form == given), None)
     if given is not None and found is None:
-        fix = "omgoptim report and omgoptim runs open make a page" if given == "html" else ""
+        fix = "`omgoptim report` and `omgoptim runs open` write a page" if given == "html" else ""
         raise RequestError(f"unknown format '{given[:80]}'", did_you_mean(given, FORMS), fix)
     if as_json and found not in (None, "json"):
         raise RequestError(f"--json and --format {found} exclude each other", "", "give one of them")
@@ -107,7 +107,7 @@ def form_of(as_json: bool, given: str | None) -> Form:
 
 
 def form_in(arguments: Sequence[str]) -> Form:
-    """The form that a command line asks for, however wrong the rest of it is: its error is printed in that form."""
+    """Return the output form of a command line, even an invalid one: its error is printed in that form."""
     given = [after for before, after in pairwise(arguments) if before == "--format"]
     given += [word.partition("=")[2] for word in arguments if word.startswith("--format=")]
     if "--json" in arguments:
@@ -126,7 +126,7 @@ def show_report(report: EfficiencyReport, folder: RunFolder, shape: Shape) -> in
 
 
 def show_state(state: RunState, form: Form) -> int:
-    """Print where a run stands."""
+    """Print the state of a run."""
     if form == "markdown":
         return print_text(shared.without_paths_in(markdown.state_markdown(state)))
     return show(brief.to_json(state), lambda term: term.state_view(state), form)
@@ -162,7 +162,7 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def json_text(content: dict[str, Any]) -> str:
-    """An object as JSON whose every text is clean."""
+    """Return an object as JSON whose every text is clean."""
     return json.dumps(clean_json(content, ("load", "log")), indent=2)
 
 

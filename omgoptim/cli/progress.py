@@ -38,7 +38,7 @@ from omgoptim.reports import Candidate, LiveRun, RunState, Step
 
 
 class Display(Protocol):
-    """Something that shows the states of a run as they come."""
+    """Protocol of a display of a run's states."""
 
     def __enter__(self) -> Self: ...
 
@@ -52,13 +52,13 @@ class Display(Protocol):
 
 
 def display(console: Console) -> Display:
-    """The display that fits where standard error goes."""
+    """Return the display for standard error: a live bar on a terminal, else lines."""
     return LiveBar(console) if console.is_terminal else StageLines(console)
 
 
 @contextmanager
 def watching(folder: RunFolder, *, lines: bool = False) -> Iterator[None]:
-    """Show on standard error where a run of this process stands, from a thread of its own.
+    """Show the progress of a run of this process on standard error, from a thread.
 
     Args:
         folder: of the run.
@@ -85,7 +85,7 @@ def watching(folder: RunFolder, *, lines: bool = False) -> Iterator[None]:
 
 
 class LiveBar:
-    """Stage, bar, percent and remaining time on one line that goes away when the run ends."""
+    """Stage, bar, percent and remaining time on one line, removed when the run ends."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -157,7 +157,7 @@ def watch(folder: RunFolder, console: Console) -> bool:
 
 
 class LiveView:
-    """The display of a run on a terminal, drawn once a second; it goes away when the run ends."""
+    """Live display of a run on a terminal, drawn once a second and removed when the run ends."""
 
     def __init__(self, console: Console, folder: RunFolder) -> None:
         self._live = Live(
@@ -193,7 +193,7 @@ def live_view(run: LiveRun) -> RenderableType:
     for name in ("loss", "quality"):
         values = [value for epoch in run.epochs if (value := getattr(epoch, name)) is not None and math.isfinite(value)]
         parts += [Text(f"{name:<8}{curve_text(values)}")] if values else []
-    return Group(*parts, Text("Ctrl-C ends the watching, not the run", "dim"))
+    return Group(*parts, Text("Ctrl-C stops watching; the run continues", "dim"))
 
 
 def curve_text(values: Sequence[float]) -> str:

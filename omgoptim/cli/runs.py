@@ -1,4 +1,4 @@
-"""The commands about runs that are there: runs, pick, report."""
+"""Commands on existing runs: runs, pick, report."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from omgoptim.render.brief import to_json
 from omgoptim.render.runs import Run, runs_html, runs_json, runs_markdown, runs_section
 from omgoptim.render.shared import shared_markdown
 
-_HERE = ("open", "watch")
-"""Actions of the shell alone, for whoever sits before it."""
-_ACTIONS = (*get_args(requests.RunsRequest.model_fields["action"].annotation), *_HERE)
+_SHELL_ONLY = ("open", "watch")
+"""Actions that only the shell has."""
+_ACTIONS = (*get_args(requests.RunsRequest.model_fields["action"].annotation), *_SHELL_ONLY)
 _NEWEST = 10
 """Runs that a report without ids shows."""
 _RUN_IDS = typer.Argument(
@@ -69,9 +69,9 @@ def runs(
     """
     if action not in _ACTIONS:
         raise RequestError(f"'{action}' is not a value of action", did_you_mean(action, _ACTIONS))
-    if action in _HERE and not run_id:
+    if action in _SHELL_ONLY and not run_id:
         raise RequestError(f"action '{action}' needs run_id", "it was not given", "action 'list' shows the ids")
-    given = {"action": "show" if action in _HERE else action, "run_id": run_id, "name": name, "project": project}
+    given = {"action": "show" if action in _SHELL_ONLY else action, "run_id": run_id, "name": name, "project": project}
     request = requests.parse("runs", {name: value for name, value in given.items() if value is not None})
     assert isinstance(request, requests.RunsRequest)  # what parse gives for this verb
     root = find_project(request.project)
@@ -104,7 +104,7 @@ def pick_command(
     *,
     shape: Shape,
 ) -> int:
-    """Replace a quantize run's artifact by another of its finalists; nothing is computed again."""
+    """Replace a run's artifact by another of its finalists, without a new run."""
     folder = find_run(find_project(project), run_id)
     return show_report(pick(folder, name), folder, shape)
 
@@ -142,11 +142,11 @@ def report(
 
 
 def _form_of_report(as_json: bool, form: str | None, target: Path | None) -> Form | Literal["html"]:
-    """The form that was asked for, else that of the file's ending."""
+    """Return the form that was asked for, else that of the file's ending."""
     ending = target.suffix.lower() if target else ""
     if form is None and not as_json and ending and ending not in _ENDINGS:
         endings = f"a file's ending is one of {', '.join(_ENDINGS)}"
-        raise RequestError(f"no form of a report has the ending '{ending}'", endings, "give another, or the form")
+        raise RequestError(f"unknown file ending '{ending}'", endings, "give another ending, or the format")
     given = form or (None if as_json else _ENDINGS.get(ending))
     if given is not None and given not in _FORMS:
         raise RequestError(f"unknown format '{given[:80]}'", did_you_mean(given, _FORMS))
@@ -181,7 +181,7 @@ def _runs_of(folders: Sequence[RunFolder]) -> list[Run]:
 
 
 def await_report(folder: RunFolder, shape: Shape) -> int:
-    """Follow a run to its end, showing where it stands, and print its report. Ctrl-C cancels it."""
+    """Follow a run to its end, showing its progress, and print its report. Ctrl-C cancels it."""
     from omgoptim.cli.progress import display
 
     screen = console(sys.stderr)

@@ -24,7 +24,7 @@ RETRIES = 2
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """All that decides a task."""
+    """A task: function, arguments and folder."""
 
     function: str
     """`package.module:function`, called as `function(payload, work)`: see `omgoptim.executors.task.Work`."""
@@ -65,7 +65,7 @@ class Executor(Protocol):
         ...
 
     def paused(self) -> AbstractContextManager[None]:
-        """Stop the tasks on this machine meanwhile, so that something can be timed here."""
+        """Pause the tasks on this machine while the context is open, for timing."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Addresses of Ray: which one is meant, and whether anything answers there.
+"""Addresses of Ray, and a probe for them.
 
 `ray.init` on an address where nothing answers blocks for minutes: a plain TCP connection says so in seconds.
 """
@@ -28,7 +28,7 @@ MODE = "RAY_AUTH_MODE"
 
 
 def cluster_address() -> str | None:
-    """Return the address that RAY_ADDRESS names; None for a Ray of our own.
+    """Return the address in RAY_ADDRESS; None for a local Ray.
 
     Raises:
         RequestError: it is of the Ray Client.
@@ -45,7 +45,7 @@ def cluster_address() -> str | None:
             raise SetupError(
                 f"{ADDRESS} is auto, and no Ray runs on this machine",
                 f"there is no {current}",
-                f"start it (`ray start --head`), or unset {ADDRESS} for a Ray of its own",
+                f"start it (`ray start --head`), or unset {ADDRESS} for a local Ray",
             )
     host, _, port = named.rpartition(":")
     if not host or not port.isdecimal():
@@ -76,7 +76,7 @@ def probe(host: str, port: int, given: str) -> None:
         raise SetupError(
             f"no Ray head answers: {given}",
             f"{host}:{port}: {error.strerror or error}",
-            f"start it (`ray start --head`), or give {argument('on', 'ray')} without {ADDRESS} for a Ray of its own",
+            f"start it (`ray start --head`), or give {argument('on', 'ray')} without {ADDRESS} for a local Ray",
         ) from None
 
 

@@ -148,7 +148,7 @@ def result_of(task: Task, outcome: dict[str, Any]) -> TaskResult:
 
 @contextmanager
 def stopped(pids: list[int]) -> Iterator[None]:
-    """Stop processes meanwhile; only where the kernel ends a stopped one with its parent (Linux)."""
+    """Stop processes while the context is open; only where the kernel ends a stopped one with its parent (Linux)."""
     held = []
     for pid in pids if sys.platform == "linux" else []:
         with suppress(OSError):

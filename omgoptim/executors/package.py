@@ -1,4 +1,4 @@
-"""The project as it is sent to a cluster: a zip of its files, its size known before it travels."""
+"""Package of the project for a cluster: a zip of its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXCLUDED = frozenset(
     {".omgoptim", ".git", ".venv", "venv", "env", "node_modules", "__pycache__", ".mypy_cache", ".pytest_cache",
      ".ruff_cache", ".ipynb_checkpoints"}
 )  # fmt: skip
-"""Folders that stay here, wherever they are in the project."""
+"""Names of folders that are not sent."""
 
 IGNORE = ".rayignore"
 """File of the project with further patterns, one a line, as Ray itself reads it."""

@@ -1,6 +1,6 @@
-"""Tasks on Ray: a Ray of our own on this machine, or the cluster of RAY_ADDRESS.
+"""Tasks on Ray: a local Ray, or the cluster of RAY_ADDRESS.
 
-Ray schedules, retries and moves what travels; nothing of that is done here. A local Ray is authenticated by a random
+Ray schedules, retries and transfers. A local Ray is authenticated by a random
 token that only its own processes know, so that nothing is written to the home folder.
 """
 
@@ -47,7 +47,7 @@ if not sys.stdin.read():  # the driver was killed; agents of Ray would stay
                 process.kill()
     shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
-"""A process that ends what a killed driver left: whatever knows the token of its Ray."""
+"""Process that ends the leftovers of a killed driver: all processes with the token of its Ray."""
 
 OBJECT_STORE_BYTES = 128 * 2**20
 

@@ -44,7 +44,7 @@ def _locked(folder: RunFolder) -> Iterator[None]:
 
 
 def cancel(folder: RunFolder, grace_s: float = 3.0) -> RunState:
-    """End a run and every process it started; a run that has ended is returned as it is.
+    """End a run and all of its processes; a run that has ended is returned unchanged.
 
     Its processes are asked to end, and killed after `grace_s` seconds.
 
@@ -93,7 +93,7 @@ def resume(folder: RunFolder, program: str = WORKER) -> RunState:
 
 
 def reopen(folder: RunFolder, state: RunState, submission: Submission) -> None:
-    """Write that an ended run begins again; what it had checkpointed stays. The caller holds the run's lock."""
+    """Mark an ended run as starting again; its checkpoints stay. The caller holds the run's lock."""
     folder.worker_file.unlink(missing_ok=True)
     time, stage = now(), "resuming from the last checkpoint" if folder.checkpoints.is_dir() else "starting over"
     again = {"status": "starting", "stage": stage, "progress": None, "eta_s": None, "pid": None}
@@ -118,7 +118,7 @@ def _without_grants(folder: RunFolder, submission: Submission) -> Submission:
 
 
 def pick(folder: RunFolder, name: str) -> EfficiencyReport:
-    """Make a finalist that was kept the artifact of its run; what was the artifact is kept in its place.
+    """Replace a run's artifact by another finalist, and keep the previous artifact as a finalist.
 
     Args:
         folder: of the run.
@@ -136,9 +136,9 @@ def pick(folder: RunFolder, name: str) -> EfficiencyReport:
         if name == report.delivered:
             return report
         if name not in known or report.delivered is None or not _is_plain(report.delivered):
-            what = f"run {folder.id} keeps no '{name}'"
+            what = f"run {folder.id} has no finalist '{name}'"
             raise RunError(
-                what, did_you_mean(name, known) or "it keeps no other finalist", f"omgoptim runs show {folder.id}"
+                what, did_you_mean(name, known) or "it has no other finalists", f"omgoptim runs show {folder.id}"
             )
         kept = folder.alternatives
         picked = _report_of(kept / f"{name}.json", folder.id).model_copy(update={"guard": report.guard})
@@ -158,14 +158,14 @@ def _is_plain(name: str) -> bool:
 def _report_of(file: Path, run: str) -> EfficiencyReport:
     found = read_report(file, run)
     if found is None or not found[1]:
-        why = "it cannot be read" if found is None else "it was changed since, or somebody else wrote it"
-        hint = "run it again: what it keeps is incomplete"
-        raise RunError(f"the report of '{file.stem}' is gone or damaged", f"{file}: {why}", hint)
+        why = "it cannot be read" if found is None else "it was changed, or written by someone else"
+        hint = "run it again: its kept artifacts are incomplete"
+        raise RunError(f"the report of '{file.stem}' is missing or damaged", f"{file}: {why}", hint)
     return found[0]
 
 
 def _swap(artifact: Path, picked: Path, old: Path) -> None:
-    """Put `picked` in the artifact's place and the artifact at `old`: whole folders, or nothing where that fails."""
+    """Move the artifact to `old` and `picked` to its place; on failure, leave both unchanged."""
     if picked.is_symlink() or not picked.is_dir():
         raise RunError(f"the artifact of '{picked.name}' is gone", str(picked), "run it again")
     os.replace(artifact, old)

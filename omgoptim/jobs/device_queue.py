@@ -60,10 +60,11 @@ class Wait:
     """Runs that asked earlier and wait too."""
 
     def text(self, device: str) -> str:
-        """Return `waiting for cpu: run prune-… measures since 12 s, 1 more is ahead`."""
-        who = "between two turns"
+        """Return `waiting for cpu: run prune-… has been measuring for 12 s, 1 more is ahead`."""
+        who = "the next run is about to measure"
         if self.measuring is not None:
-            who = f"run {self.measuring.run_id} measures since {max(0.0, time.time() - self.measuring.since):.0f} s"
+            seconds = max(0.0, time.time() - self.measuring.since)
+            who = f"run {self.measuring.run_id} has been measuring for {seconds:.0f} s"
         more = f", {self.ahead} more {'is' if self.ahead == 1 else 'are'} ahead" if self.ahead else ""
         return f"waiting for {device}: {who}{more}"
 
@@ -89,7 +90,7 @@ class DeviceQueue:
 
     @contextmanager
     def turn(self, on_wait: Callable[[Wait], None]) -> Iterator[None]:
-        """Hold the device; a turn within a turn is the same one.
+        """Hold the device exclusively; nested calls share one turn.
 
         Args:
             on_wait: called again and again while others are ahead.
@@ -107,14 +108,14 @@ class DeviceQueue:
                 self._lock.release()
 
     def measured_by(self) -> Ticket | None:
-        """The other run that measures on the device now; None if none does, or this one."""
+        """Return the other run that measures on the device now; None if none does, or this one."""
         ticket = _read(self._turn_file)
         if self._depth or ticket is None or not is_alive(ticket.process):
             return None
         return ticket
 
     def pause(self, on_wait: Callable[[Wait], None]) -> bool:
-        """Return once no other run measures on the device; whether there was one."""
+        """Wait until no other run measures on the device; return whether one did."""
         paused = False
         while (other := self.measured_by()) is not None:
             on_wait(Wait(other, 0))
@@ -159,14 +160,14 @@ class DeviceQueue:
 
 
 def device_of(request: Request) -> str | None:
-    """The device that a request measures on, or None if it measures nothing."""
+    """Return the device that a request measures on; None if it measures nothing."""
     if getattr(request, "plan", False):
         return None
     return "cuda" if getattr(request, "device", "cpu") == "cuda" else "cpu"
 
 
 def queue_folder() -> Path:
-    """The folder of this user's queues on this machine, whatever TMPDIR says.
+    """Return the folder of this user's queues on this machine, independent of TMPDIR.
 
     Raises:
         SetupError: it belongs to another user.
@@ -182,7 +183,7 @@ def queue_folder() -> Path:
 
 
 def _read(path: Path) -> Ticket | None:
-    """The ticket in a file; None if there is none, or another version's."""
+    """Return the ticket in a file; None if there is none, or it has another format."""
     try:
         return Ticket(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

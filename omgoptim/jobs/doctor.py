@@ -1,4 +1,4 @@
-"""Check of this machine, the project's Python and a target: what works, and what to install for the rest."""
+"""Check of this machine, the project's Python and a target: usable engines, and how to install missing ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ EXTRAS = {
 }
 INSTALLED_WITH = {"executorch": ("executorch", "torchao", "ruamel.yaml", "flatbuffers", "tabulate")}
 """Packages to install beside one whose own requirements were left out (docs/devices.md)."""
-DRAGGED_DOWN = ("torchmetrics", "transformers", "timm", "peft")
+TORCHVISION_DEPENDENTS = ("torchmetrics", "transformers", "timm", "peft")
 """Packages that import torchvision where it is installed, and so break when it is broken."""
 
 
@@ -71,7 +71,7 @@ class Inspection:
 
 
 def doctor(request: DoctorRequest) -> DoctorReport:
-    """Look at the machine and at the Python that would run the project's models.
+    """Inspect this machine and the Python that would run the project's models.
 
     Raises:
         RequestError: the project folder does not exist.
@@ -105,7 +105,7 @@ def doctor(request: DoctorRequest) -> DoctorReport:
 
 
 def mcp_entry(project: Path) -> dict[str, Any]:
-    """The entry to paste into an MCP client's configuration."""
+    """Return the entry to paste into an MCP client's configuration."""
     script = Path(sys.executable).with_name("omgoptim-mcp.exe" if sys.platform == "win32" else "omgoptim-mcp")
     environment = {"OMGOPTIM_PROJECT": str(project)}
     if script.is_file():
@@ -126,7 +126,7 @@ def _is_installed() -> bool:
 
 
 def _inspect(interpreter: Interpreter, project: Path) -> Inspection:
-    """Ask a Python what it has; if importing everything crashes it, ask again without importing."""
+    """Query the packages of a Python; if importing them crashes it, query again without imports."""
     answer = _ask(interpreter, project)
     crash = None
     if not answer.stdout:
@@ -137,7 +137,7 @@ def _inspect(interpreter: Interpreter, project: Path) -> Inspection:
         found = json.loads(answer.stdout)
     except ValueError:
         raise SetupError(
-            f"the Python at {interpreter.path} cannot say what it has", crash or "", "repair that environment"
+            f"the Python at {interpreter.path} did not report its packages", crash or "", "repair that environment"
         ) from None
     return Inspection(found["packages"], found["compiler"], found["cuda_devices"], crash)
 
@@ -186,7 +186,7 @@ def _state(
         fix = _repair(interpreter, inspection, name)
         unlocks = f"{unlocks}. Broken: {clean(found['error'] or '', 400)}"
         if name == "torchvision":
-            unlocks += f". While it is installed, {', '.join(DRAGGED_DOWN)} can break with it"
+            unlocks += f". While it is installed, {', '.join(TORCHVISION_DEPENDENTS)} can break with it"
     return PackageState.model_validate(
         {"name": shown or name, "state": state, "version": found["version"], "unlocks": unlocks, "fix": fix}
     )
@@ -194,7 +194,7 @@ def _state(
 
 def _repair(interpreter: Interpreter, inspection: Inspection, name: str) -> str:
     vision_is_broken = inspection.packages["torchvision"]["state"] == "broken"
-    if vision_is_broken and name in ("torchvision", *DRAGGED_DOWN):
+    if vision_is_broken and name in ("torchvision", *TORCHVISION_DEPENDENTS):
         return interpreter.uninstall_command("torchvision") + "  # or install the build made for this torch"
     return interpreter.install_command("--force-reinstall", "--no-deps", name)
 
@@ -213,7 +213,7 @@ def _summary(
         parts.append(f"Python {interpreter.version} is too old: {OLDEST[0]}.{OLDEST[1]} or newer is needed.")
     absent = list(interpreter.missing)
     unusable = [package for package in REQUIRED if inspection.packages.get(package, {}).get("state") == "broken"]
-    if interpreter.to_make:
+    if interpreter.to_create:
         command = interpreter.install_command(*absent)
         parts.append(f"Runs cannot start: the project has no Python environment. Make one with `{command}`.")
     elif absent:
@@ -226,7 +226,9 @@ def _summary(
     if broken:
         parts.append(f"Broken: {', '.join(broken)}.")
     if inspection.packages["torchvision"]["state"] == "broken":
-        parts.append(f"The broken torchvision also breaks packages that import it: {', '.join(DRAGGED_DOWN)}.")
+        parts.append(
+            f"The broken torchvision also breaks packages that import it: {', '.join(TORCHVISION_DEPENDENTS)}."
+        )
     if inspection.crash:
         parts.append(f"Importing its packages crashed this Python ({inspection.crash}); states are by file only.")
     return " ".join(parts)
@@ -240,7 +242,7 @@ TARGET_UNLOCKS = {
 
 
 def target_doctor(request: DoctorRequest, target: str) -> DoctorReport:
-    """Look at a target, or remove what omgoptim has stored there.
+    """Inspect a target, or remove omgoptim's files there.
 
     Raises:
         SetupError: it cannot be reached or has no Python; to clean: a run measures there.

@@ -1,4 +1,4 @@
-"""A run's folder: the only truth about a run. There is no other database.
+"""Run folder: all that is stored about a run; there is no other database.
 
     .omgoptim/runs/<id>/
         request.json  state.json  worker.json  worker.lock  events.jsonl  log.txt
@@ -53,7 +53,7 @@ class Submission:
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> Submission:
-        """The inverse of `to_json`.
+        """Return the inverse of `to_json`.
 
         Raises:
             ValueError, KeyError, TypeError: it is something else.
@@ -75,7 +75,7 @@ class WorkerProcess:
 
 
 class _Entry:
-    """Path of an entry of a run folder, as an attribute."""
+    """Descriptor of the path of an entry in a run folder."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -86,7 +86,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The paths of one run, and how its files are read and written."""
+    """Folder of a run: its paths, and access to its files."""
 
     path: Path
 
@@ -134,7 +134,7 @@ class RunFolder:
             raise RunError(f"run {self.id} has no readable request.json", str(error), "start the run again") from None
 
     def write_request(self, submission: Submission) -> None:
-        """Write what is asked, sealed as this user's, for this run."""
+        """Write the request of this run, sealed with this user's key."""
         record = add_seal("request", submission.to_json() | {"run": self.id})
         write_whole(self.request_file, json.dumps(record, indent=2))
 
@@ -154,13 +154,13 @@ class RunFolder:
         return record.get(run) == self.id and is_sealed(kind, record)
 
     def stored_state(self) -> RunState:
-        """The state as it was last written, true or not: `states.read_state` makes it true."""
+        """Return the state as it was last written; `states.read_state` corrects it."""
         try:
             record = read_record(self.state_file)
             record.pop(SEAL, None)
             state = RunState.model_validate(record)
             if datetime.fromisoformat(state.started).tzinfo is None:
-                raise ValueError("it began at no time")
+                raise ValueError("it has no start time")
         except (OSError, ValueError):  # the submitting process died before it wrote one
             born = datetime.fromtimestamp(self.path.stat().st_mtime, timezone.utc).isoformat(timespec="milliseconds")
             verb = self.id.split("-")[0]
@@ -173,19 +173,19 @@ class RunFolder:
         return state.model_copy(update=truth)
 
     def write_state(self, state: RunState) -> None:
-        """Write a state, sealed and whole."""
+        """Write the state atomically, with this user's seal."""
         write_whole(self.state_file, json.dumps(add_seal("state", state.model_dump(mode="json")), indent=2))
 
     def read_report(self) -> tuple[EfficiencyReport, bool] | None:
-        """The report, and whether this user's run wrote it; None if there is none that can be read."""
+        """Return the report, and whether this user's run wrote it; None without a readable report."""
         return read_report(self.report_file, self.id)
 
     def write_report(self, report: EfficiencyReport) -> None:
-        """Write the report, sealed as this user's. It comes last: a run that has one is done."""
+        """Write the report with this user's seal, as the last file: a run with a report is done."""
         self.write_report_to(self.report_file, report)
 
     def write_report_to(self, file: Path, report: EfficiencyReport) -> None:
-        """Write a report of this run, such as that of a finalist that was not delivered."""
+        """Write a further report of this run, such as that of another finalist."""
         text = report.model_dump_json(indent=2)
         seal_report(file, self.id, text)
         write_whole(file, text)
@@ -202,12 +202,12 @@ class RunFolder:
         return WorkerProcess(pid, born) if own else None
 
     def write_worker(self, process: WorkerProcess) -> None:
-        """Write which process works on the run, sealed and whole."""
+        """Write the process that works on the run, atomically and with this user's seal."""
         record = {"pid": process.pid, "born": float(process.born), "run": self.id}
         write_whole(self.worker_file, json.dumps(add_seal("worker", record)))
 
     def discard_scratch(self) -> None:
-        """Remove what only a running worker has a use for: scratch, half-written artifacts and half-written files."""
+        """Remove the files of a running worker: scratch, and incomplete artifacts and files."""
         for leftover in (self.work, *self.path.glob("artifact.partial*")):
             shutil.rmtree(leftover, ignore_errors=True)
         for leftover in self.path.glob(".*.tmp"):
@@ -217,7 +217,7 @@ class RunFolder:
         """Remove the checkpoints, after a successful run."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
-    def discard_unproved(self) -> None:
+    def discard_failed(self) -> None:
         """Remove scratch and partial results, after a run that failed.
 
         An artifact that was complete but not yet proved is kept under a name that nothing opens.
@@ -231,18 +231,18 @@ class RunFolder:
 
 
 def runs_root(project: Path) -> Path:
-    """The folder of a project's runs; it need not exist."""
+    """Return the folder of a project's runs; it need not exist."""
     return project / ".omgoptim" / "runs"
 
 
 def project_of(folder: Path) -> Path | None:
-    """The project whose run an artifact folder belongs to, by where it lies; None where it lies elsewhere."""
+    """Return the project whose run an artifact folder belongs to, by its location; None for any other folder."""
     run = Path(os.path.abspath(folder)).parent  # not resolved: .omgoptim may be a link to a larger disk
     return run.parents[2] if len(run.parents) > 2 and runs_root(run.parents[2]) == run.parent else None
 
 
 def new_run(project: Path, verb: str) -> RunFolder:
-    """A new, empty run folder, named `verb-date-time-xxxx` in UTC."""
+    """Return a new, empty run folder, named `verb-date-time-xxxx` in UTC."""
     root = runs_root(project)
     root.mkdir(parents=True, exist_ok=True)
     ignore = root.parent / ".gitignore"
@@ -259,7 +259,7 @@ def new_run(project: Path, verb: str) -> RunFolder:
 
 
 def run_folders(project: Path) -> list[RunFolder]:
-    """Every run of a project, by name.
+    """Return every run of a project, by name.
 
     Links, and folders that hold a link or a pipe, are left out: what is written to a run stays in the project.
     """
@@ -281,7 +281,7 @@ def is_run(path: Path) -> bool:
 
 
 def find_run(project: Path, run_id: str) -> RunFolder:
-    """The run of that id; the start or the end of an id will do if only one run has it.
+    """Return the run with an id, or with a unique beginning or end of one.
 
     Raises:
         RunError: there is none, or there are several.
@@ -295,6 +295,6 @@ def find_run(project: Path, run_id: str) -> RunFolder:
     how = "`omgoptim runs list` (tool: runs, action list) shows the ids"
     if found:
         newest = ", ".join(folder.id for folder in found[-5:])
-        raise RunError(f"'{run_id}' means {len(found)} runs", f"for instance {newest}", how)
+        raise RunError(f"'{run_id}' matches {len(found)} runs", f"for instance {newest}", how)
     recent = [folder.id for folder in folders[-10:]]
     raise RunError(f"there is no run '{run_id}'", did_you_mean(run_id, recent) or f"{project} has no runs yet", how)

@@ -1,4 +1,4 @@
-"""Following a run: its state on every change, and its stages, candidates, steps and epochs so far."""
+"""Follow a run: its state on every change, and its stages, candidates, steps and epochs so far."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omgoptim.text import clean
 
 
 def follow(folder: RunFolder, timeout_s: float | None = None, interval_s: float = 0.25) -> Iterator[RunState]:
-    """The state of a run now, again whenever it has changed, and lastly how it ended.
+    """Yield the state of a run, now and after every change, the final state last.
 
     Stops after `timeout_s` seconds, the run still going; None waits for the end.
     """
@@ -48,7 +48,7 @@ _KINDS: dict[str, type[Candidate] | type[Step] | type[Epoch]] = {"candidate": Ca
 
 
 def read_live(folder: RunFolder) -> LiveRun:
-    """Return what is known of a run so far; an event that cannot be read is passed over."""
+    """Return the intermediate state of a run; unreadable events are skipped."""
     stages: dict[str, float] = {}
     before: tuple[str, float] | None = None
     found: dict[str, list[Any]] = {kind: [] for kind in _KINDS}
@@ -91,12 +91,12 @@ def _events(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _name(stage: Any) -> str:
-    """The stage without the detail after a colon, which changes often."""
+    """Return the stage without the detail after a colon, which changes often."""
     return clean(str(stage), 200).partition(": ")[0]
 
 
 def _last_training(epochs: list[Epoch]) -> list[Epoch]:
-    """The epochs since the last training began: its rounds and epochs only grow."""
+    """Return the epochs since the last training began: its rounds and epochs only grow."""
     begin = 0
     for place in range(1, len(epochs)):
         before, epoch = epochs[place - 1], epochs[place]

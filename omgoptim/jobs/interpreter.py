@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import RequestError, SetupError
 from omgoptim.jobs.project import plugin_roots
 from omgoptim.text import clean
@@ -55,16 +56,16 @@ class Interpreter:
     missing: tuple[str, ...]
     """Required packages that this Python lacks, by the names to install."""
     has_pip: bool = True
-    to_make: Path | None = None
+    to_create: Path | None = None
     """The environment to make first, where this Python is only the plugin's own and the project has none."""
 
     def install_command(self, *packages: str) -> str:
-        """The one command that installs packages into this Python, or into the environment to make first."""
+        """Return the one command that installs packages into this Python, or into the environment to make first."""
         wanted = " ".join(_quoted(package) for package in packages)
-        if self.to_make:
+        if self.to_create:
             place = "Scripts/python.exe" if os.name == "nt" else "bin/python"
-            made = _quoted(str(self.to_make / place))
-            return f"python3 -m venv {_quoted(str(self.to_make))} && {made} -m pip install {wanted}"
+            made = _quoted(str(self.to_create / place))
+            return f"python3 -m venv {_quoted(str(self.to_create))} && {made} -m pip install {wanted}"
         python = _quoted(str(self.path))
         if self.has_pip:
             return f"{python} -m pip install {wanted}"
@@ -73,14 +74,14 @@ class Interpreter:
         return f"{python} -m ensurepip && {python} -m pip install {wanted}"
 
     def uninstall_command(self, package: str) -> str:
-        """The one command that removes a package from this Python."""
+        """Return the one command that removes a package from this Python."""
         python = _quoted(str(self.path))
         pip = f"{python} -m pip uninstall" if self.has_pip else f"uv pip uninstall --python {python}"
         return f"{pip} {_quoted(package)}"
 
 
 def find_interpreter(project: Path, explicit: str | None) -> Interpreter:
-    """The Python for a project's runs.
+    """Return the Python for a project's runs.
 
     In this order: the argument, OMGOPTIM_PYTHON, the project's .venv, VIRTUAL_ENV, CONDA_PREFIX, the Python that runs
     this code.
@@ -105,12 +106,12 @@ def find_interpreter(project: Path, explicit: str | None) -> Interpreter:
     needs_setuptools = _parsed(version) >= (3, 12)  # thop imports distutils
     wanted = [name for name in missing if name != "pip" and (name != "setuptools" or needs_setuptools)]
     if found_by == OWN and "torch" in missing and plugin_roots():
-        return Interpreter(path, found_by, version, (*REQUIRED, "setuptools"), to_make=project / ".venv")
+        return Interpreter(path, found_by, version, (*REQUIRED, "setuptools"), to_create=project / ".venv")
     return Interpreter(path, found_by, version, tuple(wanted), "pip" not in missing)
 
 
-def offered_python(project: Path, named: str, served: Sequence[Path]) -> Path:
-    """The Python that an agent names: one that is found without it.
+def allowed_python(project: Path, named: str, served: Sequence[Path]) -> Path:
+    """Return the Python that an agent names, if it is one that is found without being named.
 
     Naming an executable is running it. So only these: OMGOPTIM_PYTHON, the project's .venv, VIRTUAL_ENV, CONDA_PREFIX,
     the Python that runs this code, and `python…` in a folder of the PATH that is absolute and outside of every project.
@@ -144,7 +145,7 @@ def offered_python(project: Path, named: str, served: Sequence[Path]) -> Path:
 
 
 def _found_pythons(project: Path) -> list[Path]:
-    """Every Python that can be found without being named."""
+    """Return all Pythons that are found without being named."""
     found = [Path(sys.executable)]
     folders = [project / ".venv"]
     folders += [Path(os.environ[name]) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if os.environ.get(name)]
@@ -157,7 +158,7 @@ def _found_pythons(project: Path) -> list[Path]:
 
 
 def require(interpreter: Interpreter) -> None:
-    """Refuse a Python that cannot do the work.
+    """Refuse a Python that is too old or lacks packages.
 
     Raises:
         SetupError: it is too old, or lacks packages; `fix` is the one command that installs them.
@@ -169,7 +170,7 @@ def require(interpreter: Interpreter) -> None:
             "give python=<path of a newer Python that has the model's packages>",
         )
     install = interpreter.install_command(*interpreter.missing)
-    if interpreter.to_make:
+    if interpreter.to_create:
         raise SetupError(
             "the project has no Python environment to run the model in",
             "there is no .venv in the project and no active environment, and the plugin's own Python has no torch",
@@ -189,9 +190,25 @@ def is_new_enough(interpreter: Interpreter) -> bool:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what would make another Python load this one's files."""
+    """Return this process's environment without what would make another Python load this one's files."""
     ours = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__")
     return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment of a worker: clean, with the folders of PYTHONPATH that are the user's own.
+
+    Left out are folders of packages, of this Python's installation, and the one that omgoptim lies in.
+    """
+    entries = [Path(entry).absolute() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    kept = [str(entry) for entry in entries if not _is_of_this_python(entry.resolve())]
+    return clean_environment() | ({"PYTHONPATH": os.pathsep.join(kept)} if kept else {})
+
+
+def _is_of_this_python(folder: Path) -> bool:
+    if {"site-packages", "dist-packages"} & set(folder.parts) or folder == PACKAGE_FILE.resolve().parent.parent:
+        return True
+    return any(folder.is_relative_to(Path(prefix).resolve() / "lib") for prefix in (sys.prefix, sys.base_prefix))
 
 
 def _choose(project: Path, explicit: str | None) -> tuple[Path, str]:
@@ -208,7 +225,7 @@ def _choose(project: Path, explicit: str | None) -> tuple[Path, str]:
 
 
 def _named(project: Path, value: str, source: str) -> Path:
-    """A path (a relative one belongs to the project), the folder of an environment, or a command on the PATH."""
+    """Resolve a Python: a path (relative to the project), an environment's folder, or a command on the PATH."""
     path = project / Path(value).expanduser()
     found = _python_in(path) if path.is_dir() else path if path.is_file() else None
     if found is None and os.sep not in value:
@@ -224,7 +241,7 @@ def _named(project: Path, value: str, source: str) -> Path:
 
 
 def _python_in(folder: Path) -> Path | None:
-    """The Python of an environment; not resolved, since the link's place is what makes it the environment's."""
+    """Return the Python of an environment, links unresolved: the link's location selects the environment."""
     places = ("bin/python", "Scripts/python.exe", "python.exe")
     return next((folder / place for place in places if (folder / place).is_file()), None)
 

@@ -81,7 +81,7 @@ def _check_source(what: str, text: str, policy: PathPolicy) -> None:
     elif text.endswith(".py"):
         found = "; ".join(argument(what, f"{text}:{one}") for one in _callables(policy.file(text, what)))
         raise error_about(what)(
-            f"{what} '{text}' is a file, and no callable in it is named", "it must read file.py:callable", found
+            f"{what} '{text}' is a file without the name of a callable", "the form is file.py:callable", found
         )
     elif text.endswith(FILES.get(what, ())):
         policy.file(text, what)
@@ -98,19 +98,19 @@ def _check_callable(what: str, source: str, name: str, policy: PathPolicy) -> No
 
 
 def _check_run_or_folder(what: str, text: str, policy: PathPolicy) -> None:
-    """A run's id, an artifact folder, or nothing at all."""
+    """Check a run id or an artifact folder."""
     ids = [folder.id for folder in run_folders(policy.project)]
     if text in ids or _is_folder(policy.project, text):
         return
-    near = did_you_mean(text, ids[-10:]) if ids else f"{runs_root(policy.project)} holds no runs yet"
+    near = did_you_mean(text, ids[-10:]) if ids else f"{runs_root(policy.project)} has no runs yet"
     if what != "model":
         raise ArtifactError(
-            f"'{text}' names no artifact",
+            f"'{text}' is not an artifact",
             f"it is neither a run of this project nor an artifact folder. {near}",
             "omgoptim runs list",
         )
     raise UnknownModelError(
-        f"'{text}' names no model",
+        f"'{text}' is not a model",
         f"no run, artifact folder or file of that name was found in the project. {near}",
         "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
     )
@@ -126,11 +126,11 @@ def _is_folder(project: Path, text: str) -> bool:
 def _check_weights(text: str, policy: PathPolicy) -> None:
     path = policy.file(text, "checkpoint")
     if path.is_file() and path.suffix not in WEIGHTS:
-        raise ModelError(f"checkpoint {path.name} is of no known kind", f"known: {', '.join(WEIGHTS)}")
+        raise ModelError(f"checkpoint {path.name} has an unknown format", f"known: {', '.join(WEIGHTS)}")
 
 
 def _names(path: Path) -> set[str] | None:
-    """Every name that a file may define; None where that cannot be seen without running it."""
+    """Return the names that a file may define; None if only running it can tell."""
     try:
         text = read_plain(path, MOST_CODE_BYTES).decode("utf-8")
         tree = ast.parse(text)
@@ -150,7 +150,7 @@ def _names(path: Path) -> set[str] | None:
 
 
 def _callables(path: Path) -> list[str]:
-    """The functions and classes at the top of a file, in its order."""
+    """Return the functions and classes at the top of a file, in its order."""
     try:
         tree = ast.parse(read_plain(path, MOST_CODE_BYTES).decode("utf-8"))
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):

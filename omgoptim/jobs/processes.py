@@ -1,4 +1,4 @@
-"""The processes of a run: check whether one lives, find all of them, end all of them."""
+"""Processes of a run: check, list and end them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def birth(pid: int) -> float | None:
 
 
 def this_process() -> WorkerProcess:
-    """Return the process that calls."""
+    """Return the current process."""
     return WorkerProcess(os.getpid(), birth(os.getpid()) or 0.0)
 
 
@@ -67,7 +67,7 @@ def family(worker: WorkerProcess, run: Path) -> list[psutil.Process]:
 
 
 def end_family(worker: WorkerProcess, run: Path, grace_s: float) -> None:
-    """End every process of a run: ask, and after `grace_s` seconds kill what is left."""
+    """Terminate all processes of a run; kill the remaining ones after `grace_s` seconds."""
     if grace_s > 0:
         _signal(family(worker, run), force=False)
         deadline = time.monotonic() + grace_s

@@ -33,7 +33,7 @@ MOST_PUBLISHED = 2_000
 
 
 class Progress:
-    """The state of a running run and the thread that keeps it fresh; the worker's only writer of `state.json`.
+    """State of a running run, and the thread that refreshes it; the worker's only writer of `state.json`.
 
     Its lock is reentrant, since a signal handler runs in the middle of whatever the main thread does.
     """
@@ -77,7 +77,7 @@ class Progress:
             self._set({"status": "running", "stage": stage}, write=True)
 
     def wait(self, stage: str) -> None:
-        """Queue behind another run; called again while it lasts. The eta's clock stands still."""
+        """Mark the run as queued behind another one; the estimate of the remaining time pauses."""
         with self._lock:
             entering = self._waiting_since is None
             if entering:
@@ -85,8 +85,8 @@ class Progress:
             quiet = time.monotonic() - self._written >= HEARTBEAT_S
             self._set({"status": "queued", "stage": clean(stage, 200)}, write=entering or quiet)
 
-    def go_on(self) -> None:
-        """Run again after `wait`; nothing where it did not wait."""
+    def end_wait(self) -> None:
+        """Mark the run as running again after `wait`; without a wait, do nothing."""
         with self._lock:
             if self._waiting_since is None:
                 return
@@ -107,28 +107,28 @@ class Progress:
             self._set(changes, write=stage != self._state.stage or not recent)
 
     def publish(self, record: Candidate | Epoch | Step) -> None:
-        """Write a part of the report that is known already, for those who watch the run."""
+        """Publish an intermediate part of the report for watchers of the run."""
         event = {"t": now(), "kind": type(record).__name__.lower(), "record": record.model_dump(mode="json")}
         with self._lock, suppress(OSError):
             if not self._closed.is_set() and self._published < MOST_PUBLISHED:
                 os.write(self._events, json.dumps(event).encode() + b"\n")
                 self._published += 1
 
-    def learn(self) -> None:
+    def store_time_shares(self) -> None:
         """Store the time shares of this run for later runs of its kind."""
         shares = self._remaining.finished(time.monotonic())
         if shares is not None and self._kind:
-            learn_shares(shares_file(), self._kind, shares)
+            store_shares(shares_file(), self._kind, shares)
 
     def end(self, ended: RunState) -> None:
-        """Write how the run ended; nothing is written after it."""
+        """Write the final state; nothing is written after it."""
         with self._lock:
             self._closed.set()
             self._state = ended
             self._write()
 
     def close(self) -> None:
-        """Write nothing more."""
+        """Stop writing."""
         with self._lock:
             self._closed.set()
 
@@ -207,7 +207,7 @@ class RemainingTime:
             self._left, self._at = elapsed * (1 - share) / share, now
 
     def share(self, fraction: float) -> float:
-        """The share of the whole time, 0..1, that a fraction stands for."""
+        """Return the share of the whole time, 0..1, that a fraction stands for."""
         return interpolate(fraction, GRID, self.shares)
 
     def left(self, now: float) -> float | None:
@@ -223,7 +223,7 @@ class RemainingTime:
         self._at += seconds
 
     def finished(self, now: float) -> list[float] | None:
-        """The shares of this run at the fractions of `GRID`; None for a run too short to say."""
+        """Return the shares of this run at the fractions of `GRID`; None for a run too short to say."""
         whole = now - self.began
         within = [(fraction, seconds) for fraction, seconds in self._passed if 0 < fraction < 1]
         if whole < SHORTEST_RUN_S or len(within) < 2:
@@ -234,7 +234,7 @@ class RemainingTime:
 
 
 def interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
-    """The value at `x` of the line through (xs, ys); `xs` ascend. Constant outside."""
+    """Return the value at `x` of the line through (xs, ys); `xs` ascend. Constant outside."""
     if x <= xs[0]:
         return ys[0]
     if x >= xs[-1]:
@@ -256,7 +256,7 @@ def read_shares(file: Path | None, kind: str) -> Sequence[float]:
     return tuple(found) if isinstance(found, list) and usable else GRID
 
 
-def learn_shares(file: Path | None, kind: str, shares: Sequence[float]) -> None:
+def store_shares(file: Path | None, kind: str, shares: Sequence[float]) -> None:
     """Mix a finished run's shares into those of its kind; a read-only folder is ignored."""
     if file is None:
         return

@@ -38,7 +38,7 @@ def find_project(explicit: str | None) -> Path:
     here = Path.cwd().resolve()
     if here.parent == here or _is_in_plugin(here):
         raise RequestError(
-            "it is not known which project is meant",
+            "the project is unknown",
             f"the working directory is {here}, which cannot be a project",
             "give project=<absolute path of your project>, or set OMGOPTIM_PROJECT",
         )
@@ -46,7 +46,7 @@ def find_project(explicit: str | None) -> Path:
 
 
 def served_projects() -> list[Path]:
-    """The projects that the user gave this server, resolved, each once, the default first.
+    """Return the projects that the user configured for this server, resolved, the default first.
 
     OMGOPTIM_PROJECT, CLAUDE_PROJECT_DIR, the working directory, and the list in OMGOPTIM_PROJECTS. Not the
     working directory if it is the root, the home folder or a parent of it, or the plugin's own folder.
@@ -60,7 +60,7 @@ def served_projects() -> list[Path]:
 
 
 def served_project(explicit: str | None) -> Path:
-    """The project of a tool call, resolved: one that the user gave the server, or a folder in it.
+    """Return the resolved project of a tool call: one that the user configured, or a folder in it.
 
     Raises:
         RequestError: it is none of those, or its runs lie elsewhere; `fix` is the line that adds it.
@@ -73,7 +73,7 @@ def served_project(explicit: str | None) -> Path:
         return _with_own_runs(project, served)
     raise RequestError(
         f"this server does not serve the project '{explicit}'",
-        f"it serves {_listed(served)}; which projects it serves is the user's choice, not an agent's",
+        f"it serves {_listed(served)}; only the user may add projects",
         f"ask the user to add this to the server's environment and start it again: {_entry([*served, project])}",
     )
 
@@ -84,7 +84,7 @@ def plugin_roots() -> list[Path]:
 
 
 def _only(served: list[Path]) -> Path:
-    """The default project."""
+    """Return the default project of a server."""
     for name in NAMED_BY:
         if os.environ.get(name):
             return _existing(os.environ[name], name)
@@ -94,7 +94,7 @@ def _only(served: list[Path]) -> Path:
     if len(served) == 1:
         return served[0]
     raise RequestError(
-        "it is not known which project is meant",
+        "the project is unknown",
         f"the working directory is {here}, which cannot be a project; the server serves {_listed(served)}",
         "give project=<absolute path of one of them>"
         if served
@@ -103,7 +103,7 @@ def _only(served: list[Path]) -> Path:
 
 
 def _with_own_runs(project: Path, served: list[Path]) -> Path:
-    """The project, unless its folder of runs is a link out of what the server serves."""
+    """Return the project, unless its folder of runs is a link out of what the server serves."""
     runs = (project / ".omgoptim" / "runs").resolve()
     allowed = [folder for text in os.environ.get(ALLOWED, "").split(os.pathsep) if text and (folder := _folder(text))]
     if any(runs.is_relative_to(folder) for folder in (*served, *allowed)):
@@ -127,7 +127,7 @@ def _existing(value: str, source: str) -> Path:
 
 
 def _folder(text: str) -> Path | None:
-    """An existing folder, links resolved; None if it does not exist or is not a valid name."""
+    """Return an existing folder, links resolved; None if it does not exist or is not a valid name."""
     try:
         path = Path(text).expanduser()
         return path.resolve() if path.is_dir() else None
@@ -153,5 +153,5 @@ def _listed(served: list[Path]) -> str:
 
 
 def _entry(folders: list[Path]) -> str:
-    """The line of an environment that makes a server serve these."""
+    """Return the environment variable that makes a server serve these projects."""
     return f"{SERVED}={shlex.quote(os.pathsep.join(map(str, folders)))}"

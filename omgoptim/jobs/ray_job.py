@@ -1,4 +1,4 @@
-"""The side of a Ray job that runs on the cluster: one run in the project that was sent, its result as lines of the log.
+"""Driver of a Ray job on the cluster: one run in the project that was sent, its result as lines of the log.
 
 python -m omgoptim.jobs.ray_job RECORD      # verb, request and run id: JSON in URL-safe base64
 """
@@ -24,7 +24,7 @@ from omgoptim.requests import Request, parse
 
 
 def main(text: str) -> int:
-    """Do the run of a record; returns the exit status of the job."""
+    """Execute the run of a record; return the exit status of the job."""
     from omgoptim.errors import OmgoptimError
     from omgoptim.operations import run_verb
     from omgoptim.operations.context import RunContext

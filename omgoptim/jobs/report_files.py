@@ -1,4 +1,4 @@
-"""Files beside a report: its page, its badge, and a model card in the folder of each artifact."""
+"""Additional files of a report: page, badge, and a model card in the folder of each artifact."""
 
 from __future__ import annotations
 

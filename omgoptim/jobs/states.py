@@ -22,7 +22,7 @@ from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests import parse
 from omgoptim.requests.command import command_of
 
-FOREIGN = "somebody else made this run, or its request or report was changed since: its commands are left out"
+FOREIGN = "this run was made by someone else, or its request or report was changed: its commands are not shown"
 ENDED = ("done", "failed", "cancelled")
 
 START_GRACE_S = 10.0
@@ -30,7 +30,7 @@ START_GRACE_S = 10.0
 
 
 def read_state(folder: RunFolder) -> RunState:
-    """The true state of a run."""
+    """Return the state of a run, corrected if its worker is gone."""
     state = folder.stored_state()
     if state.status in ENDED or _has_worker(folder, state):
         return state
@@ -44,13 +44,13 @@ def read_state(folder: RunFolder) -> RunState:
 
 
 def list_runs(project: Path) -> list[RunState]:
-    """The runs of a project, newest first."""
+    """Return the runs of a project, newest first."""
     states = [read_state(folder) for folder in run_folders(project)]
     return sorted(states, key=lambda state: state.started, reverse=True)
 
 
 def load_report(folder: RunFolder) -> EfficiencyReport:
-    """The report of a run that is done.
+    """Return the report of a run that is done.
 
     Raises:
         RunError: the run has not ended yet, was cancelled, or its report is damaged.
@@ -69,14 +69,14 @@ def load_report(folder: RunFolder) -> EfficiencyReport:
     found = folder.read_report()
     if found is None:
         raise RunError(
-            f"the report of run {folder.id} is gone or damaged", str(folder.report_file), repeat_hint(folder)
+            f"the report of run {folder.id} is missing or damaged", str(folder.report_file), repeat_hint(folder)
         )
     report, is_own = found
     return report if own and is_own else _without_commands(report)
 
 
 def _without_commands(report: EfficiencyReport) -> EfficiencyReport:
-    """The report of a run that somebody else asked for: what it says, and nothing that a reader is to run."""
+    """Return the report of a run that another user requested, without its commands."""
     artifact = report.artifact and report.artifact.model_copy(update={"load": ""})
     update = {
         "warnings": [FOREIGN, *report.warnings],
@@ -89,13 +89,13 @@ def _without_commands(report: EfficiencyReport) -> EfficiencyReport:
 
 
 def as_done(state: RunState, report: EfficiencyReport) -> RunState:
-    """The state of a run that gave this report."""
+    """Return the state of a run that gave this report."""
     ended = {"status": "done", "stage": "done", "progress": 1.0, "eta_s": None, "updated": now(), "error": None}
     return state.model_copy(update={**ended, "outcome": report.outcome, "summary": report.summary})
 
 
 def as_failed(state: RunState, error: OmgoptimError) -> RunState:
-    """The state of a run that ended with this error; its stage stays the one it failed in."""
+    """Return the state of a run that ended with this error; its stage stays the one it failed in."""
     return state.model_copy(
         update={"status": "failed", "eta_s": None, "updated": now(), "summary": error.what, "error": error.to_dict()}
     )
@@ -108,7 +108,7 @@ def as_cancelled(state: RunState) -> RunState:
 
 
 def settle(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunState:
-    """Write how a run ended: as it says itself, done if it left a report, else as `verdict` has it.
+    """Write how a run ended: its own final state, done if it has a report, else `verdict`.
 
     The caller holds the run's lock, and no process of the run lives.
     """
@@ -121,7 +121,7 @@ def settle(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunSta
         folder.discard_checkpoints()
         ended = as_done(state, report)
     else:
-        folder.discard_unproved()
+        folder.discard_failed()
         ended = verdict(state)
     with suppress(OSError):  # on a full disk the state is returned, and found out again by the next reader
         folder.write_state(ended)

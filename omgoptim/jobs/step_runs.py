@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepRuns:
-    """Does verbs as steps of a run: see `RunStep`."""
+    """Executes verbs as steps of a run: see `RunStep`."""
 
     folder: RunFolder
     """Folder of the run that the steps belong to."""
@@ -37,7 +37,7 @@ class StepRuns:
     """`worker.execute`."""
 
     def __call__(self, key: str, verb: str, request: Request, live: Live, span: tuple[float, float]) -> StepRun:
-        """Do or resume the run of a key and return it; its progress moves this run's within `span`.
+        """Execute or resume the run of a key and return it; its progress is mapped to `span` of this run.
 
         Raises:
             OmgoptimError: what the run raised.
@@ -88,7 +88,7 @@ class StepRuns:
 
 
 def settle_steps(folder: RunFolder) -> None:
-    """Write of every step of a cancelled run that has not ended that it was cancelled. The caller is their process."""
+    """Write the cancelled state of all unfinished steps of a cancelled run. The caller is their process."""
     place = _steps_of(folder)
     for name in sorted(place.iterdir()) if place.is_dir() else []:
         step = _named(folder, name)

@@ -25,7 +25,7 @@ MOST_RECORD_BYTES = 16 * 2**20
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """The object in a file of a run's folder, which may come from anybody.
+    """Read a JSON object from a file of a run folder, which is untrusted.
 
     Raises:
         ValueError: it holds none, or more than a run writes.
@@ -41,14 +41,14 @@ def read_record(file: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all, and replaces what was there."""
+    """Write a file atomically, replacing an existing one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     partial.write_text(text, encoding="utf-8")
     _with_patience(lambda: os.replace(partial, path))
 
 
 def remove(path: Path) -> None:
-    """Delete a file that others may be reading, if it is there."""
+    """Delete a file if it exists, also while others read it."""
     _with_patience(lambda: path.unlink(missing_ok=True))
 
 
@@ -64,7 +64,7 @@ def _with_patience(act: Callable[[], None]) -> None:
 
 
 def now() -> str:
-    """The time as every file of a run writes it: ISO 8601, UTC."""
+    """Return the current time in ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
@@ -73,7 +73,7 @@ KEPT_OF_A_LARGE_LOG = 2**20
 
 
 def log_tail(log: Path, lines: int = 20, characters: int = 1200) -> str:
-    """The last lines of a log, safe to show; empty if there is none."""
+    """Return the last lines of a log, cleaned for display; empty without a log."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4 * characters))
@@ -102,15 +102,15 @@ def trim(log: Path, largest: int = LARGEST_LOG, kept: int = KEPT_OF_A_LARGE_LOG)
 
 FULL = {
     errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota of this user is used up",
-    errno.EFBIG: "a file may not grow past the limit of this process (ulimit -f)",
+    errno.EDQUOT: "the disk quota of this user is exceeded",
+    errno.EFBIG: "the file size limit of this process is reached (ulimit -f)",
 }
 CLOSED = {
     errno.EROFS: "the disk is mounted read-only",
     errno.EACCES: "this user may not write there",
     errno.EPERM: "this user may not write there",
     errno.ENOTDIR: "a part of that path is a file",
-    errno.ENAMETOOLONG: "that path is too long",
+    errno.ENAMETOOLONG: "the path is too long",
 }
 RESERVED_BYTES = 65_536
 """Reserved during a run, so that its final state can be written on a full disk."""
@@ -122,7 +122,7 @@ _ERRNO_IN_WORDS = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+),")
 
 
 def cannot_write(folder: Path, error: OSError) -> SetupError:
-    """The refusal of a folder in which nothing can be written."""
+    """Return the error for a folder that cannot be written."""
     reason = {**FULL, **CLOSED}.get(error.errno or 0, error.strerror or str(error))
     space = f"; {_bytes_text(free_bytes(folder))} are free" if error.errno in FULL else ""
     fix = "free some space there" if error.errno in FULL else "make it writable, or give another project (a copy of it)"
@@ -149,10 +149,10 @@ def full_disk(run: Path, error: BaseException) -> SetupError | None:
         number, name = found[0], getattr(found[1], "filename", None)
         place = Path(os.fsdecode(name)).parent if isinstance(name, (str, bytes)) else min(places, key=free_bytes)
     written = sum(_sizes(run))
-    why = f"{FULL[number]}; {_bytes_text(free_bytes(place))} are free there, and the run had written "
+    why = f"{FULL[number]}; {_bytes_text(free_bytes(place))} are free there; the run has written "
     return SetupError(
-        f"a file may not grow further in {place}" if number == errno.EFBIG else f"no space left in {place}",
-        f"{why}{_bytes_text(written)} so far: it needs more than that",
+        f"the file size limit is reached in {place}" if number == errno.EFBIG else f"no space left in {place}",
+        f"{why}{_bytes_text(written)} so far and needs more",
         f"free some space, then: omgoptim runs resume {run.name} (tool: runs, action resume)",
     )
 
@@ -181,7 +181,7 @@ def _number(error: BaseException) -> int | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception, what caused it, and what was being handled when it was raised."""
+    """Yield an exception, its causes and its contexts."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:

@@ -1,4 +1,4 @@
-"""Starting a run: a folder, and a worker process that outlives whoever started it."""
+"""Start of a run: its folder, and a worker process that outlives its caller."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from typing import Any
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import SetupError
 from omgoptim.jobs.folder import RunFolder, Submission, WorkerProcess, new_run, runs_root
-from omgoptim.jobs.interpreter import (
-    Interpreter,
-    clean_environment,
-    find_interpreter,
-    require,
-)
+from omgoptim.jobs.interpreter import Interpreter, find_interpreter, require, worker_environment
 from omgoptim.jobs.preflight import check_named
 from omgoptim.jobs.processes import MARK, birth
 from omgoptim.jobs.states import as_failed
@@ -42,7 +37,7 @@ def submit(verb: str, request: Request, project: Path) -> RunFolder:
 
 
 def launch(verb: str, request: Request, project: Path, interpreter: Interpreter, program: str = WORKER) -> RunFolder:
-    """Start a run in a Python that is known to do.
+    """Start a run in a checked Python interpreter.
 
     Raises:
         SetupError: the operating system refuses to start the process; the run's state says so.
@@ -71,7 +66,7 @@ def start_worker(folder: RunFolder, python: str, project: Path, program: str = W
 
 
 def open_run(verb: str, request: Request, project: Path, interpreter: Interpreter) -> RunFolder:
-    """The folder of a new run: its request written, its state `starting`.
+    """Return the folder of a new run: its request written, its state `starting`.
 
     Raises:
         SetupError: nothing can be written in the project; nothing is left behind.
@@ -107,8 +102,8 @@ def write_first(folder: RunFolder, verb: str, request: Request, project: Path, i
 
 
 def _spawn(python: str, program: str, folder: RunFolder, project: Path) -> subprocess.Popen[bytes]:
-    """The worker, in a session of its own: no terminal, no pipe and no signal ties it to this process."""
-    environment = clean_environment() | {
+    """Start the worker in a session of its own, without terminal, pipes or signals from this process."""
+    environment = worker_environment() | {
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",  # what user code prints must not fail to print
         "OMGOPTIM_PROJECT": str(project),

@@ -1,4 +1,4 @@
-"""The worker: the process that does one run, in the user's Python.
+"""Worker process of a run, in the user's Python.
 
 Whatever happens here ends in a true state. What cannot be caught (a kill, a crash of the interpreter) leaves the
 run's lock free, and the next reader writes the truth.
@@ -44,7 +44,7 @@ EXIT_LIMIT_S = 10.0
 
 
 def main(run_path: str) -> None:
-    """Do the run of a folder, then end. Standard output and standard error are the run's log already."""
+    """Execute the run of a folder, then exit. Standard output and standard error are the run's log."""
     faulthandler.enable()
     folder = RunFolder(Path(run_path))
     execute(folder, _operations)
@@ -55,7 +55,7 @@ def main(run_path: str) -> None:
 
 
 def execute(folder: RunFolder, run_verb: RunVerb, *, owns_process: bool = True) -> None:
-    """Do the run of a folder with `run_verb`, and write how it ended.
+    """Execute the run of a folder with `run_verb`, and write its final state.
 
     Args:
         folder: of the run.
@@ -74,7 +74,7 @@ def execute(folder: RunFolder, run_verb: RunVerb, *, owns_process: bool = True) 
                 _do(folder, run_verb, progress, owns_process)
                 return
             before = signal.signal(signal.SIGTERM, _cancelled(folder, progress))
-            _see_omgoptim()
+            _make_importable()
             _do(folder, run_verb, progress, owns_process)
             signal.signal(signal.SIGTERM, before)
 
@@ -83,17 +83,17 @@ def _do(folder: RunFolder, run_verb: RunVerb, progress: Progress, owns_process: 
     worker = os.getpid()
     try:
         report = _run(folder, run_verb, progress)
-        _keep(folder, report)
+        _write_results(folder, report)
         ended = as_done(progress.state, report)
         folder.discard_scratch()
         folder.discard_checkpoints()
-        progress.learn()
+        progress.store_time_shares()
     except BaseException as error:
         if os.getpid() != worker:  # a child that the user's code forked came up to here: the run is not its own
             os._exit(1)
         _log(folder, error)
         ended = as_failed(progress.state, _as_omgoptim_error(folder, error))  # before what filled a disk is removed
-        folder.discard_unproved()
+        folder.discard_failed()
         if isinstance(error, KeyboardInterrupt) and not owns_process:  # the caller's own Ctrl-C
             progress.end(as_cancelled(progress.state))
             raise
@@ -108,7 +108,7 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
     resumed = folder.checkpoints.is_dir()  # its fractions begin in the middle
     progress.start("getting ready", "" if resumed else _kind_of(submission.verb, request))
     device = device_of(request)
-    turns = _Turns(DeviceQueue(device, folder.id), progress) if device else None
+    turns = _DeviceAccess(DeviceQueue(device, folder.id), progress) if device else None
     steps = StepRuns(folder, submission, progress.report, execute)
     context = RunContext(
         folder.path,
@@ -135,8 +135,8 @@ def _kind_of(verb: str, request: Request) -> str:
     return " ".join(name for name in names if name and len(name) <= 40)
 
 
-class _Turns:
-    """Access of a run to its device: exclusive while it measures, paused while another run measures."""
+class _DeviceAccess:
+    """Device access of a run: exclusive while it measures, paused while another run measures."""
 
     def __init__(self, queue: DeviceQueue, progress: Progress) -> None:
         self._queue = queue
@@ -146,21 +146,21 @@ class _Turns:
     def measuring(self) -> Iterator[None]:
         """Hold the device; the run is queued until it may."""
         with self._queue.turn(self._waiting):
-            self._progress.go_on()
+            self._progress.end_wait()
             yield
 
     def report(self, stage: str, fraction: float | None) -> None:
         """Report progress, once no other run measures."""
         if self._queue.pause(self._waiting):
-            self._progress.go_on()
+            self._progress.end_wait()
         self._progress.report(stage, fraction)
 
     def _waiting(self, wait: Wait) -> None:
         self._progress.wait(wait.text(self._queue.device))
 
 
-def _see_omgoptim() -> None:
-    """Let omgoptim's checkout be imported, after everything else.
+def _make_importable() -> None:
+    """Make omgoptim's checkout importable, last on the path.
 
     The project is importable only once code of it was named (`models/user_code.py`), so that a `torch.py` in it does
     not shadow torch.
@@ -176,8 +176,8 @@ def _operations(verb: str, request: Request, context: RunContext) -> EfficiencyR
     return run_verb(verb, request, context)
 
 
-def _keep(folder: RunFolder, report: EfficiencyReport) -> None:
-    """Write the page and what else lies beside a report, then the report: a run that has a report is done."""
+def _write_results(folder: RunFolder, report: EfficiencyReport) -> None:
+    """Write the page, badge and card, then the report: a run with a report is done."""
     try:
         write_report_files(folder, report)
     except Exception as error:  # noqa: BLE001 a page that cannot be drawn must not lose what was measured
@@ -211,7 +211,7 @@ def _log(folder: RunFolder, error: BaseException) -> None:
 
 
 def _cancelled(folder: RunFolder, progress: Progress) -> Callable[[int, FrameType | None], None]:
-    """A handler for SIGTERM: write that the run was cancelled, end its processes, end."""
+    """Return a SIGTERM handler that writes the cancelled state and ends the run's processes."""
     process = this_process()
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 the signature of a handler

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, argument
-from omgoptim.models.outputs import ROUNDING, Arrays, ModelOutputs, OutputSpec, RunningMoments, as_rows
+from omgoptim.models.entry_scales import slice_sums, small_slices
+from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec, RunningMoments, as_rows
 
 RUINED_ERROR = 0.5
 """Relative error above which an output counts as ruined: a quarter of its variance is lost (R^2 below 0.75)."""
@@ -27,12 +28,6 @@ RUINED_AGREEMENT = 0.5
 
 RUINED_PART = 0.9
 """Relative error above which entries of a far smaller scale count as ruined: little better than always their mean."""
-
-SCALE_GAP = 10.0
-"""Ratio of spreads between neighbours in size from which entries of an output are of another scale."""
-
-MOST_SLICES, FEW_SLICES = 512, 16
-"""Longest axis whose slices are compared; up to the second they need not be neighbours to be of one scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +39,8 @@ class OutputPart:
     first: int
     last: int
     relative_error: float
+    count: int = 0
+    """Entries among `first` to `last` of the smaller scale; 0: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,39 +203,23 @@ def small_part(spec: OutputSpec, squares: NDArray[np.float64], errors: NDArray[n
     """Return the entries of a far smaller scale along one axis, with their own relative error; None without any.
 
     The error of a whole output is that of its largest entries: of boxes in pixels and scores in 0..1 in one tensor it
-    stays small where every score is lost. Only axes that hold quantities are compared: the last of (N, C) and
-    (N, T, C), the first after the batch, not height and width.
+    stays small where every score is lost.
 
     Args:
         spec: the output.
         squares: squared differences of the original from its mean, summed over samples, for each entry of a sample.
         errors: squared differences of the candidate from the original, in the same form.
     """
-    shape = [size for size in spec.shape[1:] if isinstance(size, int)]
-    fixed = spec.batch_axis == 0 and len(shape) == len(spec.shape) - 1
-    if not fixed or squares.shape != errors.shape or squares.shape != (math.prod(shape),):
+    if squares.shape != errors.shape:
         return None
     found = []
-    for axis in (0, 1)[: len(shape) if len(shape) < 3 else 1]:
-        others = tuple(other for other in range(len(shape)) if other != axis)
-        spreads = squares.reshape(shape).sum(others)
-        small = _small_slices(spreads) if 1 < shape[axis] <= MOST_SLICES else None
+    of_errors = slice_sums(spec.shape, spec.batch_axis, errors)
+    for axis, spreads in slice_sums(spec.shape, spec.batch_axis, squares).items():
+        small = small_slices(spreads)
         if small is not None:
-            error = math.sqrt(float(errors.reshape(shape).sum(others)[small].sum() / spreads[small].sum()))
-            found.append(OutputPart(axis + 1, int(small[0]), int(small[-1]), error))
+            error = math.sqrt(float(of_errors[axis][small].sum() / spreads[small].sum()))
+            found.append(OutputPart(axis, int(small[0]), int(small[-1]), error, len(small)))
     return max(found, key=lambda part: part.relative_error, default=None)
-
-
-def _small_slices(squares: NDArray[np.float64]) -> NDArray[np.intp] | None:
-    """Return the indices of slices below the first gap in the sizes of their spreads, in order; None without one."""
-    order = np.argsort(-squares)
-    order = order[squares[order] > ROUNDING**2 * squares.max()]  # without constants
-    gaps = np.flatnonzero(squares[order[:-1]] >= SCALE_GAP**2 * squares[order[1:]])
-    if not gaps.size:
-        return None
-    large, small = order[: gaps[0] + 1], np.sort(order[gaps[0] + 1 :])
-    apart = ((large > small[0]) & (large < small[-1])).any()
-    return None if apart and len(squares) > FEW_SLICES else small
 
 
 def _finite_rows(

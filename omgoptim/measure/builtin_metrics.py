@@ -203,9 +203,7 @@ def builtin_metric(
     if name == "kl":
         return _kl(original, targets, outputs)
     if name != "top1_agreement" and not labelled:
-        raise DataError(
-            f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto, or give targets"
-        )
+        raise DataError(f"metric '{name}' needs targets", "the data has none", "use metric auto, or give targets")
     outputs = outputs or detect_outputs(original, targets, name)
     if name == "top1_agreement":
         return _top1_agreement(outputs)
@@ -245,7 +243,7 @@ def _top1_agreement(outputs: ModelOutputs) -> Metric:
     scores = tuple(spec for spec in outputs.compared if spec.kind == "class_scores")
     if not scores:
         raise DataError(
-            "no output of the model is known to hold scores of classes",
+            "no output of the model is known to be class scores",
             ", ".join(f"{spec.name} is {spec.kind}" for spec in outputs.specs),
             f"use metric auto, or name the output: {argument('target_output', 'NAME')}",
         )

@@ -162,6 +162,7 @@ def _missing_formulas() -> dict[Any, Callable[..., int]]:
     formulas: dict[Any, Callable[..., int]] = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         aten.mv: _vector_flops,
+        aten.addmv: lambda _added, matrix, *_, **__: _vector_flops(matrix),
         aten.dot: _vector_flops,
         aten._trilinear: _trilinear_flops,
     }

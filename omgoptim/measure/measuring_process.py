@@ -196,7 +196,7 @@ class MeasuringProcess:
             raise ArtifactError(
                 f"the measuring process died during '{command}'",
                 f"{reason}; artifact {self.artifact}" + ("; often for lack of memory" if code == -9 else ""),
-                "read what it printed in the run's log",
+                "see the run's log",
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:

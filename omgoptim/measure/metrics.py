@@ -21,7 +21,7 @@ from omgoptim.runtimes.signature import Signature, unflatten
 SHUFFLED_SAMPLES, FEWEST_SHUFFLED = 256, 16
 """About as many samples are shuffled at most, and at least."""
 
-SHUFFLES, SURE = 8, 5.0
+SHUFFLES, SIGNIFICANT = 8, 5.0
 """Times that outputs are shuffled, and standard deviations of the results by which the model's own must lie below."""
 
 SLOW_METRIC_S = 0.5
@@ -71,7 +71,9 @@ def resolve_metric(
         function = load_callable(name, requested.policy, "metric", limit_s)
         if not callable(function):
             raise DataError(
-                f"metric '{name}' is no callable", f"it is a {type(function).__name__}", "give metric(outputs, targets)"
+                f"metric '{name}' is not callable",
+                f"it is a {type(function).__name__}",
+                "give metric(outputs, targets)",
             )
         metric = _user_metric(name.rpartition(":")[2], function, signature, limit_s, outputs)
         refuse_lower_is_better(metric, original, targets)
@@ -125,7 +127,7 @@ def refuse_lower_is_better(metric: Metric, original: Sequence[Arrays], targets: 
     except OmgoptimError:  # not defined on so few samples
         return
     mean, spread = float(np.mean(others)), float(np.std(others, ddof=1))
-    if not min(others) > own or not mean - own > SURE * spread:
+    if not min(others) > own or not mean - own > SIGNIFICANT * spread:
         return
     raise DataError(
         f"metric {metric.name} is higher for shuffled outputs than for the model's own",
@@ -174,7 +176,7 @@ def _joined_targets(targets: list[Any]) -> Any:
 def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs) -> Metric:
     found = _torchmetrics_class(name)
     if not targets or targets[0] is None:
-        raise DataError(f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto")
+        raise DataError(f"metric '{name}' needs targets", "the data has none", "use metric auto")
     index = 0 if len(outputs.specs) == 1 else outputs.require_target(CUSTOM_METRIC_FIX).index
     arguments = _class_arguments(name, found, original[0][index])
 

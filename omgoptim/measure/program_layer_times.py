@@ -22,7 +22,7 @@ from omgoptim.runtimes.engine import Kernel, NodeTime, NumpyBatch
 if TYPE_CHECKING:
     from omgoptim.measure.measuring_process import MeasuringProcess
 
-DECORATION = re.compile(r"(_nchwc|_token_\d+|_quant|/\w*Fusion\w*/?|/WithoutBiases|/DequantizationMultiply)$")
+ENGINE_SUFFIX = re.compile(r"(_nchwc|_token_\d+|_quant|/\w*Fusion\w*/?|/WithoutBiases|/DequantizationMultiply)$")
 """Suffixes that engines append to the name of a node, or of its output, when they rewrite it."""
 
 WITH_PRODUCTS = ("conv", "gemm", "matmul", "fullyconnected", "attention")
@@ -174,7 +174,7 @@ def _named(time: EngineNode, by_name: Mapping[str, GraphNode], by_output: Mappin
     found = []
     for name in (time.name.removeprefix("fused "), *time.covers):
         part = by_name.get(name) or by_output.get(name)
-        while part is None and (end := DECORATION.search(name)):
+        while part is None and (end := ENGINE_SUFFIX.search(name)):
             name = name[: end.start()]
             part = by_name.get(name) or by_output.get(name)
         if part is not None:

@@ -87,7 +87,7 @@ def chance_level_summary(metric: str | None, value: float | None, targets: Seque
     why = chance_level_reason(metric, value, targets) if metric else None
     if why is None:
         return ""
-    return f"{why[0].upper()}{why[1:]}. Its data, weights or metric are likely wrong, and the numbers mean little."
+    return f"{why[0].upper()}{why[1:]}. Its data, weights or metric are likely wrong, and the numbers not meaningful."
 
 
 def missing_classes_notes(outputs: ModelOutputs, targets: Sequence[Any]) -> list[str]:
@@ -146,15 +146,15 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
         return None
     scales = [_scale(many, coarse) for many in whole]
     apart = [
-        max((_apart(many, one[k], row, scales[k]) for k, many in enumerate(whole)), default=0.0)
+        max((_difference(many, one[k], row, scales[k]) for k, many in enumerate(whole)), default=0.0)
         for row, one in enumerate(singles)
     ]
     differing = [each for each in apart if each > (COARSE if coarse else TOLERANCE)]
     if not differing:
         return None
     return (
-        f"the answer to a sample depends on the others of its batch: {len(differing)} of {len(singles)} samples give "
-        f"something else alone than in a batch of {size} (by up to {max(differing):.1%} of the outputs' scale), as "
+        f"the outputs for a sample depend on the rest of its batch: {len(differing)} of {len(singles)} samples have "
+        f"other outputs alone than in a batch of {size} (by up to {max(differing):.1%} of the outputs' scale), as "
         f"with {cause or 'a branch on values, or statistics over the batch'}"
     )
 
@@ -185,7 +185,7 @@ def _scale(many: NDArray[Any], coarse: bool) -> float:
     return max(min(largest, deviation), OFFSET * largest, 1e-12)
 
 
-def _apart(many: NDArray[Any], one: NDArray[Any], row: int, scale: float) -> float:
+def _difference(many: NDArray[Any], one: NDArray[Any], row: int, scale: float) -> float:
     """Return the largest difference of a sample's output, over the output's scale; 0 without a batch axis."""
     if many.dtype.kind not in "fc" or many.ndim != one.ndim:
         return 0.0

@@ -26,6 +26,7 @@ from omgoptim.models.checkpoint_keys import (
     iterate_tensors,
     left_out_notes,
     listed,
+    nan_notes,
     needed_keys,
     prefix_notes,
     tied_keys,
@@ -34,6 +35,31 @@ from omgoptim.models.checkpoint_keys import (
 )
 
 WeightSet = Literal["auto", "ema", "plain"]
+
+
+PLAIN_CLASSES = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "datetime.datetime",
+    *(f"pathlib.{part}{name}" for part in ("", "_local.") for name in ("Path", "PosixPath", "WindowsPath")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"numpy.{name}" for name in ("dtype", "ndarray", "float64", "float32", "int64")),
+)
+"""Classes of what training scripts store beside the weights: arguments, paths, best scores. They are read as
+`_Omitted`, so that nothing of theirs runs."""
+
+
+class _Omitted:
+    """Placeholder for an object beside the weights."""
+
+    def __new__(cls, *_: object) -> _Omitted:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        """Take and drop what the object is made from."""
+
+    def __setstate__(self, _: object) -> None:
+        """Drop the object's state."""
 
 
 def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") -> list[str]:
@@ -76,22 +102,23 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
         except SafetensorError as error:
             raise ModelError(f"checkpoint {path.name} cannot be read", str(error)) from error
     if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
-        raise ModelError(f"checkpoint {path.name} is of no known kind", "known: .safetensors, .pt, .pth, .bin, .ckpt")
+        raise ModelError(f"checkpoint {path.name} has an unknown format", "known: .safetensors, .pt, .pth, .bin, .ckpt")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Omitted, name) for name in PLAIN_CLASSES]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # what torch says of bytes that are none of its pickles
             raise _unreadable(path, "torch.save did not write it") from error
         raise ModelError(
             f"checkpoint {path.name} holds more than tensors, so opening it would run code",
-            "it is a pickled module, or carries pickled objects beside its weights",
+            "it is a pickled module, or has pickled objects besides its weights",
             "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), and name the class as the model",
         ) from error
     except (RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
         lines = str(error).splitlines()
         if lines and "TorchScript" in lines[0]:
             raise _unreadable(path, "it is a TorchScript archive, not a state dict") from error
-        raise _unreadable(path, lines[0] if lines else "it is empty or cut off") from error
+        raise _unreadable(path, lines[0] if lines else "it is empty or truncated") from error
     if not isinstance(loaded, Mapping):
         raise ModelError(f"checkpoint {path.name} holds a {type(loaded).__name__}", "a state dict was expected")
     return loaded
@@ -137,7 +164,7 @@ def match_keys(loaded: Mapping[Any, Any], own: Mapping[str, Tensor], weights: We
     unknown = unexpected_keys(chosen, entries, own)
     if unknown:  # another architecture
         raise _does_not_fit([("unexpected", unknown)])
-    left = left_out_notes(fitting, entries)
+    left = [*nan_notes(state), *left_out_notes(fitting, entries)]
     notes = [*prefix_notes(chosen), *notes, *cast_notes(state, own), *filling_notes(state, own), *left]
     return KeyMatch(_completed(state, own), notes)
 
@@ -201,7 +228,7 @@ def _completed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
     for key, aliases in tied_keys(own).items():
         given = {alias: state[alias] for alias in aliases if alias in state}
         first = next(iter(given.values()), own[key])
-        if any(not torch.equal(first, other) for other in given.values()):
+        if any(other is not first and not torch.equal(first, other) for other in given.values()):  # NaN is unequal
             raise ModelError(
                 "the checkpoint unties weights that the model shares",
                 f"{listed(list(given))} are one weight in the model, and differ in the file",

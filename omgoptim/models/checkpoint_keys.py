@@ -35,7 +35,7 @@ norm's scale and shift in older checkpoints."""
 COUNTER = "num_batches_tracked"
 """A buffer of BatchNorm that torch's own strict loading does without, in checkpoints from before it existed."""
 
-AVERAGES = frozenset({"ema", "swa", "averaged", "shadow"})
+AVERAGES = frozenset({"ema", "swa", "averaged", "avg", "average", "shadow"})
 """Words in the name of a set of averaged weights: `state_dict_ema`, `swa_model`, `ema.shadow`."""
 
 LEFTOVERS = frozenset({"total_ops", "total_params", "masked_bias", "inv_freq"})
@@ -63,9 +63,9 @@ class EntrySet:
 
 
 def iterate_tensors(loaded: Mapping[Any, Any], nest: tuple[str, ...] = ()) -> Iterator[Entry]:
-    """Yield nesting, key and tensor of every tensor in the file."""
+    """Yield nesting, key and tensor of every tensor with values in the file."""
     for key, value in loaded.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not value.is_meta:
             yield nest, str(key), value
         elif isinstance(value, Mapping):
             yield from iterate_tensors(value, (*nest, str(key)))
@@ -207,6 +207,12 @@ def filling_notes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> lis
     if counters:
         notes.append(f"the file has no {COUNTER} for {len(counters)} norms, which evaluation does not read")
     return notes
+
+
+def nan_notes(state: Mapping[str, Tensor]) -> list[str]:
+    """Name the entries that hold NaN, as those of a diverged training do."""
+    broken = [key for key, tensor in state.items() if tensor.is_floating_point() and tensor.isnan().any()]
+    return [f"NaN in {listed(broken)}"] if broken else []
 
 
 def left_out_notes(fitting: Sequence[EntrySet], entries: Sequence[Entry]) -> list[str]:

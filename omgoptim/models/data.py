@@ -210,7 +210,7 @@ def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed
 def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
     arrays = read_arrays(path)
     if not arrays:
-        raise DataError(f"data {path.name} holds no array")
+        raise DataError(f"data {path.name} has no array")
     suffixed = {
         name: name.rpartition("_")[::2] for name in arrays if name.endswith(("_train", "_calibration", "_eval"))
     }

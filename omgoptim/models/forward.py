@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -110,34 +112,21 @@ def first_forward(module: nn.Module, inputs: tuple[InputTensor, ...], batch: Map
     """
     called = Signature(inputs, "tensor")
     args, kwargs = called.to_call(batch)
-    inside: list[str] = []
-
-    def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
-        inside.pop()
-
-    hooks = [
-        hook
-        for path, layer in module.named_modules()
-        for hook in (
-            layer.register_forward_pre_hook(lambda _m, _a, path=path: inside.append(path)),
-            layer.register_forward_hook(leave),
-        )
-    ]
     try:
-        with torch.inference_mode():
+        with running_layers(module) as inside, torch.inference_mode():
             result = module(*args, **kwargs)
     except Exception as error:  # whatever the user's forward raises
+        traceback.print_exc()
         lines = str(error).strip().splitlines()
+        said = lines[0] if lines else type(error).__name__
+        said = said if isinstance(error, RuntimeError) or not lines else f"{type(error).__name__}: {said}"
         shapes = ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}{tuple(t.shape)}" for name, t in batch.items())
-        layer = inside[-1] if inside and inside[-1] else "the model's own forward"
+        place = f"layer '{inside[-1]}'" if inside and inside[-1] else "its own forward"
         raise ModelError(
-            f"the model does not run on its inputs: layer '{layer}' failed",
-            f"{lines[0] if lines else type(error).__name__}; inputs: {shapes}",
-            "check the shapes and dtypes that the data or the argument inputs give",
+            f"the model does not run on its inputs: {place} failed",
+            f"{said}; inputs: {shapes}",
+            "check the shapes and dtypes that the data or the argument inputs give; the run's log has the traceback",
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     try:
         structure = structure_of(result)
     except TypeError as error:
@@ -155,6 +144,22 @@ def first_forward(module: nn.Module, inputs: tuple[InputTensor, ...], batch: Map
         )
     refuse_nan([leaf for leaf in leaves if isinstance(leaf, Tensor)], "the model's outputs")
     return Signature(inputs, structure)
+
+
+@contextmanager
+def running_layers(module: nn.Module) -> Iterator[list[str]]:
+    """Yield the paths of the layers whose forward is running, the innermost last; after an error, where it was."""
+    inside: list[str] = []
+
+    def leave(_layer: nn.Module, _args: Any, _output: Any) -> None:
+        inside.pop()
+
+    with ExitStack() as hooks:
+        for path, layer in module.named_modules():
+            enter = layer.register_forward_pre_hook(lambda _m, _a, path=path: inside.append(path))
+            hooks.callback(enter.remove)
+            hooks.callback(layer.register_forward_hook(leave).remove)
+        yield inside
 
 
 def refuse_nan(tensors: Sequence[Tensor], what: str) -> None:

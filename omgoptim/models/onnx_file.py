@@ -5,10 +5,13 @@ Above protobuf's limit of a single file, the weights go to `<name>.data` beside 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from omgoptim.errors import ModelError
@@ -66,6 +69,28 @@ def bodies(node: NodeProto) -> list[GraphProto]:
     return found + [body for a in node.attribute for body in a.graphs]
 
 
+def initializers(model: ModelProto) -> dict[str, TensorProto]:
+    """Return the stored tensors of the main graph by name."""
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def set_values(tensor: TensorProto, values: NDArray[Any]) -> None:
+    """Replace the values of a stored tensor, in place; its name stays."""
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+
+
+def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+    """Replace the nodes of a graph, in place; nodes of the graph may be among the new ones."""
+    kept = list(nodes)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """Return the value of a node's attribute, a string as bytes; `default` where it has none."""
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
 def tensor_bytes(tensor: TensorProto) -> int:
     """Return the bytes of a tensor's values, computed from its shape: the values need not be loaded."""
     count = 1
@@ -96,15 +121,14 @@ def save(model: ModelProto, target: Path) -> None:
 def _constants_to_initializers(graph: GraphProto) -> None:
     kept = []
     for node in graph.node:
-        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        value = attribute(node, "value", None) if node.op_type == "Constant" else None
         if value is None:
             kept.append(node)
         else:
             graph.initializer.add().CopyFrom(value)
             graph.initializer[-1].name = node.output[0]
     if len(kept) != len(graph.node):
-        del graph.node[:]
-        graph.node.extend(kept)
+        replace_nodes(graph, kept)
 
 
 def _name_nodes(model: ModelProto) -> None:

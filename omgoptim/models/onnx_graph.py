@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from omgoptim.errors import NoLayerChanged, did_you_mean
 from omgoptim.models.globs import matches
-from omgoptim.models.onnx_file import SCOPES, bodies, graphs, load, tensor_bytes
+from omgoptim.models.onnx_file import SCOPES, attribute, bodies, graphs, load, tensor_bytes
 
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 INT_TYPES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
@@ -275,19 +275,14 @@ def _weights_of(
     node: NodeProto, roots: Mapping[str, tuple[str, ...]], tensors: Mapping[str, TensorProto]
 ) -> list[TensorProto]:
     positions = WEIGHT_INPUTS.get(node.op_type, ())
-    if node.op_type == "Gather":  # an embedding: rows of a matrix, chosen by an input
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-        if axis != 0 or len(node.input) < 2 or node.input[1] in roots:
-            return []
+    gathers = node.op_type == "Gather"  # an embedding: rows of a matrix, chosen by an input
+    if gathers and (attribute(node, "axis", 0) != 0 or len(node.input) < 2 or node.input[1] in roots):
+        return []
     weights: list[TensorProto] = []
     for position in positions:
         name = node.input[position] if position < len(node.input) else ""
         stored = [tensors[root] for root in roots.get(name, ()) if root in tensors]
-        stored = [
-            t
-            for t in stored
-            if t.data_type in FLOAT_TYPES + INT_TYPES and (node.op_type != "Gather" or len(t.dims) == 2)
-        ]
+        stored = [t for t in stored if t.data_type in FLOAT_TYPES + INT_TYPES and (not gathers or len(t.dims) == 2)]
         weights += [tensor for tensor in stored if tensor not in weights]
         if weights and node.op_type == "MatMul":
             break
@@ -327,10 +322,9 @@ def _zero_points(nodes: Iterable[NodeProto], tensors: Mapping[str, TensorProto])
             if zero.size == 1 or not zero.any():
                 yield node.input[position], zero.reshape(-1)[:1] if zero.size else zero
             elif op == "DequantizeLinear" and node.input[position] in tensors:
-                axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+                axis = attribute(node, "axis", 1)
                 rank = len(tensors[node.input[position]].dims)
-                block = next((a.i for a in node.attribute if a.name == "block_size"), 0)
-                if block:
+                if block := attribute(node, "block_size", 0):
                     size = tensors[node.input[position]].dims[axis % rank]
                     yield node.input[position], zero.repeat(block, axis % rank).take(range(size), axis % rank)
                     continue

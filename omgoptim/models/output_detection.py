@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, RequestError, argument
+from omgoptim.models.entry_scales import EntryScales
 from omgoptim.models.labels import EVIDENCE, IGNORED, LabelForm, label_form, plain_labels
 from omgoptim.models.outputs import (
     Arrays,
@@ -113,7 +114,8 @@ def _plain_spec(
     moments = RunningMoments.over(shape, axis, dtype)
     for array in arrays:
         moments.add(array)
-    spec = replace(spec, spread=moments.scale, constant=moments.constant)
+    scales = EntryScales.of(shape, axis, moments.squares, moments.count)
+    spec = replace(spec, spread=moments.scale, constant=moments.constant, scales=scales)
     if not first.ndim:
         return replace(spec, kind="number", weight=0.0, evidence="one number for the whole batch: left out")
     if all(size == 1 for size in sample_shape(shape, axis)):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, RequestError, argument, did_you_mean
+from omgoptim.models.entry_scales import ROUNDING, EntryScales
 from omgoptim.models.labels import LabelForm
 
 Arrays = list[NDArray[Any]]
@@ -30,9 +31,6 @@ COMPARED_BY: dict[OutputKind, ComparedBy] = {
     "integers": "exact_agreement",
 }
 """Measure of agreement for each kind of output."""
-
-ROUNDING = 1e-6
-"""Root mean square about the mean, over that about zero, at which an output is constant: the rounding of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +58,8 @@ class OutputSpec:
     """Scale of floating outputs: root mean square about the mean on the reference samples, or about 0 if constant."""
     constant: bool = False
     """Equal for every reference sample."""
+    scales: EntryScales | None = None
+    """Where entries are of far different scales: the spread of each, by which training weighs them."""
 
     @property
     def compared_by(self) -> ComparedBy:
@@ -138,7 +138,7 @@ def output_index(name: str, names: Sequence[str]) -> int:
         return int(name) % len(names)
     raise RequestError(
         f"the model has no output '{name}'",
-        f"{did_you_mean(name, names)} (or 0 to {len(names) - 1})",
+        f"{did_you_mean(name, names)} By position: {', '.join(map(str, range(len(names))))}.",
         "give the name or the index of an output",
     )
 

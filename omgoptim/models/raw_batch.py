@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 from omgoptim.errors import DataError
 from omgoptim.models.forward import name_inputs
 from omgoptim.models.labels import IGNORED
+from omgoptim.runtimes.signature import flatten
 
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 """Keys under which data sets yield their targets, in order of preference."""
@@ -158,6 +159,9 @@ class Collation:
 
         Decided in this order: ranks that a program declares; a single number as target; targets of one dimension beside
         inputs of more; the form on which the model runs; lengths that differ before the last entry.
+
+        Raises:
+            DataError: the model runs on both forms and answers differently, so that no rank says which is meant.
         """
         if not (hasattr(loaded, "__len__") and hasattr(loaded, "__getitem__")) or isinstance(loaded, DataLoader):
             return False
@@ -175,10 +179,20 @@ class Collation:
         if target is not None and len(target) == 1 and rank > 1 and target[0] == known[0][0]:
             return False
         single = RawBatch(collate([raws[0].inputs]))
-        whole, one = self._runs(raws[0].inputs), self._runs(single.inputs)
-        if whole != one:
-            return one
-        return len({shape[0] for shape in known[:-1]}) > 1
+        whole, one = self._outputs(raws[0].inputs), self._outputs(single.inputs)
+        if whole is None or one is None:
+            return one is not None
+        if len({shape[0] for shape in known[:-1]}) > 1:
+            return True
+        if len(raws) > 1 and not _same_answers(whole, one):
+            raise DataError(
+                "the entries of the data's list may be batches or samples",
+                f"the inputs of each are {known[0]}, and the model runs on them with and without a batch dimension in "
+                "front, with different outputs",
+                "samples: return a Dataset, torch.utils.data.TensorDataset(inputs, targets) for instance; batches: "
+                "return iter(list)",
+            )
+        return False
 
     @property
     def _takes_mask(self) -> bool:
@@ -200,22 +214,22 @@ class Collation:
             return RawBatch(inputs)
         return RawBatch(inputs, _stacked([raw.target for raw in raws], IGNORED))
 
-    def _runs(self, inputs: Any) -> bool:
-        """Return whether the model accepts these inputs as a batch."""
+    def _outputs(self, inputs: Any) -> list[Tensor] | None:
+        """Return the model's outputs for these inputs as a batch; None where it does not accept them."""
         if self.module is None:
-            return False
+            return None
         hooks = [layer.register_forward_pre_hook(_refuse_unbatched) for layer in self.module.modules()]
         try:
             named = name_inputs(self.module, inputs)
             with torch.inference_mode():
                 args = [tensor for _, tensor, keyword in named if not keyword]
-                self.module(*args, **{name: tensor for name, tensor, keyword in named if keyword})
+                result = self.module(*args, **{name: tensor for name, tensor, keyword in named if keyword})
         except Exception:  # noqa: BLE001  whatever the user's forward raises says the same: not in this form
-            return False
+            return None
         finally:
             for hook in hooks:
                 hook.remove()
-        return True
+        return [leaf for leaf in flatten(result) if isinstance(leaf, Tensor)]
 
 
 def collate(samples: Sequence[Any]) -> Any:
@@ -299,6 +313,15 @@ def _first_shape(inputs: Any) -> tuple[int, ...] | None:
 def _is_numbers(value: Any) -> bool:
     """Return whether the value is a list of numbers, which stands for a tensor."""
     return isinstance(value, list) and bool(value) and isinstance(value[0], (int, float))
+
+
+def _same_answers(whole: Sequence[Tensor], one: Sequence[Tensor]) -> bool:
+    """Return whether outputs for a batch are those for the same values as one sample, up to rounding."""
+    of_any = torch.complex128  # holds integers, floats and complex numbers
+    return len(whole) == len(one) and all(
+        batch.shape == sample.shape[1:] and torch.allclose(batch.to(of_any), sample[0].to(of_any), 1e-3, 1e-5)
+        for batch, sample in zip(whole, one, strict=True)
+    )
 
 
 def _refuse_unbatched(layer: nn.Module, args: tuple[Any, ...]) -> None:

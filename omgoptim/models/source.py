@@ -24,7 +24,7 @@ from omgoptim.models.recipe import Recipe, exists, is_file, is_local, portable_p
 from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.models.security.hub_options import check_config, check_folder, check_options, is_remote_code_allowed
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.security.user_code import call_user, load_callable
+from omgoptim.models.security.user_code import call_user, load_callable, require_arguments
 from omgoptim.models.structural_diff import apply_diff
 
 RUNS = Path(".omgoptim") / "runs"
@@ -118,7 +118,7 @@ def _recipe_of(model: str, policy: PathPolicy, recipe: Recipe, has_checkpoint: b
         spec = f"{portable_path(file, policy)}:{name}" if is_file(file) else model
         return replace(recipe, kind="callable", spec=spec)
     raise UnknownModelError(
-        f"'{model}' names no model",
+        f"'{model}' is not a model",
         "no run, artifact folder or file of that name was found in the project",
         "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
     )
@@ -247,6 +247,7 @@ def _build_callable(recipe: Recipe, policy: PathPolicy) -> nn.Module:
         raise ModelError(
             f"'{recipe.spec}' is a {type(target).__name__}", "a callable that returns an nn.Module is needed"
         )
+    require_arguments(name, target, recipe.kwargs)
     built = call_user(f"calling {name}", recipe.limit_s, target, **recipe.kwargs)
     if not isinstance(built, nn.Module):
         raise ModelError(

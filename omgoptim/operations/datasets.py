@@ -20,7 +20,7 @@ from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.requests import RecoveryRequest, TrainingRequest
 from omgoptim.training.batches import Batches, as_target
 from omgoptim.training.evaluator import Evaluator
-from omgoptim.training.losses import Loss, loss_of, tensor_outputs
+from omgoptim.training.losses import Loss, loss_of, over_scales, tensor_outputs
 
 STATISTICS_SAMPLES = 512
 """Samples of the train split for norms, moments, gradients and batch-norm statistics: four times the calibration set of
@@ -74,7 +74,7 @@ def load_datasets(request: TrainingRequest, loaded: LoadedModel, module: nn.Modu
         raise DataError(
             "there is no training objective",
             "the training data has no targets, and distillation is off",
-            "let the batches carry targets, or leave distill on",
+            "let the batches include targets, or leave distill on",
         )
     metric = RequestedFunction(loaded.metric, loaded.policy, request.time_limit_s, loaded.outputs)
     evaluator = Evaluator.of(module, selection, loaded.signature, metric, loaded.device)
@@ -137,14 +137,20 @@ def scoring_loss(loss: Loss | None, described: ModelOutputs | None = None) -> Ca
 
 
 def _sizes(leaves: list[Tensor], described: ModelOutputs | None, but: int | None) -> Tensor:
-    """Return half the mean square of the floating outputs except one, summed; each over its spread if several."""
+    """Return half the mean square of the floating outputs except one, summed.
+
+    Of several each is over its spread; entries of far different scales are over their own.
+    """
     if described is None or len(described.compared) < 2:
         index = described.compared[0].index if described else 0
-        return 0.5 * leaves[index].float().square().mean()
+        scales = described.compared[0].scales if described else None
+        return 0.5 * over_scales(leaves[index].float(), scales).square().mean()
     total = torch.zeros((), device=leaves[0].device)
     for spec in described.compared:
         if spec.index != but and leaves[spec.index].is_floating_point():
-            total = total + 0.5 * (leaves[spec.index].float() / spec.spread).square().mean()
+            values = leaves[spec.index].float()
+            values = values / spec.spread if spec.scales is None else over_scales(values, spec.scales)
+            total = total + 0.5 * values.square().mean()
     return total
 
 

@@ -96,7 +96,7 @@ def _refuse_unusable(job: Job[DistillRequest], student: Student) -> None:
         raise RequestError(
             "a control cannot be trained",
             "it is trained on targets only, and the training data has none",
-            "leave control out, or let the batches carry targets",
+            "leave control out, or let the batches include targets",
         )
     refuse_beyond_memory(training_bytes(student.module), "training the student beside its teacher")
 

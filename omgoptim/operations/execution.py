@@ -13,8 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omgoptim.errors import RequestError, argument
+from torch import nn
+
+from omgoptim.errors import RequestError, RunError, argument
 from omgoptim.executors import Executor
+from omgoptim.hardware import usable_cores
 from omgoptim.models.manifest import MANIFEST
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live
@@ -28,6 +31,16 @@ HERE = {"on": "local", "workers": 1, "output": None, "target": None}
 """Arguments of a request that a worker does not follow: it works alone, delivers nothing and measures nothing."""
 
 
+def is_parallel(request: ExecutionFields) -> bool:
+    """Return whether a request asks for workers."""
+    return request.on != "local" or request.workers > 1
+
+
+def threads_each(request: ExecutionFields) -> int:
+    """Return the threads of each worker: its share of this machine's cores, and one on Ray."""
+    return 1 if request.on == "ray" else max(1, usable_cores() // request.workers)
+
+
 def refuse_unreachable(request: ExecutionFields, live: Live | None) -> None:
     """Refuse what no worker can do, before any work.
 
@@ -35,7 +48,7 @@ def refuse_unreachable(request: ExecutionFields, live: Live | None) -> None:
         RequestError: objects of this process were given, which cannot be sent.
         SetupError: Ray is not installed, or its address does not answer.
     """
-    if request.on == "local" and request.workers == 1:
+    if not is_parallel(request):
         return
     given = [name for name in ("module", "data", "metric", "loss", "student", "space") if getattr(live, name, None)]
     if given:
@@ -123,3 +136,31 @@ def request_here(record: Mapping[str, Any]) -> tuple[Request, RunContext]:
     (folder / "work").mkdir(parents=True, exist_ok=True)
     context = RunContext(folder, record["run_id"], project, "", "", lambda _stage, _done: None)
     return parse(record["verb"], json.loads(text)), context
+
+
+def refuse_other_weights(module: nn.Module, identity: str, model: str) -> None:
+    """Refuse a model that a worker loaded with other weights than the driver.
+
+    Args:
+        module: as loaded by the worker.
+        identity: hash of the driver's weights; empty without a model.
+        model: its name in the request.
+
+    Raises:
+        RunError: the weights differ.
+    """
+    if identity and weights_hash(module) != identity:
+        raise RunError(
+            f"'{model}' has other weights on a worker",
+            "all workers have to start from the same model",
+            "let the model's function load its weights from a file of the project",
+        )
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Return a hash of a module's parameters and buffers."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
+    return found.hexdigest()

@@ -10,6 +10,7 @@ from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.dry_run import plan_rounds
+from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.prepare import prepare
@@ -26,6 +27,8 @@ from omgoptim.techniques.registry import Outcome, technique_of
 def factorize(request: FactorizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Factorize weights and fine-tune. See `FactorizeRequest`."""
     output = free_output(request.output, request.allow_path, context)
+    if request.sensitivity:
+        refuse_unreachable(request, live)
     loaded = prepare(request, context, live)
     original = require_module(loaded, "factorize")
     runtime = engine_for(request.runtime, loaded)
@@ -48,9 +51,8 @@ def factorize(request: FactorizeRequest, context: RunContext, live: Live | None 
         return applied(job, copied, request.method, job.module_run(span))
 
     kept = choose_round(job, [run_round(job, 1, _amount(request), original, compress, keep_zeros=False)])
-    return build_report(
-        "factorize", job, final_model_of(job, kept, CompressionGoal(_name(request.method)), points), output
-    )
+    goal = CompressionGoal(_name(request.method))
+    return build_report("factorize", job, final_model_of(job, kept, lambda _: goal, points), output)
 
 
 def _amount(request: FactorizeRequest) -> float | None:

@@ -10,7 +10,7 @@ from omgoptim.measure.timing import PLANS
 from omgoptim.models.manifest import Manifest
 from omgoptim.operations.baseline import at_exportable_batch, original_on_target
 from omgoptim.operations.context import RunContext, Stage
-from omgoptim.operations.execution import refuse_unreachable
+from omgoptim.operations.execution import is_parallel, refuse_unreachable
 from omgoptim.operations.final_measurement import guard_reasons, measure_finalists
 from omgoptim.operations.final_report import final_report, save_finalists
 from omgoptim.operations.ledger import Ledger
@@ -126,7 +126,7 @@ def _points(
     alone = single(steps)
     if problem is None:
         chain = Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone, preference))
-        if steps.request.on == "ray" or steps.request.workers > 1:
+        if is_parallel(steps.request):
             train_in_parallel(steps, chain.compared(), loaded.source.artifact)
         chain.build()
     else:

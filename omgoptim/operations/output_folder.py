@@ -25,12 +25,17 @@ def free_output(output: str | None, allow_path: Sequence[str], context: RunConte
     return folder
 
 
-def with_output(report: EfficiencyReport, artifact: Path, output: Path | None) -> EfficiencyReport:
-    """Copy the run's artifact to the output folder and name it in the report, unless it failed the guard."""
+def with_output(
+    report: EfficiencyReport,
+    artifact: Path,
+    output: Path | None,
+    fault: str = "the artifact fails the quality guard",
+) -> EfficiencyReport:
+    """Copy the run's artifact to the output folder and name it in the report; if it failed, warn with `fault`."""
     if output is None:
         return report
     if report.outcome == "guard_failed":
-        note = f"'{output.name}' was not written: the artifact fails the quality guard"
+        note = f"'{output.name}' was not written: {fault}"
         return report.model_copy(update={"warnings": [*report.warnings, note]})
     artifacts.copy_artifact(artifact, output)
     return report.model_copy(update={"artifact": artifact_record(output)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.dry_run import plan_rounds
+from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.prepare import prepare
@@ -41,6 +43,8 @@ class PruningStep:
 def prune(request: PruneRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Prune a model and fine-tune it. See `PruneRequest`."""
     output = free_output(request.output, request.allow_path, context)
+    if request.sensitivity:
+        refuse_unreachable(request, live)
     loaded = prepare(request, context, live)
     original = require_module(loaded, "prune")
     runtime = engine_for(request.runtime, loaded)
@@ -55,7 +59,7 @@ def prune(request: PruneRequest, context: RunContext, live: Live | None = None) 
     points = layer_sensitivity(job, request.method) if request.sensitivity else []
     states = _rounds(job, steps)
     kept = choose_round(job, states)
-    return build_report("prune", job, final_model_of(job, kept, _goal(request, kept.state), points), output)
+    return build_report("prune", job, final_model_of(job, kept, partial(_goal, request), points), output)
 
 
 def steps_of(request: PruneRequest) -> list[PruningStep]:

@@ -8,12 +8,14 @@ from omgoptim.errors import RequestError
 from omgoptim.operations.baseline import original_on_target
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.dry_run import plan_quantize
+from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.float_program import float_program, unrolled_note
 from omgoptim.operations.loaded_model import Live, at_batch_one
 from omgoptim.operations.output_folder import free_output, with_output
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization.build_all import build_all
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
+from omgoptim.operations.quantization.candidate_tasks import programs_by_workers
 from omgoptim.operations.quantization.candidates import plan_candidates
 from omgoptim.operations.quantization.explain import explain
 from omgoptim.operations.quantization.final_race import CandidateChoice, final_race
@@ -41,6 +43,7 @@ from omgoptim.runtimes.executorch import ONE_SAMPLE
 def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Quantize a model and keep the best candidate that passes the quality guard. See `QuantizeRequest`."""
     output = free_output(request.output, request.allow_path, context)
+    refuse_unreachable(request, None)  # workers get programs and samples: the caller's objects stay here
     loaded = prepare(request, context, live)
     if loaded.precision.startswith("int"):
         raise RequestError(
@@ -70,7 +73,8 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
         loaded, program = trained.loaded, trained.program
         splits.notes.extend(trained.warnings)
     builder = CandidateBuilder(context, loaded, program, splits.calibration, request.seed)
-    results = build_all(request, builder, plan)
+    with programs_by_workers(request, builder, plan.specs) as building:
+        results = build_all(request, building, plan)
     screening = screen(request, context, loaded, [a for a in results if not a.reference], splits.selection)
     final, mixed_precision = _race_finalists(request, builder, results, splits, screening)
     context.progress("saving the artifact", 0.97)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from omgoptim.errors import OmgoptimError
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import AnyJob
 from omgoptim.operations.context import Stage
@@ -52,6 +53,8 @@ class FinalModel:
     training: Training | None = None
     sensitivity: list[SensitivityPoint] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
+    fallback: Callable[[MeasuredArtifact], FinalModel | None] = lambda _: None
+    """Next model of an order fixed before the evaluation data is read, for where this measurement fails the guard."""
 
 
 def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path | None) -> EfficiencyReport:
@@ -63,15 +66,12 @@ def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path |
     request, context, loaded = job.request, job.context, job.loaded
     context.progress("saving the artifact", 0.77)
     baseline = baseline_on(request.runtime, loaded, context)
-    entry = NamedArtifact("the result", context.work / "artifact")
-    unknown = save(final_model.module, final_model.loaded, job.runtime, entry.artifact, context)
-    stage = Stage(context, "measuring the result against the original", (0.8, 0.98))
-    chosen = measure_finalists(request, replace(loaded, baseline=baseline), [entry], DeliveryRule(), stage)
+    final_model, chosen, notes = _first_within_guard(job, final_model, replace(loaded, baseline=baseline))
     measured = chosen.winner
     control = final_model.control(chosen) if final_model.control else None
     missed = final_model.missed(measured)
     summary = _summary(chosen, final_model, missed, control)
-    report = final_report(chosen, measured, summary, [*job.datasets.notes, *final_model.warnings, *unknown])
+    report = final_report(chosen, measured, summary, [*job.datasets.notes, *final_model.warnings, *notes])
     outcome: Outcome = "guard_failed" if missed else chosen.outcome(measured)
     result = RunResult(
         outcome, context.run_id, measured.gains, missed is not None, final_model.rounds, final_model.training
@@ -88,8 +88,45 @@ def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path |
         "candidates": final_model.candidates,
         "lineage": list(final_model.loaded.lineage),
     }
-    os.replace(entry.artifact, context.artifact)
-    return with_output(report.model_copy(update=update), context.artifact, output)
+    os.replace(measured.entry.artifact, context.artifact)
+    fault = "the goal was missed" if chosen.holds else "the artifact fails the quality guard"
+    return with_output(report.model_copy(update=update), context.artifact, output, fault)
+
+
+def _first_within_guard(
+    job: AnyJob, final_model: FinalModel, loaded: LoadedModel
+) -> tuple[FinalModel, FinalChoice[NamedArtifact], list[str]]:
+    """Save and measure models in their fixed order until one passes the guard on the evaluation data.
+
+    Args:
+        job: the run.
+        final_model: the first of them; each names the next.
+        loaded: the original, its baseline on the engine of the artifact.
+
+    Returns:
+        The model, its measurement and notes on its programs; where none passes, those of the first.
+    """
+    context = job.context
+    tried: list[tuple[FinalModel, FinalChoice[NamedArtifact], list[str]]] = []
+    model: FinalModel | None = final_model
+    stage = Stage(context, "measuring the result against the original", (0.8, 0.98))
+    while model is not None:
+        entry = NamedArtifact("the result", context.work / f"artifact-{len(tried)}")
+        try:
+            notes = save(model.module, model.loaded, job.runtime, entry.artifact, context)
+            chosen = measure_finalists(job.request, loaded, [entry], DeliveryRule(), stage)
+        except OmgoptimError:
+            if tried:  # what was measured before remains valid
+                break
+            raise
+        tried.append((model, chosen, notes))
+        if chosen.holds:
+            return tried[-1]
+        model = model.fallback(chosen.winner)
+    first, chosen, notes = tried[0]
+    others = ", ".join(model.name for model, *_ in tried[1:])
+    failed = [f"tried instead, and failed the guard on the evaluation data too: {others}"] if others else []
+    return first, chosen, [*notes, *failed]
 
 
 def _summary(

@@ -29,7 +29,7 @@ from omgoptim.operations.architecture_search.spaces import (
     drawn_networks,
     users_space,
 )
-from omgoptim.operations.architecture_search.tasks import load_workers, weights_hash
+from omgoptim.operations.architecture_search.tasks import load_workers
 from omgoptim.operations.architecture_search.trials import (
     FINAL_SHARE,
     Found,
@@ -42,7 +42,7 @@ from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
-from omgoptim.operations.execution import pausing, refuse_unreachable
+from omgoptim.operations.execution import pausing, refuse_unreachable, weights_hash
 from omgoptim.operations.final_report import save_finalists
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.loaded_model import Live, LoadedModel

@@ -124,7 +124,8 @@ def ruined_sentence(ruined: Sequence[OutputAgreement]) -> str:
     for output in ruined:
         if output.ruined_part is not None:
             part = output.ruined_part
-            place = f"entries {part.first} to {part.last} of dimension {part.axis}"
+            among = f"{part.count} of the " if 0 < part.count <= part.last - part.first else ""
+            place = f"{among}entries {part.first} to {part.last} of dimension {part.axis}"
             error = f"{place}, of a smaller scale: relative error {part.relative_error:.2f}, above {RUINED_PART:g}"
         elif output.relative_error is not None:
             error = f"relative error {output.relative_error:.2f}, above {RUINED_ERROR:g}"

@@ -1,7 +1,7 @@
 """Typed blocks of a report's sections, and the drawings among them; each writer turns them into its own form.
 
 A section says what is shown; `terminal.py`, `markdown.py` and `html.py` say how. `view/report.js` draws a drawing.
-Texts are unescaped: a writer bounds and escapes them.
+Texts are unescaped: the writers bound and escape them.
 """
 
 from __future__ import annotations
@@ -121,12 +121,12 @@ class Multiples:
 
 
 LayerKind = Literal["integer", "stored", "float", "left"]
-"""Computed in integers; stored in fewer bits; in float on purpose; left as it was."""
+"""Computed in integers; stored in fewer bits; kept in float; unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """The layers in order, each as wide as its share of the bytes: name, bytes and kind."""
+    """Layers in order, each as wide as its share of the bytes: name, bytes and kind."""
 
     title: str
     layers: tuple[tuple[str, int, LayerKind], ...]
@@ -220,7 +220,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A picture: only the page shows it. `note` says how to read it."""
+    """A picture, shown by the page only; `note` is its legend."""
 
     drawing: Drawing
     note: str = ""
@@ -234,7 +234,7 @@ class Code:
     title: str = ""
     folded: bool = False
     ask: str = ""
-    """The message that asks an assistant to do it; only a page in a chat has a button for it."""
+    """Message to the assistant behind its button; only a page in a chat has one."""
 
 
 Block = Table | Line | Items | Chart | Code

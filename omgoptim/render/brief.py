@@ -157,7 +157,7 @@ def _sensitivity(one: Sensitivity) -> Json:
 
 
 def _dump(record: Record | None, limit: int = 600) -> Json | None:
-    """A record without what was not measured; its texts on one line."""
+    """Return a record without what was not measured; its texts on one line."""
     if record is None:
         return None
     values = {key: value for key, value in to_json(record).items() if value not in (None, [])}

@@ -109,7 +109,7 @@ def step_chain(report: EfficiencyReport) -> Chain:
 
 
 def expected_bars(report: EfficiencyReport) -> Bars | None:
-    """The speedup that was expected of each step beside the measured one. None where no step has both."""
+    """Return the speedup that was expected of each step beside the measured one. None where no step has both."""
     bars = tuple(
         Bar(
             step.name,
@@ -120,11 +120,11 @@ def expected_bars(report: EfficiencyReport) -> Bars | None:
         for step in report.steps
         if step.speedup is not None and step.expected_speedup is not None
     )
-    return Bars("Speedup of each step: measured, and expected before it was taken", bars) if bars else None
+    return Bars("Speedup of each step: measured and expected", bars) if bars else None
 
 
 def layer_bars(layers: list[Layer]) -> Bars | None:
-    """The costliest layers by time, else by MACs, else by bytes. None if none of the three is known."""
+    """Return the costliest layers by time, else by MACs, else by bytes. None if none of the three is known."""
     value = next((v for v in ("time_ms", "macs", "size_bytes") if any(getattr(layer, v) for layer in layers)), None)
     if value is None:
         return None
@@ -141,7 +141,7 @@ def layer_bars(layers: list[Layer]) -> Bars | None:
 
 
 def noise_bars(layers: Sequence[LayerNoise], whole_db: float | None = None) -> Bars | None:
-    """The signal-to-noise ratio of each layer as a bar, the most sensitive first. None without layers.
+    """Return the signal-to-noise ratio of each layer as a bar, the most sensitive first. None without layers.
 
     Args:
         layers: with their signal-to-noise ratio in dB.
@@ -162,7 +162,7 @@ def noise_bars(layers: Sequence[LayerNoise], whole_db: float | None = None) -> B
 
 
 def coverage_strip(coverage: Coverage | None) -> Strip | None:
-    """Every layer with weights by what became of it. None without layers."""
+    """Return all layers with weights by compute type. None without layers."""
     if coverage is None or not coverage.layers:
         return None
     layers = tuple((path_text(layer.path), layer.bytes, _kind(layer)) for layer in coverage.layers)
@@ -182,7 +182,7 @@ def _point(
     guard: float | None,
     interval: tuple[float | None, float | None] = (None, None),
 ) -> list[Point]:
-    """The point of a candidate or step; none where it was not measured."""
+    """Return the point of a candidate or step; none where it was not measured."""
     if one.speedup is None or one.quality is None:
         return []
     size = f", {size_text(one.size_bytes)}" if one.size_bytes else ""
@@ -201,7 +201,7 @@ def _scatter(title: str, points: list[Point], base: float | None, guard: float |
 
 
 def _front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """The points that no other beats in both, from left to right."""
+    """Return the Pareto front of the points, from left to right."""
     front: list[tuple[float, float]] = []
     for x, y in sorted(points, reverse=True):
         if not front or y > front[-1][1]:
@@ -226,7 +226,7 @@ def _quality_of_original(candidates: Sequence[Candidate | Step]) -> float | None
 
 
 def _guard(report: EfficiencyReport, base: float | None) -> float | None:
-    """The quality at which the guard is; students after a trial are not held to it."""
+    """Return the lowest quality within the guard; None for students after a trial, which it does not apply to."""
     if report.verb == "distill":
         return None
     allowed = report.request.get("max_quality_drop")

@@ -1,4 +1,4 @@
-"""Claims of a report, decided once for every form: verdict, "faster", the before / after table.
+"""Claims of a report, the same in every form: verdict, "faster", the before / after table.
 
 "Faster" needs an interval that excludes 1, "the teacher helped" one that excludes 0.
 """
@@ -64,7 +64,7 @@ def sparsity_text(measured: Measurement) -> str:
     return f"{100 * (1 - measured.nonzero_params / measured.params):.3g}%"
 
 
-def size_words(measured: Measurement) -> str:
+def packed_size_text(measured: Measurement) -> str:
     """Return the packed size, and that with zeros stored as numbers: `2.1 MB, 8.9 MB dense`."""
     if measured.size_bytes is None:
         return ""
@@ -89,7 +89,7 @@ def speed_claim(gains: Gains) -> tuple[str, Tone]:
 
 
 def quality_claim(report: EfficiencyReport) -> tuple[str, Tone]:
-    """The drop in quality with its interval; red only where the guard failed."""
+    """Return the drop in quality with its interval; red only where the guard failed."""
     gains = report.gains
     if gains is None or gains.quality_drop is None:
         return "", "same"
@@ -127,7 +127,7 @@ def sides(report: EfficiencyReport) -> tuple[str, str]:
 
 
 def comparison_rows(report: EfficiencyReport) -> list[Row]:
-    """The before / after / gain table, one row per quantity that was measured on either side."""
+    """Return the before / after / gain table, one row per quantity that was measured on either side."""
     before, after = shown_sides(report)
     if before is None and after is None:
         return []
@@ -165,7 +165,7 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
 
 
 def total_text(total: Total) -> str:
-    """Return `7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it`."""
+    """Return `7.90x smaller, 2.10x fewer parameters, drop 0.0100; total speedup not measured`."""
     parts = [
         _ratio(total.size_ratio, "smaller", "larger")[0],
         _of_count(total.params_ratio, "parameters"),
@@ -174,7 +174,7 @@ def total_text(total: Total) -> str:
         f"drop {drop_text(total.quality_drop)}" if total.quality_drop is not None else "",
     ]
     numbers = ", ".join(part for part in parts if part and part != "same") or "the same size"
-    return numbers if total.speedup is not None else f"{numbers}; speed not measured against it"
+    return numbers if total.speedup is not None else f"{numbers}; total speedup not measured"
 
 
 def size_files_text(report: EfficiencyReport) -> str:

@@ -18,9 +18,9 @@ from omgoptim.render.claims import (
     claimed,
     comparison_rows,
     control_claim,
+    packed_size_text,
     quality_claim,
     quality_label,
-    size_words,
     speed_claim,
     verdict,
 )
@@ -217,7 +217,7 @@ def _gain_tiles(report: EfficiencyReport) -> list[Tile]:
     for row in comparison_rows(report):
         if row.label in ("size", "peak memory") and row.gain:
             big, _, rest = row.gain.partition(" ")
-            now = size_words(after) if row.label == "size" and after else row.after
+            now = packed_size_text(after) if row.label == "size" and after else row.after
             tiles.append(Tile(big, f"{rest} {row.label}".strip(), f"{row.before} → {now}", row.tone))
     if after and after.quality is not None:
         drop, tone = quality_claim(report)

@@ -1,4 +1,4 @@
-"""A document as one self-contained page: its data, script and style inline, nothing loaded, every text inert."""
+"""A document as a self-contained page: data, script and style inline, no external resources, all text inert."""
 
 from __future__ import annotations
 

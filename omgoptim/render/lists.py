@@ -13,14 +13,14 @@ _RANK = {"chosen": 0, "finalist": 1, "planned": 2, "dropped": 3, "failed": 4, "s
 
 @dataclass(frozen=True, slots=True)
 class SkipGroup:
-    """Layers that were left alone for one reason."""
+    """Layers that were skipped for the same reason."""
 
     reason: str
     paths: tuple[str, ...]
 
 
 def changed_paths(report: EfficiencyReport) -> list[str]:
-    """The layers that were changed, each once however much of it was."""
+    """Return the paths of the changed layers, each once."""
     return list(dict.fromkeys(change.path for change in report.changed))
 
 
@@ -30,7 +30,7 @@ def changed_title(report: EfficiencyReport) -> str:
 
 
 def ranked_candidates(report: EfficiencyReport) -> list[Candidate]:
-    """The chosen one first, then finalists, then what was dropped or failed; the report's order within."""
+    """Return the candidates: the chosen one, the finalists, then the rest, each in the report's order."""
     return sorted(report.candidates, key=lambda candidate: _RANK[candidate.status])
 
 
@@ -74,7 +74,7 @@ def sensitivities(report: EfficiencyReport) -> list[Sensitivity]:
 
 
 def extremes(found: Sequence[Sensitivity], each: int = 5) -> list[Sensitivity]:
-    """Return the most sensitive and the least, in order."""
+    """Return the most and the least sensitive entries, in order."""
     return list(found) if len(found) <= 2 * each else [*found[:each], *found[-each:]]
 
 

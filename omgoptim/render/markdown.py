@@ -51,7 +51,7 @@ REST = (
 
 
 def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: Path | None = None) -> str:
-    """The report for an agent. `folder` is the run's folder, to name report.json and report.html."""
+    """Return the report for an agent. `folder` is the run's folder, to name report.json and report.html."""
     full = detail == "full"
     parts = [
         [f"**{verdict(report)}** {safe(report.summary, 1200)}"],
@@ -70,7 +70,7 @@ def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: 
 
 
 def state_markdown(state: RunState) -> str:
-    """A run without a report: where it stands, or how it ended."""
+    """Return the state of a run without a report."""
     head = f"**{state.status.upper()}** run {code(state.run_id)} ({safe(state.verb)})"
     if state.error:
         log = code(f"{state.folder}/log.txt", 300)
@@ -81,7 +81,7 @@ def state_markdown(state: RunState) -> str:
 
 
 def runs_markdown(states: list[RunState], total: int) -> str:
-    """The newest runs of a project, one line each."""
+    """Return the newest runs of a project, one line each."""
     if not states:
         return "No runs yet in this project."
     lines = []
@@ -128,7 +128,7 @@ def _section(section: Section | None) -> list[str]:
 
 
 def block_lines(block: Block) -> list[str]:
-    """The lines of a block; none of a picture."""
+    """Return the lines of a block; pictures have none."""
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Items):
@@ -221,7 +221,7 @@ def cell(text: str, limit: int = 200) -> str:
 
 
 def code_cell(text: str, limit: int = 200) -> str:
-    """A code span for a table."""
+    """Return a code span for a table."""
     return code(text.replace("|", "/"), limit)
 
 

@@ -58,12 +58,12 @@ def size_text(size: int) -> str:
 
 
 def count_text(count: int) -> str:
-    """A count with three digits and k, M, G or T."""
+    """Return a count with three digits and k, M, G or T."""
     return _scaled(count, ("", "k", "M", "G", "T")).rstrip()
 
 
 def time_text(ms: float) -> str:
-    """A duration given in milliseconds."""
+    """Return a duration given in milliseconds."""
     if ms >= 1000:
         return f"{ms / 1000:.2f} s"
     return f"{ms:.1f} ms" if ms >= 100 else f"{ms:.3g} ms"
@@ -81,17 +81,17 @@ def ratio_text(ratio: float) -> str:
 
 
 def drop_text(drop: float) -> str:
-    """A drop with four digits; one that rounds to nothing has no sign."""
+    """Return a drop with four digits; one that rounds to nothing has no sign."""
     return f"{round(drop, 4) or 0.0:.4f}"
 
 
 def amount_text(amount: float | None) -> str:
-    """A fraction as `90%`; empty where no amount is the goal."""
+    """Return a fraction as `90%`; empty where no amount is the goal."""
     return "" if amount is None else f"{100 * amount:.3g}%"
 
 
 def quality_text(quality: float | None) -> str:
-    """A quality with four digits; empty where it was not measured."""
+    """Return a quality with four digits; empty where it was not measured."""
     return "" if quality is None else f"{quality:.4f}"
 
 
@@ -101,12 +101,12 @@ def plural(count: int, thing: str) -> str:
 
 
 def path_text(path: str, limit: int = 80) -> str:
-    """The path of a layer; the empty path is the model's own."""
+    """Return the path of a layer; the empty path is the model's own."""
     return plain(path, limit) or "the model itself"
 
 
 def paths_text(paths: Sequence[str], most: int = 4) -> str:
-    """The first few paths, and how many more there are."""
+    """Return the first few paths, and how many more there are."""
     shown = ", ".join(path_text(path, 60) for path in paths[:most])
     return f"{shown} and {len(paths) - most} more" if len(paths) > most else shown
 

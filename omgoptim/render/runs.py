@@ -1,4 +1,4 @@
-"""Runs as documents and tables: one in progress, a list of runs, and several side by side."""
+"""Documents and tables of runs: a run in progress, a list of runs, and several side by side."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def live_document(run: LiveRun, project: str) -> Document:
         tone="running",
         about=(Text(state.verb), Text(state.model, code=True), Text(state.run_id)),
         sections=tuple(section for section in sections if section is not None),
-        actions=(Action("Cancel the run", ask, "Cancel it? What it has computed is lost."),),
+        actions=(Action("Cancel the run", ask, "Cancel it? It can be resumed from its last checkpoint."),),
         progress=state.progress,
         poll=(("action", "show"), ("run_id", state.run_id), ("project", project)),
     )
@@ -61,7 +61,7 @@ def runs_document(states: Sequence[RunState], project: str) -> Document:
 
 
 def error_document(error: OmgoptimError, run_id: str | None, status: str) -> Document:
-    """Return a refusal or a run that failed or was cancelled: what happened, why, and what to do."""
+    """Return the document of an error, or of a failed or cancelled run: what happened, why, and what to do."""
     texts = [("why", error.why), ("fix", error.fix)]
     blocks: list[Block] = [Line(label, Text(text, limit=1200)) for label, text in texts if text]
     blocks += [Code(error.log, "its log ends")] if error.log else []
@@ -71,7 +71,7 @@ def error_document(error: OmgoptimError, run_id: str | None, status: str) -> Doc
 
 
 def ended_document(state: RunState) -> Document:
-    """Return a run that has ended without looking at its report: its status and what it said last."""
+    """Return the document of a run that has ended, without its report: its status and last message."""
     return Document(title=state_text(state), verdict=state.status.upper(), tone="failed", about=(Text(state.run_id),))
 
 
@@ -101,7 +101,7 @@ def _measured(run: LiveRun) -> Section | None:
     picture = live_scatter(records, run.state.verb, run.max_quality_drop)
     charts = (Chart(picture),) if picture else ()
     title = "Steps so far" if run.steps else "Candidates so far"
-    return Section(title, (*charts, table), "from single launches, on the selection samples; nothing is decided yet")
+    return Section(title, (*charts, table), "from single launches, on the selection samples; preliminary")
 
 
 def _training(run: LiveRun) -> Section | None:
@@ -118,8 +118,8 @@ def _training(run: LiveRun) -> Section | None:
 
 TITLE = "Runs side by side"
 NOTE = (
-    "Each ratio is of a run's own artifact to its own original. Times of two runs are not divided by each other: "
-    "omgoptim compare A B measures two artifacts in alternating turns."
+    "Each ratio compares a run's artifact with its own original. Latencies of two runs cannot be divided by each "
+    "other: omgoptim compare A B measures two artifacts in alternating turns."
 )
 _COLUMNS = ("run", "verdict", "model", "artifact", "size", "latency", "quality")
 MOST_WARNINGS = 3
@@ -152,12 +152,12 @@ def runs_section(runs: Sequence[Run]) -> Section:
 
 
 def runs_markdown(runs: Sequence[Run]) -> str:
-    """The runs as a table of markdown, without paths of the machine."""
+    """Return the runs as a table of markdown, without paths of the machine."""
     return f"### {TITLE}\n\n{section_markdown(_section(runs), noted=True)}\n"
 
 
 def runs_json(runs: Sequence[Run]) -> dict[str, Any]:
-    """The runs as plain JSON values; what was not measured is null."""
+    """Return the runs as plain JSON values; what was not measured is null."""
     names = ("outcome", "summary", "warnings", "next_steps", "before", "after", "gains")
     each: list[dict[str, Any]] = []
     for run in runs:
@@ -199,7 +199,7 @@ def _remarks(run: Run) -> list[str]:
 
 
 def _cells(run: Run) -> dict[str, Text]:
-    """The cells of a run by column; a column that is empty for every run is left out."""
+    """Return the cells of a run by column; a column that is empty for every run is left out."""
     report, state = run.report, run.state
     if report is None:
         tone: Tone = "worse" if state.status == "failed" else "same"

@@ -1,4 +1,4 @@
-"""A report for others: markdown for a pull request or a chat, a badge, and the model card of an artifact.
+"""Reports for sharing: markdown for a pull request, a badge, and the model card of an artifact.
 
 No paths of the machine.
 """
@@ -42,7 +42,7 @@ _ABSOLUTE = re.compile(r"/.|[A-Za-z]:[\\/]|\\\\")
 
 
 def shared_markdown(report: EfficiencyReport) -> str:
-    """The report as GitHub shows it: verdict, table and warnings, then collapsed details."""
+    """Return a report for GitHub: verdict, table and warnings, then collapsed details."""
     report = without_paths(report)
     for full in (True, False):
         text = _markdown(report, full)
@@ -69,7 +69,7 @@ def without_paths(report: EfficiencyReport) -> EfficiencyReport:
 
 
 def project_folders(report: EfficiencyReport) -> list[str]:
-    """The folders of the project as the report names them, the longest first."""
+    """Return the folders of the project as the report names them, the longest first."""
     places = [report.artifact.path] if report.artifact else []
     places += [one.path for one in report.alternatives]
     found = [re.split(r"[\\/]\.omgoptim[\\/]runs[\\/]", place)[0] for place in places if ".omgoptim" in place]
@@ -79,13 +79,13 @@ def project_folders(report: EfficiencyReport) -> list[str]:
 
 
 def details(summary: str, parts: Iterable[str]) -> str:
-    """A collapsed part; empty where it would hold nothing. `summary` is a text of ours."""
+    """Return a collapsed part; empty without content. `summary` is trusted text."""
     shown = "\n\n".join(part for part in parts if part)
     return f"<details><summary>{summary}</summary>\n\n{shown}\n\n</details>" if shown else ""
 
 
 def section_markdown(section: Section | None, *, noted: bool = False) -> str:
-    """A section as blocks of markdown, its labelled lines as a list; empty where there is none.
+    """Return a section as blocks of markdown, its labelled lines as a list; empty where there is none.
 
     Args:
         section: None gives an empty text.
@@ -114,7 +114,7 @@ def _markdown(report: EfficiencyReport, full: bool) -> str:
         f"**{verdict(report)}** {safe(report.summary, 1200)}",
         section_markdown(comparison_section(report, full), noted=True),
         *of((warnings_section,)),
-        details("How it was made", of(HOW)),
+        details("How it was created", of(HOW)),
         details("Outputs and layers", of(MORE)),
         details("Machine and next steps", [section_markdown(environment_section(report, True)), _calls(report)]),
     ]
@@ -128,7 +128,7 @@ def _calls(report: EfficiencyReport) -> str:
 
 
 def without_paths_in(text: str, folders: Sequence[str] = ()) -> str:
-    """A text with paths relative to these folders; of any other path only its last part is left."""
+    """Return a text with paths relative to these folders; of any other path only its last part is left."""
     for folder in folders:
         text = re.sub(rf"{re.escape(folder)}[\\/]+", "", text)
         text = re.sub(rf"{re.escape(folder)}(?![\w-])", ".", text)
@@ -136,7 +136,7 @@ def without_paths_in(text: str, folders: Sequence[str] = ()) -> str:
 
 
 def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with each of its texts changed."""
+    """Return a JSON value with a function applied to each of its texts."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -152,7 +152,7 @@ _LETTER, _MARGIN, _HEIGHT = 6.6, 8, 20
 
 
 def badge_text(report: EfficiencyReport) -> str:
-    """The claim of a badge: gains where the outcome is ok, else the verdict."""
+    """Return the claim of a badge: gains where the outcome is ok, else the verdict."""
     title = verdict(report)
     if title not in ("OK", "MEASURED"):
         return title.lower()
@@ -170,7 +170,7 @@ def badge_text(report: EfficiencyReport) -> str:
 
 
 def badge_svg(report: EfficiencyReport) -> str:
-    """The badge as an SVG that loads nothing; it holds no name of a model."""
+    """Return the badge as an SVG that loads nothing; it holds no name of a model."""
     text = badge_text(report)
     left, right = (round(len(part) * _LETTER + 2 * _MARGIN) for part in (NAME, text))
     label, colour = escape(f"{NAME}: {text}"), _COLOURS.get(verdict(report), _OTHER)
@@ -196,13 +196,11 @@ _HUB_METRICS = {"top1_accuracy": "accuracy", "top1": "accuracy", "perplexity": "
 """Metrics of ours by their ids on hf.co/metrics."""
 _AGREEMENTS = ("top1_agreement", "cosine_agreement", "negative_kl", "agreement")
 """Metrics that compare with the original model: no result of a task."""
-_LICENCE = (
-    "To be filled in by whoever publishes it: it follows from the licences of the original model and of its data."
-)
+_LICENCE = "Fill in before publishing: it depends on the licences of the original model and its data."
 
 
 def card_markdown(report: EfficiencyReport, base_model: str | None = None) -> str:
-    """The card of a report's artifact.
+    """Return the card of a report's artifact.
 
     Args:
         report: of the run that saved it.
@@ -218,7 +216,7 @@ def card_markdown(report: EfficiencyReport, base_model: str | None = None) -> st
         _front_matter(report, measured, model, base_model),
         f"# {code(model, 120)}{form}",
         f"**{verdict(report)}** {safe(report.summary, 1200)}",
-        "## How it was made",
+        "## How it was created",
         f"By `omgoptim {clean(report.verb, 40)}`, version {safe(version, 40)}: {code(report.repeat, 800)}",
         *(section_markdown(section(report, False)) for section in HOW if section is not candidates_section),
         "## Numbers",
@@ -272,7 +270,7 @@ def _model_index(report: EfficiencyReport, measured: Measurement | None, model: 
 
 
 def _load_lines(report: EfficiencyReport) -> str:
-    """The code that opens the artifact from its own folder, as an indented block, which no text can close."""
+    """Return the code that opens the artifact from its own folder, as an indented block, which no text can close."""
     if report.artifact is None:
         return ""
     inside = re.escape(report.artifact.path.replace("\\", "\\\\"))
@@ -281,5 +279,5 @@ def _load_lines(report: EfficiencyReport) -> str:
 
 
 def _yaml(text: str) -> str:
-    """A text as a double-quoted scalar on one line: a JSON string is one."""
+    """Return a text as a double-quoted scalar on one line: a JSON string is one."""
     return json.dumps(clean(text, 200), ensure_ascii=False)

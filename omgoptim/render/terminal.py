@@ -54,14 +54,14 @@ _LABEL = 10
 
 
 def report_view(report: EfficiencyReport, *, full: bool = False, folder: Path | None = None) -> RenderableType:
-    """A whole report. `folder` is its run folder, to name report.json and report.html."""
+    """Return a whole report. `folder` is its run folder, to name report.json and report.html."""
     sections = (section(report, full) for section in SECTIONS)
     parts = [_section(section) for section in sections if section is not None]
     return Group(_verdict_panel(report), *parts, *_next_steps(report), _places(report, folder))
 
 
 def section_view(section: Section) -> RenderableType:
-    """A section with its title and its note."""
+    """Return a section with its title and its note."""
     note = [RichText(plain(section.note), "dim")] if section.note else []
     return Group(RichText(section.title, "bold"), _section(section), *note)
 
@@ -78,7 +78,7 @@ def error_view(error: OmgoptimError) -> RenderableType:
 
 
 def runs_view(states: list[RunState]) -> RenderableType:
-    """The runs of a project, one line each."""
+    """Return the runs of a project, one line each."""
     if not states:
         return RichText("No runs yet. Start with: omgoptim profile MODEL")
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -98,7 +98,7 @@ def runs_view(states: list[RunState]) -> RenderableType:
 
 
 def state_view(state: RunState) -> RenderableType:
-    """A run that has no report: where it stands, or how it ended."""
+    """Return the state of a run without a report."""
     head = RichText.assemble((state.run_id, "bold"), "  ", (state.status, _STATUS_STYLE.get(state.status, "")))
     lines: list[RenderableType] = [head]
     if state.status in ("starting", "queued", "running"):
@@ -199,7 +199,7 @@ def _next_steps(report: EfficiencyReport) -> Sequence[RenderableType]:
         return ()
     lines: list[RenderableType] = [RichText("next", "bold")]
     for step in report.next_steps:
-        lines += [_to_copy("  ", (step.command, "cyan")), RichText(f"      {plain(step.why, 200)}", "dim")]
+        lines += [_to_copy("  ", (step.command, "cyan")), RichText(f"      {plain(step.why, 400)}", "dim")]
     return [*lines, ""]
 
 
@@ -217,5 +217,5 @@ def _places(report: EfficiencyReport, folder: Path | None) -> RenderableType:
 
 
 def _to_copy(*parts: str | tuple[str, str]) -> RichText:
-    """A line that stays one line, however long: what is copied out of the terminal must still run."""
+    """Return a line that is never wrapped, so that it can be copied from the terminal and run."""
     return RichText.assemble(*parts, no_wrap=True, overflow="ignore")

@@ -136,9 +136,10 @@ SkipReason = Literal[
     "forward_fails",
     "other",
 ]
-"""Kind of reason for leaving a layer unchanged: left out by `targets` or `ignore`; compressed before; of a kind that
-the technique does not take; not called, or not reached by inputs or gradients; not smaller or faster afterwards; in a
-group with another layer that stays; its channels are outputs of the model; the model does not run without its channels.
+"""Kind of reason for leaving a layer unchanged: left out by `targets`, `ignore`, an option or `requires_grad`;
+compressed before; of a kind that the technique does not take; not called, or not reached by inputs or gradients; not
+smaller or faster afterwards; tied to another layer, by a shared weight or shared channels; its channels are outputs of
+the model; the model does not run without its channels. `other` only in older reports.
 """
 
 

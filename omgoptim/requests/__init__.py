@@ -125,7 +125,7 @@ def _union_members(field: FieldInfo) -> list[type[Params]]:
 
 
 def _by_first_names(verb: str, request: type[Request], arguments: dict[str, Any]) -> dict[str, Any]:
-    for other, name in request.other_names.items():
+    for other, name in request.aliases.items():
         if other not in arguments:
             continue
         if name in arguments:
@@ -186,7 +186,7 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
     received = shown(problem["input"])
     match problem["type"]:
         case "missing":
-            others = [other for other, first in known[verb].other_names.items() if first == name]
+            others = [other for other, first in known[verb].aliases.items() if first == name]
             ways = " or ".join(f"{way}=…" for way in (name, *others))
             return RequestError(f"{verb} needs '{name}'", "it was not given", f"give {ways}")
         case "extra_forbidden":

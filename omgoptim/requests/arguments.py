@@ -66,6 +66,8 @@ class ProfileArguments(ModelArguments, total=False):
 
 
 class QuantizeArguments(ModelArguments, total=False):
+    on: str
+    workers: int
     runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]
     max_quality_drop: float
     prefer: Literal["balanced", "speed", "size"]
@@ -104,6 +106,8 @@ class QuantizeArguments(ModelArguments, total=False):
 
 
 class PruneArguments(RecoveryArguments, total=False):
+    on: str
+    workers: int
     schedule: str
     rounds: int
     sensitivity: bool
@@ -131,6 +135,8 @@ class PruneArguments(RecoveryArguments, total=False):
 
 
 class FactorizeArguments(RecoveryArguments, total=False):
+    on: str
+    workers: int
     sensitivity: bool
     runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
     max_quality_drop: float

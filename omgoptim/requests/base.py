@@ -116,7 +116,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    other_names: ClassVar[dict[str, str]] = {}
+    aliases: ClassVar[dict[str, str]] = {}
     """Aliases of arguments: `{"teacher": "model"}`."""
 
 

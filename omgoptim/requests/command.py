@@ -1,4 +1,4 @@
-"""A request as the shell command that repeats it."""
+"""Shell command that repeats a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Request of `distill`, and one params class per way to a student."""
+"""Request of `distill`, and one params class per kind of student."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class DistillRequest(ExecutionFields, TrainingRequest):
     For the largest savings. Needs training data; labels are optional. Runs code with the user's rights.
     """
 
-    other_names: ClassVar[dict[str, str]] = {"teacher": "model"}
+    aliases: ClassVar[dict[str, str]] = {"teacher": "model"}
 
     model: str = Field(min_length=1)
     """The teacher: file.py:callable, package.module:callable, an artifact folder, a run id, model.pt2, hf:FOLDER, timm:NAME or torchvision:NAME."""  # noqa: E501

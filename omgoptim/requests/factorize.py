@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from omgoptim.requests.base import RARE, Params, Runtime, Short, bare_name, before_over_after
-from omgoptim.requests.training import RecoveryRequest
+from omgoptim.requests.training import ExecutionFields, RecoveryRequest
 
 
 class Factorization(Params):
@@ -80,12 +80,14 @@ class Svd(Factorization):
 FactorMethod = Annotated[Whitened | Svd, Field(discriminator="method"), BeforeValidator(bare_name("method"))]
 
 
-class FactorizeRequest(RecoveryRequest):
+class FactorizeRequest(ExecutionFields, RecoveryRequest):
     """Low-rank factorization: replace large weights by two low-rank factors, fine-tune, measure the artifact.
 
     For models with large Linear layers or convolutions. Runs code with the user's rights.
     """
 
+    workers: Annotated[int, RARE] = Field(1, ge=1, le=1000)
+    """Parallel workers for the layers of a sensitivity analysis; everything else runs in sequence."""
     method: Annotated[FactorMethod, Short("whitened: needs data, smaller error; svd: needs none.")] = Whitened()
     """Factorization method: a name, or an object with its parameters."""
     sensitivity: bool = False

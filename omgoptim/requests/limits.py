@@ -64,7 +64,7 @@ def _refuse_text(name: str, text: str, texts: int, which: str = "") -> None:
     hidden = hidden_character(text)
     if hidden is not None:
         raise RequestError(
-            f"{where} holds a character that cannot be seen",
+            f"{where} contains an invisible character",
             f"{hidden} in {shown(text)}; names, paths and arguments are visible text on one line",
             "give it without that character; rename a file that has it",
         )

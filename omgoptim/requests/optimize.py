@@ -47,12 +47,12 @@ class OptimizeRequest(ExecutionFields, ModelRequest):
 
 
 class SearchRequest(ExecutionFields, TrainingRequest):
-    """Search for the architecture of best quality that meets a target; trains many networks."""
+    """Search for the architecture with the best quality that meets a target; trains many networks."""
 
     space: Annotated[
         str | None, Short("auto: vary the model; file.py:callable = space(trial). Default: model is that.")
     ] = None
-    """auto (the model's own stages are varied) or file.py:callable = space(trial) that returns a module, with the model as teacher; default: the model is such a callable."""  # noqa: E501
+    """Search space: auto (variants of the model's stages), or file.py:callable = space(trial) that returns a module, with the model as teacher; default: the model argument is such a callable."""  # noqa: E501
     target_latency_ms: float | None = Field(None, gt=0)
     """Target: latency of one call at batch 1 on this machine, in milliseconds."""
     target_speedup: float | None = Field(None, gt=0, le=1000)
@@ -72,9 +72,9 @@ class SearchRequest(ExecutionFields, TrainingRequest):
     control: Literal["none", "random"] = "none"
     """random: also run as many random trials with the same rejection and halving, and report both."""
     precision: Annotated[Literal["float32", "int8"], RARE] = "float32"
-    """Precision in which networks are measured and delivered; int8: static quantization of each."""
+    """Precision in which networks are measured and saved; int8: static quantization of each."""
     stages: Annotated[int, RARE] = Field(10, ge=1, le=12)
-    """Maximum number of parts that space auto divides the model into."""
+    """Maximum number of stages that space auto divides the model into."""
     max_quality_drop: float = Field(0.01, ge=0, le=1)
     """Quality guard: largest allowed drop of the metric, before minus after."""
     runtime: Runtime = "auto"

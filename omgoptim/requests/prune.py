@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
 from omgoptim.requests.base import RARE, Params, Runtime, Short, bare_name, before_over_after
-from omgoptim.requests.training import RecoveryRequest
+from omgoptim.requests.training import ExecutionFields, RecoveryRequest
 
 
 class Structured(Params):
@@ -187,13 +187,15 @@ Method = Annotated[
 SHAPES = ("one_shot", "linear", "cubic")
 
 
-class PruneRequest(RecoveryRequest):
+class PruneRequest(ExecutionFields, RecoveryRequest):
     """Prune a model, fine-tune it, and measure the saved artifact against the original.
 
     Structured pruning makes a model smaller and faster; unstructured sparsity makes the file smaller, but dense
     engines no faster. Runs code with the user's rights.
     """
 
+    workers: Annotated[int, RARE] = Field(1, ge=1, le=1000)
+    """Parallel workers for the layers of a sensitivity analysis; everything else runs in sequence."""
     method: Annotated[
         Method,
         Short(

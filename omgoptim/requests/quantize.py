@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from omgoptim.requests.base import RARE, AnyRuntime, ModelRequest, Params, Short, bare_name
-from omgoptim.requests.training import TrainingFields
+from omgoptim.requests.training import ExecutionFields, TrainingFields
 
 Effort = Literal["fast", "balanced", "best"]
 Prefer = Literal["balanced", "speed", "size"]
@@ -176,7 +176,7 @@ Scheme = Annotated[
 ]
 
 
-class QuantizeRequest(ModelRequest):
+class QuantizeRequest(ExecutionFields, ModelRequest):
     """Quantize a model: try schemes and engines, keep the best within the quality guard, measure the saved artifact.
 
     First choice to make a model smaller or faster. Runs code with the user's rights.
@@ -191,6 +191,8 @@ class QuantizeRequest(ModelRequest):
         ),
     ] = Auto()
     """Quantization scheme: a name, or an object with its parameters; auto tries several."""
+    workers: Annotated[int, RARE] = Field(1, ge=1, le=1000)
+    """Parallel workers that write the quantized programs of candidates; measurements run in sequence, on the driver."""
     runtime: AnyRuntime = "auto"
     """Engine that runs the artifact; auto tries each that is installed, except torch_compile and executorch."""
     max_quality_drop: Annotated[float, Short("Quality guard: largest allowed drop of the metric.")] = Field(
@@ -206,7 +208,7 @@ class QuantizeRequest(ModelRequest):
     guard_time_s: Annotated[float, RARE] = Field(600, gt=0, le=10_000_000)
     """Time limit, in seconds, of the mixed-precision search for layers to keep in float."""
     explain: Annotated[bool, Short("Sensitivity and time per layer.")] = False
-    """Report per-layer sensitivity, causes of quality loss, and time by kind of layer."""
+    """Report per-layer sensitivity, causes of quality loss, and time by layer type."""
     output: Annotated[str | None, Short("New folder for a copy of the artifact.")] = None
     """New folder for a copy of the artifact; must not exist yet."""
     plan: Annotated[bool, Short("Dry run.")] = False

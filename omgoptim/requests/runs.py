@@ -19,7 +19,7 @@ class RunsRequest(Request):
         Short("resume: continue a failed or cancelled run. pick: select another finalist."),
     ] = "list"
     """Action. resume: continue a failed or cancelled run from its last checkpoint; pick: replace the artifact by
-    another finalist of the run, nothing is computed again."""
+    another finalist of the run, without a new run."""
     run_id: Annotated[str | None, Short("")] = None
     """Run to act on."""
     name: Annotated[str | None, Short("")] = None
@@ -51,5 +51,9 @@ class DoctorRequest(Request):
     @model_validator(mode="after")
     def _clean_needs_target(self) -> Self:
         if self.clean and self.target is None:
-            raise RequestError("nothing to clean was named", "", f"give {argument('target', 'ssh://user@host')}")
+            raise RequestError(
+                "clean needs a target",
+                "it removes omgoptim's files on another machine",
+                f"give {argument('target', 'ssh://user@host')}",
+            )
         return self

@@ -77,7 +77,7 @@ class ExecutionFields(Request):
         refuse_ray_client(on, argument("on", on))
         if on not in ("local", "ray") and not is_head(on):
             raise RequestError(
-                f"'{on}' is not a place to run on",
+                f"'{on}' is not a valid place to run",
                 "it is local, ray, or the address of a Ray head",
                 f"give {argument('on', 'ray')} or {argument('on', 'http://head:8265')}",
             )

@@ -78,7 +78,7 @@ def _refuse_outside(program: Path, location: str) -> None:
 def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tuple[str, str]]:
     """Yield the external data entries of a message that ends at byte `end`; the file is at its beginning."""
     if depth > MAX_DEPTH:
-        raise MalformedProtobuf("its graphs are nested without end")
+        raise MalformedProtobuf("its graphs are nested too deep")
     inner = MESSAGES[message]
     while file.tell() < end:
         field, wire = divmod(_varint(file), 8)
@@ -90,7 +90,7 @@ def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tup
             length = _varint(file)
             after = file.tell() + length
             if after > end:
-                raise MalformedProtobuf("it is cut off")
+                raise MalformedProtobuf("it is truncated")
             kind = inner.get(field)
             if kind == "entry":
                 yield _entry(file, after)
@@ -100,7 +100,7 @@ def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tup
         else:
             raise MalformedProtobuf("it has a field that ONNX models do not have")
     if file.tell() != end:
-        raise MalformedProtobuf("it is cut off")
+        raise MalformedProtobuf("it is truncated")
 
 
 def _entry(file: BinaryIO, end: int) -> tuple[str, str]:
@@ -120,8 +120,8 @@ def _varint(file: BinaryIO) -> int:
     for shift in range(0, 70, 7):
         byte = file.read(1)
         if not byte:
-            raise MalformedProtobuf("it is cut off")
+            raise MalformedProtobuf("it is truncated")
         value |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             return value
-    raise MalformedProtobuf("it holds a number without end")
+    raise MalformedProtobuf("it has a number that does not end")

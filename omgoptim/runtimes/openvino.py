@@ -26,7 +26,7 @@ from omgoptim.runtimes.engine import (
 from omgoptim.runtimes.external_data import external_data
 from omgoptim.runtimes.signature import Signature
 
-NUMBERS = {
+COMPUTE_DTYPES = {
     **dict.fromkeys(("i8", "u8"), "int8"),
     "bf16": "bfloat16",
     "f16": "float16",
@@ -113,7 +113,7 @@ def computed_in(primitive: str, precision: str) -> str | None:
     A node's precision is that of its input: a convolution can read int8 and still be the float kernel
     `brgconv_avx512_f32`. So the kernel's name comes first.
     """
-    return NUMBERS.get(primitive.rpartition("_")[2].lower()) or NUMBERS.get(precision.lower())
+    return COMPUTE_DTYPES.get(primitive.rpartition("_")[2].lower()) or COMPUTE_DTYPES.get(precision.lower())
 
 
 ENGINE = Engine("openvino", "program", missing, open_session)

@@ -1,4 +1,4 @@
-"""MCP server: parse, submit, wait, return. No logic of its own, and nothing heavy: it must start in about a second.
+"""MCP server: parse, submit, wait, return. No logic and no heavy imports: it must start in about a second.
 
 `main` serves over stdio, `serve_http` over HTTP. Both protocol eras (2025-11-25 and 2026-07-28) are served.
 """

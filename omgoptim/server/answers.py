@@ -32,13 +32,13 @@ LISTED = 10
 
 
 def report_answer(report: EfficiencyReport, folder: RunFolder, detail: Detail) -> CallToolResult:
-    """A finished run, as `as_listed` returns it."""
+    """Return the answer for a finished run; its next steps are as the tool list has their arguments."""
     make = brief.full_report if detail == "full" else brief.brief_report
     return _result(make(report, folder.path), markdown.report_markdown(report, detail, folder.path))
 
 
 def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | None = None) -> CallToolResult:
-    """A run that is still going: where it stands, and the call that waits on.
+    """Return the answer for a run in progress: its stage, and the call that continues to wait.
 
     Args:
         state: of the run.
@@ -76,9 +76,9 @@ def cancelled_answer(state: RunState) -> CallToolResult:
     """Return the answer to a cancellation."""
     ended = {
         "cancelled": f"Run {state.run_id} is cancelled.",
-        "done": f"Run {state.run_id} had ended before; its report is there.",
+        "done": f"Run {state.run_id} had already ended; its report is available.",
     }
-    summary = ended.get(state.status, f"Run {state.run_id} had ended before: {state.status}.")
+    summary = ended.get(state.status, f"Run {state.run_id} had already ended: {state.status}.")
     content: Json = {
         "status": state.status,
         "summary": summary,
@@ -90,10 +90,10 @@ def cancelled_answer(state: RunState) -> CallToolResult:
 
 
 def runs_answer(states: Sequence[RunState], project: Path) -> CallToolResult:
-    """The newest runs of a project."""
+    """Return the answer with the newest runs of a project."""
     shown = states[:LISTED]
     going = sum(state.status not in ENDED for state in states)
-    summary = f"{len(states)} runs in {project}, {going} not ended." if states else f"No runs yet in {project}."
+    summary = f"{len(states)} runs in {project}, {going} still active." if states else f"No runs yet in {project}."
     content: Json = {
         "status": "ok",
         "summary": summary,
@@ -110,18 +110,18 @@ def doctor_answer(report: DoctorReport) -> CallToolResult:
 
 
 def error_answer(error: OmgoptimError, run_id: str | None = None) -> CallToolResult:
-    """A refusal or a failed run, as text and as structure; the model is meant to read it and do better."""
+    """Return an error or a failed run as a tool result, as text and as structured content."""
     content: Json = {"error": error.to_dict()} | ({"run_id": run_id} if run_id else {})
     return _result(content, markdown.error_markdown(error), is_error=True)
 
 
 def as_listed(report: EfficiencyReport) -> EfficiencyReport:
-    """A report whose next steps have their arguments as the list of tools has them."""
+    """Return a report whose next steps have rare arguments in `options`, as the tool list has them."""
     return report.model_copy(update={"next_steps": [_as_listed(step) for step in report.next_steps]})
 
 
 def _as_listed(step: NextStep) -> NextStep:
-    """A next step as the list of tools has its arguments: what is rarely needed in `options`."""
+    """Return a next step with its rare arguments in `options`."""
     rare = {name: value for name, value in step.arguments.items() if name in options_of(step.tool)}
     if not rare:
         return step
@@ -138,7 +138,7 @@ def _listed(state: RunState) -> Json:
 
 
 def _result(content: Json, text: str, is_error: bool = False) -> CallToolResult:
-    """The one door of every answer: whatever was put together above, no hidden character leaves."""
+    """Return an answer as a tool result, all texts stripped of hidden characters."""
     return CallToolResult(
         content=[TextContent(type="text", text=clean_block(text, markdown.MAX_FULL))],
         structured_content=clean_json(content, MULTILINE),

@@ -74,7 +74,7 @@ async def get_prompt(_context: Context, params: GetPromptRequestParams) -> GetPr
 
 
 async def list_resources(_context: Context, _params: PaginatedRequestParams | None) -> ListResourcesResult:
-    """The newest reports of the project, if there is one."""
+    """Return the newest reports of the project, if there is one."""
     try:
         states = await run_sync(_runs)
     except OmgoptimError:  # no project is known: there is nothing to list
@@ -144,14 +144,14 @@ class Command:
     body: str
 
     def text(self, arguments: str) -> str:
-        """The command as it is sent, its arguments put in."""
+        """Return the command as it is sent, its arguments put in."""
         if "$ARGUMENTS" in self.body:
             return self.body.replace("$ARGUMENTS", arguments)
         return f"{self.body}\n\nARGUMENTS: {arguments}" if arguments else self.body
 
 
 def commands() -> list[Command]:
-    """Every command, by name. In an installed package they lie in it, in a checkout beside it."""
+    """Return every command, by name. In an installed package they lie in it, in a checkout beside it."""
     inside, beside = _PACKAGE / "_commands", _PACKAGE.parent / "commands"
     folder = inside if inside.is_dir() else beside
     return [_read(path) for path in sorted(folder.glob("*.md"))]

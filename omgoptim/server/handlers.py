@@ -1,4 +1,4 @@
-"""Handling of a tool call: parse, submit, wait, answer."""
+"""Tool calls: parse, submit, wait, answer."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from omgoptim.render import runs
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests.limits import shown
 from omgoptim.server import answers, app, documents
-from omgoptim.server.granted import refuse_shell_only, refuse_to_resume, within_reach
+from omgoptim.server.permissions import refuse_shell_only, refuse_to_resume, resolve_call
 from omgoptim.server.tools import INSTRUCTIONS, SHELL_ONLY, options_of, tools
-from omgoptim.server.waiting import cap_words, longest_wait, wait_for, wait_seconds
+from omgoptim.server.waiting import cap_warning, longest_wait, wait_for, wait_seconds
 from omgoptim.text import clean
 
 Context = ServerRequestContext[Any, Any]
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def build_server() -> Server[Any]:
-    """The server with its tools, prompts and resources."""
+    """Return the server with its tools, prompts and resources."""
     server: Server[Any] = Server(
         "omgoptim",
         version=__version__,
@@ -59,7 +59,7 @@ async def _list_tools(context: Context, _params: PaginatedRequestParams | None) 
 
 
 async def _call_tool(context: Context, params: CallToolRequestParams) -> CallToolResult:
-    """Answer a call. Whatever goes wrong is an answer that says what to do; the server lives on."""
+    """Answer a call. Any failure becomes an answer that says what to do; the server goes on."""
     try:
         return await _answer(context, params.name, dict(params.arguments or {}))
     except OmgoptimError as error:
@@ -91,8 +91,8 @@ async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> Cal
     request = requests.parse(name, arguments)
     progress = "progress_token" in (context.meta or {})
     wait_s, detail = wait_seconds(own.get("wait_s"), progress), _detail(own.get("detail"))
-    cap = cap_words(own.get("wait_s"), progress)
-    project, request = await run_sync(within_reach, request)
+    cap = cap_warning(own.get("wait_s"), progress)
+    project, request = await run_sync(resolve_call, request)
     if isinstance(request, requests.DoctorRequest):
         found = request.model_copy(update={"project": str(project)})
         return answers.doctor_answer(await run_sync(doctor, found))
@@ -132,7 +132,7 @@ async def _runs(
 async def _wait_and_answer(
     context: Context, folder: RunFolder, wait_s: float, detail: answers.Detail, cap: str | None
 ) -> CallToolResult:
-    """The report of a run if it ends in time, its error if it failed, else where it stands."""
+    """Wait for a run; return its report, its error, or its state if it has not ended in time."""
     state = await wait_for(folder, wait_s, context.session.report_progress)
     if state.status not in ENDED:
         project = folder.path.parents[2]
@@ -153,14 +153,16 @@ async def _reported(
 
 
 def _spread_options(arguments: dict[str, Any]) -> None:
-    """Put what stands in `options` beside the other arguments, where `requests.parse` expects it."""
+    """Merge `options` into the arguments, where `requests.parse` expects them."""
     options = arguments.pop("options", None) or {}
     if not isinstance(options, dict):
         fix = "give an object of arguments, or leave it out"
         raise RequestError(f"{shown(options)} is not a value of options", "it is not an object", fix)
     twice = [key for key in options if key in arguments]
     if twice:
-        raise RequestError(f"'{clean(twice[0], 80)}' is given twice", "beside options and in it", "give it once")
+        raise RequestError(
+            f"'{clean(twice[0], 80)}' is given twice", "both as an argument and in options", "give it once"
+        )
     arguments.update(options)
 
 
@@ -174,7 +176,7 @@ def _refuse_unknown(name: str, arguments: dict[str, Any]) -> None:
 
 @cache
 def _known_arguments(name: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The arguments that the list of tools has for one, and those of its techniques; they never change."""
+    """Return the arguments that the list of tools has for one, and those of its techniques; they never change."""
     tool = next(tool for tool in tools() if tool.name == name)
     kinds = requests.techniques((requests.VERBS | requests.QUERIES)[name]).values()
     of_techniques = frozenset(field for params in kinds for field in params.model_fields)

@@ -24,7 +24,7 @@ _SCOPE = "use"
 
 
 class OneToken:
-    """Accepts the one token that whoever started the server knows."""
+    """Verifier that accepts only the server's bearer token."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
@@ -37,7 +37,7 @@ class OneToken:
 
 
 def serve(server: Server[Any], port: int) -> None:
-    """Serve until interrupted. A port of 0 takes a free one. Where and with which token is said on standard error.
+    """Serve until interrupted. With port 0, any free port is used. Address and token are printed on standard error.
 
     Raises:
         SetupError: the port is taken.

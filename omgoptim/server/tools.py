@@ -176,13 +176,13 @@ def _technique_properties(key: str, request: type[Request]) -> dict[str, Json]:
 
 
 def _resolved(schema: Json, definitions: dict[str, Json]) -> Json:
-    """A property with the one definition it may refer to put in its place."""
+    """Return a property with its definition inlined."""
     name = schema.get("$ref", "").rpartition("/")[2]
     return {**definitions[name], **{k: v for k, v in schema.items() if k != "$ref"}} if name in definitions else schema
 
 
 def _small(schema: Json) -> Json:
-    """A property without what says nothing to a model."""
+    """Return a property without entries that a model does not need."""
     options = [option for option in schema.get("anyOf", []) if option.get("type") != "null"]
     if len(options) == 1:
         schema = options[0] | {name: value for name, value in schema.items() if name != "anyOf"}
@@ -215,7 +215,7 @@ wait_s: seconds to wait for the result. detail: full for the whole report. optio
 
 
 def tools() -> list[Tool]:
-    """The tools, in a fixed order."""
+    """Return the tools, in a fixed order."""
     described: set[str] = set()
     return [_tool(name, described) for name in (*VERBS, *QUERIES)]
 

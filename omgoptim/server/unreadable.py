@@ -28,7 +28,7 @@ _MOST_OF_AN_ID = 200
 
 
 class AnsweredStream:
-    """The messages of a client that can be read; whoever sent another one is answered."""
+    """Stream of the readable messages of a client; unreadable ones are answered with an error."""
 
     def __init__(self, incoming: Any, outgoing: Any) -> None:
         self._incoming, self._outgoing = incoming, outgoing
@@ -73,7 +73,7 @@ class AnsweredStream:
 
 
 def answer_to(error: Exception) -> JSONRPCResponse | JSONRPCError:
-    """The answer to a line that was not read, for the reason that the SDK gives."""
+    """Return the answer to a line that was not read, for the reason that the SDK gives."""
     problem = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
     line = problem["input"] if problem is not None and isinstance(problem["input"], str) else ""
     reason = clean(problem["msg"] if problem is not None else str(error), 200)
@@ -93,7 +93,7 @@ def answer_to(error: Exception) -> JSONRPCResponse | JSONRPCError:
 
 
 def _head(line: str) -> Iterator[tuple[str, Any]]:
-    """The id and the method of a message, read without its arguments."""
+    """Yield the id and the method of a message, read without its arguments."""
     depth, key, before = 0, "", ""
     for match in _TOKENS.finditer(line):
         token = match[0]

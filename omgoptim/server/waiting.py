@@ -1,4 +1,4 @@
-"""Waiting for a run inside a call: bounded, with progress notifications, and without any hold on the run."""
+"""Wait for a run inside a call: bounded, with progress notifications, independent of the run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def wait_seconds(given: Any, progress: bool = False) -> float:
     return min(float(given), longest_wait(progress))
 
 
-def cap_words(given: Any, progress: bool = False) -> str | None:
+def cap_warning(given: Any, progress: bool = False) -> str | None:
     """Return the warning that a wait was capped; None if it was not."""
     cap = longest_wait(progress)
     if given is None or not float(given) > cap:
@@ -71,7 +71,7 @@ def cap_words(given: Any, progress: bool = False) -> str | None:
 
 
 async def wait_for(folder: RunFolder, seconds: float, report: Report) -> RunState:
-    """The state of a run when it has ended, or after `seconds`. Cancelling the call leaves the run alone."""
+    """Return the state of a run when it has ended, or after `seconds`. Cancelling the call leaves the run alone."""
     deadline = time.monotonic() + seconds
     reported: tuple[object, ...] | None = None
     reported_at = 0.0

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.samples import forward_args, repeat_to_size
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.registry import ModuleRun
+from omgoptim.techniques.registry import ModuleRun, Refusal
 
 SAMPLES = 2
 """Samples of a probe's batch: with one, batch dimensions and fixed sizes of 1 could not be distinguished."""
@@ -29,8 +30,15 @@ TOLERANCE, COARSE = 3e-4, 2e-2
 CPU; in half precision, and on GPUs, which may round the factors of float32 products.
 """
 
-NOT_RUN = "it did not run for the samples that were tried: the forward does not call it, or only for some inputs"
+NOT_RUN = Refusal(
+    "it did not run for the samples that were tried: the forward does not call it, or only for some inputs", "not_run"
+)
 """Reason for skipping a layer that a trace did not meet."""
+
+EXCLUDED = Refusal("left as it is by targets or ignore", "excluded")
+
+WHOLE_MODEL = Refusal("the model itself is this one layer", "unsupported")
+"""Reason for not replacing a layer that no module holds."""
 
 NOT_THE_USERS = ("torch", "omgoptim", "torch_pruning")
 """Packages whose frames are left out of an error's location."""
@@ -72,6 +80,50 @@ class Probe:
             except Exception as error:  # whatever a user's forward raises once widths have changed
                 raise DoesNotRun(error_location(error)) from error
         return [leaf for result in results for leaf in flatten(result) if isinstance(leaf, Tensor)]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Calls of a layer in one forward."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    """Input shape of each call, at the traced batch size."""
+    sources: tuple[int, ...]
+    """Identity of each call's input: equal for layers with the same input tensor."""
+    samples: int
+    """Traced batch size."""
+
+
+def uses_of(
+    module: nn.Module, layers: Mapping[str, nn.Module], run: ModuleRun, samples: int = SAMPLES
+) -> dict[str, Use]:
+    """Return the calls of layers in one forward of a few samples by path, in order of execution.
+
+    Args:
+        module: holds the layers; run in eval mode.
+        layers: called with one tensor.
+        run: how the module is called, and its batches.
+        samples: how many.
+    """
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    sources: dict[str, list[int]] = {}
+    seen: list[Tensor] = []  # kept, so that no two inputs get the same address
+
+    def watch(path: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            values = inputs[0] if inputs else kwargs["input"]
+            same = next((n for n, one in enumerate(seen) if one is values), len(seen))
+            seen.append(values)
+            shapes.setdefault(path, []).append(tuple(values.shape))
+            sources.setdefault(path, []).append(same)
+
+        return hook
+
+    args, kwargs = forward_args(run.signature, repeat_to_size(run.statistics, samples), run.device)
+    handles = [layer.register_forward_pre_hook(watch(path), with_kwargs=True) for path, layer in layers.items()]
+    with attached(handles), evaluation_mode(module), quiet():
+        module(*args, **kwargs)
+    return {path: Use(tuple(some), tuple(sources[path]), samples) for path, some in shapes.items()}
 
 
 @contextlib.contextmanager
@@ -123,14 +175,33 @@ def owned_parameters(module: nn.Module) -> dict[int, list[tuple[int, str]]]:
     return owners
 
 
-def frozen_or_shared(layer: nn.Module, owners: Mapping[int, Sequence[tuple[int, str]]]) -> str:
-    """Return which parameter of a layer is frozen or shared with another layer; empty if none is."""
+def frozen_or_shared(layer: nn.Module, owners: Mapping[int, Sequence[tuple[int, str]]]) -> Refusal | None:
+    """Return which parameter of a layer is frozen or shared with another layer; None if none is."""
     for name, tensor in layer._parameters.items():
         if tensor is not None and not tensor.requires_grad:
-            return f"{name} is frozen (requires_grad is False)"
-        if len({owner for owner, _ in owners.get(id(tensor), [])}) > 1:
-            return f"{name} is shared with another layer"
-    return ""
+            return Refusal(f"{name} is frozen (requires_grad is False)", "excluded")
+        if is_shared(tensor, owners):
+            return Refusal(f"{name} is shared with another layer", "tied")
+    return None
+
+
+def is_shared(tensor: Tensor | None, owners: Mapping[int, Sequence[tuple[int, str]]]) -> bool:
+    """Return whether several layers own a parameter; `owners` as `owned_parameters` gives them."""
+    return len({owner for owner, _ in owners.get(id(tensor), [])}) > 1
+
+
+def why_not_replaceable(layer: nn.Linear | _ConvNd) -> Refusal | None:
+    """Return why another layer in this one's place would not do what it does; None if it would."""
+    if layer._parameters.get("weight") is None:
+        return Refusal("its weight is computed from other parameters (a parametrization, say)", "unsupported")
+    plain = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, _ConvNd) if isinstance(layer, kind))
+    for name in ("forward", "_conv_forward"):
+        if name in vars(layer) or getattr(type(layer), name, None) is not getattr(plain, name, None):
+            return Refusal(f"{type(layer).__name__} has a forward of its own", "unsupported")
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        reason = "hooks are attached to it, which another layer in its place would not have"
+        return Refusal(reason, "unsupported")
+    return None
 
 
 def tolerance_of(outputs: list[Tensor]) -> float:

@@ -20,6 +20,7 @@ import numpy as np
 from omgoptim import techniques
 from omgoptim.models.samples import Samples, forward_args
 from omgoptim.reports import Change, Skip
+from omgoptim.reports.measured import SkipReason
 from omgoptim.requests import Params
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
@@ -36,6 +37,18 @@ class Outcome:
     skipped: list[Skip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Sentences for the summary of a report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Reason for leaving a layer unchanged."""
+
+    reason: str
+    kind: SkipReason
+
+    def skip(self, path: str) -> Skip:
+        """Return the skip of a layer for this reason."""
+        return Skip(path=path, reason=self.reason, kind=self.kind)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ class Batches:
                 first, count, samples = first or batch, count + 1, samples + batch.size
                 if count > MOST_BATCHES:
                     raise DataError(
-                        "the train data does not end",
+                        "the training data does not end",
                         f"it gave more than {MOST_BATCHES:,} batches, and an epoch is one pass over it",
                         "let load('train') end after each sample once: itertools.islice(batches, count)",
                     )

@@ -26,7 +26,7 @@ from omgoptim.training._distillation.distances import (
     squared_distance,
 )
 from omgoptim.training.class_scores import ClassScores, is_distribution
-from omgoptim.training.losses import described_tensors, main_output, tensor_outputs
+from omgoptim.training.losses import OVER_SCALES, described_tensors, main_output, over_scales, tensor_outputs
 
 Kind = Literal["auto", "classes", "values"]
 Form = Literal["auto", "hinton", "mse", "dkd", "dist"]
@@ -42,11 +42,11 @@ class DistillationLoss(nn.Module):
     dkd     T^2 x (KL of label against others, plus 8 x KL among the others). Needs labels.
     dist    T^2 x (1 - Pearson's correlation of p and q over classes, plus the same over the rows of the batch).
     Of anything else (embeddings, hidden states, regression), `auto`: squared error over the teacher's variance, plus
-    1 - cosine of the rows along the last dimension where it has more than one entry; `mse`: the first of the two.
+    1 - cosine of the rows along the last dimension where it has more than one entry; `mse`: the first of the two. Where
+    entries are of far different scales (boxes in pixels beside scores), each is in units of its own spread.
     The mixture is alpha x loss on the targets + (1 - alpha) x distance.
     All this is of the main output: the one that the targets belong to, else the first. Each other floating output adds
-    its own distance, whatever alpha is, since no target speaks of it: KL divergence of class scores at T, squared error
-    over the teacher's variance of anything else.
+    its own distance, whatever alpha is: KL divergence of class scores at T, else squared error over the variance.
 
     Args:
         temperature: what scores are divided by before the softmax; above 1 softens them.
@@ -84,19 +84,20 @@ class DistillationLoss(nn.Module):
     @property
     def indices(self) -> frozenset[int]:
         """Positions of the learned outputs; known once the loss is resolved."""
-        return frozenset(learned.index for learned in (self._main, *self._others) if learned is not None)
+        return frozenset(learned.spec.index for learned in (self._main, *self._others) if learned is not None)
 
     @property
     def others_name(self) -> str:
         """Description of the losses on the other outputs; empty without any."""
-        names = ", ".join(learned.name for learned in self._others)
+        names = ", ".join(learned.spec.name for learned in self._others)
         return f"distance to the teacher's {names}" if names else ""
 
     @property
     def name(self) -> str:
         """Description of the loss on the main output, for the report."""
         if self.kind == "values":
-            return f"{'squared error against' if self.form == 'mse' else 'distance to'} the teacher's outputs"
+            scaled = OVER_SCALES if self._main is not None and self._main.spec.scales else ""
+            return f"{'squared error against' if self.form == 'mse' else 'distance to'} the teacher's outputs{scaled}"
         if self.form == "mse":
             return "squared error against the teacher's logits"
         distance = {"dkd": "decoupled KL divergence to", "dist": "DIST (correlation) distance to"}
@@ -132,9 +133,9 @@ class DistillationLoss(nn.Module):
         scores = (
             None if self.kind == "values" else _class_scores(leaves[main.index], targets, self.kind, self.form, main)
         )
-        made._main = _LearnedOutput(main.index, main.name, scores, None)
+        made._main = _LearnedOutput(main, scores, None)
         made._others = tuple(
-            _LearnedOutput(spec.index, spec.name, ClassScores.of_spec(spec, leaves[spec.index]), spec.spread)
+            _LearnedOutput(spec, ClassScores.of_spec(spec, leaves[spec.index]), spec.spread)
             for spec in learnable
             if spec is not main
         )
@@ -215,7 +216,7 @@ class DistillationLoss(nn.Module):
         scores = self._main.scores
         if scores is None:
             keep = _counting(goal.shape[:-1], targets, real)
-            return relative_distance(output.float(), goal.float(), keep, cosine=self.form != "mse")
+            return self._main.distance(output, goal, keep, cosine=self.form != "mse")
         rows, goals = scores.rows(output), scores.rows(goal)
         labels = _labels(goal, scores, targets).reshape(-1) if self.form == "dkd" else None
         keep = _counting(torch.Size([len(rows)]), targets, real)
@@ -239,20 +240,20 @@ class DistillationLoss(nn.Module):
                 distance = softened_divergence(rows, goals, self.temperature)
             else:
                 keep = _counting(goal.shape[:-1], None, real)
-                distance = relative_distance(output.float(), goal.float(), keep, cosine=False, spread=learned.spread)
+                distance = learned.distance(output, goal, keep, cosine=False)
             total = total.to(distance.device) + distance
         return total
 
     def _pair(self, learned: _LearnedOutput, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
         """Return an output of both, the teacher's without a gradient."""
-        output, goal = (tensor_outputs(each, self._count)[learned.index] for each in (student, teacher))
+        output, goal = (tensor_outputs(each, self._count)[learned.spec.index] for each in (student, teacher))
         same_shape(output, goal)
         return output, goal.detach()
 
     def _hard(self, student: Any, targets: Any) -> Tensor:
         if self._main is None:
             raise ValueError("this loss is not resolved")
-        output = tensor_outputs(student, self._count)[self._main.index]
+        output = tensor_outputs(student, self._count)[self._main.spec.index]
         if targets.is_floating_point():
             return F.mse_loss(output.reshape(targets.shape).float(), targets)
         scores = ClassScores.of(output, targets)
@@ -265,11 +266,16 @@ class DistillationLoss(nn.Module):
 class _LearnedOutput:
     """An output that the student learns."""
 
-    index: int
-    name: str
+    spec: OutputSpec
     scores: ClassScores | None
     spread: float | None
     """Spread of the teacher's values over many samples; None: that of each batch."""
+
+    def distance(self, student: Tensor, teacher: Tensor, keep: Tensor | None, cosine: bool) -> Tensor:
+        """Return the relative distance, each entry over its own spread where scales differ by far."""
+        scales = self.spec.scales
+        student, teacher = over_scales(student.float(), scales), over_scales(teacher.float(), scales)
+        return relative_distance(student, teacher, keep, cosine, 1.0 if scales else self.spread)
 
 
 def other_outputs(student: int, teacher: int) -> DataError:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.builtin_metrics import detect_outputs
 from omgoptim.measure.metrics import RequestedFunction
+from omgoptim.models.entry_scales import EntryScales
 from omgoptim.models.labels import IGNORED, LabelForm, plain_labels
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.security.user_code import call_user, load_callable
@@ -24,6 +25,9 @@ from omgoptim.training.class_scores import ClassScores
 OWN_LOSS_FIX = (
     f"give a loss of your own, {argument('loss', 'file.py:callable')}: loss(outputs, targets) -> a scalar tensor"
 )
+
+OVER_SCALES = ", each entry in units of its own spread"
+"""Description of a loss on an output whose entries are of far different scales."""
 
 
 def _accept(_target: Any) -> None:
@@ -64,6 +68,14 @@ def tensor_outputs(outputs: Any, count: int | None = None) -> list[Tensor]:
         rest = {key: value for key, value in outputs.items() if key != "loss"}
         return [leaf for leaf in flatten(rest) if isinstance(leaf, Tensor)]
     return leaves
+
+
+def over_scales(values: Tensor, scales: EntryScales | None) -> Tensor:
+    """Return values in units of the spread of their entries; as they are without scales."""
+    if scales is None or values.ndim <= scales.axis or values.shape[scales.axis] != len(scales.values):
+        return values
+    along = [-1 if axis == scales.axis else 1 for axis in range(values.ndim)]
+    return values / torch.tensor(scales.values, device=values.device, dtype=values.dtype).view(along)
 
 
 def described_tensors(leaves: Sequence[Tensor], target: Any = None) -> ModelOutputs:
@@ -145,6 +157,8 @@ class _Place:
     """Name of the output, where there are several."""
     form: LabelForm = "index"
     """Form of the data's labels."""
+    scales: EntryScales | None = None
+    """Spreads of its entries, where they are of far different scales."""
 
     def of(self, outputs: Any) -> Tensor:
         return tensor_outputs(outputs, self.count)[self.index]
@@ -168,7 +182,7 @@ def _labelled(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -
         outputs = described_tensors(tensor_outputs(outputs_example, count), target)
     spec = outputs.require_target(OWN_LOSS_FIX)
     name = f" of output '{spec.name}'" if len(outputs.specs) > 1 else ""
-    return _Place(spec.index, count, name, outputs.label_form)
+    return _Place(spec.index, count, name, outputs.label_form, spec.scales)
 
 
 def _inferred(output: Tensor, target: Any, place: _Place) -> Loss:
@@ -176,8 +190,8 @@ def _inferred(output: Tensor, target: Any, place: _Place) -> Loss:
     if target.is_floating_point():
         _same_count(output, target)
         return Loss(
-            f"mean squared error{place.name}",
-            lambda outputs, values: _squared_error(place.of(outputs), plain_labels(values, place.form)),
+            f"mean squared error{place.name}{OVER_SCALES if place.scales else ''}",
+            lambda outputs, values: _squared_error(place.of(outputs), plain_labels(values, place.form), place.scales),
         )
     scores = ClassScores.of(output, target)
     if scores is None:
@@ -191,9 +205,12 @@ def _inferred(output: Tensor, target: Any, place: _Place) -> Loss:
     )
 
 
-def _squared_error(output: Tensor, target: Tensor) -> Tensor:
+def _squared_error(output: Tensor, target: Tensor, scales: EntryScales | None = None) -> Tensor:
     _same_count(output, target)  # never broadcast: (N, 1) against (N) would compare every pair
-    return F.mse_loss(output.reshape(target.shape).float(), target)
+    if scales is None:
+        return F.mse_loss(output.reshape(target.shape).float(), target)
+    values = over_scales(output.float(), scales)
+    return F.mse_loss(values, over_scales(target.reshape(output.shape).to(values.dtype), scales))
 
 
 def _same_count(output: Tensor, target: Tensor) -> None:

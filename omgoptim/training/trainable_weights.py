@@ -22,7 +22,6 @@ from torch.nn.modules.conv import _ConvNd
 
 from omgoptim.blocks.lora import LoRAConv, LoRALinear
 from omgoptim.errors import RequestError, TechniqueError, argument
-from omgoptim.reports import Skip
 
 Kind = Literal["full", "lora", "none"]
 
@@ -88,8 +87,8 @@ class Adaptable:
 
     layers: dict[str, nn.Linear | _ConvNd]
     """Layers by path."""
-    skipped: list[Skip] = field(default_factory=list)
-    """Other layers with a weight, and why they get no adapter."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Path of every other layer with a weight, and why it gets no adapter."""
 
 
 @contextmanager
@@ -154,7 +153,7 @@ def adaptable(module: nn.Module) -> Adaptable:
         if reason is None:
             found.layers[path] = layer
         else:
-            found.skipped.append(Skip(path=path, reason=reason))
+            found.skipped[path] = reason
     return found
 
 
@@ -180,7 +179,7 @@ def _adapt(module: nn.Module, rank: int, alpha: float, masks: ZeroMasks | None, 
             "the model is a single layer, which cannot be replaced inside it", "", f"use {argument('recover', 'full')}"
         )
     if not found.layers:
-        reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in found.skipped[:4])
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(found.skipped.items())[:4])
         raise TechniqueError(
             "no layer of the model can have an adapter",
             reasons or "it has no Linear or convolution inside",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+from pathlib import Path
 
 import pytest
 
+import omgoptim
 from omgoptim.requests import VERBS, Params, distill, quantize, techniques
 from omgoptim.runtimes import ENGINES
 from omgoptim.techniques import registry
@@ -63,3 +66,14 @@ def test_a_second_technique_for_the_same_params_is_refused() -> None:
     params, entry = next(iter(REGISTERED.items()))
     with pytest.raises(ValueError, match=f"{params.__name__} has a technique already"):
         registry.technique(params, runtimes=("onnxruntime",), needs_data=False, source="a test")(entry.apply)
+
+
+def test_every_skip_gives_the_kind_of_its_reason() -> None:
+    calls = [
+        (path, node)
+        for path in Path(omgoptim.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Skip"
+    ]
+    assert calls
+    assert [(path.name, n.lineno) for path, n in calls if "kind" not in {word.arg for word in n.keywords}] == []

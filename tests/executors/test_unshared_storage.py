@@ -163,3 +163,22 @@ def test_the_compared_steps_of_optimize_are_made_there_and_measured_here(project
     said = (project / ".omgoptim" / "runs" / report.run_id / "events.jsonl").read_text()
     assert "2 of 2 steps trained by 2 workers" in said
     assert {"prune", "distill"} <= {step.verb for step in report.steps if step.run_id}
+
+
+def test_the_programs_of_candidates_are_written_there_and_timed_here(project: Path, elsewhere: None) -> None:
+    alone = omgoptim.quantize("net.py:net", **QUICK)
+    away = omgoptim.quantize("net.py:net", on="ray", workers=2, **QUICK)
+    said = (project / ".omgoptim" / "runs" / away.run_id / "events.jsonl").read_text()
+    assert "quantized programs on 2 workers" in said
+    sizes = [{one.name: one.size_bytes for one in report.candidates} for report in (alone, away)]
+    assert sizes[0] == sizes[1]
+    assert not [one for one in away.candidates if one.status == "failed"]
+
+
+def test_the_layers_of_a_sensitivity_analysis_are_measured_there(project: Path, elsewhere: None) -> None:
+    asked = QUICK | {"method": "magnitude", "sensitivity": True, "epochs": 0}
+    parent = omgoptim.prune("net.py:net", method="magnitude", sparsity=0.2, epochs=0, **QUICK)
+    alone = omgoptim.prune(parent.run_id, **asked)
+    away = omgoptim.prune(parent.run_id, on="ray", workers=2, **asked)
+    assert alone.sensitivity
+    assert away.sensitivity == alone.sensitivity

@@ -126,9 +126,9 @@ def test_the_ticket_of_a_process_that_is_gone_keeps_nobody_waiting() -> None:
 def test_a_wait_names_who_measures_and_how_many_are_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omgoptim.jobs.device_queue.time.time", lambda: 112.0)
     holder = Ticket("prune-1", os.getpid(), 1.0, 100.0)
-    assert Wait(holder, 0).text("cpu") == "waiting for cpu: run prune-1 measures since 12 s"
-    assert Wait(holder, 2).text("cpu") == "waiting for cpu: run prune-1 measures since 12 s, 2 more are ahead"
-    assert Wait(None, 1).text("cuda") == "waiting for cuda: between two turns, 1 more is ahead"
+    assert Wait(holder, 0).text("cpu") == "waiting for cpu: run prune-1 has been measuring for 12 s"
+    assert Wait(holder, 2).text("cpu") == "waiting for cpu: run prune-1 has been measuring for 12 s, 2 more are ahead"
+    assert Wait(None, 1).text("cuda") == "waiting for cuda: the next run is about to measure, 1 more is ahead"
 
 
 def test_the_queue_of_a_machine_does_not_depend_on_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def test_a_run_is_found_by_its_id_its_beginning_or_its_end(project: Path) -> Non
     assert find_run(project, "profile-20260101-1200-bbcd").id == "profile-20260101-1200-bbcd"
     assert find_run(project, "quant").id == "quantize-20260101-1200-abcd"
     assert find_run(project, "abcd").id == "quantize-20260101-1200-abcd"
-    with pytest.raises(RunError, match="means 2 runs"):
+    with pytest.raises(RunError, match="matches 2 runs"):
         find_run(project, "profile")
 
 

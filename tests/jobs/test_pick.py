@@ -56,7 +56,7 @@ def test_the_picked_one_takes_the_place_of_the_artifact_and_back_again(run: RunF
 
 
 def test_what_is_not_kept_is_refused_with_what_is_and_nothing_moves(run: RunFolder) -> None:
-    with pytest.raises(RunError, match="keeps no 'exat'") as caught:
+    with pytest.raises(RunError, match="has no finalist 'exat'") as caught:
         pick(run, "exat")
     assert "exact" in caught.value.why
     (run.alternatives / "exact" / "model.onnx").unlink()
@@ -64,7 +64,7 @@ def test_what_is_not_kept_is_refused_with_what_is_and_nothing_moves(run: RunFold
     with pytest.raises(RunError, match="the artifact of 'exact' is gone"):
         pick(run, "exact")
     (run.alternatives / "exact.json").write_text("{")
-    with pytest.raises(RunError, match="the report of 'exact' is gone or damaged"):
+    with pytest.raises(RunError, match="the report of 'exact' is missing or damaged"):
         pick(run, "exact")
     assert (run.artifact / "model.onnx").read_text() == "small"
     assert load_report(run).delivered == "small"

@@ -42,7 +42,7 @@ def test_the_plugins_own_folder_is_no_project(tmp_path: Path, monkeypatch: pytes
     (tmp_path / inside).mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path / inside)
     monkeypatch.setenv("CLAUDE_PLUGIN_ROOT", str(tmp_path))
-    with pytest.raises(RequestError, match="not known which project") as caught:
+    with pytest.raises(RequestError, match="the project is unknown") as caught:
         find_project(None)
     assert "give project=" in caught.value.fix
     assert find_project(str(tmp_path)) == tmp_path.resolve()
@@ -50,7 +50,7 @@ def test_the_plugins_own_folder_is_no_project(tmp_path: Path, monkeypatch: pytes
 
 def test_the_root_of_the_file_system_is_no_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
-    with pytest.raises(RequestError, match="not known which project"):
+    with pytest.raises(RequestError, match="the project is unknown"):
         find_project(None)
 
 

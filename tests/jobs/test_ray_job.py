@@ -31,7 +31,7 @@ import omgoptim
 from omgoptim.errors import ModelError, RequestError, RunError
 from omgoptim.models.security.file_integrity import is_sealed
 from omgoptim.operations.ray_job import RESULT, result_lines
-from omgoptim.server.granted import within_reach
+from omgoptim.server.permissions import resolve_call
 
 pytest.importorskip("ray")
 
@@ -216,9 +216,9 @@ def test_an_agent_sends_the_project_only_to_the_head_that_the_user_named(
     monkeypatch.setenv("OMGOPTIM_PROJECT", str(here))
     asked = parse("optimize", {"model": "net.py:net", "on": "http://head:8265"})
     with pytest.raises(RequestError, match="the project is not sent to http://head:8265"):
-        within_reach(asked)
+        resolve_call(asked)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265/")
-    assert within_reach(asked)[1] == asked
+    assert resolve_call(asked)[1] == asked
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from omgoptim.jobs.progress import GRID, RemainingTime, interpolate, learn_shares, read_shares, shares_file
+from omgoptim.jobs.progress import GRID, RemainingTime, interpolate, read_shares, shares_file, store_shares
 
 
 def test_without_earlier_runs_time_follows_the_fraction() -> None:
@@ -37,7 +37,7 @@ def test_a_fraction_means_the_share_of_time_that_earlier_runs_had_passed_at_it(t
     first.report(0.75, now=95.0)
     shares = first.finished(now=100.0)
     assert shares is not None
-    learn_shares(file, "prune structured", shares)
+    store_shares(file, "prune structured", shares)
     second = RemainingTime(0.0, read_shares(file, "prune structured"))
     second.report(0.5, now=9.0)
     assert second.left(9.0) == pytest.approx(1.0)
@@ -46,8 +46,8 @@ def test_a_fraction_means_the_share_of_time_that_earlier_runs_had_passed_at_it(t
 
 def test_the_newest_run_moves_the_mean_and_does_not_replace_it(tmp_path: Path) -> None:
     file = tmp_path / "shares.json"
-    learn_shares(file, "k", [0.0] * 20 + [1.0])
-    learn_shares(file, "k", [1.0] * 21)
+    store_shares(file, "k", [0.0] * 20 + [1.0])
+    store_shares(file, "k", [1.0] * 21)
     assert read_shares(file, "k")[0] == pytest.approx(0.3)
 
 
@@ -60,8 +60,8 @@ def test_a_damaged_file_of_shares_is_as_good_as_none(tmp_path: Path, text: str) 
 
 def test_a_cache_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    learn_shares(tmp_path / "file" / "shares.json", "k", GRID)
-    learn_shares(None, "k", GRID)
+    store_shares(tmp_path / "file" / "shares.json", "k", GRID)
+    store_shares(None, "k", GRID)
 
 
 def test_waiting_for_another_run_is_left_out_of_the_account() -> None:

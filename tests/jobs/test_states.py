@@ -107,5 +107,5 @@ def test_a_damaged_report_is_an_error(start: Launch, ended: Ended) -> None:
     folder = start("return report(context)")
     ended(folder)
     folder.report_file.write_text("{")
-    with pytest.raises(RunError, match="gone or damaged"):
+    with pytest.raises(RunError, match="missing or damaged"):
         load_report(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import SetupError
 from omgoptim.jobs.actions import cancel
 from omgoptim.jobs.folder import RunFolder, runs_root
@@ -55,13 +56,15 @@ def test_the_request_reaches_the_run_as_it_was_asked(start: Launch, project: Pat
     assert folder.read_request().request["scheme"]["calibration_samples"] == 7
 
 
-def test_the_worker_leads_a_session_of_its_own_and_sees_none_of_the_submitters_python_settings(
-    start: Launch, ended: Ended, monkeypatch: pytest.MonkeyPatch
+def test_the_worker_leads_a_session_of_its_own_with_the_users_own_folders_of_pythonpath_alone(
+    start: Launch, ended: Ended, monkeypatch: pytest.MonkeyPatch, project: Path
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/somewhere/else")
+    theirs, other = project / "src", Path("/elsewhere/lib/python3.10/site-packages")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, ("", theirs, other, PACKAGE_FILE.parent.parent))))
+    monkeypatch.setenv("PYTHONSTARTUP", "/elsewhere/startup.py")
     folder = start(
-        "assert os.getsid(0) == os.getpid() != os.getppid()\nassert 'PYTHONPATH' not in os.environ\n"
-        "assert '/somewhere/else' not in sys.path and '' not in sys.path\nreturn report(context)"
+        "assert os.getsid(0) == os.getpid() != os.getppid()\nassert 'PYTHONSTARTUP' not in os.environ\n"
+        f"assert os.environ['PYTHONPATH'] == {str(theirs)!r} in sys.path and '' not in sys.path\nreturn report(context)"
     )
     assert ended(folder).status == "done"
 

@@ -123,6 +123,14 @@ def test_matrix_times_vector_is_counted():
     assert macs(Scores(), torch.randn(1, 6, 4), torch.randn(4)) == 6 * 4
 
 
+def test_matrix_times_vector_that_is_added_to_another_is_counted():
+    class Added(nn.Module):
+        def forward(self, x, added, query):
+            return torch.addmv(added, x[0], query)
+
+    assert macs(Added(), torch.randn(1, 6, 4), torch.randn(6), torch.randn(4)) == 6 * 4
+
+
 def test_counts_are_for_one_sample_whatever_the_batch():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     one, five = (count_macs(net, (torch.randn(batch, 3, 8, 8),), {}) for batch in (1, 5))

@@ -125,7 +125,7 @@ def test_a_metric_that_cannot_be_found_is_an_error(resolve, tmp_path: Path):
     with pytest.raises(OmgoptimError) as raised:
         resolve("my_metrics_b.py:acuracy")
     assert "accuracy" in raised.value.why
-    with pytest.raises(DataError, match=r"'my_metrics_b\.py:number' is no callable"):
+    with pytest.raises(DataError, match=r"'my_metrics_b\.py:number' is not callable"):
         resolve("my_metrics_b.py:number")
 
 

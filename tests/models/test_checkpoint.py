@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -115,6 +118,31 @@ def test_a_pickle_of_more_than_tensors_is_refused_without_running_it(
     assert "torch.save(model.state_dict()" in error.value.fix
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_arguments_paths_and_numpy_scores_beside_the_weights_are_passed_over(tmp_path: Path, zipped: bool) -> None:
+    beside = {
+        "args": argparse.Namespace(rate=0.1, folder=tmp_path),
+        "best": np.float64(0.9),
+        "history": np.arange(3.0),
+        "when": datetime(2026, 1, 1),
+    }
+    torch.save(
+        {"epoch": 3, "state_dict": weights(), **beside}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped
+    )
+    assert loads(tmp_path / "w.pt") == ["checkpoint w.pt: the weights were under 'state_dict'"]
+
+
+def test_weights_of_a_diverged_training_are_named(tmp_path: Path) -> None:
+    torch.save(weights() | {"fc.weight": torch.full((2, 3), float("nan"))}, tmp_path / "w.pt")
+    assert load_checkpoint(Net(), tmp_path / "w.pt") == ["checkpoint w.pt: NaN in fc.weight"]
+
+
+def test_tensors_without_values_fill_nothing(tmp_path: Path) -> None:
+    torch.save({name: tensor.to("meta") for name, tensor in weights().items()}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"missing: fc\.weight"):
+        load_checkpoint(Net(), tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 @pytest.mark.parametrize("content", ["half", "empty", "text"])
 def test_a_damaged_file_is_an_error(tmp_path: Path, name: str, content: str) -> None:
@@ -133,7 +161,7 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, name: str, content: str) -> 
 
 def test_other_kinds_of_file_are_named_as_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "w.h5").touch()
-    with pytest.raises(ModelError, match="of no known kind"):
+    with pytest.raises(ModelError, match="has an unknown format"):
         load_checkpoint(Net(), tmp_path / "w.h5")
     torch.save([1, 2], tmp_path / "w.pt")
     with pytest.raises(ModelError, match="holds a list"):

@@ -196,7 +196,7 @@ def test_several_arrays_are_inputs_by_name_and_half_precision_can_be_read(projec
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({}, "holds no array"),
+        ({}, "has no array"),
         ({"x": X, "y": Y[:4]}, "one length"),
         ({"x_eval": X, "y_eval": Y[:4]}, "split eval"),
         ({"x": np.float32(3)}, "one length"),

@@ -143,8 +143,18 @@ def test_a_failure_of_the_models_own_forward_is_reported_as_one() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x) + torch.ones(3)
 
-    with pytest.raises(ModelError, match="layer 'the model's own forward' failed"):
+    with pytest.raises(ModelError, match="its own forward failed"):
         run(Own(), X)
+
+
+def test_the_kind_of_an_error_in_the_forward_is_told_before_its_first_words() -> None:
+    class Keyed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return {"a": x}["logits"]
+
+    with pytest.raises(ModelError) as error:
+        run(Keyed(), X)
+    assert error.value.why.startswith("KeyError: 'logits'; inputs: ")
 
 
 def test_nan_in_an_output_is_a_failure_and_infinity_is_not() -> None:

@@ -125,6 +125,26 @@ def test_a_list_of_batches_stays_one(items: list[Any]) -> None:
     assert [len(raw.inputs) for raw in found] == [len(split_target(item).inputs) for item in items]
 
 
+class RunningSum(nn.Module):
+    """A decoder of tokens that takes one sentence as a batch of words without complaint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(30, 4), nn.Linear(4, 30)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embedding(ids).cumsum(1))
+
+
+def test_entries_that_may_be_batches_or_samples_are_refused_where_the_answers_differ() -> None:
+    entries = [(torch.arange(8) + start, torch.arange(8)) for start in range(3)]
+    with pytest.raises(DataError, match="may be batches or samples") as error:
+        batches(entries, RunningSum())
+    assert "TensorDataset" in error.value.fix
+    assert [len(raw.inputs) for raw in batches(iter(entries), RunningSum())] == [8, 8, 8]
+    assert batches(Rows(entries), RunningSum())[0].inputs.shape == (2, 8)
+
+
 def test_the_ranks_that_a_program_states_decide() -> None:
     how = Collation(None, [3])
     assert how.are_samples([ROWS, ROWS])

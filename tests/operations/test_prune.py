@@ -39,6 +39,14 @@ print((scores.argmax(1) == digits.target[1250:]).mean())
 """
 
 
+BLIND = """
+
+def blind(split):
+    images, target = load(split).tensors
+    return TensorDataset(images, (target + 1) % 10 if split == "calibration" else target)
+"""
+
+
 def accuracy_elsewhere(artifact: str) -> float:
     command = [sys.executable, "-c", IMPORT_OMGOPTIM + ACCURACY, str(PACKAGE_FILE), artifact]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -121,6 +129,28 @@ def test_a_round_that_loses_too_much_is_undone_and_the_best_within_the_guard_is_
     assert report.gains is not None
     assert report.gains.quality_drop is not None
     assert report.gains.quality_drop <= 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", [True, False])
+def test_a_round_that_fails_only_on_the_evaluation_data_gives_way_to_an_earlier_one(project: Path, held: bool) -> None:
+    with (project / "net.py").open("a") as file:  # wrong labels: no round loses anything on the selection samples
+        file.write(BLIND)
+    schedule, guard = ("0.2,0.3,0.99", 0.03) if held else ("0.98,0.99", 0.001)
+    blind = COMMON | {"data": "net.py:blind", "max_quality_drop": guard}
+    report = omgoptim.prune("net.py:net", method="magnitude", sparsity=0.99, schedule=schedule, epochs=0, **blind)
+    assert report.outcome == "guard_failed"
+    assert report.gains is not None
+    assert report.gains.quality_drop is not None
+    assert (report.gains.quality_drop <= guard) == held
+    assert [round_.kept for round_ in report.rounds] == ([False, True, False] if held else [False, True])
+    words = "round 2, the next in an order fixed before the evaluation data was read, is kept"
+    assert (words in report.summary) == held
+    assert any("failed the guard on the evaluation data too" in warning for warning in report.warnings) != held
+    assert report.artifact is not None
+    state = _state(Path(report.artifact.path))
+    weights = torch.cat([state[f"{path}.weight"].flatten() for path in ("0", "3", "8")])
+    assert int((weights == 0).sum()) == round((0.3 if held else 0.99) * weights.numel())
 
 
 @pytest.mark.slow

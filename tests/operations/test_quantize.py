@@ -144,7 +144,7 @@ def test_auto_keeps_every_candidate_in_the_report_and_chooses_one_within_the_gua
     assert not Path(other.path).exists()
     assert omgoptim.pick(report.run_id, report.delivered or "") == report
     assert Path(other.path, "manifest.json").is_file()
-    with pytest.raises(RunError, match="keeps no 'nothing'") as caught:
+    with pytest.raises(RunError, match="has no finalist 'nothing'") as caught:
         omgoptim.pick(report.run_id, "nothing")
     assert other.name in caught.value.why
 

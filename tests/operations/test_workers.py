@@ -134,6 +134,18 @@ def test_an_address_without_a_head_is_an_error_before_any_work(spaces: Path, mon
         omgoptim.search("net.py:nothing", "net.py:space", on="ray", **SEARCH)
 
 
+@pytest.mark.slow
+def test_workers_write_the_candidates_of_a_model_that_is_an_object_of_the_session(spaces: Path) -> None:
+    scope: dict[str, Any] = {}
+    exec((spaces / "net.py").read_text(), scope)
+    asked: dict[str, Any] = {"data": scope["load"], "timing": "quick", "samples": 100, "threads": 1}
+    module = scope["net"]()
+    alone, shared = (omgoptim.quantize(module, workers=workers, **asked) for workers in (1, 2))
+    sizes = [{one.name: one.size_bytes for one in report.candidates} for report in (alone, shared)]
+    assert sizes[0] == sizes[1]
+    assert not [one for one in shared.candidates if one.status == "failed"]
+
+
 def test_objects_of_the_session_cannot_be_sent_to_workers(spaces: Path) -> None:
     import torch
 

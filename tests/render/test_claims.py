@@ -65,8 +65,8 @@ def test_zeros_are_told_as_a_share_and_the_size_without_packing_in_a_row_of_its_
     rows = {row.label: row for row in claims.comparison_rows(_report(before=dense, after=sparse))}
     assert rows["non-zero parameters"].gain == "90% zeros"
     assert (rows["dense size"].before, rows["dense size"].after) == ("8.9 MB", "8.9 MB")
-    assert claims.size_words(sparse) == "2.1 MB, 8.9 MB dense"
-    assert claims.size_words(dense) == "8.9 MB"
+    assert claims.packed_size_text(sparse) == "2.1 MB, 8.9 MB dense"
+    assert claims.packed_size_text(dense) == "8.9 MB"
 
 
 def test_parameters_have_a_gain_only_where_their_number_changed() -> None:
@@ -151,7 +151,7 @@ def test_every_face_names_the_files_that_a_size_counts() -> None:
 def test_every_face_tells_the_total_beside_the_step_s_own_gain() -> None:
     total = {"from_run": "prune-1", "size_ratio": 7.9, "params_ratio": 2.1, "quality_drop": 0.01}
     report = _sized(Gains(size_ratio=3.9)).model_copy(update={"total": Total.model_validate(total)})
-    expected = "7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it"
+    expected = "7.90x smaller, 2.10x fewer parameters, drop 0.0100; total speedup not measured"
     for text in (in_terminal(report), report_markdown(report), page_text(report)):
         assert expected in text
         assert "prune-1" in text

@@ -136,7 +136,7 @@ def test_the_page_of_a_distillation_has_teacher_and_student_the_control_and_two_
     text = page_text(distilled)
     for needed in ("Teacher and student", "teacher: torch_eager float32", "student: torch_eager float32",
                    "effect of distillation", "without the teacher 0.9540 (+0.0040 to +0.0213)", "+0.0127",
-                   "3,000 samples", "the two losses measure different things; the qualities compare"):  # fmt: skip
+                   "3,000 samples", "the two qualities can be compared, the losses cannot"):  # fmt: skip
         assert needed in text
     (curves,) = drawings_of(distilled, "curves")
     assert [[curve["name"] for curve in panel["curves"]] for panel in curves["panels"]] == [

@@ -80,7 +80,7 @@ def test_markdown_has_one_line_on_coverage_and_in_full_every_layer(explained: Ef
     assert "2 layers kept in float (2.3 kB): body.2, head" in text.splitlines()
     assert "| `block.0` | Conv | 15.5 dB | +3.0 dB | +0.0125 | 288 B |" in text
     assert "spread channels in block.0, block.1: channel ranges differ by 41x. Fix: effort balanced" in text
-    assert "at most 2.50x faster if what computes in integers took no time" in text
+    assert "at most 2.50x faster if the integer layers took no time (Amdahl's law)" in text
     assert "block.6" not in text
     assert "stored" not in text
     assert len(text) <= MAX_BRIEF
@@ -178,7 +178,7 @@ def test_what_a_gain_comes_from_and_what_else_was_kept_is_told_with_the_call_tha
                     best_for=["speed", "quality"], quality_drop=0.0, holds=True, path="p", command="omgoptim pick r f"),
     ]  # fmt: skip
     report = quantized.model_copy(update={"gains_by": parts, "alternatives": kept})
-    expected = "engine alone 3.10x (3.00 to 3.21), fewer bits on it 1.42x (point estimate)"
+    expected = "engine alone 3.10x (3.00 to 3.21), lower precision on it 1.42x (point estimate)"
     assert parts_text(parts) == expected
     assert alternative_texts(report) == [
         "fp32-on-x: 1.09x larger, drop 0.0000; best speed and quality; omgoptim pick r f",

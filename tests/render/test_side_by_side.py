@@ -69,7 +69,7 @@ def test_every_form_says_that_times_of_two_runs_are_not_compared(quantized: Effi
     console.print(terminal.section_view(runs_section(runs)))
     assert isinstance(console.file, io.StringIO)
     shown = [console.file.getvalue(), runs_markdown(runs), runs_html(runs), runs_json(runs)["note"]]
-    assert all("Times of two runs are not divided by each other" in text for text in shown)
+    assert all("Latencies of two runs cannot be divided by each other" in text for text in shown)
 
 
 def test_the_page_and_the_markdown_name_no_path_of_the_machine(quantized: EfficiencyReport) -> None:

@@ -19,7 +19,7 @@ def test_a_place_is_local_ray_or_the_address_of_a_head(on: str) -> None:
 
 @pytest.mark.parametrize("on", ["slurm", "http://", "http://user@head:8265", "http://head:8265/api", "head:8265"])
 def test_another_place_is_refused(on: str) -> None:
-    with pytest.raises(RequestError, match="not a place to run on"):
+    with pytest.raises(RequestError, match="not a valid place to run"):
         parse("optimize", {"model": "net.py:net", "on": on})
 
 

@@ -80,5 +80,5 @@ def test_what_a_target_cannot_measure_is_refused(beside):
 
 def test_only_a_target_can_be_cleaned():
     assert parse("doctor", {"target": "ssh://edge-box", "clean": True}).clean
-    with pytest.raises(RequestError, match="nothing to clean"):
+    with pytest.raises(RequestError, match="clean needs a target"):
         parse("doctor", {"clean": True})

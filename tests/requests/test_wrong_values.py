@@ -29,7 +29,7 @@ def requests(verb: str) -> Iterator[dict[str, Any]]:
     kinds, key = techniques(request), technique_field(request)
     names = {
         *request.model_fields,
-        *request.other_names,
+        *request.aliases,
         "no_such_name",
         *(n for k in kinds.values() for n in k.model_fields),
     }

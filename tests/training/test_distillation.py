@@ -197,3 +197,18 @@ def test_outputs_beside_the_main_one_are_named_and_integers_are_not_learnt() -> 
     assert settled.others_name == "distance to the teacher's output_0"
     assert settled.teaches_others
     assert not DistillationLoss().resolved(TEACHER, LABELS).teaches_others
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_scores_beside_boxes_in_pixels_are_learnt_as_much_as_the_boxes(main: bool) -> None:
+    spreads = torch.tensor([100.0, 100.0, 100.0, 100.0, 0.05, 0.05])[:, None]
+    teacher = drawn(200, 6, 5) * spreads + 300 * (spreads > 1)
+    wrapped = (lambda each: each) if main else lambda each: (drawn(200, 3, seed=2), each)
+    loss = DistillationLoss(form="mse").resolved(wrapped(teacher))
+    distances = []
+    for channel in range(6):
+        student = teacher.clone()
+        student[:, channel] += spreads[channel]
+        distances.append(float(loss.soft(wrapped(student), wrapped(teacher))))
+    assert distances == pytest.approx([1 / 6] * 6, rel=0.1)  # one standard deviation wrong in one of six channels
+    assert ("each entry in units of its own spread" in loss.name) == main

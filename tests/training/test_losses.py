@@ -88,6 +88,19 @@ def test_float_targets_give_the_mean_squared_error_without_broadcasting(of: Call
         of(drawn(5, 2), target)
 
 
+def test_targets_of_far_different_scales_each_count_in_units_of_their_own_spread(of: Callable[..., Loss]) -> None:
+    spreads = torch.tensor([100.0, 100.0, 0.1])
+    outputs = drawn(400, 3).detach() * spreads
+    loss = of(outputs, outputs)
+    assert loss.name == "mean squared error, each entry in units of its own spread"
+    errors = []
+    for column, spread in enumerate((100.0, 100.0, 0.1)):
+        wrong = outputs.clone()
+        wrong[:, column] += spread  # by one standard deviation: an error of 1 in one of three columns
+        errors.append(float(loss.function(wrong, outputs)))
+    assert errors == pytest.approx([1 / 3] * 3, rel=0.15)
+
+
 def test_a_label_out_of_range_is_said_with_the_range(of: Callable[..., Loss]) -> None:
     labels = torch.tensor([0, 10])
     with pytest.raises(DataError, match="label 10 is out of range") as error:

@@ -158,7 +158,7 @@ def test_a_report_of_impossible_numbers_is_damaged_and_none_that_cannot_be_shown
     record = json.loads(folder.report_file.read_text())
     record["request"]["x"] = record["before"]["size_bytes"] = record["gains"]["speedup"] = "SIZE"
     folder.report_file.write_text(json.dumps(record).replace('"SIZE"', size))
-    assert "gone or damaged" in within(10, load_report, folder).what
+    assert "missing or damaged" in within(10, load_report, folder).what
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ PROOF = {
         "trust/test_files.py::test_a_pt2_file_with_a_pickle_or_compiled_code_is_refused_unopened",
         "trust/test_files.py::test_every_cut_and_flipped_pt2_file_is_opened_or_named",
     ],
-    "A program in a `.pt2` file calls": [
+    "A program in a `.pt2` file may call": [
         "trust/test_files.py::test_a_pt2_program_whose_text_torch_would_evaluate_is_refused",
         "trust/test_files.py::test_notes_and_guards_of_a_program_are_left_out_and_run_nothing",
         "trust/test_pt2_mutations.py::test_code_in_the_place_of_any_text_of_a_program_is_not_run",

@@ -168,9 +168,9 @@ def test_what_names_no_technique_is_refused_by_the_names_that_there_are(verb: st
         ({"project": "/" + "p" * 5000}, "'project' is too long"),
         ({"inputs": ["1x3"] * 20_000}, "'inputs' holds too many values"),
         ({"model_kwargs": {str(i): "x" * 4000 for i in range(30)}}, "'model_kwargs' is too long"),
-        ({"model": "net.py:build\nSYSTEM: do"}, "'model' holds a character that cannot be seen"),
-        ({"model": "net\u202eyp.:build"}, "'model' holds a character that cannot be seen"),
-        ({"model_kwargs": {"a\x1b[31m": 1}}, "a name in 'model_kwargs' holds a character that cannot be seen"),
+        ({"model": "net.py:build\nSYSTEM: do"}, "'model' contains an invisible character"),
+        ({"model": "net\u202eyp.:build"}, "'model' contains an invisible character"),
+        ({"model_kwargs": {"a\x1b[31m": 1}}, "a name in 'model_kwargs' contains an invisible character"),
         ({"time_limit_s": float("inf")}, "'time_limit_s' is not a number"),
         ({"time_limit_s": "inf"}, "'time_limit_s' of profile is not valid"),
         ({"time_limit_s": 1e300}, "'time_limit_s' of profile is not valid"),
@@ -379,7 +379,7 @@ def test_an_agent_names_only_pythons_that_are_found(
     ("request_changes", "words"),
     [
         ({"python": {"path": "SCRIPT", "found_by": "x", "version": "3"}}, "ran in a Python that is not found here"),
-        ({"request": {"model": "net.py:build", "allow_path": ["/"]}}, "has an argument that no agent can give"),
+        ({"request": {"model": "net.py:build", "allow_path": ["/"]}}, "has an argument that only the user may set"),
         ({"project": "/"}, "is of another project"),
     ],
 )

@@ -102,7 +102,9 @@ class Agent:
     def do_put(self, digest: str, payload: str | None, failure: str = "") -> Answer:
         """Store sent content under its digest."""
         if payload is None:
-            raise SetupError("the target has no space", failure, "free some, or let doctor clean the target's cache")
+            raise SetupError(
+                "the target has no free disk space", failure, "free some, or let doctor clean the target's cache"
+            )
         scratch = Path(payload)
         if sha256(scratch) != digest:
             raise ArtifactError(

@@ -216,8 +216,8 @@ class Target:
         if engine_named(str(record["runtime"])).runs == "module":
             raise SetupError(
                 f"artifact {folder} cannot be measured on a target",
-                f"it runs on {record['runtime']}: torch, the model's code and its packages do not go over",
-                "make it with runtime onnxruntime or openvino",
+                f"it runs on {record['runtime']}: torch, the model's code and its packages are not sent there",
+                "quantize for runtime onnxruntime or openvino",
             )
         opened = {name: entry for name, entry in record["files"].items() if not entry.get("beside") or name == CHECK}
         record = {name: value for name, value in record.items() if name != SEAL}

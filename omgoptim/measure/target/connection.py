@@ -111,7 +111,7 @@ class Connection:
             self._frames.put(None)
             raise TargetLost(self._last_lines())
         if "failure" in frame:
-            raise OSError(f"what {self.address} answered cannot be stored: {frame['failure']}")
+            raise OSError(f"data from {self.address} cannot be stored: {frame['failure']}")
         if "error" in frame:
             error = OmgoptimError.from_dict(frame["error"])
             raise type(error)(f"{error.what} (on {self.address})", error.why, error.fix, error.log)
@@ -145,7 +145,11 @@ class Connection:
             raise self._unreachable(self._last_lines() or f"ssh ended with status {self._process.wait()}")
         if hello.get("refused") == "python":
             oldest = ".".join(map(str, OLDEST))
-            found = f"it has {hello['found']}, too old" if hello["found"] else "it has none on the PATH of a command"
+            found = (
+                f"it has {hello['found']}, too old"
+                if hello["found"]
+                else "no Python is on the PATH of a non-interactive shell there"
+            )
             raise SetupError(
                 f"{self.address} has no Python {oldest} or newer",
                 f"{found} ({hello['uname']}); omgoptim measures there with Python, numpy and an engine",
@@ -153,7 +157,7 @@ class Connection:
             )
         if hello.get("refused") == "disk" or hello["free"] < SPACE_BYTES:
             why = hello.get("found") or f"{hello['free'] / 2**20:.0f} MiB are free in {hello['cache']}"
-            raise SetupError(f"{self.address} has no space", why, "free some, or set XDG_CACHE_HOME there")
+            raise SetupError(f"{self.address} has no free disk space", why, "free some, or set XDG_CACHE_HOME there")
         try:
             if not hello["has_code"]:
                 self._send_package(package)
@@ -175,8 +179,8 @@ class Connection:
         return SetupError(
             f"{self.address} cannot be reached",
             why,
-            f"make this work in a shell: {command} (a key without a question; a new host's key is accepted by "
-            "connecting once by hand)",
+            f"make this work in a shell: {command} (log in with a key that needs no prompt; accept a "
+            "new host's key by connecting once by hand)",
         )
 
     def _last_lines(self) -> str:

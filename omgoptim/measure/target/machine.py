@@ -124,7 +124,9 @@ def _install(connection: Connection, record: dict[str, Any], names: list[str]) -
         return None
     here, there = platform_key(), [*record["platform"], ".".join(record["python_version"].split(".")[:2])]
     if here != there:
-        return f"pip there: {failed}; what is here is for {' '.join(here)}, the target is {' '.join(there)}"
+        return (
+            f"pip there: {failed}; packages of this machine are for {' '.join(here)}, the target is {' '.join(there)}"
+        )
     try:
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "packages.tar"

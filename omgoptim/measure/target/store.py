@@ -96,9 +96,11 @@ class Store:
         if taken is None:
             try:
                 record = json.loads(note.read_text(encoding="utf-8"))
-                return f"{record['holder']} measures there since {max(0.0, time.time() - record['since']):.0f} s"
+                return (
+                    f"{record['holder']} has been measuring there for {max(0.0, time.time() - record['since']):.0f} s"
+                )
             except (OSError, ValueError, KeyError, TypeError):
-                return "another run measures there"
+                return "another run is measuring there"
         self._measuring = taken
         note.write_text(json.dumps({"holder": holder, "since": time.time()}), encoding="utf-8")
         return None

@@ -69,7 +69,7 @@ def open_pt2(path: Path) -> nn.Module:
             ALTERNATIVES,
         ) from refused
     except RecursionError as error:
-        raise ModelError(f"{path.name} is not opened", "a part of it is nested without end", ALTERNATIVES) from error
+        raise ModelError(f"{path.name} is not opened", "a part of it is nested too deep", ALTERNATIVES) from error
     except KeyError as error:  # fields may be absent where torch writes them only sometimes
         raise _unreadable(path, ValueError(f"it lacks the entry {error}")) from error
     except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:

@@ -21,12 +21,12 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
-from omgoptim.errors import OmgoptimError, RequestError, SetupError, UserCodeError, argument, did_you_mean
+from omgoptim.errors import ModelError, OmgoptimError, RequestError, SetupError, UserCodeError, argument, did_you_mean
 from omgoptim.models.security.path_policy import PathPolicy, error_about
 
 Result = TypeVar("Result")
@@ -123,6 +123,23 @@ def call_user(doing: str, limit_s: float, function: Callable[..., Result], *args
     except Exception as error:
         traceback.print_exc()
         raise _raised(doing, error) from error
+
+
+def require_arguments(name: str, target: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise a ModelError where the callable needs other arguments than `model_kwargs` gives."""
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # one that does not state its arguments
+        return
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        raise ModelError(
+            f"{name} cannot be called with these arguments",
+            f"it takes {name}{signature}: {error}",
+            f"give what it needs by name, {argument('model_kwargs', {'width': 64})} for instance, or name a function "
+            "without arguments",
+        ) from error
 
 
 def _raised(doing: str, error: BaseException) -> UserCodeError:

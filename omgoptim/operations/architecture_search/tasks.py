@@ -36,17 +36,23 @@ from omgoptim.architecture_search.runner import (
     unfinished,
 )
 from omgoptim.architecture_search.trials import MOST_BYTES, TrialFolders, TrialResult, TrialSpec
-from omgoptim.errors import OmgoptimError, RunError
+from omgoptim.errors import OmgoptimError
 from omgoptim.executors import Executor, Task, TaskResult
 from omgoptim.executors.task import WORKER, Work
-from omgoptim.hardware import usable_cores
 from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.architecture_search.costs import Costs, Limits
 from omgoptim.operations.architecture_search.spaces import automatic_space, users_space
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import load_datasets
-from omgoptim.operations.execution import parent_files, request_here, sent, with_parent
+from omgoptim.operations.execution import (
+    parent_files,
+    refuse_other_weights,
+    request_here,
+    sent,
+    threads_each,
+    with_parent,
+)
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.save_module import require_module
@@ -133,7 +139,7 @@ class TaskRunner:
         self, folders: TrialFolders, spec: TrialSpec, asked: Mapping[str, Any], inputs: Mapping[str, Path] | None = None
     ) -> Future[TaskResult]:
         assert self.executor is not None  # `start` and `finalists` see to it
-        problem = _sent_problem(self.job, self.identity, self.executor.workers)
+        problem = _sent_problem(self.job, self.identity)
         payload = {"problem": problem, "spec": spec.model_dump(mode="json"), **asked}
         key = hashlib.sha256(json.dumps([spec.configuration, spec.seed, spec.epochs]).encode()).hexdigest()[:16]
         target = folders.root / f"{spec.number:05d}{TRAINED}"
@@ -183,7 +189,7 @@ def load_workers(executor: Executor, job: Job[SearchRequest], identity: str) -> 
     """
     place = job.context.work / "loaded"
     place.mkdir(parents=True, exist_ok=True)
-    payload = {"problem": _sent_problem(job, identity, executor.workers)}
+    payload = {"problem": _sent_problem(job, identity)}
     for number in range(executor.workers):
         executor.submit(Task(LOAD, payload, place / str(number), inputs=parent_files(job.loaded.source.artifact)))
 
@@ -193,9 +199,8 @@ def load_problem(payload: Mapping[str, Any], work: Work) -> None:
     _loaded(payload, work)
 
 
-def _sent_problem(job: Job[SearchRequest], identity: str, workers: int) -> dict[str, Any]:
-    threads = 1 if job.request.on == "ray" else max(1, usable_cores() // workers)
-    record = sent("search", job.request, job.context, threads)
+def _sent_problem(job: Job[SearchRequest], identity: str) -> dict[str, Any]:
+    record = sent("search", job.request, job.context, threads_each(job.request))
     return record | {"runtime": job.runtime, "identity": identity}
 
 
@@ -218,26 +223,12 @@ def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Tra
     searched, live = users_space(request, PathPolicy.of_request(context.project, request), Live())
     loaded = prepare(request, context, live)
     original = require_module(loaded, "search")
-    if asked["identity"] and weights_hash(original) != asked["identity"]:
-        raise RunError(
-            f"'{request.model}' has other weights on a worker",
-            "a search starts every network from the same model",
-            "let the model's function load its weights from a file of the project",
-        )
+    refuse_other_weights(original, asked["identity"], request.model)
     job = Job(request, context, loaded, load_datasets(request, loaded, original, live), original, asked["runtime"])
     searched = searched or automatic_space(job, (0.0, 1.0))
     costs = Costs(job, loaded.baseline, 1.0, Limits(None, None, None), None)
     trials = Trials(job, searched, costs, None, None if searched.alone else original, time.monotonic())
     return searched.build, trials.training()
-
-
-def weights_hash(module: nn.Module) -> str:
-    """Return a hash of a module's parameters and buffers."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
-    return found.hexdigest()
 
 
 def _record(trained: Path) -> dict[str, Any]:

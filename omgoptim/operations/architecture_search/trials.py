@@ -24,9 +24,10 @@ from omgoptim.models.manifest import Manifest
 from omgoptim.operations.architecture_search.costs import Costs
 from omgoptim.operations.architecture_search.predictions import Predictions
 from omgoptim.operations.architecture_search.spaces import Searched
-from omgoptim.operations.architecture_search.tasks import TaskRunner, weights_hash
+from omgoptim.operations.architecture_search.tasks import TaskRunner
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
+from omgoptim.operations.execution import weights_hash
 from omgoptim.reports import Candidate
 from omgoptim.requests import SearchRequest
 from omgoptim.training.config import TrainingConfig, config_for_data

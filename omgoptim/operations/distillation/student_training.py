@@ -23,12 +23,11 @@ from omgoptim.executors import RETRIES, Task, executor_on
 from omgoptim.executors.connection import ray_library
 from omgoptim.executors.local import LocalExecutor
 from omgoptim.executors.task import Work, end_with_parent
-from omgoptim.hardware import usable_cores
 from omgoptim.models.samples import as_tensors, repeat_to_size
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import load_datasets, loss_for
 from omgoptim.operations.distillation.student import Student, given_student
-from omgoptim.operations.execution import request_here, sent
+from omgoptim.operations.execution import request_here, sent, threads_each
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
@@ -153,7 +152,7 @@ def train_on_workers(
     request, context = job.request, job.context
     folder = context.checkpoints / name
     write_round(folder / "start", RoundState(module, Round(number=1), student.changes), student.base)
-    threads = 1 if request.on == "ray" else max(1, usable_cores() // request.workers)
+    threads = threads_each(request)
     payload = {
         "problem": sent("distill", request, context, threads) | {"runtime": job.runtime},
         "name": name,

@@ -16,9 +16,8 @@ from typing import Any, cast
 
 from omgoptim.executors import Task, executor_on
 from omgoptim.executors.task import Work
-from omgoptim.hardware import usable_cores
 from omgoptim.operations import operation_of
-from omgoptim.operations.execution import parent_files, request_here, sent, with_parent
+from omgoptim.operations.execution import parent_files, request_here, sent, threads_each, with_parent
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.optimization.steps import PARALLEL, SECONDS_FILE, PlannedStep, Steps
@@ -50,7 +49,7 @@ def train_in_parallel(steps: Steps, asked: Sequence[PlannedStep], artifact: Path
     if not waiting:
         return
     place.mkdir(parents=True, exist_ok=True)
-    threads = 1 if request.on == "ray" else max(1, usable_cores() // request.workers)
+    threads = threads_each(request)
     inputs = parent_files(artifact)
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         assert executor is not None  # the caller asks only where there are workers

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -70,6 +71,8 @@ class CandidateBuilder:
     calibration: Samples
     """Samples for the observers."""
     seed: int
+    written: Mapping[str, Callable[[], BuiltCandidate]] = field(default_factory=dict)
+    """Programs that workers write, by `CandidateSpec.key`; a call waits for it and raises its technique's error."""
 
     def build(
         self, spec: CandidateSpec, twin: BuiltCandidate | None = None, *, doing: str = "", limit_s: float = math.inf
@@ -98,7 +101,8 @@ class CandidateBuilder:
             if spec.on_module:
                 outcome = with_layers_that_never_ran(_build_module(spec, folder, loaded), loaded)
             else:
-                outcome = _build_program(spec, folder, loaded, self.program, run, twin)
+                written = twin or (self.written[spec.key]() if spec.key in self.written else None)
+                outcome = _build_program(spec, folder, loaded, self.program, run, written)
                 if loaded.module is not None and twin is None:
                     outcome = with_tied_weight_notes(outcome, loaded.module, precision_of(spec.params))
                     outcome = with_layers_that_never_ran(outcome, loaded)

@@ -49,6 +49,11 @@ class CandidateSpec:
         return f"{self.scheme}{'' if algorithm == 'auto' else f'-{algorithm}'}{noted} on {self.runtime}"
 
     @property
+    def key(self) -> str:
+        """Parameters in JSON: candidates of one key have the same program on every engine that runs programs."""
+        return self.params.model_dump_json()
+
+    @property
     def on_module(self) -> bool:
         """True if its engine runs the PyTorch module instead of an ONNX file."""
         return ENGINES[self.runtime].runs == "module"

@@ -191,7 +191,7 @@ def _training_data(
         raise DataError(
             "there is no training objective",
             "the training data has no targets, and distillation from the float model is off",
-            "let the batches carry targets, or leave distill out",
+            "let the batches include targets, or leave distill out",
         )
     notes = overlap_notes(statistics, "for training", loaded)
     shared = shared_samples(selection, statistics)

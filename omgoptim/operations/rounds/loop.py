@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from omgoptim.measure.macs import count_macs
+from omgoptim.measure.quality import Quality
 from omgoptim.measure.size import count_params
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import one_sample
@@ -133,10 +134,33 @@ class ChosenRound:
     states: list[RoundState]
     rewound: bool
     """True if later rounds were discarded because they fail the quality guard."""
+    fallbacks: Sequence[RoundState] = ()
+    """Earlier rounds for where this one fails the guard on the evaluation data, in order."""
+    failures: Sequence[str] = ()
+    """Later rounds that failed it there, as text."""
+
+    def next(self, job: RoundsJob, quality: Quality) -> ChosenRound | None:
+        """Return the next fallback for a failed quality on the evaluation data; None where none is left."""
+        if not self.fallbacks:
+            return None
+        guard, number = job.request.max_quality_drop, self.state.record.number
+        ruined = ", ".join(output.spec.name for output in quality.ruined)
+        fault = f"ruins output {ruined}" if ruined else f"loses {quality.drop:.4f}, more than {guard:g},"
+        words = f"{fault} on the evaluation data"
+        following, *others = self.fallbacks
+        for state in (self.state, following):
+            kept = state is following
+            why = "the next within the guard, in the order fixed on the selection samples" if kept else words
+            state.record = state.record.model_copy(update={"kept": kept, "why": why})
+        return ChosenRound(following, self.states, True, others, [*self.failures, f"round {number} {words}"])
 
 
 def choose_round(job: RoundsJob, states: list[RoundState]) -> ChosenRound:
-    """Choose the last round within the guard on the selection samples; if none, the one with the smallest loss."""
+    """Choose the last round within the guard on the selection samples; if none, the one with the smallest loss.
+
+    Its fallbacks are the round within the guard before it and the one that lost least: few, since each that is tried is
+    a choice by the evaluation data.
+    """
     guard = job.request.max_quality_drop
     within = [state for state in states if holds(job.drop(state.quality), guard)]
     chosen = within[-1] if within else max(states, key=lambda state: (state.quality, state.record.number))
@@ -144,7 +168,10 @@ def choose_round(job: RoundsJob, states: list[RoundState]) -> ChosenRound:
     for state in states:
         update = {"kept": state is chosen, "why": _why(job, state, chosen, last)}
         state.record = state.record.model_copy(update=update)
-    return ChosenRound(chosen, states, chosen is not last)
+    earlier = [state for state in within if state is not chosen]
+    safest = max(earlier, key=lambda state: (state.quality, -state.record.number), default=None)
+    fallbacks = [state for state in reversed(earlier) if state is earlier[-1] or state is safest]
+    return ChosenRound(chosen, states, chosen is not last, fallbacks)
 
 
 def _why(job: RoundsJob, state: RoundState, chosen: RoundState, last: RoundState) -> str:
@@ -210,9 +237,18 @@ class CompressionGoal:
 
 
 def final_model_of(
-    job: RoundsJob, kept: ChosenRound, goal: CompressionGoal, sensitivity: Sequence[SensitivityPoint]
+    job: RoundsJob,
+    kept: ChosenRound,
+    goal_of: Callable[[RoundState], CompressionGoal],
+    sensitivity: Sequence[SensitivityPoint],
 ) -> FinalModel:
     """Build the final model from the chosen round."""
+    goal = goal_of(kept.state)
+
+    def fallback(failed: MeasuredArtifact) -> FinalModel | None:
+        following = kept.next(job, failed.quality)
+        return None if following is None else final_model_of(job, following, goal_of, sensitivity)
+
     training = training_record(job, kept.states)
     warnings = list(kept.state.warnings)
     if training is not None and job.request.recover == "lora":
@@ -236,6 +272,7 @@ def final_model_of(
         rounds=[state.record for state in kept.states],
         training=training,
         sensitivity=list(sensitivity),
+        fallback=fallback,
     )
 
 
@@ -245,8 +282,9 @@ def _rewound_reason(job: RoundsJob, kept: ChosenRound) -> str | None:
         return None
     last, chosen = kept.states[-1].record, kept.state.record
     lost = "collapsed" if last.quality_drop is None else f"loses {last.quality_drop:.4f} on the selection samples"
-    goal = kept.states[-1].record.amount or 0.0
-    amount = "" if chosen.amount is None else f" (amount {chosen.amount:.3g} of {goal:.3g})"
-    return (
-        f"round {last.number} {lost}, more than {job.request.max_quality_drop:g}: round {chosen.number} is kept{amount}"
-    )
+    reasons = list(kept.failures)
+    if not holds(job.drop(kept.states[-1].quality), job.request.max_quality_drop):
+        reasons.insert(0, f"round {last.number} {lost}, more than {job.request.max_quality_drop:g}")
+    amount = "" if chosen.amount is None else f" (amount {chosen.amount:.3g} of {last.amount or 0.0:.3g})"
+    order = ", the next in an order fixed before the evaluation data was read," if kept.failures else ""
+    return f"{'; '.join(reasons)}: round {chosen.number}{order} is kept{amount}"

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError
-from omgoptim.operations.compression_job import applied
+from omgoptim.executors import Task, executor_on
+from omgoptim.executors.task import Work
+from omgoptim.operations.baseline import at_exportable_batch
+from omgoptim.operations.compression_job import Job, applied
+from omgoptim.operations.datasets import load_datasets
+from omgoptim.operations.execution import (
+    is_parallel,
+    parent_files,
+    refuse_other_weights,
+    request_here,
+    sent,
+    threads_each,
+    weights_hash,
+    with_parent,
+)
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.rounds.loop import RoundsJob
+from omgoptim.operations.save_module import engine_for, require_module
 from omgoptim.reports import SensitivityPoint
-from omgoptim.requests import Params
+from omgoptim.requests import FactorizeRequest, Params, PruneRequest
 from omgoptim.requests.factorize import Factorization, Whitened
 from omgoptim.requests.prune import SemiStructured, Structured
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
@@ -27,6 +48,8 @@ AMOUNTS = (0.25, 0.5, 0.75)
 FEW = 64
 """Samples for the moments of each of many factorizations; fewer than for the run's own, since each layer is factorized
 three times."""
+
+FUNCTION, QUALITIES = f"{__name__}:measure_path", "qualities.json"
 
 SPAN = (0.09, 0.12)
 """Fractions of the run's progress at which the analysis starts and ends."""
@@ -46,16 +69,65 @@ def layer_sensitivity(job: RoundsJob, params: Params) -> list[SensitivityPoint]:
         )
     paths = _paths(job, params)
     points: list[SensitivityPoint] = []
-    for index, path in enumerate(paths):
-        start, end = SPAN
-        done = start + (end - start) * index / len(paths)
-        job.context.progress(f"sensitivity of {path}, {index + 1} of {len(paths)}", done)
-        for amount in AMOUNTS:
-            quality = _quality(job, _alone(params, path, amount))
-            if quality is not None and math.isfinite(quality):
-                point = SensitivityPoint(path=path, amount=amount, quality=quality, quality_drop=job.drop(quality))
-                points.append(point)
+    with _measured(job, params, paths) as measured:
+        for index, path in enumerate(paths):
+            start, end = SPAN
+            done = start + (end - start) * index / len(paths)
+            job.context.progress(f"sensitivity of {path}, {index + 1} of {len(paths)}", done)
+            for amount, quality in zip(AMOUNTS, measured(index), strict=True):
+                if quality is not None and math.isfinite(quality):
+                    point = SensitivityPoint(path=path, amount=amount, quality=quality, quality_drop=job.drop(quality))
+                    points.append(point)
     return points
+
+
+@contextmanager
+def _measured(
+    job: RoundsJob, params: Params, paths: Sequence[str]
+) -> Iterator[Callable[[int], Sequence[float | None]]]:
+    """Yield a function that returns the quality of each of `AMOUNTS` of a path, measured here or by workers."""
+    request, context = job.request, job.context
+    if not is_parallel(request):
+        yield lambda index: qualities(job, params, paths[index])
+        return
+    place = context.checkpoints / "sensitivity"
+    place.mkdir(parents=True, exist_ok=True)
+    verb = "prune" if isinstance(request, PruneRequest) else "factorize"
+    problem = sent(verb, request, context, threads_each(request)) | {"identity": weights_hash(job.original)}
+    inputs = parent_files(job.loaded.source.artifact)
+    with executor_on(request.on, request.workers, context.project, context.progress) as executor:
+        assert executor is not None  # there are workers
+        futures = []
+        for path in paths:
+            payload = {"problem": problem, "path": path}
+            key = hashlib.sha256(json.dumps(payload).encode()).hexdigest()[:16]  # a resumed run finds it again
+            futures.append(executor.submit(Task(FUNCTION, payload, place / key, inputs=inputs)))
+        yield lambda index: json.loads((futures[index].result().folder / QUALITIES).read_text(encoding="utf-8"))
+
+
+def measure_path(payload: Mapping[str, Any], work: Work) -> None:
+    """Measure the quality with one path compressed by each of `AMOUNTS`: the task of a worker."""
+    job = _loaded(json.dumps(with_parent(payload["problem"], work.inputs), sort_keys=True))
+    found = qualities(job, job.request.method, payload["path"])
+    (work.folder / QUALITIES).write_text(json.dumps(found), encoding="utf-8")
+
+
+@cache
+def _loaded(record: str) -> RoundsJob:
+    """Load model and data of a run that was sent, once in a worker process.
+
+    Raises:
+        RunError: the model has other weights here than in the driver.
+    """
+    asked = json.loads(record)
+    request, context = request_here(asked)
+    assert isinstance(request, PruneRequest | FactorizeRequest)
+    loaded = prepare(request, context)
+    original = require_module(loaded, asked["verb"])
+    refuse_other_weights(original, asked["identity"], request.model)
+    runtime = engine_for(request.runtime, loaded)
+    loaded = at_exportable_batch(runtime, loaded, context)
+    return Job(request, context, loaded, load_datasets(request, loaded, original, None), original, runtime)
 
 
 def _paths(job: RoundsJob, params: Params) -> list[str]:
@@ -94,6 +166,11 @@ def _ratio_only(amount: float) -> dict[str, Any]:
 
 def _rank_only(amount: float) -> dict[str, Any]:
     return {"target_compression": None, "energy": None, "rank": None, "rank_ratio": 1 - amount, "per": "bytes"}
+
+
+def qualities(job: RoundsJob, params: Params, path: str) -> list[float | None]:
+    """Measure the quality with one path compressed by each of `AMOUNTS`; None where it cannot be."""
+    return [_quality(job, _alone(params, path, amount)) for amount in AMOUNTS]
 
 
 def _quality(job: RoundsJob, params: Params) -> float | None:

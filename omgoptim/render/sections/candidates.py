@@ -101,9 +101,9 @@ def _steps_note(steps: Sequence[Step]) -> str:
     if all(step.speedup is None and step.quality_drop is None for step in steps):
         return ""
     note = "speedup and drop against the original, from single launches and on the selection samples; "
-    note += "front: no other step is as fast, as small and as good at once"
+    note += "front: on the Pareto front of speed, size and quality"
     error = expectation_error(steps)
-    return note if error is None else f"{note}; expected speedups were {error:.0%} off in the median"
+    return note if error is None else f"{note}; median error of the expected speedups: {error:.0%}"
 
 
 def _step_tone(step: Step) -> Tone:

@@ -24,7 +24,7 @@ BRIEF = {"costliest": 8, "skipped": 3}
 
 
 def costliest_section(report: EfficiencyReport, full: bool) -> Section | None:
-    """The layers that take most time, MACs or bytes."""
+    """Return the layers that take most time, MACs or bytes."""
     if not report.layers:
         return None
     shown = report.layers if full else report.layers[: BRIEF["costliest"]]
@@ -78,7 +78,7 @@ def changed_section(report: EfficiencyReport, full: bool) -> Section | None:
 
 
 def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
-    """The most sensitive layers first; the short form has the five most and the five least sensitive."""
+    """Return the most sensitive layers first; the short form has the five most and the five least sensitive."""
     found = sensitivities(report)
     if not found:
         return None
@@ -97,19 +97,19 @@ def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
     table = Table(
         *cells_of(columns, numeric=["largest", "at", "within the guard up to"]),
         title=f"sensitivity ({len(found)} layers or groups)",
-        note=f"quality drop with this layer alone at {amounts}, one bar each{between}",
+        note=f"quality drop with only this layer compressed, at {amounts}, one bar each{between}",
         folded=True,
     )
     guard = report.request.get("max_quality_drop")
     picture = sensitivity_multiples(found, float(guard) if isinstance(guard, (int, float)) else None)
     most = f"the {MOST_LAYERS} most sensitive of {len(found)}; " if len(found) > MOST_LAYERS else ""
-    note = f"{most}drop in quality when this alone is compressed; dashes: the guard"
+    note = f"{most}drop in quality when only this layer is compressed; dashes: the guard"
     blocks: tuple[Block, ...] = (Chart(picture), table) if picture else (table,)
     return Section("Sensitivity", blocks, note)
 
 
 def drop_bars(one: Sensitivity, highest: float) -> str:
-    """The drops of one layer as a row of bars; `highest` is the drop of a full bar."""
+    """Return the drops of one layer as a row of bars; `highest` is the drop of a full bar."""
     top = max(highest, 1e-12)
     return bars([point.quality_drop / top for point in one.points])
 

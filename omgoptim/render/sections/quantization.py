@@ -62,10 +62,10 @@ def quantization_section(report: EfficiencyReport, full: bool) -> Section | None
 
 
 def parts_text(parts: GainsBy) -> str:
-    """`engine alone 3.10x (3.00 to 3.21), fewer bits on it 1.42x (1.38 to 1.46)`; empty where speed is undecided."""
+    """`engine alone 3.10x (3.00 to 3.21), lower precision on it 1.42x (1.38 to 1.46)`; empty if speed is undecided."""
     if parts.engine.speedup is None or parts.precision.speedup is None:
         return ""
-    return f"engine alone {_gain_text(parts.engine)}, fewer bits on it {_gain_text(parts.precision)}"
+    return f"engine alone {_gain_text(parts.engine)}, lower precision on it {_gain_text(parts.precision)}"
 
 
 def _gain_text(gain: Gain) -> str:
@@ -105,7 +105,7 @@ def coverage_tone(coverage: Coverage) -> Tone:
 
 
 def precision_cells(layer: LayerPrecision) -> dict[str, str]:
-    """The table of layers, column by column, for one of them."""
+    """Return the table of layers, column by column, for one of them."""
     return {
         "layer": path_text(layer.path),
         "operator": _then(plain(layer.op, 40), plain(layer.op_after, 40)),
@@ -113,7 +113,7 @@ def precision_cells(layer: LayerPrecision) -> dict[str, str]:
         "stored in": _then(plain(layer.dtype, 20), plain(layer.dtype_after, 20)),
         "bytes": _then(size_text(layer.bytes), size_text(layer.bytes_after)),
         "computed in": plain(layer.computed_in or "", 20),
-        "why left": plain(layer.reason or "", 160),
+        "why unchanged": plain(layer.reason or "", 160),
     }
 
 
@@ -152,7 +152,7 @@ def explanation_section(report: EfficiencyReport, full: bool) -> Section | None:
             "kind": [Text(one.kind, limit=60) for one in times],
             "time": [time_text(one.time_ms) for one in times],
             "share": [f"{one.share:.0%}" for one in times],
-            "computed in": [numbers_text(one) for one in times],
+            "computed in": [arithmetic_text(one) for one in times],
         }
         note, left_out = bound_text(explanation), len(explanation.times) - len(times)
         title = "time of one call"
@@ -181,7 +181,7 @@ def _sensitive(explanation: Explanation, full: bool) -> list[Block]:
         folded=True,
     )
     picture = noise_bars(explanation.layers, explanation.sqnr_db)
-    note = "SQNR of the output with only this layer quantized; short bars hurt"
+    note = "SQNR of the output with only this layer quantized; short bars: the most sensitive layers"
     return [Chart(picture, note), table] if picture else [table]
 
 
@@ -189,9 +189,8 @@ def noise_note(explanation: Explanation) -> str:
     """Return the legend of the table of sensitive layers."""
     whole = "" if explanation.sqnr_db is None else f", {explanation.sqnr_db:.1f} dB with all quantized"
     return (
-        f"alone: signal-to-noise of the output with only this layer quantized{whole}; gain in float, recovered: signal "
-        f"and {plain(explanation.metric, 40)} that come back with only this layer in float, "
-        f"on {explanation.samples} samples"
+        f"alone: SQNR of the output with only this layer quantized{whole}; gain in float, recovered: increase of SQNR "
+        f"and {plain(explanation.metric, 40)} with only this layer in float, on {explanation.samples} samples"
     )
 
 
@@ -205,10 +204,10 @@ def finding_text(finding: Finding) -> str:
 
 def time_share_text(time: TimeShare) -> str:
     """Return `Conv 61% (integers)`."""
-    return f"{plain(time.kind, 40)} {time.share:.0%} ({numbers_text(time)})"
+    return f"{plain(time.kind, 40)} {time.share:.0%} ({arithmetic_text(time)})"
 
 
-def numbers_text(time: TimeShare) -> str:
+def arithmetic_text(time: TimeShare) -> str:
     """Return the arithmetic of its kernels."""
     return "integers" if time.quantized else "float"
 
@@ -217,4 +216,4 @@ def bound_text(explanation: Explanation) -> str:
     """Amdahl's bound; empty where it is not known."""
     if explanation.speedup_bound is None:
         return ""
-    return f"at most {ratio_text(explanation.speedup_bound)} faster if what computes in integers took no time"
+    return f"at most {ratio_text(explanation.speedup_bound)} faster if the integer layers took no time (Amdahl's law)"

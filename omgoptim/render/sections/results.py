@@ -30,7 +30,7 @@ def comparison_section(report: EfficiencyReport, _full: bool) -> Section | None:
         blocks = [Table(*cells_of(columns, numeric=[before, after]))]
         heading = f"{names[0].capitalize()} and {names[1]}"
     if report.total is not None:
-        text = f"since the original of run {report.total.from_run}: {total_text(report.total)}"
+        text = f"against the original of run {report.total.from_run}: {total_text(report.total)}"
         blocks.append(Line("total", Text(text, limit=300)))
     launches = report.gains.launches if report.gains else None
     many = "launch" if launches == 1 else "launches"

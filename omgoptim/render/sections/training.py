@@ -59,13 +59,13 @@ def training_section(report: EfficiencyReport, _full: bool) -> Section | None:
     if curves:
         blocks.append(Items("quality by epoch, on the selection samples", tuple(Text(line) for line in curves)))
     control = report.control.training.epochs if report.control and report.control.training else []
-    note = "the two losses measure different things; the qualities compare" if report.control is not None else ""
+    note = "the two qualities can be compared, the losses cannot" if report.control is not None else ""
     picture = learning_curve(report.training.epochs, control, plain(text, 600), (DISTILLED, CONTROL))
     return Section("Training", (*blocks, *([Chart(picture)] if picture else [])), note)
 
 
 def shown_rounds(report: EfficiencyReport, most: int | None = None) -> list[Round]:
-    """The rounds, in order; of many, the last ones and the one that was kept.
+    """Return the rounds, in order; of many, the last ones and the one that was kept.
 
     One that has neither a goal nor a result is left out: the plan of a distillation, whose size is in the summary.
     """
@@ -80,7 +80,7 @@ def shown_rounds(report: EfficiencyReport, most: int | None = None) -> list[Roun
 
 
 def round_columns(rounds: Sequence[Round]) -> dict[str, list[str]]:
-    """The table of rounds by column, a text for each round; a column without any value is left out."""
+    """Return the table of rounds by column, a text for each round; a column without any value is left out."""
     columns = {
         "round": [str(one.number) for one in rounds],
         "amount": [amount_text(one.amount) for one in rounds],
@@ -144,7 +144,7 @@ def training_text(training: Training) -> str:
 
 
 def kept_epoch(epochs: Sequence[Epoch]) -> Epoch | None:
-    """The last epoch whose weights were kept."""
+    """Return the last epoch whose weights were kept."""
     return next((epoch for epoch in reversed(epochs) if epoch.best), None)
 
 
@@ -163,7 +163,7 @@ class StudentTraining:
 
 
 def student_trainings(report: EfficiencyReport) -> list[StudentTraining]:
-    """The trainings of a distillation, that with the teacher first; empty for any other report."""
+    """Return the trainings of a distillation, that with the teacher first; empty for any other report."""
     if report.verb != "distill":
         return []
     control = report.control.training if report.control else None
@@ -192,7 +192,7 @@ def control_text(control: Control, trained: bool = True) -> str:
 
 
 def curve_lines(report: EfficiencyReport) -> list[str]:
-    """The quality of each epoch as a bar, all trainings on one scale; empty below two epochs.
+    """Return the quality of each epoch as a bar, all trainings on one scale; empty below two epochs.
 
     `▂▅▇█ 0.8113 -> 0.9667 with the teacher, best in the last epoch`
     """

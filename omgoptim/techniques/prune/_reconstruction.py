@@ -11,6 +11,7 @@ the pruned model with all earlier layers fitted already, so that errors do not a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from omgoptim.requests.prune import SemiStructured, Unstructured
 from omgoptim.techniques.prune._channels.groups import is_depthwise, width_of
+from omgoptim.techniques.prune._unstructured.masking import SparsityTarget, zero_lowest
+from omgoptim.techniques.prune._unstructured.parameter_selection import Selection
 from omgoptim.techniques.reconstruction.least_squares import masked_ridge, ridge
 from omgoptim.techniques.reconstruction.sequential import LayerFit, fit_in_order, fits_bias
 from omgoptim.techniques.registry import ModuleRun, Outcome
@@ -71,6 +74,23 @@ def _can_be_fitted(layer: nn.Module) -> bool:
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d)) or is_depthwise(layer) or layer.padding_mode != "zeros":
         return False
     return layer.weight[0].numel() <= MOST_FEATURES
+
+
+def zero_and_reconstruct(
+    module: nn.Module,
+    selection: Selection,
+    scores: Mapping[str, Tensor],
+    aim: SparsityTarget,
+    params: Unstructured,
+    run: ModuleRun,
+) -> Outcome:
+    """Zero the weights with the lowest scores, and fit the remaining ones where there is real data; in place.
+
+    Raises:
+        TechniqueError: no weight became zero.
+    """
+    before = copy.deepcopy(module)
+    return reconstructed(zero_lowest(selection, scores, aim), module, before, params, run)
 
 
 def reconstructed(

@@ -16,7 +16,6 @@ one pass instead of a whole training. The model is in eval mode: no dropout, bat
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,8 +26,8 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Gradient
-from omgoptim.techniques.prune._reconstruction import reconstructed
-from omgoptim.techniques.prune._unstructured.masking import SparsityTarget, zero_lowest
+from omgoptim.techniques.prune._reconstruction import zero_and_reconstruct
+from omgoptim.techniques.prune._unstructured.masking import SparsityTarget
 from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, Weight, select
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
@@ -45,7 +44,6 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
     Raises:
         TechniqueError: no layer is selected, no gradient reaches one, a loss is not a number, or nothing became zero.
     """
-    before = copy.deepcopy(module)
     selection = select(module, params.targets, params.ignore)
     watch = _sensitivity if params.score == "sensitivity" else _movement
     scores = watch(module, selection.weights, run)
@@ -60,8 +58,7 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
     aim = SparsityTarget(
         params.sparsity, params.scope, f"{params.score}, {params.scope.replace('_', ' ')}", not params.targets
     )
-    outcome = zero_lowest(Selection(reached, [*selection.skipped, *skipped]), scores, aim)
-    return reconstructed(outcome, module, before, params, run)
+    return zero_and_reconstruct(module, Selection(reached, [*selection.skipped, *skipped]), scores, aim, params, run)
 
 
 def _sensitivity(module: nn.Module, weights: list[Weight], run: ModuleRun) -> dict[str, Tensor]:

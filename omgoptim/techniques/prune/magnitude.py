@@ -15,13 +15,11 @@ Source: arXiv:1506.02626, without its retraining; LAMP arXiv:2010.07611; Erdos-R
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from omgoptim.requests.prune import Magnitude
-from omgoptim.techniques.prune._reconstruction import reconstructed
-from omgoptim.techniques.prune._unstructured.masking import Scope, SparsityTarget, zero_lowest
+from omgoptim.techniques.prune._reconstruction import zero_and_reconstruct
+from omgoptim.techniques.prune._unstructured.masking import Scope, SparsityTarget
 from omgoptim.techniques.prune._unstructured.parameter_selection import select
 from omgoptim.techniques.prune._unstructured.saliency import lamp
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
@@ -34,7 +32,6 @@ def apply(module: nn.Module, params: Magnitude, run: ModuleRun) -> Outcome:
     Raises:
         TechniqueError: no layer is selected, or nothing became zero.
     """
-    before = copy.deepcopy(module)
     selection = select(module, params.targets, params.ignore)
     by_lamp = params.layer_ratios == "lamp"
     scores = {
@@ -46,4 +43,4 @@ def apply(module: nn.Module, params: Magnitude, run: ModuleRun) -> Outcome:
         scope = "erdos_renyi"
     score = "LAMP score" if by_lamp else "magnitude"
     aim = SparsityTarget(params.sparsity, scope, f"{score}, {scope.replace('_', ' ')}", spare_small=not params.targets)
-    return reconstructed(zero_lowest(selection, scores, aim), module, before, params, run)
+    return zero_and_reconstruct(module, selection, scores, aim, params, run)

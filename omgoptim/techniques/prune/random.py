@@ -10,14 +10,12 @@ Source: the control in Gale et al. (arXiv:1902.09574); Erdos-Renyi kernel arXiv:
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from omgoptim.requests.prune import Random
-from omgoptim.techniques.prune._reconstruction import reconstructed
-from omgoptim.techniques.prune._unstructured.masking import Scope, SparsityTarget, zero_lowest
+from omgoptim.techniques.prune._reconstruction import zero_and_reconstruct
+from omgoptim.techniques.prune._unstructured.masking import Scope, SparsityTarget
 from omgoptim.techniques.prune._unstructured.parameter_selection import select
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
@@ -29,7 +27,6 @@ def apply(module: nn.Module, params: Random, run: ModuleRun) -> Outcome:
     Raises:
         TechniqueError: no layer is selected, or nothing became zero.
     """
-    before = copy.deepcopy(module)
     selection = select(module, params.targets, params.ignore)
     generator = torch.Generator().manual_seed(run.seed)
     scores = {weight.path: torch.rand(weight.parameter.shape, generator=generator) for weight in selection.weights}
@@ -37,4 +34,4 @@ def apply(module: nn.Module, params: Random, run: ModuleRun) -> Outcome:
     aim = SparsityTarget(
         params.sparsity, scope, f"at random, {scope.replace('_', ' ')}", spare_small=not params.targets
     )
-    return reconstructed(zero_lowest(selection, scores, aim), module, before, params, run)
+    return zero_and_reconstruct(module, selection, scores, aim, params, run)

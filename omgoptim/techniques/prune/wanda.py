@@ -14,15 +14,13 @@ dense model, not after the layers before it were pruned, and in that fitting.
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Wanda
-from omgoptim.techniques.prune._reconstruction import reconstructed
-from omgoptim.techniques.prune._unstructured.masking import SparsityTarget, zero_lowest
+from omgoptim.techniques.prune._reconstruction import zero_and_reconstruct
+from omgoptim.techniques.prune._unstructured.masking import SparsityTarget
 from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, from_rows, select, to_rows
 from omgoptim.techniques.prune._unstructured.saliency import input_norms, wanda
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
@@ -37,7 +35,6 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
     Raises:
         TechniqueError: no layer is selected, no layer's inputs can be seen, or nothing became zero.
     """
-    before = copy.deepcopy(module)
     selection = select(module, params.targets, params.ignore)
     norms = input_norms(module, selection.weights, run)
     seen = only_seen(selection, set(norms))
@@ -47,7 +44,7 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
         scores[weight.path] = from_rows(rows, weight.layer, tuple(weight.parameter.shape))
     what = f"magnitude x input norm, {params.scope.replace('_', ' ')}"
     aim = SparsityTarget(params.sparsity, params.scope, what, spare_small=not params.targets)
-    return reconstructed(zero_lowest(seen, scores, aim), module, before, params, run)
+    return zero_and_reconstruct(module, seen, scores, aim, params, run)
 
 
 def only_seen(selection: Selection, paths: set[str]) -> Selection:

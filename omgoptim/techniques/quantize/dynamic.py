@@ -23,7 +23,7 @@ from pathlib import Path
 import onnx
 
 from omgoptim.errors import NoLayerChanged
-from omgoptim.models.onnx_file import graphs, is_large, load
+from omgoptim.models.onnx_file import attribute, graphs, is_large, load
 from omgoptim.models.onnx_graph import CONV, OnnxLayer, find_layers, module_paths, select_layers
 from omgoptim.requests.quantize import Dynamic
 from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
@@ -106,7 +106,7 @@ def _batch_first(model: onnx.ModelProto) -> set[str]:
         node.name
         for graph in graphs(model.graph)
         for node in graph.node
-        if node.op_type == "LSTM" and any(a.name == "layout" and a.i == 1 for a in node.attribute)
+        if node.op_type == "LSTM" and attribute(node, "layout", 0) == 1
     }
 
 

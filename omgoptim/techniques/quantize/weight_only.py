@@ -20,14 +20,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from omgoptim.errors import NoLayerChanged
-from omgoptim.models.onnx_file import load
+from omgoptim.models.onnx_file import initializers, load, replace_nodes
 from omgoptim.models.onnx_graph import CONV, OnnxLayer, find_layers, module_paths, select_layers
 from omgoptim.requests.quantize import WeightOnly
 from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
@@ -114,7 +113,7 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
 
 def _group_sizes(model: ModelProto, chosen: Sequence[OnnxLayer], asked: int) -> dict[str, int]:
     """Map the matrices to pack to the largest group size, up to the requested one, that divides their inputs."""
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = initializers(model)
     sizes: dict[str, int] = {}
     for name in stored_matmuls(model, chosen):
         inputs, outputs = tensors[name].dims
@@ -161,7 +160,7 @@ def _pack(
     Returns:
         Node name to what its weight is now, and how many matrices are rounded with the data.
     """
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = initializers(model)
     precisions: dict[str, str] = {}
     before: dict[str, NodeProto] = {}
     improved = 0
@@ -179,10 +178,8 @@ def _pack(
             before[node.name] = unpacking
             node.input[1] = unpacking.output[0]
             precisions[node.name] = f"int{params.num_bits} weight in groups of {size}, dequantized at run time"
-    nodes = [each for node in model.graph.node for each in (before.get(node.name), node) if each is not None]
-    nodes = [deepcopy(node) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    nodes = (each for node in model.graph.node for each in (before.get(node.name), node) if each is not None)
+    replace_nodes(model.graph, nodes)
     return precisions, improved
 
 

@@ -181,7 +181,7 @@ def forward_hooks(module: nn.Module, hooks: Mapping[str, Hook], *, before: bool 
 
     def adapted(hook: Hook) -> Callable[..., None]:
         def act(layer: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-            hook(layer, args[0] if args else next(iter(kwargs.values())), output)
+            hook(layer, args[0] if args else next(iter(kwargs.values()), None), output)
 
         return act
 

@@ -88,7 +88,7 @@ def test_a_target_without_python(own_server):
     (own_server.bin / "python3").unlink()
     error = refusal(own_server)
     assert error.what == f"{own_server.url} has no Python 3.10 or newer"
-    assert "it has none" in error.why
+    assert "no Python is on the PATH" in error.why
 
 
 def test_a_target_with_an_old_python(own_server):
@@ -112,13 +112,13 @@ def test_a_target_without_space(own_server):
     (own_server.folder / "sitecustomize.py").write_text(stub)
     own_server.env.write_text(f"export PYTHONPATH={own_server.folder}\n")
     error = refusal(own_server)
-    assert error.what == f"{own_server.url} has no space"
+    assert error.what == f"{own_server.url} has no free disk space"
     assert "1 MiB are free" in error.why
 
 
 def test_a_home_folder_that_cannot_be_written(own_server):
     (own_server.home / ".cache").write_text("a file")
-    assert refusal(own_server).what == f"{own_server.url} has no space"
+    assert refusal(own_server).what == f"{own_server.url} has no free disk space"
 
 
 def test_another_architecture_without_packages(own_server):

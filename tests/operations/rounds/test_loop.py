@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 from torch import nn
 
+from omgoptim.measure.quality import Quality
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.rounds.checkpoint import RoundState
 from omgoptim.operations.rounds.loop import choose_round, collapsed, merged
@@ -16,6 +17,7 @@ from omgoptim.requests import PruneRequest, parse
 from omgoptim.techniques.registry import Outcome
 
 ORIGINAL = 0.9
+FAILED = Quality("top1_accuracy", 0.9, 0.85, 0.05, 0.04, 0.06, 0.9, 600)
 
 
 def job(guard: float = 0.02) -> Job:
@@ -61,6 +63,43 @@ def test_each_round_says_why_it_is_kept_or_not() -> None:
         "the last round within the guard",
         "lost 0.1000, more than the guard 0.02",
         "collapsed: discarded",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("qualities", "order"),
+    [
+        ([0.9, 0.89, 0.885], [3, 2, 1]),
+        ([0.885, 0.9, 0.89, 0.885, 0.89], [5, 4, 2]),
+        ([0.9, 0.9, 0.88, 0.9], [4, 3, 1]),
+        ([0.89, 0.9, 0.885], [3, 2]),
+        ([0.9, 0.7, 0.885, 0.5], [3, 1]),
+        ([0.9], [1]),
+        ([0.7, 0.6], [1]),
+    ],
+)
+def test_the_fallbacks_are_the_round_within_the_guard_before_it_and_the_one_that_lost_least(
+    qualities: list[float], order: list[int]
+) -> None:
+    kept = choose_round(job(), [state(index, quality) for index, quality in enumerate(qualities, 1)])
+    found = [kept.state.record.number]
+    following = kept.next(job(), FAILED)
+    while following is not None:
+        found.append(following.state.record.number)
+        assert [s.record.number for s in following.states if s.record.kept] == found[-1:]
+        following = following.next(job(), FAILED)
+    assert found == order
+
+
+def test_a_round_that_fails_on_the_evaluation_data_says_so() -> None:
+    kept = choose_round(job(), [state(1, 0.9), state(2, 0.89), state(3, 0.8)])
+    following = kept.next(job(), FAILED)
+    assert following is not None
+    assert following.failures == ["round 2 loses 0.0500, more than 0.02, on the evaluation data"]
+    assert [s.record.why for s in following.states] == [
+        "the next within the guard, in the order fixed on the selection samples",
+        "loses 0.0500, more than 0.02, on the evaluation data",
+        "lost 0.1000, more than the guard 0.02",
     ]
 
 

@@ -26,9 +26,19 @@ from omgoptim.measure.size import count_params
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.factorize._low_rank.problem import replace_layer
-from omgoptim.techniques.probe import NOT_RUN, Probe, attached, frozen_or_shared, owned_parameters, quiet
+from omgoptim.techniques.probe import (
+    EXCLUDED,
+    NOT_RUN,
+    WHOLE_MODEL,
+    attached,
+    frozen_or_shared,
+    owned_parameters,
+    quiet,
+    uses_of,
+    why_not_replaceable,
+)
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
-from omgoptim.techniques.registry import ModuleRun, Outcome
+from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
 from omgoptim.training.batch_norm import reestimate
 
 Conv = nn.Conv1d | nn.Conv2d
@@ -220,9 +230,8 @@ def replace_convolutions(
         block = make(conv)
         before, after = (count_params(each)[0] for each in (conv, block))
         if after >= before:
-            skipped.append(
-                Skip(path=path, reason=f"{words.kind} would have {after:,} parameters, and it has {before:,}")
-            )
+            reason = f"{words.kind} would have {after:,} parameters, and it has {before:,}"
+            skipped.append(Skip(path=path, reason=reason, kind="no_benefit"))
             continue
         blocks[path] = block
         shape = " x ".join(map(str, conv.weight.shape))
@@ -251,48 +260,35 @@ def _find_replaceable(
 ) -> tuple[dict[str, Conv], list[Skip]]:
     found: dict[str, Conv] = {}
     skipped = []
-    owners, called = owned_parameters(module), _called_convolutions(module, run)
-    for path, layer in module.named_modules():
-        if not isinstance(layer, _ConvNd):
-            continue
-        reason = _why_not(path, layer, selection, owners)
-        if not reason and layer not in called:
-            reason = NOT_RUN
-        if reason:
-            skipped.append(Skip(path=path, reason=reason))
+    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, _ConvNd)}
+    owners, called = owned_parameters(module), uses_of(module, layers, run)
+    for path, layer in layers.items():
+        refusal = _refusal(path, layer, selection, owners) or (None if path in called else NOT_RUN)
+        if refusal:
+            skipped.append(refusal.skip(path))
         else:
             found[path] = layer  # type: ignore[assignment]
     return found, skipped
 
 
-def _why_not(path: str, layer: _ConvNd, selection: LayerSelection, owners: Mapping[int, list[tuple[int, str]]]) -> str:
+def _refusal(
+    path: str, layer: _ConvNd, selection: LayerSelection, owners: Mapping[int, list[tuple[int, str]]]
+) -> Refusal | None:
     if not path:
-        return "the model itself is this one layer"
+        return WHOLE_MODEL
     if not selection.includes(path):
-        return "left as it is by targets or ignore"
+        return EXCLUDED
+    reason = ""
     if layer.transposed or not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        return f"{type(layer).__name__} has no such block here; Conv1d and Conv2d have"
-    if layer.groups > 1:
-        return f"already grouped ({layer.groups} groups)"
-    if prod(layer.kernel_size) == 1:
-        return "kernel of size 1: no spatial part to separate"
-    if layer.padding_mode != "zeros":
-        return f"its padding_mode is {layer.padding_mode}, and the blocks pad with zeros"
-    if layer.in_channels < FEWEST_INPUTS and not selection.targets:
-        return f"it reads {layer.in_channels} channels, and a kernel for each is too little; targets can name it"
-    if "weight" not in layer._parameters:
-        return "its weight is computed from others (a parametrization)"
-    if "forward" in vars(layer) or type(layer).forward not in (nn.Conv1d.forward, nn.Conv2d.forward):
-        return f"{type(layer).__name__} has a forward of its own"
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
-        return "hooks are attached to it, which a block in its place would not have"
-    return frozen_or_shared(layer, owners)
-
-
-def _called_convolutions(module: nn.Module, run: ModuleRun) -> set[nn.Module]:
-    seen: set[nn.Module] = set()
-    convs = [layer for layer in module.modules() if isinstance(layer, _ConvNd)]
-    hooks = [layer.register_forward_pre_hook(lambda layer, _args: seen.add(layer)) for layer in convs]
-    with attached(hooks):
-        Probe.of(run).outputs(module)
-    return seen
+        reason = f"{type(layer).__name__} has no such block here; Conv1d and Conv2d have"
+    elif layer.groups > 1:
+        reason = f"already grouped ({layer.groups} groups)"
+    elif prod(layer.kernel_size) == 1:
+        reason = "kernel of size 1: no spatial part to separate"
+    elif layer.padding_mode != "zeros":
+        reason = f"its padding_mode is {layer.padding_mode}, and the blocks pad with zeros"
+    elif layer.in_channels < FEWEST_INPUTS and not selection.targets:
+        reason = f"it reads {layer.in_channels} channels, and a kernel for each is too little; targets can name it"
+    if reason:
+        return Refusal(reason, "unsupported")
+    return why_not_replaceable(layer) or frozen_or_shared(layer, owners)

@@ -11,13 +11,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
+from omgoptim.models.forward import running_layers
 from omgoptim.reports import Skip
 from omgoptim.requests.distill import Derived, FewerLayers
 from omgoptim.runtimes.signature import flatten
@@ -30,7 +30,7 @@ from omgoptim.techniques.distill._student.layer_selection import (
     paths_of,
 )
 from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing, narrow_to
-from omgoptim.techniques.probe import Probe, attached, error_location, quiet
+from omgoptim.techniques.probe import Probe, error_location, quiet
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 Shapes = list[tuple[int, ...]]
@@ -53,19 +53,8 @@ def output_shapes(module: nn.Module, run: ModuleRun) -> Shapes:
         TechniqueError: it raises, with the innermost layer that did.
     """
     probe = Probe.of(run)
-    inside: list[str] = []
-
-    def enter(path: str) -> Any:
-        return lambda _layer, _args: inside.append(path)
-
-    def leave(_layer: nn.Module, _args: Any, _output: Any) -> None:
-        inside.pop()
-
-    hooks = []
-    for path, layer in module.named_modules():
-        hooks += [layer.register_forward_pre_hook(enter(path)), layer.register_forward_hook(leave)]
     try:
-        with attached(hooks), evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]):
+        with running_layers(module) as inside, evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             result = module(*probe.args, **probe.kwargs)
     except Exception as error:  # whatever a user's forward raises without what it expects
@@ -180,7 +169,7 @@ def reduce_depth(
     before = paths_of(module)
     spans = tuple(span for stack in stacks for span in _spans(module, stack, keep[stack]))
     whole = [
-        Skip(path=path, reason=f"{count(stack)} layers stay, and it repeats {len(stack.units)}")
+        Skip(path=path, reason=f"{count(stack)} layers stay, and it repeats {len(stack.units)}", kind="no_benefit")
         for stack in stacks
         if count(stack) >= len(stack.units)
         for path in stack.paths
@@ -188,8 +177,9 @@ def reduce_depth(
     changed = drop_layers(module, stacks, keep)
     if changed:
         selection = selection.after(before, module)
+    one_module = "{} holds its {} layers as one module: they stay"
     skipped = [
-        Skip(path=path, reason=f"{type(layer).__name__} holds its {layer.num_layers} layers as one module: they stay")
+        Skip(path=path, reason=one_module.format(type(layer).__name__, layer.num_layers), kind="unsupported")
         for path, layer in module.named_modules()
         if isinstance(layer, nn.RNNBase) and layer.num_layers > 1
     ]

@@ -9,7 +9,6 @@ without labels, each layer on the outputs of the fitted ones before it; the norm
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from omgoptim.measure.self_time import evaluation_mode
-from omgoptim.techniques.reconstruction.inputs import StopForward, padding_mask, run_until_stopped, unpadded_rows
+from omgoptim.techniques.probe import attached
+from omgoptim.techniques.reconstruction.inputs import (
+    Hook,
+    StopForward,
+    forward_hooks,
+    padding_mask,
+    run_until_stopped,
+    unpadded_rows,
+)
 from omgoptim.techniques.reconstruction.least_squares import ridge
 from omgoptim.techniques.registry import ModuleRun
 
@@ -101,8 +108,7 @@ def _adds(module: nn.Module, path: str, writer: _Writer, run: ModuleRun) -> bool
         return output + noise
 
     plain = _sums(module, path, writer, run)
-    with ExitStack() as hooks:
-        hooks.callback(module.get_submodule(f"{path}.{writer.linear}").register_forward_hook(push).remove)
+    with attached([module.get_submodule(f"{path}.{writer.linear}").register_forward_hook(push)]):
         pushed = _sums(module, path, writer, run)
     if len(plain) != 1 or len(pushed) != 1 or plain[0].shape != drawn[0].shape:
         return False
@@ -120,30 +126,17 @@ def _sums(module: nn.Module, path: str, writer: _Writer, run: ModuleRun) -> list
 def _at_the_end(path: str, writer: _Writer, capture: Callable[[Tensor], None]) -> dict[str, Hook]:
     """Return a hook that captures the sum: before the normalization, or after the layer."""
     if writer.norm is not None:
-        return {f"{path}.{writer.norm}": lambda args, _output: capture(args[0])}
+        return {f"{path}.{writer.norm}": lambda _layer, read, _output: capture(read)}
 
-    def read_output(_args: Any, output: Any) -> None:
+    def read_output(_layer: nn.Module, _read: Any, output: Any) -> None:
         capture(next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)))
 
     return {path: read_output}
 
 
-Hook = Callable[[Any, Any], None]
-"""`hook(args, output)` of a called layer."""
-
-
-def _add_hooks(stack: ExitStack, module: nn.Module, hooks: Mapping[str, Hook]) -> None:
-    """Call hooks on the named layers until the stack closes."""
-    for path, hook in hooks.items():
-        layer = module.get_submodule(path)
-        handle = layer.register_forward_hook(lambda _layer, args, output, hook=hook: hook(args, output))
-        stack.callback(handle.remove)
-
-
 def _watched(module: nn.Module, run: ModuleRun, hooks: Mapping[str, Hook]) -> None:
     """Run the module on the first batch with hooks."""
-    with ExitStack() as stack, evaluation_mode(module):
-        _add_hooks(stack, module, hooks)
+    with forward_hooks(module, hooks), evaluation_mode(module):
         args, kwargs, _target = next(run.calls())
         module(*args, **kwargs)
 
@@ -194,14 +187,12 @@ def _rows(
 
         return keep
 
-    def linear(args: Any, output: Tensor) -> None:
-        captured["read"], captured["written"] = args[0], output
+    def linear(_layer: nn.Module, read: Tensor, output: Tensor) -> None:
+        captured["read"], captured["written"] = read, output
 
     own = {f"{span.kept}.{writer.linear}": linear, **_at_the_end(span.kept, writer, last("ended"))}
     theirs = _at_the_end(span.end, writer, last("wanted"))
-    with ExitStack() as stack, evaluation_mode(module), evaluation_mode(teacher):
-        _add_hooks(stack, module, own)
-        _add_hooks(stack, teacher, theirs)
+    with forward_hooks(module, own), forward_hooks(teacher, theirs), evaluation_mode(module), evaluation_mode(teacher):
         for args, kwargs, _target in run.calls():
             for each in (module, teacher):
                 run_until_stopped(each, args, kwargs)

@@ -46,12 +46,6 @@ class Narrowing:
     def is_possible(self) -> bool:
         return bool(self.groups.groups or self.recurrent)
 
-    @property
-    def why_not(self) -> str:
-        """Return the reasons why nothing can shrink."""
-        reasons = dict.fromkeys(f"{skip.path or 'the model'}: {skip.reason}" for skip in self.skipped)
-        return "; ".join(list(reasons)[:3]) or "it has no convolution, Linear or recurrent layer"
-
 
 def find_narrowing(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> Narrowing:
     """Find the narrowable groups of a module, which is not changed.
@@ -69,7 +63,7 @@ def find_narrowing(module: nn.Module, selection: LayerSelection, run: ModuleRun)
     except TechniqueError as error:
         if not recurrent:
             raise
-        groups = Groups([], [Skip(path="(model)", reason=f"{error.what}: {error.why}")])
+        groups = Groups([], [Skip(path="(model)", reason=f"{error.what}: {error.why}", kind="unsupported")])
     shrinking = {each.path for each in recurrent}
     skipped += [skip for skip in groups.skipped if skip.path not in shrinking]
     return Narrowing(groups, importance_of(module, groups, asked, run), recurrent, skipped)

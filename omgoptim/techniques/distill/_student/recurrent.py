@@ -23,16 +23,18 @@ from torch.utils._pytree import tree_map
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.probe import (
+    EXCLUDED,
     DoesNotRun,
     Probe,
     attached,
     difference,
     frozen_or_shared,
+    is_shared,
     owned_parameters,
     tolerance_of,
 )
 from omgoptim.techniques.prune._channels.groups import narrowed
-from omgoptim.techniques.registry import ModuleRun
+from omgoptim.techniques.registry import ModuleRun, Refusal
 
 WIDTHS = (
     *("hidden_size", "hidden_dim", "hidden", "hidden_units", "hidden_features", "n_hidden", "num_hidden", "nhid"),
@@ -200,45 +202,47 @@ def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun)
     for path, layer in module.named_modules():
         if not isinstance(layer, nn.RNNBase):
             continue
-        reason = _why_not(path, layer, selection, owners)
-        recurrent = None if reason else _find_readers(module, path, run)
+        refusal = _refusal(path, layer, selection, owners)
+        recurrent = None if refusal else _find_readers(module, path, run)
         if recurrent is not None:
-            reason = _tied_reader(module, recurrent, owners) or _why_not_removable(module, recurrent, run)
-            if reason:
+            refusal = _tied_reader(module, recurrent, owners) or _why_not_removable(module, recurrent, run)
+            if refusal:
                 recurrent = replace(recurrent, numbers=_width_attributes(module, path, layer.hidden_size))
-                reason = _why_not_removable(module, recurrent, run) if recurrent.numbers else reason
-        if recurrent is None or reason:
-            skipped.append(Skip(path=path, reason=reason))
-        else:
+                refusal = _why_not_removable(module, recurrent, run) if recurrent.numbers else refusal
+        if refusal:
+            skipped.append(refusal.skip(path))
+        elif recurrent is not None:
             found.append(recurrent)
     return found, skipped
 
 
-def _why_not(
+def _refusal(
     path: str, layer: nn.RNNBase, selection: LayerSelection, owners: Mapping[int, list[tuple[int, str]]]
-) -> str:
+) -> Refusal | None:
     if not selection.includes(path):
-        return "left as it is by targets or ignore"
+        return EXCLUDED
     if layer.proj_size:
-        return "its outputs are projections of its hidden units (proj_size)"
+        return Refusal("its outputs are projections of its hidden units (proj_size)", "unsupported")
     if layer.hidden_size < 2:
-        return "it has one hidden unit"
-    if reason := frozen_or_shared(layer, owners):
-        return reason
+        return Refusal("it has one hidden unit", "unsupported")
+    if refusal := frozen_or_shared(layer, owners):
+        return refusal
     other = next((t.dtype for t in layer.parameters() if t.dtype not in (torch.float32, torch.float64)), None)
     if other is not None:
-        return f"its weights are {str(other).removeprefix('torch.')}"
+        return Refusal(f"its weights are {str(other).removeprefix('torch.')}", "unsupported")
     if any(name not in layer._parameters for name in layer._flat_weights_names):
-        return "its weights are computed from others (a parametrization)"
-    return ""
+        return Refusal("its weights are computed from others (a parametrization)", "unsupported")
+    return None
 
 
-def _tied_reader(module: nn.Module, recurrent: Recurrent, owners: Mapping[int, list[tuple[int, str]]]) -> str:
+def _tied_reader(
+    module: nn.Module, recurrent: Recurrent, owners: Mapping[int, list[tuple[int, str]]]
+) -> Refusal | None:
     for reader in recurrent.readers:
         for name, tensor in module.get_submodule(reader.path)._parameters.items():
-            if len({owner for owner, _ in owners.get(id(tensor), [])}) > 1:
-                return f"{reader.path}.{name}, which reads it, is shared with another layer"
-    return ""
+            if is_shared(tensor, owners):
+                return Refusal(f"{reader.path}.{name}, which reads it, is shared with another layer", "tied")
+    return None
 
 
 def _find_readers(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
@@ -331,8 +335,8 @@ def _width_attributes(module: nn.Module, path: str, width: int) -> tuple[tuple[s
     )
 
 
-def _why_not_removable(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> str:
-    """Return why the layer cannot lose half of its units, tried on copies; empty if it can."""
+def _why_not_removable(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> Refusal | None:
+    """Return why the layer cannot lose half of its units, tried on copies; None if it can."""
     probe, keep = Probe.of(run), recurrent.width // 2
     ignoring, smaller = copy.deepcopy(module), copy.deepcopy(module)
     ignore_units(ignoring, recurrent, recurrent.best(keep))
@@ -341,9 +345,10 @@ def _why_not_removable(module: nn.Module, recurrent: Recurrent, run: ModuleRun) 
         outputs, expected = probe.outputs(smaller), probe.outputs(ignoring)
         apart = difference(outputs, expected)
     except DoesNotRun as error:
-        return f"with fewer hidden units the model does not run: {error}"
+        return Refusal(f"with fewer hidden units the model does not run: {error}", "forward_fails")
     except ValueError:
-        return "its hidden units are the model's outputs"
+        return Refusal("its hidden units are the model's outputs", "model_output")
     if apart > tolerance_of(expected):
-        return "something on their way mixes its hidden units (a normalization or a product over them)"
-    return ""
+        mixed = "something on their way mixes its hidden units (a normalization or a product over them)"
+        return Refusal(mixed, "unsupported")
+    return None

@@ -38,7 +38,7 @@ from omgoptim.techniques.factorize._low_rank.rank_timing import measure_times
 from omgoptim.techniques.factorize._low_rank.second_moments import WIDEST, in_of, input_moments, output_influence
 from omgoptim.techniques.factorize._low_rank.sequential_solve import solve_in_order
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
-from omgoptim.techniques.registry import ModuleRun, Outcome
+from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
 
 SMALLEST_SHARE = 1e-9
 """Lower bound of the kept share before its logarithm: below float32's precision of an energy."""
@@ -110,15 +110,15 @@ def choose_ranks(
         if option is not None and option.params < ladder.params:
             chosen[path] = option
         else:
-            skipped.append(Skip(path=path, reason=_no_smaller(layers[path], ladder, option, wanted)))
+            skipped.append(_no_smaller(layers[path], ladder, option, wanted).skip(path))
     if compression is None:
         return chosen
     shared = _rank_choices(module, layers, ladders, params, run, skipped)
     total = count_params(module)[0]
     elsewhere = total - sum(layer.params for layer in shared.values())
     chosen = allocate_ranks(shared, elsewhere, total, compression)
-    whole = "kept dense: factorizing other layers loses less at the same size"
-    skipped += [Skip(path=path, reason=whole) for path in shared if path not in chosen]
+    whole = Refusal("kept dense: factorizing other layers loses less at the same size", "no_benefit")
+    skipped += [whole.skip(path) for path in shared if path not in chosen]
     return {path: chosen[path] for path in ladders if path in chosen}
 
 
@@ -132,15 +132,16 @@ def _option_of_one(ladder: LayerOptions, params: Factorization) -> tuple[Option 
     return within(ladder.options, int(ratio * ladder.params)), f"at most {ratio:.0%} of its weights"
 
 
-def _no_smaller(layer: DenseLayer, ladder: LayerOptions, option: Option | None, wanted: str) -> str:
+def _no_smaller(layer: DenseLayer, ladder: LayerOptions, option: Option | None, wanted: str) -> Refusal:
     if option is None:
         least = f"the smallest has {ladder.options[0].params:,}" if ladder.options else "there is none"
-        return f"none of its ranks has {wanted}: {least} of {ladder.params:,} weights"
+        return Refusal(f"none of its ranks has {wanted}: {least} of {ladder.params:,} weights", "no_benefit")
     bound = ""
     if isinstance(layer, nn.Linear):
         below = ladder.params / (layer.in_features + layer.out_features)
         bound = f"; only a rank below {below:.1f} is smaller"
-    return f"{wanted} would make it no smaller: {option} has {option.params:,} weights, it has {ladder.params:,}{bound}"
+    sizes = f"{option} has {option.params:,} weights, it has {ladder.params:,}{bound}"
+    return Refusal(f"{wanted} would make it no smaller: {sizes}", "no_benefit")
 
 
 def _rank_choices(
@@ -157,7 +158,7 @@ def _rank_choices(
     for path, ladder in ladders.items():
         options = _thinned(ladder.smaller)
         if not options:
-            skipped.append(Skip(path=path, reason=_no_smaller(layers[path], ladder, ladder.options[0], "any rank")))
+            skipped.append(_no_smaller(layers[path], ladder, ladder.options[0], "any rank").skip(path))
             continue
         losses = tuple(option.error if comparable else _share_lost(option, ladder) for option in options)
         found[path] = RankChoice(ladder.params, tuple(options), losses)
@@ -231,14 +232,13 @@ def _options_on_inputs(
     for path, layer in layers.items():
         if in_of(layer) > WIDEST and isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
             reason = f"its patches have {in_of(layer):,} values, and moments are kept of {WIDEST:,} at most"
-            skipped.append(Skip(path=path, reason=reason))
+            skipped.append(Skip(path=path, reason=reason, kind="unsupported"))
         else:
             kept[path] = layer
     ladders = {}
     for path, moments in input_moments(module, kept, run, samples):
-        nothing = unusable(moments)
-        if nothing:
-            skipped.append(Skip(path=path, reason=nothing))
+        if refusal := unusable(moments):
+            skipped.append(refusal.skip(path))
             continue
         ladders[path] = options_of_layer(layers[path], problem_of(layers[path], moments, influence.get(path)), params)
         run.progress("measuring the moments of layer inputs", 0.1 + 0.3 * len(ladders) / len(kept))

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from omgoptim.blocks import BLOCKS, LowRankLinear, SpatialConv2d, Tucker2Conv2d
-from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.globs import is_selected, refuse_unknown
-from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
-from omgoptim.techniques.probe import NOT_RUN, attached
-from omgoptim.techniques.reconstruction.inputs import DenseLayer, batches_of
-from omgoptim.techniques.registry import ModuleRun
+from omgoptim.techniques.probe import EXCLUDED, NOT_RUN, WHOLE_MODEL, Use, uses_of, why_not_replaceable
+from omgoptim.techniques.reconstruction.inputs import DenseLayer
+from omgoptim.techniques.registry import ModuleRun, Refusal
 
 OTHER_KINDS: dict[type[nn.Module], str] = {
     nn.MultiheadAttention: "its packed projection is read by the attention itself, not called as a layer",
@@ -27,18 +24,6 @@ OTHER_KINDS: dict[type[nn.Module], str] = {
     nn.Bilinear: "a bilinear layer has no low-rank form here; Linear layers and Conv2d have",
     nn.modules.conv._ConvNd: "only Linear layers and Conv2d have a low-rank form here",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """Calls of a layer in one forward."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    """Input shape of each call, at the traced batch size."""
-    sources: tuple[int, ...]
-    """Identity of each call's input: equal for layers with the same input tensor."""
-    samples: int
-    """Traced batch size."""
 
 
 def factorizable(module: nn.Module, params: Factorization, run: ModuleRun) -> tuple[list[str], list[Skip]]:
@@ -56,7 +41,7 @@ def factorizable(module: nn.Module, params: Factorization, run: ModuleRun) -> tu
     """
     layers, skipped = candidates(module, params)
     uses = uses_of(module, layers, run)
-    unreached = [Skip(path=path, reason=NOT_RUN) for path in layers if path not in uses]
+    unreached = [NOT_RUN.skip(path) for path in layers if path not in uses]
     return [path for path in layers if path in uses], sorted([*skipped, *unreached], key=lambda skip: skip.path)
 
 
@@ -70,15 +55,11 @@ def candidates(module: nn.Module, params: Factorization) -> tuple[dict[str, Dens
     layers: dict[str, DenseLayer] = {}
     skipped = []
     for path, (layer, around) in with_weights.items():
-        reason = (
-            _reason(layer, around, params, owners, frozen_model)
-            if path in chosen
-            else "left as it is by targets or ignore"
-        )
-        if reason is None and path:
+        refusal = _refusal(layer, around, params, owners, frozen_model) if path in chosen else EXCLUDED
+        if refusal is None and path:
             layers[path] = layer  # type: ignore[assignment]
         else:
-            skipped.append(Skip(path=path or "(model)", reason=reason or "the model itself is this one layer"))
+            skipped.append((refusal or WHOLE_MODEL).skip(path or "(model)"))
     return layers, skipped
 
 
@@ -114,86 +95,49 @@ def _place(tensor: Tensor) -> int:
     return tensor.data_ptr() or id(tensor)
 
 
-def _reason(
+def _refusal(
     layer: nn.Module,
     around: nn.Module | None,
     params: Factorization,
     owners: Mapping[int, Mapping[int, str]],
     frozen_model: bool,
-) -> str | None:
+) -> Refusal | None:
     """Return why a layer cannot be factorized, or None."""
     if _is_block(layer):
         low = isinstance(layer, (LowRankLinear, SpatialConv2d, Tucker2Conv2d))
-        return "it is of low rank already" if low else "it is a compact block already"
+        return Refusal("it is of low rank already" if low else "it is a compact block already", "already_compressed")
     if isinstance(around, nn.MultiheadAttention):
-        return "the attention around it reads its weight itself instead of calling it"
+        return Refusal("the attention around it reads its weight itself instead of calling it", "unsupported")
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
-        return next(reason for kind, reason in OTHER_KINDS.items() if isinstance(layer, kind))
-    weight = layer._parameters.get("weight")
-    if weight is None:
-        return "its weight is computed from other parameters (a parametrization, weight norm or the like)"
-    if not _runs_as_torch_does(layer):
-        return f"{type(layer).__name__} has a forward of its own"
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
-        return "hooks are attached to it, which another layer in its place would not have"
+        return Refusal(next(why for kind, why in OTHER_KINDS.items() if isinstance(layer, kind)), "unsupported")
+    if refusal := why_not_replaceable(layer):
+        return refusal
+    weight = layer.weight
     if not weight.is_floating_point():
-        return f"its weight is {str(weight.dtype).removeprefix('torch.')}"
+        return Refusal(f"its weight is {str(weight.dtype).removeprefix('torch.')}", "unsupported")
     for parameter in layer.parameters(recurse=False):
         if len(owners[_place(parameter)]) > 1:
-            return f"its parameters are shared with another layer: {', '.join(owners[_place(parameter)].values())}"
+            shared = f"its parameters are shared with another layer: {', '.join(owners[_place(parameter)].values())}"
+            return Refusal(shared, "tied")
     if not (weight.requires_grad or frozen_model or params.targets):
-        return "it is frozen (requires_grad is False); name it in targets to factorize it all the same"
+        frozen = "it is frozen (requires_grad is False); name it in targets to factorize it all the same"
+        return Refusal(frozen, "excluded")
     if weight.numel() == 0 or min(weight.shape[0], weight[0].numel()) < 2:
-        return f"its weight of {_shape(weight)} has at most rank 1 as it is"
-    return _conv_reason(layer, params) if isinstance(layer, nn.Conv2d) else None
+        shape = " x ".join(map(str, weight.shape))
+        return Refusal(f"its weight of {shape} has at most rank 1 as it is", "no_benefit")
+    return _conv_refusal(layer, params) if isinstance(layer, nn.Conv2d) else None
 
 
-def _conv_reason(layer: nn.Conv2d, params: Factorization) -> str | None:
+def _conv_refusal(layer: nn.Conv2d, params: Factorization) -> Refusal | None:
     if params.convolution == "skip":
-        return "convolutions are left as they are (convolution=skip)"
+        return Refusal("convolutions are left as they are (convolution=skip)", "excluded")
     if layer.groups > 1 and layer.in_channels == layer.groups:
-        return "it is depthwise: each output sees one channel, so there is nothing to factorize"
+        depthwise = "it is depthwise: each output sees one channel, so there is nothing to factorize"
+        return Refusal(depthwise, "unsupported")
     if layer.padding_mode != "zeros":
-        return f"padding_mode {layer.padding_mode} has no exact form as a product; only zeros has"
+        padding = f"padding_mode {layer.padding_mode} has no exact form as a product; only zeros has"
+        return Refusal(padding, "unsupported")
     return None
-
-
-def _shape(weight: Tensor) -> str:
-    return " x ".join(map(str, weight.shape))
-
-
-def _runs_as_torch_does(layer: nn.Linear | nn.Conv2d) -> bool:
-    """Return whether its forward is torch's own, of the class and of the object."""
-    if "forward" in vars(layer):
-        return False
-    if isinstance(layer, nn.Linear):
-        return type(layer).forward is nn.Linear.forward
-    return type(layer).forward is nn.Conv2d.forward and type(layer)._conv_forward is nn.Conv2d._conv_forward
-
-
-def uses_of(module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int = 2) -> dict[str, Use]:
-    """Return the calls of each layer in one forward of the first few samples, in order of execution."""
-    shapes: dict[str, list[tuple[int, ...]]] = {}
-    sources: dict[str, list[int]] = {}
-    seen: list[Tensor] = []  # kept, so that no two inputs get the same address
-
-    def watch(path: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            values = inputs[0] if inputs else kwargs["input"]
-            same = next((n for n, one in enumerate(seen) if one is values), len(seen))
-            seen.append(values)
-            shapes.setdefault(path, []).append(tuple(values.shape))
-            sources.setdefault(path, []).append(same)
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(watch(path), with_kwargs=True) for path, layer in layers.items()]
-    with attached(handles), evaluation_mode(module):
-        batch = next(batches_of(run.statistics, samples))
-        size = batch_length(batch)
-        args, kwargs = forward_args(run.signature, batch, run.device)
-        module(*args, **kwargs)
-    return {path: Use(tuple(some), tuple(sources[path]), size) for path, some in shapes.items()}
 
 
 def with_same_rows(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from omgoptim.blocks import LowRankLinear, SpatialConv2d, Tucker2Conv2d
 from omgoptim.techniques.factorize._low_rank.second_moments import InputMoments, groups_of
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.reconstruction.least_squares import INFLUENCE_DAMPING, INPUT_DAMPING, cholesky, squared_error
+from omgoptim.techniques.registry import Refusal
 
 Form = Literal["linear", "spatial", "tucker2"]
 
@@ -164,12 +165,12 @@ def problem_of(
     return Problem(weight, second, outputs, influence)
 
 
-def unusable(moments: InputMoments) -> str | None:
+def unusable(moments: InputMoments) -> Refusal | None:
     """Return why the moments of a layer's inputs cannot be used, or None."""
     if not moments.rows:
-        return "the calibration samples give it no input but padding"
+        return Refusal("the calibration samples give it no input but padding", "not_run")
     if not moments.are_finite:
-        return "its inputs on the calibration samples hold NaN or infinity"
+        return Refusal("its inputs on the calibration samples hold NaN or infinity", "unsupported")
     return None
 
 

@@ -10,27 +10,20 @@ fuses with neighbours.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from omgoptim.reports import Skip
-from omgoptim.runtimes import ENGINES, Session, SessionSettings
-from omgoptim.techniques.factorize._low_rank.layer_selection import uses_of
 from omgoptim.techniques.factorize._low_rank.problem import Option, empty_block
 from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice
-from omgoptim.techniques.prune._latency.layer_benchmark import INPUT, OUTPUT, blocks_ms, save, signature_of
+from omgoptim.techniques.probe import uses_of
+from omgoptim.techniques.prune._latency.layer_benchmark import bench_of, blocks_ms
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun
-
-if TYPE_CHECKING:
-    import onnx
 
 POINTS = 6
 """Maximum measured ranks of a layer; between them time is interpolated over the parameters."""
@@ -82,7 +75,7 @@ def measure_times(
         else:
             best, whole = min(known[key].ranks_ms), known[key].whole_ms
             reason = f"no rank is faster on {run.runtime}: {best:.3f} ms at best, {whole:.3f} ms as it is"
-            skipped.append(Skip(path=path, reason=reason))
+            skipped.append(Skip(path=path, reason=reason, kind="no_benefit"))
         run.progress("timing ranks", 0.4 + 0.1 * (count + 1) / len(layers))
     return timed
 
@@ -113,97 +106,13 @@ def measured(
     layer: DenseLayer, picked: Sequence[Option], shapes: Sequence[tuple[int, ...]], run: ModuleRun
 ) -> RankTimes:
     """Return the milliseconds of the layer and of the blocks in its place, summed over its calls in one forward."""
-    subjects: list[nn.Module] = [layer, *(empty_block(layer, option) for option in picked)]
-    totals = [0.0] * len(subjects)
-    threads = torch.get_num_threads()
-    try:
-        with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
-            for shape in sorted(set(shapes)):
-                best = [float("inf")] * len(subjects)
-                for _ in range(TURNS):
-                    for index, loaded in enumerate(subjects):
-                        best[index] = min(best[index], _visit(loaded, shape, run, Path(folder)))
-                totals = [total + shapes.count(shape) * ms for total, ms in zip(totals, best, strict=True)]
-    finally:
-        torch.set_num_threads(threads)
+    timed: list[nn.Module] = [layer, *(empty_block(layer, option) for option in picked)]
+    totals = [0.0] * len(timed)
+    with bench_of(run) as bench:
+        for shape in sorted(set(shapes)):
+            best = [float("inf")] * len(timed)
+            for _ in range(TURNS):
+                for index, module in enumerate(timed):
+                    best[index] = min(best[index], blocks_ms(*bench.open_module(module, shape), BLOCK_S))
+            totals = [total + shapes.count(shape) * ms for total, ms in zip(totals, best, strict=True)]
     return RankTimes(totals[0], tuple(totals[1:]))
-
-
-def _visit(loaded: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Path) -> float:
-    session, prepared = _open(loaded, shape, run, folder)
-    return blocks_ms(session, prepared, BLOCK_S)
-
-
-def _open(loaded: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Path) -> tuple[Session, Any]:
-    engine = ENGINES["torch_eager" if run.runtime == "torch_compile" else run.runtime]
-    thing: Any = loaded
-    dtype = "float32"
-    if engine.runs == "program":
-        thing = write_program(list(loaded.children()) or [loaded], shape, folder / "layer.onnx")
-    else:
-        dtype = str(next(loaded.parameters()).dtype).removeprefix("torch.")
-    session = engine.open(thing, signature_of(shape, dtype), SessionSettings(run.threads, run.device))
-    values = np.random.default_rng(run.seed).standard_normal(shape, dtype=np.float32)
-    return session, session.prepare({INPUT: values})
-
-
-def write_program(layers: Sequence[nn.Module], shape: Sequence[int], path: Path) -> Path:
-    """Write an ONNX file of Linear layers or of convolutions, one after the other, with their weights.
-
-    Args:
-        layers: nn.Linear or nn.Conv2d, float32 or written as such.
-        shape: of the first one's input.
-        path: the file to write.
-    """
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes: list[onnx.NodeProto] = []
-    tensors: list[onnx.TensorProto] = []
-    name = INPUT
-    for index, layer in enumerate(layers):
-        assert isinstance(layer, (nn.Linear, nn.Conv2d))  # what blocks are made of
-        weight = layer.weight.detach().float().cpu()
-        names = [f"weight_{index}"]
-        tensors.append(numpy_helper.from_array((weight.mT if weight.dim() == 2 else weight).numpy().copy(), names[0]))
-        if layer.bias is not None:
-            names.append(f"bias_{index}")
-            tensors.append(numpy_helper.from_array(layer.bias.detach().float().cpu().numpy(), names[1]))
-        output = OUTPUT if index == len(layers) - 1 else f"between_{index}"
-        nodes += (
-            _conv(layer, [name, *names], output) if isinstance(layer, nn.Conv2d) else _linear([name, *names], output)
-        )
-        name = output
-    graph = helper.make_graph(
-        nodes,
-        "layer",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, list(shape))],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, None)],
-        tensors,
-    )
-    return save(graph, path)
-
-
-def _linear(inputs: list[str], output: str) -> list[onnx.NodeProto]:
-    from onnx import helper
-
-    if len(inputs) == 2:
-        return [helper.make_node("MatMul", inputs, [output])]
-    product = f"{output}_product"
-    return [
-        helper.make_node("MatMul", inputs[:2], [product]),
-        helper.make_node("Add", [product, inputs[2]], [output]),
-    ]
-
-
-def _conv(layer: nn.Conv2d, inputs: list[str], output: str) -> list[onnx.NodeProto]:
-    from onnx import helper
-
-    left, right, above, below = layer._reversed_padding_repeated_twice
-    how = {
-        "kernel_shape": list(layer.kernel_size),
-        "strides": list(layer.stride),
-        "dilations": list(layer.dilation),
-        "pads": [above, left, below, right],
-        "group": layer.groups,
-    }
-    return [helper.make_node("Conv", inputs, [output], **how)]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.factorize._low_rank.layer_selection import Use, uses_of, with_same_rows
+from omgoptim.techniques.factorize._low_rank.layer_selection import with_same_rows
+from omgoptim.techniques.probe import Use, uses_of
 from omgoptim.techniques.reconstruction.inputs import (
     DenseLayer,
     Hook,

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.techniques.factorize._low_rank.factor_forms import solve
-from omgoptim.techniques.factorize._low_rank.layer_selection import Use, uses_of
 from omgoptim.techniques.factorize._low_rank.problem import (
     Block,
     Option,
@@ -41,6 +40,7 @@ from omgoptim.techniques.factorize._low_rank.second_moments import (
     leaders_of,
     moments_bytes,
 )
+from omgoptim.techniques.probe import Use, uses_of
 from omgoptim.techniques.reconstruction.inputs import (
     DenseLayer,
     Hook,

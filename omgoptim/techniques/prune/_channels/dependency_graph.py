@@ -31,7 +31,6 @@ from omgoptim.techniques.prune._channels.groups import (
     Group,
     Groups,
     Place,
-    Refusal,
     Side,
     channel_groups,
     is_depthwise,
@@ -41,7 +40,7 @@ from omgoptim.techniques.prune._channels.groups import (
     width_of,
 )
 from omgoptim.techniques.prune._channels.removal import OUTPUTS, Removal
-from omgoptim.techniques.registry import ModuleRun
+from omgoptim.techniques.registry import ModuleRun, Refusal
 
 MOST_SAMPLES = 64
 """Samples that are run one by one: a path that 5 % of the inputs take is met with a probability of 96 %."""
@@ -76,22 +75,22 @@ class Coverage:
             return f"it ran for none of {self.samples} samples: what hangs together with it is unknown"
         return f"it runs only for some inputs ({count} of {self.samples} samples)"
 
-    def why_kept(self, module: nn.Module, group: Group) -> str:
-        """Return why layers that do not always run forbid removing channels; empty where they do not.
+    def why_kept(self, module: nn.Module, group: Group) -> Refusal | None:
+        """Return why layers that do not always run forbid removing channels; None where they do not.
 
         A layer that never ran may read or write the channels of any group of its own width.
         """
         partial = self.partial()
         if group.name in partial:
-            return partial[group.name]
+            return Refusal(partial[group.name], "not_run")
         for place in group.places:
             if place.axis is None and place.path in partial:
-                return f"{place.path} holds its channels, and {partial[place.path]}"
+                return Refusal(f"{place.path} holds its channels, and {partial[place.path]}", "not_run")
         for path in partial:
             layer = module.get_submodule(path)
             if self.runs[path] == 0 and group.width in (width_of(layer, "in"), width_of(layer, "out")):
-                return f"{path} may read or write its channels, and {partial[path]}"
-        return ""
+                return Refusal(f"{path} may read or write its channels, and {partial[path]}", "not_run")
+        return None
 
 
 def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
@@ -143,6 +142,10 @@ class _Skipped:
     refusal: Refusal
 
 
+def _unsupported(path: str, reason: str) -> _Skipped:
+    return _Skipped(path, Refusal(reason, "unsupported"))
+
+
 def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups:
     """Find every group of channels and heads that can shrink, each tried once; the module is not changed.
 
@@ -166,13 +169,14 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
     for index, found in enumerate(candidates):
         run.progress("finding removable channels", index / len(candidates))
         if isinstance(found, _Skipped):
-            skipped.append(Skip(path=found.path, reason=found.refusal.reason, kind=found.refusal.kind))
+            skipped.append(found.refusal.skip(found.path))
             continue
-        reason = why_not_requested(found.places, params) or why_kept(module, found.places, owners)
-        if not reason and found.kind == "heads" and not params.prune_heads:
-            reason = "prune_heads is off"
-        reason = reason or known.why_kept(module, found)
-        refusal = Refusal(reason) if reason else removal.check(found)
+        refusal = (
+            why_not_requested(found, params)
+            or why_kept(module, found.places, owners)
+            or known.why_kept(module, found)
+            or removal.check(found)
+        )
         if refusal:
             skipped += skips_of_kept(module, found.name, found.writers, refusal)
         else:
@@ -189,7 +193,7 @@ def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], known: 
     met |= {each.path for each in candidates if isinstance(each, _Skipped)}
     for path, reason in known.partial().items():
         if path not in met and isinstance(module.get_submodule(path), (_ConvNd, nn.Linear)):
-            yield Skip(path=path, reason=reason)
+            yield Skip(path=path, reason=reason, kind="not_run")
 
 
 def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) -> Iterator[Group | _Skipped]:
@@ -200,7 +204,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
     recurrent = [layer for layer in twin.modules() if isinstance(layer, nn.RNNBase)]
     for path, layer in module.named_modules():
         if isinstance(layer, nn.RNNBase):
-            yield _Skipped(path, Refusal(f"the width of a recurrent layer ({type(layer).__name__}) stays"))
+            yield _unsupported(path, f"the width of a recurrent layer ({type(layer).__name__}) stays")
     graph = traced("following the model's layers with torch-pruning", lambda: _graph(twin, probe, recurrent))
     paths = {layer: path for path, layer in twin.named_modules()}
     written: set[str] = set()
@@ -214,14 +218,14 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
                 width = pruner.get_out_channels(layer)
                 hanging = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width)))
         except Exception as error:  # noqa: BLE001 - whatever torch-pruning's rules run into: one group less
-            yield _Skipped(path, Refusal(f"torch-pruning cannot follow its channels: {error_location(error)}"))
+            yield _unsupported(path, f"torch-pruning cannot follow its channels: {error_location(error)}")
             continue
         places, reaches_output = _places(graph, hanging, paths)
         written |= {place.path for place in places if place.side == "out"}
         if claimed & {place.path for place in places if place.side == "out"}:
             continue  # its heads are a group already
         if not places:
-            yield _Skipped(path, Refusal("torch-pruning cannot map its channels to those of the next layers"))
+            yield _unsupported(path, "torch-pruning cannot map its channels to those of the next layers")
         elif reaches_output or not any(place.side == "in" for place in places):
             writers = [place.path for place in places if place.side == "out"]
             yield from (_Skipped(one.path, OUTPUTS) for one in skips_of_kept(twin, path, writers, OUTPUTS))
@@ -290,7 +294,7 @@ def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) ->
         if layer is None or (channel_groups(layer) == 1 and not isinstance(layer, nn.GroupNorm)):
             continue
         if width_of(layer, place.side) != width:
-            return _Skipped(root, Refusal(f"{place.path} divides them, together with others, into equal groups"))
+            return _unsupported(root, f"{place.path} divides them, together with others, into equal groups")
         (norms if isinstance(layer, nn.GroupNorm) else convs).add(channel_groups(layer))
     conv_unit = math.lcm(*convs)
     block = math.lcm(*(width // norm for norm in norms)) if norms else 1
@@ -298,6 +302,6 @@ def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) ->
         return Group(root, width, block, "channels", tuple(places))
     unit = math.lcm(conv_unit, *norms)
     if width % unit or width // unit < 2:
-        return _Skipped(root, Refusal(f"its {width} channels can only be removed {unit} at a time"))
+        return _unsupported(root, f"its {width} channels can only be removed {unit} at a time")
     blocked = unit == 1 and not norms
     return Group(root, width, unit, "channels", tuple(places), blocked=blocked, exact=not norms)

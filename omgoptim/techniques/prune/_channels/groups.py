@@ -23,8 +23,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from omgoptim.models.globs import matches
 from omgoptim.reports import Skip
-from omgoptim.reports.measured import SkipReason
 from omgoptim.requests.prune import Structured
+from omgoptim.techniques.probe import is_shared
+from omgoptim.techniques.registry import Refusal
 
 Side = Literal["out", "in"]
 
@@ -246,14 +247,6 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Reason for which one group keeps its width."""
-
-    reason: str
-    kind: SkipReason = "other"
-
-
-@dataclass(frozen=True, slots=True)
 class Groups:
     """Groups that can shrink, and the layers that keep their width with the reasons."""
 
@@ -270,16 +263,13 @@ def skips_of_kept(module: nn.Module, root: str, writers: Sequence[str], refusal:
         path for path in dict.fromkeys(writers) if path != root and isinstance(layers.get(path), (_ConvNd, nn.Linear))
     ]
     return [
-        Skip(path=root, reason=refusal.reason, kind=refusal.kind),
-        *(
-            Skip(path=path, reason=f"its channels go with those of {root}: {refusal.reason}", kind="tied")
-            for path in others
-        ),
+        refusal.skip(root),
+        *(Refusal(f"its channels go with those of {root}: {refusal.reason}", "tied").skip(path) for path in others),
     ]
 
 
-def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, list[tuple[int, str]]]) -> str:
-    """Return why the layers at these places keep their width; empty if they can shrink.
+def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, list[tuple[int, str]]]) -> Refusal | None:
+    """Return why the layers at these places keep their width; None if they can shrink.
 
     Args:
         module: that holds the layers.
@@ -293,20 +283,20 @@ def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, li
             layer = module.get_submodule(place.path)
             width = width_of(layer, place.side)
             if width is None:
-                return _why_no_width(place.path, layer)
+                return Refusal(_why_no_width(place.path, layer), "unsupported")
             if place.positions.numel() and int(place.positions.max()) >= width:
-                return f"{place.path} is narrower than what reaches it: something in between changes the channels"
+                reason = f"{place.path} is narrower than what reaches it: something in between changes the channels"
+                return Refusal(reason, "unsupported")
             if "weight" not in layer._parameters:
-                return f"the weight of {place.path} is computed from others (a parametrization)"
+                return Refusal(f"the weight of {place.path} is computed from others (a parametrization)", "unsupported")
             tensors = [(f"{place.path}.{name}", t) for name, t in layer._parameters.items() if t is not None]
         for name, tensor in tensors:
             if not tensor.requires_grad:
-                return f"{name} is frozen (requires_grad is False)"
-            tied = owners.get(id(tensor), [])
-            if len({layer_id for layer_id, _ in tied}) > 1:
-                others = [other for _, other in tied if other != name]
-                return f"{name} is tied to {', '.join(others)}, and stays so"
-    return ""
+                return Refusal(f"{name} is frozen (requires_grad is False)", "excluded")
+            if is_shared(tensor, owners):
+                others = [other for _, other in owners[id(tensor)] if other != name]
+                return Refusal(f"{name} is tied to {', '.join(others)}, and stays so", "tied")
+    return None
 
 
 def _why_no_width(path: str, layer: nn.Module) -> str:
@@ -316,12 +306,13 @@ def _why_no_width(path: str, layer: nn.Module) -> str:
     return f"its channels are those of {path} ({kind}), whose width stays"
 
 
-def why_not_requested(places: Sequence[Place], params: Structured) -> str:
+def why_not_requested(group: Group, params: Structured) -> Refusal | None:
     """Return why the request excludes a group: by `ignore`, or since `targets` names no layer that shrinks."""
-    written = [place.path for place in places if place.side == "out"]
-    ignored = next((path for path in written if any(matches(glob, path) for glob in params.ignore)), None)
+    ignored = next((path for path in group.writers if any(matches(glob, path) for glob in params.ignore)), None)
     if ignored is not None:
-        return f"ignore names {ignored}"
-    if params.targets and not any(matches(glob, path) for glob in params.targets for path in written):
-        return "targets does not name it"
-    return ""
+        return Refusal(f"ignore names {ignored}", "excluded")
+    if params.targets and not any(matches(glob, path) for glob in params.targets for path in group.writers):
+        return Refusal("targets does not name it", "excluded")
+    if group.kind == "heads" and not params.prune_heads:
+        return Refusal("prune_heads is off", "excluded")
+    return None

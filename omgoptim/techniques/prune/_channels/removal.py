@@ -21,14 +21,13 @@ from omgoptim.techniques.prune._channels.groups import (
     Group,
     Groups,
     Place,
-    Refusal,
     cut,
     narrowed,
     silenced,
     skips_of_kept,
     width_of,
 )
-from omgoptim.techniques.registry import ModuleRun, Outcome
+from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
 
 Key = tuple[str, str]
 """Path and side of a layer, or a parameter."""
@@ -116,7 +115,7 @@ class Removal:
         try:
             expected = self._ignoring(reads, gone) if group.exact else self._probe.outputs(self.module)
         except DoesNotRun as error:
-            return Refusal(str(error))
+            return Refusal(str(error), "unsupported")
         before = _snapshot(self.module, group)
         left = dict(self.left)
         try:
@@ -125,7 +124,7 @@ class Removal:
         except DoesNotRun as error:
             refusal = Refusal(f"{DOES_NOT_RUN}: {error}", "forward_fails")
         except ValueError as error:
-            refusal = Refusal(str(error))
+            refusal = Refusal(str(error), "unsupported")
         if refusal:
             _restore(before)
             self.left = left
@@ -200,7 +199,8 @@ def _refusal_of(outputs: list[Tensor], expected: list[Tensor], group: Group) -> 
     if group.exact and apart > tolerance_of(expected):
         return Refusal(
             "removing channels changes what the others compute: an operation in between mixes channels "
-            "(a normalization or softmax over them, a split that torch-pruning does not follow)"
+            "(a normalization or softmax over them, a split that torch-pruning does not follow)",
+            "unsupported",
         )
     return None
 

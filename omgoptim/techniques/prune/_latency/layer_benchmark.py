@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -80,15 +79,6 @@ class SizedLayer:
         return self.inside if is_depthwise(self.layer) else self.layer.groups
 
     @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """Return the weight's shape in torch's layout."""
-        if isinstance(self.layer, nn.Linear):
-            return (self.outside, self.inside)
-        if isinstance(self.layer, _ConvTransposeNd):
-            return (self.inside, self.outside // self.groups, *self.layer.kernel_size)
-        return (self.outside, self.inside // self.groups, *self.layer.kernel_size)
-
-    @property
     def key(self) -> tuple[Any, ...]:
         """Return a key that is equal for layers of equal time."""
         layer = self.layer
@@ -142,21 +132,35 @@ def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
     return fresh.to(device=device, dtype=layer.weight.dtype).eval().requires_grad_(False)
 
 
-def write_program(sized: SizedLayer, path: Path, seed: int) -> Path:
-    """Write an ONNX file of the layer alone: Conv, ConvTranspose, Gemm, or MatMul and Add above two dimensions."""
+def write_program(layers: Sequence[nn.Module], shape: Sequence[int], path: Path) -> Path:
+    """Write an ONNX file of layers, one after the other, with their weights.
+
+    Args:
+        layers: of `KINDS`; float32 or written as such.
+        shape: of the first one's input.
+        path: the file to write.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
-    random = np.random.default_rng(seed)
-    weight = random.standard_normal(sized.weight_shape, dtype=np.float32)
-    bias = None if sized.layer.bias is None else random.standard_normal(sized.outside, dtype=np.float32)
-    nodes, weight = _nodes(sized, weight)
-    tensors = [numpy_helper.from_array(weight, "weight")]
-    if bias is not None:
-        tensors.append(numpy_helper.from_array(bias, "bias"))
+    nodes: list[onnx.NodeProto] = []
+    tensors: list[onnx.TensorProto] = []
+    name = INPUT
+    for index, layer in enumerate(layers):
+        assert isinstance(layer, KINDS)  # what blocks are made of
+        gemm = isinstance(layer, nn.Linear) and len(shape) == 2
+        weight = layer.weight.detach().float().cpu().numpy()
+        weight = weight.T if isinstance(layer, nn.Linear) and not gemm else weight
+        stored = {f"weight_{index}": weight}
+        if layer.bias is not None:
+            stored[f"bias_{index}"] = layer.bias.detach().float().cpu().numpy()
+        tensors += [numpy_helper.from_array(np.ascontiguousarray(array), key) for key, array in stored.items()]
+        output = OUTPUT if index == len(layers) - 1 else f"between_{index}"
+        nodes += _nodes(layer, [name, *stored], output, gemm)
+        name = output
     graph = helper.make_graph(
         nodes,
-        "layer",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, sized.input_shape)],
+        "layers",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, list(shape))],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, None)],
         tensors,
     )
@@ -186,30 +190,31 @@ def signature_of(shape: Sequence[int], dtype: str = "float32") -> Signature:
     return Signature((InputTensor(INPUT, dtype, tuple(shape), False),), "tensor")
 
 
-def _nodes(sized: SizedLayer, weight: NDArray[np.float32]) -> tuple[list[onnx.NodeProto], NDArray[np.float32]]:
-    """Return the nodes, and the weight in their layout."""
+def _nodes(layer: TimedLayer, inputs: list[str], output: str, gemm: bool) -> list[onnx.NodeProto]:
+    """Return the nodes of a layer as the exporter writes it: Conv, ConvTranspose, Gemm, or MatMul and Add."""
     from onnx import helper
 
-    layer = sized.layer
-    inputs = [INPUT, "weight"] + (["bias"] if layer.bias is not None else [])
     if isinstance(layer, nn.Linear):
-        if len(sized.input_shape) == 2:
-            return [helper.make_node("Gemm", inputs, [OUTPUT], transB=1)], weight
-        product = [helper.make_node("MatMul", inputs[:2], [OUTPUT if layer.bias is None else "product"])]
-        if layer.bias is not None:
-            product.append(helper.make_node("Add", ["product", "bias"], [OUTPUT]))
-        return product, np.ascontiguousarray(weight.T)
+        if gemm:
+            return [helper.make_node("Gemm", inputs, [output], transB=1)]
+        if layer.bias is None:
+            return [helper.make_node("MatMul", inputs, [output])]
+        product = f"{output}_product"
+        return [
+            helper.make_node("MatMul", inputs[:2], [product]),
+            helper.make_node("Add", [product, inputs[2]], [output]),
+        ]
     reversed_pads = layer._reversed_padding_repeated_twice  # last dimension first, begin and end of each
     how: dict[str, Any] = {
         "kernel_shape": layer.kernel_size,
         "strides": layer.stride,
         "dilations": layer.dilation,
-        "group": sized.groups,
+        "group": layer.groups,
         "pads": [*reversed_pads[-2::-2], *reversed_pads[::-2]],
     }
     if isinstance(layer, _ConvTransposeNd):
-        return [helper.make_node("ConvTranspose", inputs, [OUTPUT], output_padding=layer.output_padding, **how)], weight
-    return [helper.make_node("Conv", inputs, [OUTPUT], **how)], weight
+        return [helper.make_node("ConvTranspose", inputs, [output], output_padding=layer.output_padding, **how)]
+    return [helper.make_node("Conv", inputs, [output], **how)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,13 +228,14 @@ class Bench:
 
     def open(self, sized: SizedLayer) -> tuple[Session, Any]:
         """Open a session of the layer alone, and an input for it."""
-        dtype = "float32"
+        return self.open_module(as_module(sized, self.settings.device, self.seed), sized.input_shape)
+
+    def open_module(self, module: nn.Module, shape: tuple[int, ...]) -> tuple[Session, Any]:
+        """Open a session of a layer, or of a block of layers, and an input of a shape for it."""
         if ENGINES[self.runtime].runs == "program":
-            thing: Any = write_program(sized, self.scratch / "layer.onnx", self.seed)
-        else:
-            thing = as_module(sized, self.settings.device, self.seed)
-            dtype = str(sized.layer.weight.dtype).removeprefix("torch.")
-        return self._session(thing, sized.input_shape, dtype)
+            layers = list(module.children()) or [module]
+            return self._session(write_program(layers, shape, self.scratch / "layer.onnx"), shape, "float32")
+        return self._session(module, shape, str(next(module.parameters()).dtype).removeprefix("torch."))
 
     def empty_call_ms(self) -> float:
         """Return the overhead of a call of the engine, to be subtracted from a node's time; 0 for a module."""

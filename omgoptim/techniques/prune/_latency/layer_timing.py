@@ -21,12 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.measure.self_time import evaluation_mode
-from omgoptim.models.samples import forward_args, repeat_to_size
-from omgoptim.techniques.probe import attached
+from omgoptim.techniques.probe import uses_of
 from omgoptim.techniques.prune._channels.groups import Group, Place, is_depthwise
 from omgoptim.techniques.prune._latency import layer_benchmark
 from omgoptim.techniques.prune._latency.latency_table import LayerTimes, Side, TimeTable, smooth
@@ -185,24 +183,8 @@ def measure_layer_times(
 
 def _input_shapes(module: nn.Module, run: ModuleRun) -> dict[str, Counter[tuple[int, ...]]]:
     """Return the shapes of each layer's calls in one forward at batch 1, for the layers that can be timed."""
-    seen: dict[str, Counter[tuple[int, ...]]] = {}
-
-    def watch(path: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if inputs and isinstance(inputs[0], Tensor):
-                seen.setdefault(path, Counter())[tuple(inputs[0].shape)] += 1
-
-        return hook
-
-    args, kwargs = forward_args(run.signature, repeat_to_size(run.statistics, 1), run.device)
-    handles = [
-        part.register_forward_pre_hook(watch(path))
-        for path, part in module.named_modules()
-        if isinstance(part, layer_benchmark.KINDS)
-    ]
-    with attached(handles), evaluation_mode(module):
-        module(*args, **kwargs)
-    return seen
+    layers = {path: part for path, part in module.named_modules() if isinstance(part, layer_benchmark.KINDS)}
+    return {path: Counter(use.shapes) for path, use in uses_of(module, layers, run, samples=1).items()}
 
 
 def _members(

@@ -30,6 +30,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from omgoptim.errors import TechniqueError
 from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.reports import Skip
+from omgoptim.techniques.registry import Refusal
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NO_WEIGHTS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, ParametrizationList)
@@ -95,9 +96,8 @@ def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> 
     skipped = [skip for skip in skipped if is_selected([skip.path], targets, ignore)]
     weights = []
     for weight in (weight for weight in found if is_selected(weight.paths, targets, ignore)):
-        reason = _reason(weight, targets)
-        if reason:
-            skipped.append(Skip(path=weight.path, reason=reason))
+        if refusal := _refusal(weight, targets):
+            skipped.append(refusal.skip(weight.path))
         else:
             weights.append(weight)
     if not weights:
@@ -110,22 +110,22 @@ def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> 
     return Selection(weights, skipped)
 
 
-def _reason(weight: Weight, targets: Sequence[str]) -> str | None:
+def _refusal(weight: Weight, targets: Sequence[str]) -> Refusal | None:
     """Return why a selected weight is skipped, or None."""
     parameter = weight.parameter
     embeddings = [
         path for path, layer in zip(weight.paths, weight.layers, strict=True) if isinstance(layer, EMBEDDINGS)
     ]
     if not parameter.is_floating_point():
-        return f"its weight is {str(parameter.dtype).removeprefix('torch.')}, no float"
+        return Refusal(f"its weight is {str(parameter.dtype).removeprefix('torch.')}, no float", "unsupported")
     if not parameter.requires_grad:
-        return FROZEN_REASON
+        return Refusal(FROZEN_REASON, "excluded")
     unnamed = [path for path in embeddings if not any(_by_name(glob, path) for glob in targets)]
     if unnamed:
         shared = f"it shares its weight with {unnamed[0]}; " if unnamed[0] != weight.path or weight.shared else ""
-        return shared + EMBEDDING_REASON
+        return Refusal(shared + EMBEDDING_REASON, "excluded")
     if not bool(torch.isfinite(parameter).all()):
-        return "its weight holds NaN or infinity"
+        return Refusal("its weight holds NaN or infinity", "unsupported")
     return None
 
 
@@ -141,7 +141,7 @@ def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
             label = path if path and names == ["weight"] else _join(path, name)
             if parameter is None:
                 reason = f"its {name} is computed from other parameters; remove the parametrization first"
-                skipped.append(Skip(path=label, reason=reason))
+                skipped.append(Skip(path=label, reason=reason, kind="unsupported"))
             elif parameter.numel():
                 owners.setdefault(_place(parameter), []).append((label, layer, parameter))
         if not names and not isinstance(layer, NO_WEIGHTS):
@@ -150,7 +150,7 @@ def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
     for label, layer, parameter in strange:
         if _place(parameter) not in owners:
             reason = f"a parameter of {type(layer).__name__}, which is not a known layer"
-            skipped.append(Skip(path=label, reason=reason))
+            skipped.append(Skip(path=label, reason=reason, kind="unsupported"))
     weights = [
         Weight(label, parameter, layer, tuple((path, other) for path, other, _ in others))
         for (label, layer, parameter), *others in owners.values()

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
+from omgoptim.models.onnx_file import initializers
 from omgoptim.models.onnx_graph import constant_roots
 from omgoptim.techniques.quantize._diagnostics.layer_statistics import LayerStatistics, Quantizable, input_ranges
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation
@@ -60,7 +61,7 @@ class Diagnostic:
 
 def mask_fills(model: ModelProto) -> Iterator[Diagnostic]:
     """Find constants that dwarf all other values, such as the fill value of an attention mask."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    stored = initializers(model)
     roots = constant_roots(model.graph)
     values: dict[str, float] = {}
     for node in model.graph.node:

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 
-from omgoptim.models.onnx_file import load
+from omgoptim.models.onnx_file import attribute, initializers, load
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers, module_paths
 from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
+from omgoptim.techniques.quantize._onnx.qdq import nodes_by_name
 from omgoptim.techniques.quantize._ptq.calibration import ActivationReader
 
 Array = NDArray[Any]
@@ -77,8 +78,8 @@ def load_folded(source: Path, threads: int) -> tuple[ModelProto, list[OnnxLayer]
 
 def quantizable_layers(model: ModelProto, chosen: Sequence[OnnxLayer]) -> list[Quantizable]:
     """Find the chosen layers that can be simulated: a float32 weight that the node reads itself."""
-    nodes = {node.name: node for node in model.graph.node}
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = nodes_by_name(model)
+    stored = initializers(model)
     readers: dict[str, list[NodeProto]] = {}
     for other in model.graph.node:
         for name in other.input:
@@ -110,7 +111,7 @@ def _behind_activations(name: str, readers: Mapping[str, Sequence[NodeProto]], k
 
 def _axis(node: NodeProto) -> int:
     if node.op_type == "Gemm":
-        return 0 if next((a.i for a in node.attribute if a.name == "transB"), 0) else 1
+        return 0 if attribute(node, "transB", 0) else 1
     return OUTPUT_CHANNEL[node.op_type]
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.errors import OmgoptimError
+from omgoptim.models.onnx_file import initializers, replace_nodes
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers, select_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._diagnostics.layer_statistics import (
@@ -104,10 +105,7 @@ class Simulation:
 
     def weight(self, item: Quantizable) -> Array:
         """Return a layer's float weight."""
-        found: Array = numpy_helper.to_array(
-            next(tensor for tensor in self.model.graph.initializer if tensor.name == item.layer.weight)
-        )
-        return found
+        return np.asarray(numpy_helper.to_array(initializers(self.model)[item.layer.weight]))
 
     def outputs(self, nodes: Collection[str], batch: Mapping[str, Array]) -> list[Array]:
         """Return the outputs on a batch with these nodes quantized."""
@@ -189,7 +187,7 @@ def switchable(
     result = deepcopy(model)
     graph = result.graph
     graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [max(1, len(found))]))
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    stored = initializers(model)
     items = {item.layer.node: (index, item) for index, item in enumerate(found)}
     rounds = {item.output: f"omgoptim.{index}." for index, item in enumerate(found) if rounding.outputs}
     nodes: list[NodeProto] = []
@@ -204,8 +202,7 @@ def switchable(
                 copy.output[place] = f"{rounds[name]}raw"
                 writer = _Writer(graph, nodes, rounds[name], rounding)
                 writer.round(f"{rounds[name]}raw", "output", statistics[name], name)
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(graph, nodes)
     return result
 
 

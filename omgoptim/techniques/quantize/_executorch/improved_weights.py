@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from omgoptim.models.globs import is_selected
-from omgoptim.models.onnx_file import load
+from omgoptim.models.onnx_file import initializers, load
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers, module_paths
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx import preparation
@@ -111,7 +111,7 @@ def _bias(program: ModelProto, layer: LayerWeight) -> NDArray[np.float32] | None
     """Return the bias of a layer; of a MatMul that is the constant that is added to its output."""
     if layer.node.op_type != "MatMul":
         return bias_of(program, layer)
-    constants = {tensor.name: tensor for tensor in program.graph.initializer}
+    constants = initializers(program)
     for node in program.graph.node:
         if node.op_type == "Add" and layer.node.output[0] in node.input:
             added = [numpy_helper.to_array(constants[name]) for name in node.input if name in constants]

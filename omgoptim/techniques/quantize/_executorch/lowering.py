@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import NoLayerChanged, TechniqueError
 from omgoptim.models.forward import NamedBatch
-from omgoptim.models.globs import refuse_unknown
+from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.models.pte_file import LAYERS, PteLayer, lowered_layers
 from omgoptim.models.samples import as_tensors
-from omgoptim.reports import Change, Skip
+from omgoptim.reports import Change
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Dynamic, Static
 from omgoptim.runtimes.export import exported_program
 from omgoptim.runtimes.export_patches import quiet_export
 from omgoptim.runtimes.signature import Signature
-from omgoptim.techniques.registry import Outcome, ProgramRun
+from omgoptim.techniques.registry import Outcome, ProgramRun, Refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +73,6 @@ def lower(given: LoweringInput, params: Params | None, target: Path) -> Outcome:
         TechniqueError: torch or ExecuTorch cannot export the model.
         NoLayerChanged: no layer became int8.
     """
-    quantized = isinstance(params, (Static, Dynamic))
     if isinstance(params, (Static, Dynamic)):
         refuse_unknown((*params.targets, *params.ignore), given.layers)
     exported = exported_program(given.module, given.tensors, given.signature)
@@ -85,9 +84,7 @@ def lower(given: LoweringInput, params: Params | None, target: Path) -> Outcome:
     given.run.progress("lowering to XNNPACK", None)
     _write(exported, target)
     written = {layer.path: layer for layer in lowered_layers(target)}
-    if not quantized or params is None:
-        return Outcome([])
-    return _outcome(given, written, str(getattr(params, "scheme")), notes)  # noqa: B009  both have it
+    return _outcome(given, written, params, notes) if isinstance(params, (Static, Dynamic)) else Outcome([])
 
 
 def _write(exported: ExportedProgram, target: Path) -> None:
@@ -116,14 +113,17 @@ def _write(exported: ExportedProgram, target: Path) -> None:
     target.with_name(LAYERS).write_text(json.dumps(handles))
 
 
-def _outcome(given: LoweringInput, written: Mapping[str, PteLayer], scheme: str, notes: list[str]) -> Outcome:
-    changed, skipped = [], []
+def _outcome(
+    given: LoweringInput, written: Mapping[str, PteLayer], params: Static | Dynamic, notes: list[str]
+) -> Outcome:
+    changed, skipped, scheme = [], [], params.scheme
     for path, kind in given.layers.items():
         layer = written.get(path)
         if layer is not None and layer.dtype == "int8":
             changed.append(Change(path=path, what=kind, before="float32", after=PRECISIONS[scheme]))
         else:
-            skipped.append(Skip(path=path, reason=_reason(kind, layer, scheme)))
+            chosen = is_selected([path], params.targets, params.ignore)
+            skipped.append(Refusal(_reason(kind, layer, scheme), "unsupported" if chosen else "excluded").skip(path))
     if not changed:
         why = "; ".join(sorted({skip.reason for skip in skipped})) or "the model has no layer with weights"
         other = "static" if scheme == "dynamic" and set(given.layers.values()) & set(CONV_KINDS) else "fp32"

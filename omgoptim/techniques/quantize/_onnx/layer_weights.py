@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
+from omgoptim.models.onnx_file import attribute, initializers, set_values
 from omgoptim.models.onnx_graph import OnnxLayer
 
 OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -39,7 +40,7 @@ class LayerWeight:
 
     def write(self, w_GOIT: NDArray[np.float32]) -> None:
         """Store a weight given as w_GOIT, in place."""
-        self.weight.CopyFrom(numpy_helper.from_array(self.restore(w_GOIT), self.weight.name))
+        set_values(self.weight, self.restore(w_GOIT))
 
     def arrange(self, stored: NDArray[Any]) -> NDArray[Any]:
         """Reshape a tensor of the weight's shape to (G, O, I, T)."""
@@ -64,7 +65,7 @@ class LayerWeight:
 
 def find_layer_weights(model: ModelProto, chosen: Sequence[OnnxLayer]) -> list[LayerWeight]:
     """Find the chosen layers of `OPS` whose weight no other node reads, in graph order."""
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = initializers(model)
     reads = Counter(name for node in model.graph.node for name in node.input)
     names = {layer.node for layer in chosen}
     found = []
@@ -72,15 +73,13 @@ def find_layer_weights(model: ModelProto, chosen: Sequence[OnnxLayer]) -> list[L
         if node.name not in names or node.op_type not in OPS:
             continue
         tensor = tensors.get(node.input[1])
-        attributes = {a.name: a for a in node.attribute}
         if tensor is None or tensor.data_type != TensorProto.FLOAT or reads[tensor.name] != 1:
             continue
         if node.op_type in ("Gemm", "MatMul") and len(tensor.dims) != 2:
             continue
-        if node.op_type == "Gemm" and (_number(attributes, "transA", 0) or _number(attributes, "alpha", 1.0) != 1):
+        if node.op_type == "Gemm" and (attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1):
             continue
-        groups = int(_number(attributes, "group", 1))
-        found.append(LayerWeight(node, tensor, groups, bool(_number(attributes, "transB", 0))))
+        found.append(LayerWeight(node, tensor, attribute(node, "group", 1), bool(attribute(node, "transB", 0))))
     return found
 
 
@@ -94,10 +93,10 @@ def bias_of(model: ModelProto, layer: LayerWeight) -> NDArray[np.float32] | None
         return None
     if len(layer.node.input) < 3 or not layer.node.input[2]:
         return np.zeros(outputs, np.float32)
-    tensor = next((t for t in model.graph.initializer if t.name == layer.node.input[2]), None)
+    tensor = initializers(model).get(layer.node.input[2])
     reads = sum(name == layer.node.input[2] for node in model.graph.node for name in node.input)
-    beta = next((a.f for a in layer.node.attribute if a.name == "beta"), 1.0)
-    if tensor is None or tensor.data_type != TensorProto.FLOAT or reads != 1 or beta != 1:
+    plain = reads == 1 and attribute(layer.node, "beta", 1.0) == 1
+    if tensor is None or tensor.data_type != TensorProto.FLOAT or not plain:
         return None
     values = numpy_helper.to_array(tensor).reshape(-1)
     return np.broadcast_to(values, (outputs,)).copy() if values.size in (1, outputs) else None
@@ -110,11 +109,4 @@ def set_bias(model: ModelProto, node: NodeProto, bias_O: NDArray[np.float32]) ->
         name = f"{node.name}_bias"
         node.input[:] = [*node.input[:2], name]
         model.graph.initializer.add(name=name)
-    tensor = next(t for t in model.graph.initializer if t.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(bias_O.astype(np.float32), name))
-
-
-def _number(attributes: dict[str, Any], name: str, default: float) -> float:
-    if name not in attributes:
-        return default
-    return float(attributes[name].f if attributes[name].type == 1 else attributes[name].i)
+    set_values(initializers(model)[name], bias_O.astype(np.float32))

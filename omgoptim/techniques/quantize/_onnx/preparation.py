@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
 
-from omgoptim.models.onnx_file import is_large, load, save
+from omgoptim.models.onnx_file import attribute, initializers, is_large, load, save
 from omgoptim.models.onnx_graph import find_layers
 from omgoptim.techniques.quantize._onnx.layer_weights import bias_of, find_layer_weights, set_bias
 from omgoptim.techniques.quantize._onnx.program import as_technique_error, quiet_stdout
@@ -99,13 +99,9 @@ def infer_shapes(model: ModelProto) -> ModelProto:
         return onnx.shape_inference.infer_shapes(model)
 
 
-EPSILON = 1e-5
-"""Default epsilon of the operator BatchNormalization."""
-
-
 def fold_batch_norms(model: ModelProto) -> int:
     """Fold every batch norm that is the only consumer of a layer's output, in place; return how many."""
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = initializers(model)
     reads = Counter(name for node in model.graph.node for name in node.input)
     reads.update(value.name for value in model.graph.output)
     makers = {layer.node.output[0]: layer for layer in find_layer_weights(model, find_layers(model))}
@@ -118,7 +114,7 @@ def fold_batch_norms(model: ModelProto) -> int:
         if bias is None or any(node.output[1:]):
             continue
         scale, shift, mean, variance = (numpy_helper.to_array(tensors[name]) for name in node.input[1:5])
-        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), EPSILON)
+        epsilon = attribute(node, "epsilon", 1e-5)  # the operator's default
         a_O = scale / np.sqrt(variance + epsilon)
         w_GOIT = layer.read()
         layer.write((w_GOIT * a_O.reshape(*w_GOIT.shape[:2], 1, 1)).astype(np.float32))

@@ -21,7 +21,7 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from omgoptim.errors import ModelError, OmgoptimError, TechniqueError
-from omgoptim.models.onnx_file import SCOPES, graphs, is_large, load, save
+from omgoptim.models.onnx_file import SCOPES, graphs, initializers, is_large, load, save
 from omgoptim.models.onnx_graph import find_layers, module_paths
 
 REPLACED = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
@@ -189,7 +189,7 @@ def _share_scales(model: ModelProto) -> None:
 
     A quantized network has a zero point per tensor, most of them the same (1.1 % of the file of the digits example).
     """
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    stored = initializers(model)
     first: dict[bytes, str] = {}
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):

@@ -10,12 +10,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
+from omgoptim.models.onnx_file import attribute, initializers, set_values
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.layer_weights import OPS
@@ -130,7 +130,7 @@ class StoredWeight:
 
 def stored_weights(quantized: ModelProto) -> dict[str, StoredWeight]:
     """Return the int8 weights of a QDQ program by node name."""
-    tensors = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    tensors = initializers(quantized)
     makers = {name: node for node in quantized.graph.node for name in node.output}
     found = {}
     for node in quantized.graph.node:
@@ -142,7 +142,7 @@ def stored_weights(quantized: ModelProto) -> dict[str, StoredWeight]:
         if integers.dtype != np.int8 or integers.ndim < 2:
             continue
         if scales.size > 1:
-            axis = next((a.i for a in maker.attribute if a.name == "axis"), 1)
+            axis = attribute(maker, "axis", 1)
             scales = scales.reshape([-1 if i == axis % integers.ndim else 1 for i in range(integers.ndim)])
         found[node.name] = StoredWeight(integers, scales.astype(np.float32))
     return found
@@ -152,8 +152,7 @@ def set_integers(quantized: ModelProto, node: str, integers: NDArray[np.int8]) -
     """Replace the integers of a node's weight in a QDQ program, in place; the scale stays."""
     makers = {name: maker for maker in quantized.graph.node for name in maker.output}
     name = makers[nodes_by_name(quantized)[node].input[1]].input[0]
-    tensor = next(t for t in quantized.graph.initializer if t.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(integers), name))
+    set_values(initializers(quantized)[name], integers)
 
 
 def nodes_by_name(model: ModelProto) -> dict[str, NodeProto]:
@@ -178,14 +177,9 @@ def activation_parameters(quantized: ModelProto) -> dict[str, tuple[str, str]]:
 
 def set_scale(quantized: ModelProto, names: tuple[str, str], bounds: Range, symmetric: bool) -> None:
     """Set an activation's range in a QDQ program, in place: s and z as the writer computes them."""
-    scale, zero = quantization_parameters(bounds, symmetric)
-    for tensor in quantized.graph.initializer:
-        if tensor.name == names[0]:
-            old: Any = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(np.full(old.shape, scale, old.dtype), tensor.name))
-        elif tensor.name == names[1]:
-            old = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(np.full(old.shape, zero, old.dtype), tensor.name))
+    tensors = initializers(quantized)
+    for name, value in zip(names, quantization_parameters(bounds, symmetric), strict=True):
+        set_values(tensors[name], np.full_like(numpy_helper.to_array(tensors[name]), value))
 
 
 def quantization_parameters(bounds: Range, symmetric: bool) -> tuple[float, int]:

@@ -26,9 +26,9 @@ from typing import Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from omgoptim.models.onnx_file import graphs
+from omgoptim.models.onnx_file import attribute, graphs, initializers, replace_nodes
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.quantize._ptq.gptq import Bytes, QuantizedGroups
@@ -53,12 +53,13 @@ def store_half(model: ModelProto, half: Half) -> Outcome:
             path, name = paths.get(tensor.name, tensor.name.removesuffix(".weight")), tensor.name
             converted = to_half(numpy_helper.to_array(tensor), half)
             if converted is None:
-                skipped.append(Skip(path=path, reason=f"holds values that overflow {half}: kept in float32"))
+                overflow = f"holds values that overflow {half}: kept in float32"
+                skipped.append(Skip(path=path, reason=overflow, kind="unsupported"))
                 continue
             casts.append(_replace(tensor, converted, half))
             what = f"weight {name} {'x'.join(str(size) for size in tensor.dims)}"
             changed.append(Change(path=path, what=what, before="float32", after=f"stored in {half}"))
-        _put_first(graph, casts)
+        replace_nodes(graph, [*casts, *graph.node])
     return Outcome(changed, skipped)
 
 
@@ -94,12 +95,6 @@ def _replace(tensor: TensorProto, bits: NDArray[np.uint16], half: Half) -> NodeP
     return helper.make_node("Cast", [stored.name], [name], f"{name}_to_float32", to=TensorProto.FLOAT)
 
 
-def _put_first(graph: GraphProto, nodes: list[NodeProto]) -> None:
-    rest = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*nodes, *rest])
-
-
 def quantize_rows(w: NDArray[np.float32], per_row: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Quantize an array (…, D) to symmetric int8, along its last axis.
 
@@ -115,7 +110,7 @@ def quantize_rows(w: NDArray[np.float32], per_row: bool) -> tuple[NDArray[np.int
 def quantize_embeddings(model: ModelProto, chosen: Sequence[OnnxLayer], per_row: bool) -> None:
     """Store the float32 matrices of the chosen embeddings in int8, in place; a shared one once."""
     wanted = {layer.node for layer in chosen if layer.op == "Gather"}
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = initializers(model)
     stored: set[str] = set()
     rewritten: list[NodeProto] = []
     for node in model.graph.node:
@@ -125,13 +120,17 @@ def quantize_embeddings(model: ModelProto, chosen: Sequence[OnnxLayer], per_row:
             continue
         if tensor.name not in stored:
             stored.add(tensor.name)
-            values, scales = quantize_rows(numpy_helper.to_array(tensor), per_row)
-            model.graph.initializer.append(numpy_helper.from_array(values, f"{tensor.name}_rows_quantized"))
-            scales = scales if per_row else scales.reshape(())
-            model.graph.initializer.append(numpy_helper.from_array(scales, f"{tensor.name}_rows_scale"))
+            _store_rows(model, tensor, f"{tensor.name}_rows", per_row)
         rewritten += _nodes(node, tensor.name, per_row)
-    del model.graph.node[:]
-    model.graph.node.extend(rewritten)
+    replace_nodes(model.graph, rewritten)
+
+
+def _store_rows(model: ModelProto, tensor: TensorProto, stem: str, per_row: bool) -> None:
+    """Add a stored tensor's integers, and their scales, to the program under names of their own."""
+    values, scales = quantize_rows(numpy_helper.to_array(tensor), per_row)
+    scales = scales if per_row else scales.reshape(())
+    model.graph.initializer.append(numpy_helper.from_array(values, f"{stem}_quantized"))
+    model.graph.initializer.append(numpy_helper.from_array(scales, f"{stem}_scale"))
 
 
 def _nodes(node: NodeProto, weight: str, per_row: bool) -> list[NodeProto]:
@@ -159,25 +158,21 @@ def store_recurrent(model: ModelProto, chosen: Sequence[OnnxLayer], per_row: boo
     stored tensors are left, and so are layers inside of a loop's body.
     """
     wanted = {layer.node for layer in chosen if layer.op in RECURRENT}
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = initializers(model)
     read = [name for node in model.graph.node if node.name in wanted for name in node.input[1:3]]
     added: list[NodeProto] = []
     for name in dict.fromkeys(read):
         tensor = tensors.get(name)
         if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 3:
             continue
-        values, scales = quantize_rows(numpy_helper.to_array(tensor), per_row)
-        model.graph.initializer.remove(tensor)
-        model.graph.initializer.append(numpy_helper.from_array(values, f"{name}_gates_quantized"))
-        model.graph.initializer.append(numpy_helper.from_array(scales, f"{name}_gates_scale"))
         stem = f"{name}_gates"
+        _store_rows(model, tensor, stem, per_row)
+        model.graph.initializer.remove(tensor)
         added += [
             helper.make_node("Cast", [f"{stem}_quantized"], [f"{stem}_float"], f"{stem}_cast", to=TensorProto.FLOAT),
             helper.make_node("Mul", [f"{stem}_float", f"{stem}_scale"], [name], f"{stem}_mul"),
         ]
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*added, *nodes])
+    replace_nodes(model.graph, [*added, *model.graph.node])
 
 
 def split_gemms(model: ModelProto, nodes: Collection[str]) -> None:
@@ -188,18 +183,18 @@ def split_gemms(model: ModelProto, nodes: Collection[str]) -> None:
     A Gemm that transposes its input, or scales a part of the sum, stays. A transposed weight is turned; one that other
     nodes read as it is, is stored a second time.
     """
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = initializers(model)
     turned: dict[str, str] = {}
     rewritten: list[NodeProto] = []
     for node in model.graph.node:
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
-        weight = tensors.get(node.input[1]) if node.op_type == "Gemm" and node.name in nodes and plain else None
+        plain = [attribute(node, name, default) for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
+        taken = node.op_type == "Gemm" and node.name in nodes and plain == [1.0, 1.0, 0]
+        weight = tensors.get(node.input[1]) if taken else None
         if weight is None or weight.data_type != TensorProto.FLOAT:
             rewritten.append(node)
             continue
         name = weight.name
-        if attributes.get("transB", 0):
+        if attribute(node, "transB", 0):
             name = turned.setdefault(weight.name, f"{weight.name}_Transposed")
             if name not in tensors:
                 values = np.ascontiguousarray(numpy_helper.to_array(weight).T)
@@ -212,8 +207,7 @@ def split_gemms(model: ModelProto, nodes: Collection[str]) -> None:
         if biased:
             product.output[0] = f"{node.output[0]}_product"
             rewritten.append(_biased(model, tensors, product, node))
-    del model.graph.node[:]
-    model.graph.node.extend(rewritten)
+    replace_nodes(model.graph, rewritten)
 
 
 def _biased(model: ModelProto, tensors: dict[str, TensorProto], product: NodeProto, gemm: NodeProto) -> NodeProto:

@@ -17,7 +17,7 @@ import onnx
 from onnx import ModelProto
 
 from omgoptim.errors import SetupError
-from omgoptim.models.onnx_file import is_large, load, save
+from omgoptim.models.onnx_file import attribute, is_large, load, replace_nodes, save
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_attention
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx import preparation
@@ -200,7 +200,7 @@ def _keep_dims_of_means(model: ModelProto) -> None:
         keep = next((a for a in node.attribute if a.name == "keepdims"), None)
         if node.op_type != "ReduceMean" or keep is None or keep.i != 0:
             continue
-        axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
+        axes = attribute(node, "axes", None)
         name = f"{node.output[0]}_axes" if axes else (node.input[1] if len(node.input) > 1 else "")
         if not name:  # over all axes: a scalar
             continue
@@ -211,8 +211,7 @@ def _keep_dims_of_means(model: ModelProto) -> None:
         )
         keep.i, node.output[0] = 1, f"{node.output[0]}_kept"
         nodes.append(squeeze)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    replace_nodes(model.graph, nodes)
 
 
 def _import_without_telemetry() -> Any:

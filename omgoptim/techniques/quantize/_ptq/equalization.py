@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
+from omgoptim.models.onnx_file import initializers, set_values
 from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight, bias_of, find_layer_weights, set_bias
@@ -152,7 +153,7 @@ def _may_scale(model: ModelProto, group: EqualizationGroup, peaks: Mapping[str, 
     for layer in group.writers:
         if layer.node.op_type != "MatMul" and bias_of(model, layer) is None:
             return False
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants = initializers(model)
     for clip in group.clips:
         upper = constants.get(clip.input[2]) if len(clip.input) > 2 else None
         bound = np.inf if upper is None else float(numpy_helper.to_array(upper))
@@ -171,8 +172,8 @@ def _scale(model: ModelProto, group: EqualizationGroup, s_C: NDArray[np.float32]
         w_GOIT = reader.read()
         reader.write(w_GOIT * s_C.reshape(w_GOIT.shape[0], 1, w_GOIT.shape[2], 1))
     for name in set(group.addends):
-        tensor = next(t for t in model.graph.initializer if t.name == name)
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) / s_C, name))
+        tensor = initializers(model)[name]
+        set_values(tensor, numpy_helper.to_array(tensor) / s_C)
 
 
 def _scale_rows(model: ModelProto, layer: LayerWeight, factors_O: NDArray[np.float32]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from onnx import ModelProto, NodeProto, numpy_helper
 
+from omgoptim.models.onnx_file import attribute, initializers
 from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight
 
 HOMOGENEOUS = {"Relu", "LeakyRelu", "PRelu", "Identity", "Dropout", "Abs", "Neg"}
@@ -58,7 +59,7 @@ class _Finder:
 
     def __init__(self, model: ModelProto, weighted: Sequence[LayerWeight]):
         self.layers = {layer.name: layer for layer in weighted}
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.constants = initializers(model)
         self.shapes = _shapes(model)
         self.reads = Counter(name for node in model.graph.node for name in node.input)
         self.parent: dict[str, str] = {}
@@ -166,7 +167,7 @@ class _Finder:
         """Return whether a node reduces all axes after the channels."""
         if node.op_type not in ("ReduceMean", "ReduceMax", "ReduceSum"):
             return False
-        axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
+        axes = attribute(node, "axes", None)
         if axes is None and len(node.input) > 1 and node.input[1] in self.constants:
             axes = numpy_helper.to_array(self.constants[node.input[1]]).reshape(-1).tolist()
         shape = self.shapes.get(node.input[0])
@@ -182,10 +183,7 @@ class _Finder:
     def _pads_zeros(self, node: NodeProto) -> bool:
         if node.op_type != "Pad":
             return False
-        mode = next((a.s.decode() for a in node.attribute if a.name == "mode"), "constant")
-        if mode != "constant":
-            return True
-        if len(node.input) < 3 or not node.input[2]:
+        if attribute(node, "mode", b"constant") != b"constant" or len(node.input) < 3 or not node.input[2]:
             return True
         fill = self.constants.get(node.input[2])
         return fill is not None and not numpy_helper.to_array(fill).any()

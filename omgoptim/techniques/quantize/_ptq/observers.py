@@ -25,7 +25,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from omgoptim.errors import DataError
-from omgoptim.techniques.quantize._onnx.qdq import Range, activation_parameters, set_scale, write_qdq
+from omgoptim.techniques.quantize._onnx.qdq import (
+    Range,
+    activation_parameters,
+    quantization_parameters,
+    set_scale,
+    write_qdq,
+)
 from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batch, float_tensors, outputs, size_of
 from omgoptim.techniques.quantize._ptq.state import (
     MIN_CHOICE_GAIN_DB,
@@ -186,7 +192,7 @@ def search_range(
 
 def squared_error(values: NDArray[np.float64], counts: NDArray[np.float64], bounds: Range, symmetric: bool) -> float:
     """Return the sum of squared errors of values that are rounded to the range's integers and clipped."""
-    _, scale, lowest, highest = _grid(bounds, symmetric)
+    scale, lowest, highest = _grid(bounds, symmetric)
     rounded = np.clip(np.rint(values / scale), lowest, highest) * scale
     return float(np.dot(counts, np.square(values - rounded)))
 
@@ -197,12 +203,15 @@ def divergence(values: NDArray[np.float64], counts: NDArray[np.float64], bounds:
     Clipped values count for the outermost bins of P and not for Q; Q spreads the mass of an integer evenly over its
     bins that are not empty.
     """
-    (low, high), scale, lowest, highest = _grid(bounds, symmetric)
+    scale, lowest, highest = _grid(bounds, symmetric)
+    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+    if symmetric:
+        low, high = min(low, -high), max(-low, high)
     inside = (values >= low) & (values <= high)
     if not inside.any():
         return np.inf
     p = counts[inside].copy()
-    integers = np.clip(np.rint(values[inside] / scale), lowest, highest).astype(np.int64) - int(lowest)
+    integers = np.clip(np.rint(values[inside] / scale), lowest, highest).astype(np.int64) - lowest
     mass = np.bincount(integers, weights=p)
     q = (mass / np.maximum(np.bincount(integers), 1))[integers]
     p[0] += counts[values < low].sum()
@@ -211,15 +220,10 @@ def divergence(values: NDArray[np.float64], counts: NDArray[np.float64], bounds:
     return float(np.sum(p * np.log(p / q)))
 
 
-def _grid(bounds: Range, symmetric: bool) -> tuple[Range, float, float, float]:
-    """Return the range with 0 inside, its step, and its least and greatest integer relative to the zero point."""
-    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
-    if symmetric:
-        peak = max(-low, high, 1e-30)
-        return (-peak, peak), peak / 127, -127.0, 127.0
-    scale = max(high - low, 1e-30) / 255
-    zero = float(np.rint(-low / scale))
-    return (low, high), scale, -zero, 255.0 - zero
+def _grid(bounds: Range, symmetric: bool) -> tuple[float, int, int]:
+    """Return the step of a range, and its least and greatest integer relative to the zero point."""
+    scale, zero = quantization_parameters(bounds, symmetric)
+    return (scale, -127, 127) if symmetric else (scale, -zero, 255 - zero)
 
 
 def read_ranges(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:

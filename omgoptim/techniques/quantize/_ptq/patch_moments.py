@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from omgoptim.models.onnx_file import attribute
 from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight
 from omgoptim.techniques.quantize._onnx.qdq import nodes_by_name
 from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batch, size_of
@@ -98,8 +99,8 @@ def patch_count(layer: LayerWeight, x: NDArray[np.float32]) -> int:
 
 def is_readable(layer: LayerWeight) -> bool:
     """Return whether patches of the layer can be read: explicit padding, no transposed convolution."""
-    pads = next((a.s.decode() for a in layer.node.attribute if a.name == "auto_pad"), "NOTSET")
-    return layer.node.op_type != "ConvTranspose" and pads == "NOTSET"
+    padding: bytes = attribute(layer.node, "auto_pad", b"NOTSET")
+    return layer.node.op_type != "ConvTranspose" and padding == b"NOTSET"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +173,9 @@ def _most_patches(w_GOIT: NDArray[np.float32], values: int | None) -> int:
 def _windows(layer: LayerWeight, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return a view (N, C, *places, *taps) of a convolution's padded input."""
     space = x.ndim - 2
-    attributes = {a.name: list(a.ints) for a in layer.node.attribute}
     taps = list(layer.weight.dims[2:])
-    strides, dilations = attributes.get("strides") or [1] * space, attributes.get("dilations") or [1] * space
-    pads = attributes.get("pads") or [0] * (2 * space)
+    strides, dilations = (attribute(layer.node, name, [1] * space) for name in ("strides", "dilations"))
+    pads = attribute(layer.node, "pads", [0] * (2 * space))
     padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:space], pads[space:], strict=True)])
     spans = [(tap - 1) * step + 1 for tap, step in zip(taps, dilations, strict=True)]
     windows = sliding_window_view(padded, spans, axis=tuple(range(2, x.ndim)))

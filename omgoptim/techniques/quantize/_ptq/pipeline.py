@@ -19,13 +19,14 @@ from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
+from omgoptim.models.onnx_file import initializers
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
 from omgoptim.techniques.quantize._onnx.program import has_free_batch
-from omgoptim.techniques.quantize._onnx.qdq import write_qdq
+from omgoptim.techniques.quantize._onnx.qdq import nodes_by_name, write_qdq
 from omgoptim.techniques.quantize._ptq.adaround import MAX_PASSES, apply_adaround, round_small_kernels
 from omgoptim.techniques.quantize._ptq.bias_correction import MAX_PASSES as CORRECTIONS
 from omgoptim.techniques.quantize._ptq.bias_correction import correct_biases
@@ -100,10 +101,9 @@ def multiply_accumulates(model: ModelProto, chosen: Sequence[OnnxLayer]) -> int 
 def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Sequence[OnnxLayer]) -> ModelProto:
     """Return a copy of the program with some layers' weights and biases from the reference."""
     copy = deepcopy(model)
-    nodes = {node.name: node for node in copy.graph.node}
-    tensors = {tensor.name: tensor for tensor in copy.graph.initializer}
-    floats: dict[str, TensorProto] = {tensor.name: tensor for tensor in reference.graph.initializer}
-    originals = {node.name: node for node in reference.graph.node}
+    nodes, originals = nodes_by_name(copy), nodes_by_name(reference)
+    tensors = initializers(copy)
+    floats = initializers(reference)
     for layer in kept:
         del nodes[layer.node].input[:]  # a bias may have been added
         nodes[layer.node].input.extend(originals[layer.node].input)

@@ -11,7 +11,8 @@ from torch.nn.utils import parametrizations
 from omgoptim.blocks import LowRankLinear
 from omgoptim.errors import TechniqueError
 from omgoptim.requests.factorize import Factorization, Svd
-from omgoptim.techniques.factorize._low_rank.layer_selection import factorizable, uses_of, with_same_rows
+from omgoptim.techniques.factorize._low_rank.layer_selection import factorizable, with_same_rows
+from omgoptim.techniques.probe import uses_of
 
 RunOf = Callable[..., Any]
 

@@ -21,8 +21,8 @@ from omgoptim.techniques.factorize._low_rank.rank_timing import (
     measure_times,
     picked_of,
     with_times,
-    write_program,
 )
+from omgoptim.techniques.prune._latency.layer_benchmark import write_program
 
 RunOf = Callable[..., Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omgoptim.errors import RequestError
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.jobs.interpreter import offered_python
+from omgoptim.jobs.interpreter import allowed_python
 from omgoptim.jobs.project import served_project, served_projects
 from omgoptim.requests import Request
 from omgoptim.requests.limits import shown
@@ -19,8 +19,8 @@ HEAD = "RAY_API_SERVER_ADDRESS"
 """Environment variable, Ray's own: the head that takes jobs."""
 
 
-def within_reach(request: Request) -> tuple[Path, Request]:
-    """The project of a call, and its request with the Python that it names found.
+def resolve_call(request: Request) -> tuple[Path, Request]:
+    """Return the project of a call, and its request with its Python resolved.
 
     Raises:
         RequestError: the user gave the server neither that project nor one that holds it, or the Python is not
@@ -31,7 +31,7 @@ def within_reach(request: Request) -> tuple[Path, Request]:
     python = getattr(request, "python", None)
     if python is None:
         return project, request
-    found = offered_python(project, python, served_projects())
+    found = allowed_python(project, python, served_projects())
     return project, request.model_copy(update={"python": str(found)})
 
 
@@ -44,13 +44,13 @@ def _refuse_other_head(on: str) -> None:
     if is_head(on) and on.rstrip("/") != os.environ.get(HEAD, "").rstrip("/"):
         raise RequestError(
             f"the project is not sent to {on}",
-            "where it may be sent is the user's choice, not an agent's",
+            "only the user may decide where it is sent",
             f"ask the user to run the command in a shell, or to set {HEAD}={on} in the server's environment",
         )
 
 
 def refuse_shell_only(arguments: dict[str, Any]) -> None:
-    """Refuse arguments that only the person who set the server up may give.
+    """Refuse arguments that only the user may set.
 
     Raises:
         RequestError: one of them is given.
@@ -59,14 +59,14 @@ def refuse_shell_only(arguments: dict[str, Any]) -> None:
         if arguments.get(name):
             raise RequestError(
                 f"'{name}' cannot be given to a tool",
-                "what may be read and whose code may run is the user's choice, not an agent's",
+                "only the user may decide what is read and whose code runs",
                 "ask the user to run the command in a shell, or to set OMGOPTIM_ALLOW_PATH or OMGOPTIM_ALLOW_MODULE in "
                 "the server's environment",
             )
 
 
 def refuse_to_resume(folder: RunFolder, project: Path) -> None:
-    """Refuse a run whose request.json asks for what an agent may not: a file grants itself nothing.
+    """Refuse a run whose request.json has arguments that an agent may not give.
 
     Raises:
         RequestError: it is of another project, in a Python that is not found, or with an argument for the shell only.
@@ -79,8 +79,8 @@ def refuse_to_resume(folder: RunFolder, project: Path) -> None:
     granted = [name for name in SHELL_ONLY if submission.request.get(name)]
     if granted:
         given = f"its request.json says {granted[0]}={shown(submission.request[granted[0]])}"
-        raise RequestError(f"run {folder.id} has an argument that no agent can give", given, fix)
+        raise RequestError(f"run {folder.id} has an argument that only the user may set", given, fix)
     try:
-        offered_python(project, submission.python, served_projects())
+        allowed_python(project, submission.python, served_projects())
     except RequestError as error:
         raise RequestError(f"run {folder.id} ran in a Python that is not found here", error.what, fix) from None
