@@ -52,6 +52,7 @@ def test_two_workers_of_ray_measure_the_sensitivity_of_one(project: Path, verb: 
     assert layer_sensitivity(shared, shared.request.method) == points
 
 
+@pytest.mark.slow
 def test_a_worker_whose_model_has_other_weights_measures_nothing(project: Path) -> None:
     (project / "drawn.py").write_text(
         "import os, torch, net\ndef build():\n    torch.manual_seed(os.getpid())\n    return net.net()\n"
