@@ -76,7 +76,7 @@ class Steps:
         expected_speedup: float | None = None,
         expected_seconds: float = 0.0,
     ) -> Point | None:
-        """Take a step, or read what it brought from the ledger; None where it gave nothing, with the reason recorded.
+        """Take a step, or read its result from the ledger; None without a result, with the reason recorded.
 
         Args:
             name: of the step in the report.
@@ -143,7 +143,7 @@ class Steps:
         return found
 
     def records(self) -> list[Step]:
-        """Return what was done, as the report shows it."""
+        """Return the steps as records of the report."""
         front = pareto_points(self.taken)
         done = [
             Step(

@@ -127,7 +127,7 @@ def chosen_finalist(finalists: Sequence[FinalistResult], guard: float) -> Finali
 
 
 def replacement_sentence(winner: FinalistResult, asked: FinalistResult, guard: float) -> str:
-    """Return sentences on float32 chosen because what was asked for fails the guard."""
+    """Return sentences on float32 chosen because the requested scheme fails the guard."""
     quality = asked.quality
     fault = f"loses {quality.drop:.4f}, more than {guard:g}"
     if quality.ruined:

@@ -88,7 +88,7 @@ def finalist_summary(
 
 
 def is_replacement(run: QuantizeRun, kept: SavedFinalist) -> bool:
-    """Return whether this is float32 that was not asked for, chosen because nothing that was passes the guard."""
+    """Return whether this is float32, chosen although not requested, because no requested scheme passes the guard."""
     return kept.finalist is run.final.winner and kept.finalist.result.reference
 
 
