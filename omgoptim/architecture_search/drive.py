@@ -32,9 +32,6 @@ class Started:
     """True if it ended already, because it misses a target."""
 
 
-Start = Callable[[TrialSpec], Started]
-"""Begins a trial."""
-
 REJECTED_PER_TRIAL = 10
 """Maximum rejected candidates per requested trial, before the search gives up."""
 
@@ -69,18 +66,81 @@ class Driven:
     """Number of the best trial that was trained to the end."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrialLoop:
+    """Runs the trials of a search in a folder; a search that was begun there goes on."""
+
+    trial: Trial
+    """Runs one trial."""
+    plan: Plan
+    folder: Path
+    progress: Callable[[str, float | None], None] = lambda _stage, _done: None
+    """`progress(stage, fraction)` of the search."""
+    more: Callable[[], bool] = lambda: True
+    """Whether another trial may begin: there is time left."""
+    start: Callable[[TrialSpec], Started] | None = None
+    """Begins a trial elsewhere, in place of running `trial` here."""
+
+    def run(
+        self,
+        again: Callable[[Search], Any],
+        begin: Callable[[Search, dict[int, TrialResult]], Any],
+        nearest: float | None = None,
+    ) -> Driven:
+        """Run trials until enough were trained.
+
+        Args:
+            again: the next of the trials that were begun before an interruption; None where there is none.
+            begin: a new trial by the results so far; None where the space is exhausted.
+            nearest: as for `drive`.
+        """
+        plan, folders = self.plan, TrialFolders(self.folder / "trials")
+        folders.clear()
+        search = Search(SearchSettings(seed=plan.seed, journal=self.folder / "study.log"))
+        search.resume(lambda number: None if (found := folders.result(number)) is None else found.for_study())
+        results = folders.results()
+        flying: deque[tuple[Any, Started]] = deque()
+        exhausted = False
+        while True:
+            counted = len(search) + sum(not each.rejected for _, each in flying)
+            asked = None
+            if counted < plan.trials and len(flying) < plan.in_flight and not exhausted and self.more():
+                asked = again(search) or begin(search, results)
+                exhausted = asked is None and not flying
+            if asked is not None:
+                self.progress(f"trial {counted + 1} of {plan.trials}", len(search) / plan.trials)
+                flying.append((asked, self._started(asked, folders)))
+                continue
+            if not flying:
+                break
+            asked, started = flying.popleft()
+            results[asked.number] = found = started.wait()
+            _tell(search, asked, found)
+            exhausted = exhausted or len(results) >= plan.trials * (1 + REJECTED_PER_TRIAL)
+        return _ended(search, results, exhausted and len(search) < plan.trials, nearest)
+
+    def _started(self, asked: Any, folders: TrialFolders) -> Started:
+        spec = TrialSpec(
+            number=asked.number,
+            configuration=dict(asked.params),
+            seed=self.plan.seed,
+            parent=self.plan.parent,
+            data=self.plan.data,
+            epochs=self.plan.epochs,
+        )
+        if self.start is not None:
+            return self.start(spec)
+        found = folders.run(spec, self.trial)
+        return Started(lambda: found, found.outcome == "rejected")
+
+
 def drive(
     space: Space,
     loads: Callable[[dict[int, TrialResult]], Load],
-    trial: Trial,
-    plan: Plan,
-    folder: Path,
+    loop: TrialLoop,
     way: Proposal = propose,
     rule: Rule = DEFAULT,
-    progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
-    more: Callable[[], bool] = lambda: True,
     nearest: float | None = None,
-    start: Start | None = None,
 ) -> Driven:
     """Search a product of knobs by a proposal rule.
 
@@ -88,15 +148,10 @@ def drive(
         space: the product of knobs.
         loads: the predicted load given the trials so far; called before each proposal, so that it can learn from what
             was measured.
-        trial: runs one trial.
-        plan: number of trials, seed, and identities of model and data.
-        folder: of the run; a search that was begun there goes on.
+        loop: runs the trials.
         way: how the next configuration is proposed.
         rule: settings of `way`.
-        progress: `progress(stage, fraction)` of the search.
-        more: whether another trial may begin: there is time left.
         nearest: smallest load measured before the search, for the error when nothing is predicted within the limits.
-        start: begins a trial elsewhere, in place of running `trial` here.
 
     Raises:
         TechniqueError: every trial failed, or every candidate was measured to be over the limits.
@@ -104,45 +159,33 @@ def drive(
     """
 
     def begin(search: Search, results: dict[int, TrialResult]) -> Any:
-        row = way(space, loads(results), search.observations(space), plan.seed, search.asked, rule)
+        row = way(space, loads(results), search.observations(space), loop.plan.seed, search.asked, rule)
         return None if row is None else search.ask(space, space.configuration(row))
 
-    again = partial(Search.ask_again, space=space)
-    return _loop(again, begin, trial, plan, folder, progress, more, nearest, start)
+    return loop.run(partial(Search.ask_again, space=space), begin, nearest)
 
 
 def drive_conditional(
     parameters: Callable[[Any], Configuration],
     predicted: Callable[[Configuration], dict[str, float]] | None,
-    trial: Trial,
-    plan: Plan,
-    folder: Path,
-    progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
-    more: Callable[[], bool] = lambda: True,
-    start: Start | None = None,
+    loop: TrialLoop,
 ) -> Driven:
     """Search a conditional space by TPE, rejecting what is predicted to be over the limits.
 
     Args:
         parameters: asks an Optuna trial for all that the space varies, and returns it.
         predicted: loads of a configuration by constraint, or None to leave rejecting to the trial's measurement.
-        trial: runs one trial.
-        plan: number of trials, seed, and identities of model and data.
-        folder: of the run; a search that was begun there goes on.
-        progress: `progress(stage, fraction)` of the search.
-        more: whether another trial may begin: there is time left.
-        start: as for `drive`.
+        loop: runs the trials.
 
     Raises:
         TechniqueError: as for `drive`.
     """
 
     def begin(search: Search, _results: dict[int, TrialResult]) -> Any:
-        while search.asked < plan.trials * (1 + REJECTED_PER_TRIAL):
+        while search.asked < loop.plan.trials * (1 + REJECTED_PER_TRIAL):
             asked = search.ask_sampler()
-            found = predicted(parameters(asked)) if predicted is not None else {}
-            if predicted is None:
-                parameters(asked)
+            configuration = parameters(asked)
+            found = predicted(configuration) if predicted is not None else {}
             if max(found.values(), default=0.0) <= 1.0:
                 return asked
             search.reject(asked, Rejected(found))
@@ -155,59 +198,7 @@ def drive_conditional(
         parameters(asked)
         return asked
 
-    return _loop(again, begin, trial, plan, folder, progress, more, start=start)
-
-
-def _loop(
-    again: Callable[[Search], Any],
-    begin: Callable[[Search, dict[int, TrialResult]], Any],
-    trial: Trial,
-    plan: Plan,
-    folder: Path,
-    progress: Callable[[str, float | None], None],
-    more: Callable[[], bool],
-    nearest: float | None = None,
-    start: Start | None = None,
-) -> Driven:
-    folders = TrialFolders(folder / "trials")
-    folders.clear()
-    search = Search(SearchSettings(seed=plan.seed, journal=folder / "study.log"))
-    search.resume(lambda number: None if (found := folders.result(number)) is None else found.for_study())
-    results = folders.results()
-    flying: deque[tuple[Any, Started]] = deque()
-    exhausted = False
-    while True:
-        counted = len(search) + sum(not each.rejected for _, each in flying)
-        asked = None
-        if counted < plan.trials and len(flying) < plan.in_flight and not exhausted and more():
-            asked = again(search) or begin(search, results)
-            exhausted = asked is None and not flying
-        if asked is not None:
-            progress(f"trial {counted + 1} of {plan.trials}", len(search) / plan.trials)
-            flying.append((asked, _start(plan, asked, folders, trial, start)))
-            continue
-        if not flying:
-            break
-        asked, started = flying.popleft()
-        results[asked.number] = found = started.wait()
-        _tell(search, asked, found)
-        exhausted = exhausted or len(results) >= plan.trials * (1 + REJECTED_PER_TRIAL)
-    return _ended(search, results, exhausted and len(search) < plan.trials, nearest)
-
-
-def _start(plan: Plan, asked: Any, folders: TrialFolders, trial: Trial, start: Start | None) -> Started:
-    spec = TrialSpec(
-        number=asked.number,
-        configuration=dict(asked.params),
-        seed=plan.seed,
-        parent=plan.parent,
-        data=plan.data,
-        epochs=plan.epochs,
-    )
-    if start is not None:
-        return start(spec)
-    found = folders.run(spec, trial)
-    return Started(lambda: found, found.outcome == "rejected")
+    return loop.run(again, begin)
 
 
 def _tell(search: Search, asked: Any, result: TrialResult) -> None:

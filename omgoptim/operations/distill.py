@@ -19,6 +19,7 @@ from omgoptim.operations.distillation.student_search import search
 from omgoptim.operations.distillation.student_training import train, training_record
 from omgoptim.operations.dry_run import plan_distill
 from omgoptim.operations.execution import refuse_unreachable
+from omgoptim.operations.final_measurement import FinalChoice, NamedArtifact
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.prepare import prepare
@@ -26,7 +27,7 @@ from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_builder import FinalModel, build_report
 from omgoptim.operations.report_records import finite
 from omgoptim.operations.rounds.checkpoint import RoundState
-from omgoptim.operations.save_and_measure import MeasuredArtifact, engine_for, require_module, save
+from omgoptim.operations.save_module import engine_for, require_module, save
 from omgoptim.operations.timing import fraction_progress
 from omgoptim.reports import Candidate, Control, EfficiencyReport
 from omgoptim.requests import DistillRequest
@@ -120,10 +121,10 @@ def _final_model(
     if kept.stopped:
         warnings.append(f"training ended early: {kept.stopped}")
 
-    def measure_control(measured: MeasuredArtifact) -> Control:
+    def measure_control(chosen: FinalChoice[NamedArtifact]) -> Control:
         if control is None or other is None:
             raise ValueError("there is no control")
-        return _control(job, student, control, other.module, control_kept, measured)
+        return _control(job, student, control, other.module, control_kept, chosen)
 
     return FinalModel(
         name=f"student {student.name}",
@@ -143,7 +144,7 @@ def _control(
     control: RoundState,
     other: nn.Module,
     kept: bool,
-    measured: MeasuredArtifact,
+    chosen: FinalChoice[NamedArtifact],
 ) -> Control:
     """Compare control and distilled student; the one that is not the artifact is run in a fresh process too.
 
@@ -153,15 +154,15 @@ def _control(
         control: state of its training.
         other: the one of the two modules that is not the artifact.
         kept: whether the control is the artifact.
-        measured: the artifact of the run, timed and evaluated.
+        chosen: the artifact of the run, timed and evaluated.
     """
     request, loaded, context = job.request, job.loaded, job.context
     folder = context.work / "other"
     save(other, student.loaded, job.runtime, folder, context)
     outputs = context.work / "final" / "other"
     _run(job, folder, outputs)
-    original = read_outputs(measured.outputs[0])
-    distilled, alone = read_outputs(measured.outputs[1]), read_outputs(outputs)
+    original = read_outputs(chosen.race.original_outputs)
+    distilled, alone = read_outputs(chosen.winner.outputs), read_outputs(outputs)
     if kept:
         distilled, alone = alone, distilled
     targets = loaded.evaluation.targets

@@ -17,7 +17,7 @@ from omgoptim.operations.prepare import prepare
 from omgoptim.operations.report_builder import build_report
 from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, final_model_of, run_round
 from omgoptim.operations.rounds.sensitivity import layer_sensitivity
-from omgoptim.operations.save_and_measure import engine_for, require_module
+from omgoptim.operations.save_module import engine_for, require_module
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import FactorizeRequest
 from omgoptim.requests.factorize import Svd, Whitened

@@ -1,15 +1,13 @@
-"""Final measurement of several artifacts against the original: timed in turns, judged once on the evaluation data.
+"""Final measurement of artifacts against the original: timed in turns, judged once on the evaluation data.
 
-`optimize` and `search` end with it. The order of preference is the caller's; it is fixed before the evaluation data is
-read.
+Every verb that saves an artifact ends with it. The order of preference is the caller's; it is fixed before the
+evaluation data is read.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +24,20 @@ from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import Missed
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import gains, measurement
-from omgoptim.operations.timing import RaceResult, fraction_progress, full_race
-from omgoptim.operations.verdict import holds, passes, ruined_sentence
+from omgoptim.operations.timing import fraction_progress, full_race
+from omgoptim.operations.verdict import Outcome, holds, outcome_of, passes, ruined_sentence
 from omgoptim.reports import Gains, GainsBy, Measurement
-from omgoptim.requests import OptimizeRequest, SearchRequest
+from omgoptim.requests import (
+    DistillRequest,
+    FactorizeRequest,
+    OptimizeRequest,
+    PruneRequest,
+    QuantizeRequest,
+    SearchRequest,
+)
 
-SPAN = (0.82, 0.97)
-"""Fractions of the run between which the final measurement moves its progress."""
+Compression = QuantizeRequest | PruneRequest | FactorizeRequest | DistillRequest | OptimizeRequest | SearchRequest
+"""Request of a verb that saves an artifact."""
 
 
 class Entry(Protocol):
@@ -48,22 +53,53 @@ class Entry(Protocol):
 
 
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
-RuledEntry = TypeVar("RuledEntry", bound=Entry, contravariant=True)
-Place = tuple[float, ...]
-"""Key of the order of preference: smaller is better."""
-
-
-class DeliveryRule(Protocol[RuledEntry]):
-    """Order of preference of the entries, and the targets that they must meet."""
-
-    def place(self, entry: RuledEntry, timing: Timing, raced: RaceResult, /) -> Place:
-        """Return the key of an entry in the order, from times and selection samples alone."""
-
-    def missed(self, after: Measurement, gained: Gains, raced: RaceResult, /) -> list[Missed]:
-        """Return the targets that a measured entry does not meet."""
 
 
 @dataclass(frozen=True, slots=True)
+class NamedArtifact:
+    """An artifact with its name in reports."""
+
+    name: str
+    artifact: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TimedEntry(Generic[AnyEntry]):
+    """An entry that was timed, and its outputs on the evaluation data, which are not compared yet."""
+
+    entry: AnyEntry
+    timing: Timing
+    outputs: Path
+
+
+@dataclass(frozen=True, slots=True)
+class FinalRace(Generic[AnyEntry]):
+    """The original and the entries, timed in turns."""
+
+    original: Timing
+    original_outputs: Path
+    load: float
+    timed: list[TimedEntry[AnyEntry]]
+    failed: list[tuple[AnyEntry, OmgoptimError]]
+    """Entries without a timing, or whose outputs cannot be judged, in the order in which they failed."""
+
+
+class DeliveryRule(Generic[AnyEntry]):
+    """Order of preference of the entries, and the targets that they must meet: as given, and none."""
+
+    def ran(self, entry: AnyEntry, process: MeasuringProcess) -> None:
+        """Read what else is needed from the first process of an entry."""
+
+    def order(self, race: FinalRace[AnyEntry]) -> list[TimedEntry[AnyEntry]]:
+        """Return the timed entries in the order of preference, from times and selection samples alone."""
+        return race.timed
+
+    def missed(self, _after: Measurement, _gained: Gains, _race: FinalRace[AnyEntry]) -> list[Missed]:
+        """Return the targets that a measured entry does not meet."""
+        return []
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class MeasuredEntry(Generic[AnyEntry]):
     """An entry measured in full, with its quality on the evaluation data."""
 
@@ -73,6 +109,8 @@ class MeasuredEntry(Generic[AnyEntry]):
     before: Measurement
     after: Measurement
     gains: Gains
+    outputs: Path
+    """Folder of its outputs on the evaluation data."""
     missed: list[Missed]
     """Targets that it does not meet."""
 
@@ -82,92 +120,125 @@ class MeasuredEntry(Generic[AnyEntry]):
         return re.sub(r"[^a-z0-9]+", "-", self.entry.name.lower()).strip("-")[:80]
 
 
+MeasuredArtifact = MeasuredEntry[NamedArtifact]
+
+
 @dataclass(frozen=True, slots=True)
 class FinalChoice(Generic[AnyEntry]):
     """All measured entries in the order of preference, and the chosen one."""
 
+    request: Compression
+    context: RunContext
+    loaded: LoadedModel
+    """The original."""
+    race: FinalRace[AnyEntry]
     finalists: list[MeasuredEntry[AnyEntry]]
-    winner: MeasuredEntry[AnyEntry]
-    holds: bool
-    """True if the winner passes the quality guard on the evaluation data and meets every target."""
-    original: Timing
-    load: float
+
+    @property
+    def guard(self) -> float:
+        """Largest quality drop that is allowed."""
+        return self.request.max_quality_drop
+
+    @property
+    def holds(self) -> bool:
+        """True if the winner passes the quality guard on the evaluation data and meets every target."""
+        return passes(self.winner.quality, self.guard) and not self.winner.missed
+
+    @property
+    def winner(self) -> MeasuredEntry[AnyEntry]:
+        """The first that passes the guard and meets every target; else the first that passes it; else the first."""
+        passing = [one for one in self.finalists if passes(one.quality, self.guard)]
+        return ([one for one in passing if not one.missed] or passing or self.finalists)[0]
+
+    def outcome(self, one: MeasuredEntry[AnyEntry]) -> Outcome:
+        """Return the outcome of a run that delivers this entry."""
+        return "guard_failed" if one.missed else outcome_of(one.gains, one.quality, self.guard)
+
+    def place(self, one: MeasuredEntry[AnyEntry]) -> Path:
+        """Return the folder of an entry's artifact in the run."""
+        return self.context.artifact if one is self.winner else self.context.alternatives / one.slug
+
+    def implausible(self, one: MeasuredEntry[AnyEntry], parts: GainsBy | None = None) -> str:
+        """Return the sentence on an implausible speedup; `parts` are its gains by engine and precision."""
+        race, device = self.race, self.loaded.device
+        return implausible_sentence(parts, race.original, one.after.runtime, device, race.load, one.timing)
+
+    def chance_level(self, one: MeasuredEntry[AnyEntry]) -> str:
+        """Return the sentence on an original at chance level; empty where it is above."""
+        return chance_level_summary(one.before.metric, one.before.quality, self.loaded.evaluation.targets)
+
+    def doubts(self, one: MeasuredEntry[AnyEntry], parts: GainsBy | None = None) -> list[str]:
+        """Return the sentences that come before any ratio: an original at chance level, an implausible speedup."""
+        implausible = self.implausible(one, parts)
+        return [text for text in (self.chance_level(one), implausible and f"{implausible}.") if text]
 
 
-def measure_entries(
-    request: OptimizeRequest | SearchRequest,
-    context: RunContext,
+def measure_finalists(
+    request: Compression,
     loaded: LoadedModel,
     entries: Sequence[AnyEntry],
     rule: DeliveryRule[AnyEntry],
+    stage: Stage,
     limit_s: float = math.inf,
 ) -> FinalChoice[AnyEntry]:
     """Time the original and the entries in turns, read the evaluation data once, and choose.
 
-    The first entry in the order that passes the guard and meets every target is chosen; else the first that passes the
-    guard; else the first.
-
     Args:
         request: with the guard, the timing and the seed.
-        context: of the run.
         loaded: the original with its data and its artifact.
         entries: artifacts to measure, each with a name.
         rule: order of preference and targets.
+        stage: part of the run that this is.
         limit_s: seconds within which the launches after the second must end.
 
     Raises:
         OmgoptimError: no entry could be measured.
     """
+    context = stage.context
     targets = [context.work / "final" / str(index) for index in range(len(entries) + 1)]
 
     def outputs(index: int, process: MeasuringProcess) -> None:
         whose = ["the original", *(entry.name for entry in entries)][index]
         process.run_samples(loaded.eval_folder, targets[index], fraction_progress(context, f"evaluating {whose}"))
+        if index:
+            rule.ran(entries[index - 1], process)
 
     folders = [loaded.baseline, *(entry.artifact for entry in entries)]
-    stage = Stage(context, "measuring the finalists against the original", SPAN)
     raced = full_race(folders, loaded.bench, request, stage, outputs, limit_s)
-    timed = []
-    failure: OmgoptimError | None = None
+    race: FinalRace[AnyEntry] = FinalRace(raced.timing(0), targets[0], raced.load, [], [])
     for entry, timing, target in zip(entries, raced.timings[1:], targets[1:], strict=True):
         if isinstance(timing, Timing):
-            timed.append((entry, timing, target))
+            race.timed.append(TimedEntry(entry, timing, target))
         else:
-            failure = timing
-    timed.sort(key=lambda one: rule.place(one[0], one[1], raced))
-    original = read_outputs(targets[0])
-    metric = metric_of(loaded, original, loaded.evaluation.targets, request.time_limit_s)
-    finalists: list[MeasuredEntry[AnyEntry]] = []
-    for entry, timing, target in timed:  # evaluation data is read from here on
+            race.failed.append((entry, timing))
+    chosen = FinalChoice(request, context, loaded, race, _judged(request, loaded, race, rule))
+    if not chosen.finalists:
+        raise next((error for _, error in race.failed), TechniqueError("no artifact could be measured"))
+    return chosen
+
+
+def _judged(
+    request: Compression, loaded: LoadedModel, race: FinalRace[AnyEntry], rule: DeliveryRule[AnyEntry]
+) -> list[MeasuredEntry[AnyEntry]]:
+    """Compare the outputs on the evaluation data; an entry whose outputs cannot be judged has failed."""
+    order = rule.order(race)
+    bench, evaluation = loaded.bench, loaded.evaluation
+    original = read_outputs(race.original_outputs)
+    metric = metric_of(loaded, original, evaluation.targets, request.time_limit_s)
+    measured = []
+    for one in order:  # evaluation data is read from here on
         try:
-            quality = compare_quality(metric, original, read_outputs(target), loaded.evaluation.targets, request.seed)
-        except OmgoptimError as error:  # infinite outputs, say
-            failure = error
+            quality = compare_quality(metric, original, read_outputs(one.outputs), evaluation.targets, request.seed)
+        except OmgoptimError as error:  # infinite outputs, say: the other entries are unaffected
+            race.failed.append((one.entry, error))
             continue
-        finalists.append(_measured(entry, timing, quality, loaded, raced, rule))
-    if not finalists:
-        raise failure or TechniqueError("no artifact could be measured")
-    guard = request.max_quality_drop
-    passing = [one for one in finalists if passes(one.quality, guard)]
-    reaching = [one for one in passing if not one.missed]
-    return FinalChoice(finalists, (reaching or passing or finalists)[0], bool(reaching), raced.timing(0), raced.load)
-
-
-def doubts(
-    one: MeasuredEntry[AnyEntry], chosen: FinalChoice[AnyEntry], loaded: LoadedModel, parts: GainsBy | None = None
-) -> list[str]:
-    """Return the sentences that come before any ratio: an original at chance level, an implausible speedup."""
-    chance = chance_level_summary(one.before.metric, one.before.quality, loaded.evaluation.targets)
-    implausible = implausible_speedup(one, chosen, loaded, parts)
-    return [text for text in (chance, implausible and f"{implausible}.") if text]
-
-
-def implausible_speedup(
-    one: MeasuredEntry[AnyEntry], chosen: FinalChoice[AnyEntry], loaded: LoadedModel, parts: GainsBy | None
-) -> str:
-    """Return the sentence on an implausible speedup; `parts` are the gains that its quantization measured."""
-    runtime = one.after.runtime
-    return implausible_sentence(parts, chosen.original, runtime, loaded.device, chosen.load, one.timing)
+        name, count, folder = quality.metric, evaluation.count, one.entry.artifact
+        before = measurement(loaded.baseline, race.original, bench, quality.before, name, count)
+        after = measurement(folder, one.timing, bench, quality.after, name, count)
+        gained = gains(before, after, one.timing, quality, race.load)
+        missed = rule.missed(after, gained, race)
+        measured.append(MeasuredEntry(one.entry, one.timing, quality, before, after, gained, one.outputs, missed))
+    return measured
 
 
 def guard_reasons(one: MeasuredEntry[AnyEntry], guard: float) -> list[str]:
@@ -176,34 +247,3 @@ def guard_reasons(one: MeasuredEntry[AnyEntry], guard: float) -> list[str]:
     if not holds(one.quality.drop, guard):
         reasons.append(f"a drop of {one.quality.drop:.4f}, guard {guard:g}")
     return [*reasons, *(str(missed) for missed in one.missed)]
-
-
-def save_choice(chosen: FinalChoice[AnyEntry], context: RunContext) -> dict[str, Path]:
-    """Copy the winner's artifact and those of the other finalists into the run's folder, each whole; place by slug."""
-    shutil.rmtree(context.alternatives, ignore_errors=True)  # of a run that was cut off and resumed
-    context.alternatives.mkdir()
-    places = {}
-    for one in chosen.finalists:
-        place = context.artifact if one is chosen.winner else context.alternatives / one.slug
-        scratch = context.work / "deliver" / one.slug
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(one.entry.artifact, scratch)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(scratch, place)
-        places[one.slug] = place
-    return places
-
-
-def _measured(
-    entry: AnyEntry,
-    timing: Timing,
-    quality: Quality,
-    loaded: LoadedModel,
-    raced: RaceResult,
-    rule: DeliveryRule[AnyEntry],
-) -> MeasuredEntry[AnyEntry]:
-    count = loaded.evaluation.count
-    before = measurement(loaded.baseline, raced.timing(0), loaded.bench, quality.before, quality.metric, count)
-    after = measurement(entry.artifact, timing, loaded.bench, quality.after, quality.metric, count)
-    gained = gains(before, after, timing, quality, raced.load)
-    return MeasuredEntry(entry, timing, quality, before, after, gained, rule.missed(after, gained, raced))

@@ -30,11 +30,10 @@ PLAUSIBLE_PRECISION = 16.0
 
 @dataclass(frozen=True, slots=True)
 class TimedModel:
-    """Timing, size in bytes and name of one compared model."""
+    """Timing and size of one compared model."""
 
     timing: Timing
     size_bytes: int | None
-    name: str
 
 
 def gains_by(before: TimedModel, plain: TimedModel, after: TimedModel, load: float) -> GainsBy:

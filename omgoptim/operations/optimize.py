@@ -9,10 +9,10 @@ from omgoptim.errors import RequestError, argument
 from omgoptim.measure.timing import PLANS
 from omgoptim.models.manifest import Manifest
 from omgoptim.operations.baseline import at_exportable_batch, original_on_target
-from omgoptim.operations.context import RunContext
+from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.execution import is_parallel, refuse_unreachable
-from omgoptim.operations.final_measurement import guard_reasons
-from omgoptim.operations.final_report import deliver, final_report, outcome_of
+from omgoptim.operations.final_measurement import guard_reasons, measure_finalists
+from omgoptim.operations.final_report import final_report, save_finalists
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.next_steps import pick_step, result_arguments, same_arguments, step
@@ -20,9 +20,10 @@ from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTR
 from omgoptim.operations.optimization.cost import Cost, epoch_seconds, measured_once
 from omgoptim.operations.optimization.final_choice import (
     FINALISTS,
+    SPAN,
     Chosen,
+    DeliveryOrder,
     Finalist,
-    measure_finalists,
     pick_finalists,
 )
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below, refuse_size
@@ -39,7 +40,7 @@ from omgoptim.operations.optimization.selection_data import (
     weights_identity,
 )
 from omgoptim.operations.optimization.steps import Steps
-from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.output_folder import free_output, with_output
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.timing import OVERLOADED
@@ -95,14 +96,15 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     points, singles = _points(steps, goal, cost, problem, loaded, preference)
     left_s = steps.seconds_left + FINAL_SHARE * 60 * request.budget_minutes
     finalists = pick_finalists(points, goal, preference, singles, cost.finalists(left_s, FINALISTS))
-    chosen = measure_finalists(request, context, loaded, finalists, goal, preference, left_s)
+    stage = Stage(context, "measuring the finalists against the original", SPAN)
+    chosen = measure_finalists(request, loaded, finalists, DeliveryOrder(loaded, goal, preference), stage, left_s)
     for point in chosen.winner.entry.chain:
         point.status = "kept"
     for point in steps.taken:
         if point.status != "kept":
             point.why = _why_not(point, goal)
-    reports = {one.slug: _report(request, context, loaded, steps, chosen, one) for one in chosen.finalists}
-    return deliver(request, context, chosen, reports, output)
+    reports = {one.slug: _report(request, steps, chosen, one) for one in chosen.finalists}
+    return with_output(save_finalists(chosen, reports), context.artifact, output)
 
 
 def _points(
@@ -153,7 +155,7 @@ def _level_speeds(
     speeds = measured_once(
         context.checkpoints / "levels.json",
         LevelSpeeds,
-        lambda: measure_levels(loaded, context, alone, preference, seed, limit_s, UNTRAINED),
+        lambda: measure_levels(loaded, alone, preference, seed, Stage(context, "levels", UNTRAINED), limit_s),
     )
     steps.budget_s -= speeds.seconds
     return speeds
@@ -191,34 +193,32 @@ def _refuse_short(request: OptimizeRequest, cost: Cost) -> None:
         )
 
 
-def _report(
-    request: OptimizeRequest, context: RunContext, loaded: LoadedModel, steps: Steps, chosen: Chosen, one: Finalist
-) -> EfficiencyReport:
+def _report(request: OptimizeRequest, steps: Steps, chosen: Chosen, one: Finalist) -> EfficiencyReport:
     """Return the report of a finalist as that of the run's artifact."""
     last = one.entry.run.report
     chain = [point.run.report for point in one.entry.chain]
-    report = final_report(request, context, loaded, chosen, one, _summary(request, chosen, one), last.gains_by)
+    summary = " ".join([*chosen.doubts(one, last.gains_by), _summary(chosen, one)])
+    report = final_report(chosen, one, summary, parts=last.gains_by)
     return report.model_copy(
         update={
-            "next_steps": _next_steps(request, context, chosen, one),
+            "next_steps": _next_steps(request, chosen, one),
             "changed": [change for report in chain for change in report.changed],
             "skipped": last.skipped,
             "steps": steps.records(),
             "coverage": last.coverage if last.verb == "quantize" and one.entry.artifact.name == "artifact" else None,
-            "lineage": [*Manifest.read(one.entry.artifact).lineage, context.run_id],
+            "lineage": [*Manifest.read(one.entry.artifact).lineage, chosen.context.run_id],
         }
     )
 
 
-def _summary(request: OptimizeRequest, chosen: Chosen, one: Finalist) -> str:
-    guard = request.max_quality_drop
+def _summary(chosen: Chosen, one: Finalist) -> str:
     became = f"{size_phrase(one.gains)}, {speed_phrase(one.gains)}"
     how = " -> ".join(point.name for point in one.entry.chain[:-1]) if len(one.entry.chain) > 1 else ""
     steps = f"{how} -> {one.entry.name}" if how else one.entry.name
     quality = quality_sentence(one.before, one.quality)
-    outcome = outcome_of(one, guard)
+    outcome = chosen.outcome(one)
     if outcome == "guard_failed":
-        reasons = "; ".join(guard_reasons(one, guard))
+        reasons = "; ".join(guard_reasons(one, chosen.guard))
         return f"The goal was not met: {reasons}. The nearest result is {became}. Made by: {steps}. {quality}"
     first = "No gain. The best result is" if outcome == "no_gain" else "Optimized:"
     alone = _against_single(one, chosen)
@@ -228,7 +228,7 @@ def _summary(request: OptimizeRequest, chosen: Chosen, one: Finalist) -> str:
 def _against_single(one: Finalist, chosen: Chosen) -> str:
     """Return a sentence that compares the chain with the best quantization alone, from the same measurement."""
     singles = [other for other in chosen.finalists if other.entry.quantized_alone]
-    if not singles or any(one is other for other in singles) or chosen.load > OVERLOADED:
+    if not singles or any(one is other for other in singles) or chosen.race.load > OVERLOADED:
         return ""
     best = singles[0]
     if best.gains.speedup is None or one.gains.speedup is None:
@@ -240,16 +240,15 @@ def _against_single(one: Finalist, chosen: Chosen) -> str:
     )
 
 
-def _next_steps(request: OptimizeRequest, context: RunContext, chosen: Chosen, one: Finalist) -> list[NextStep]:
-    steps = []
-    guard = request.max_quality_drop
-    if outcome_of(one, guard) == "guard_failed":
+def _next_steps(request: OptimizeRequest, chosen: Chosen, one: Finalist) -> list[NextStep]:
+    steps, guard, run_id = [], chosen.guard, chosen.context.run_id
+    if chosen.outcome(one) == "guard_failed":
         holding = [other for other in chosen.finalists if other is not one and passes(other.quality, guard)]
         if holding and not passes(one.quality, guard):
-            steps.append(pick_step(context.run_id, holding[0].slug, f"{holding[0].entry.name} holds the guard"))
+            steps.append(pick_step(run_id, holding[0].slug, f"{holding[0].entry.name} holds the guard"))
         if request.budget_minutes < 240:
             longer = same_arguments(request) | {"budget_minutes": 3 * request.budget_minutes}
             steps.append(step("optimize", longer, "more time trains longer and tries more levels"))
     else:
-        steps.append(step("profile", result_arguments(request, context.run_id), "see which layers cost most now"))
+        steps.append(step("profile", result_arguments(request, run_id), "see which layers cost most now"))
     return steps

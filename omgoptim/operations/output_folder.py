@@ -10,6 +10,8 @@ from omgoptim.models import artifact as artifacts
 from omgoptim.models.security.file_integrity import can_seal
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.report_records import artifact_record
+from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import ModelRequest
 
 
@@ -23,20 +25,20 @@ def free_output(output: str | None, allow_path: Sequence[str], context: RunConte
     return folder
 
 
-def deliver(
-    folder: Path, output: Path | None, passed: bool, fault: str = "the artifact fails the quality guard"
-) -> tuple[Path, list[str]]:
-    """Copy a measured artifact to the output folder, unless it failed for the reason `fault`.
-
-    Returns:
-        The folder of the artifact, and warnings.
-    """
+def with_output(
+    report: EfficiencyReport,
+    artifact: Path,
+    output: Path | None,
+    fault: str = "the artifact fails the quality guard",
+) -> EfficiencyReport:
+    """Copy the run's artifact to the output folder and name it in the report; if it failed, warn with `fault`."""
     if output is None:
-        return folder, []
-    if not passed:
-        return folder, [f"'{output.name}' was not written: {fault}"]
-    artifacts.copy_artifact(folder, output)
-    return output, []
+        return report
+    if report.outcome == "guard_failed":
+        note = f"'{output.name}' was not written: {fault}"
+        return report.model_copy(update={"warnings": [*report.warnings, note]})
+    artifacts.copy_artifact(artifact, output)
+    return report.model_copy(update={"artifact": artifact_record(output)})
 
 
 def not_sealed(request: ModelRequest) -> list[str]:

@@ -22,7 +22,7 @@ from omgoptim.operations.rounds.checkpoint import RoundState
 from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, collapsed, final_model_of, run_round
 from omgoptim.operations.rounds.sensitivity import layer_sensitivity
 from omgoptim.operations.rounds.speed_target import SpeedGoal, missed_speed, prune_to_speed
-from omgoptim.operations.save_and_measure import engine_for, require_module
+from omgoptim.operations.save_module import engine_for, require_module
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import SemiStructured, Structured, Unstructured

@@ -11,16 +11,16 @@ from omgoptim.operations.dry_run import plan_quantize
 from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.float_program import float_program, unrolled_note
 from omgoptim.operations.loaded_model import Live, at_batch_one
-from omgoptim.operations.output_folder import deliver, free_output
+from omgoptim.operations.output_folder import free_output, with_output
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization.build_all import build_all
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidate_tasks import programs_by_workers
 from omgoptim.operations.quantization.candidates import plan_candidates
 from omgoptim.operations.quantization.explain import explain
-from omgoptim.operations.quantization.final_race import FinalRace, final_race
+from omgoptim.operations.quantization.final_race import CandidateChoice, final_race
+from omgoptim.operations.quantization.final_report import save_candidates
 from omgoptim.operations.quantization.finalist_summary import QuantizeRun
-from omgoptim.operations.quantization.finalists import save_finalists
 from omgoptim.operations.quantization.mixed_precision import (
     MixedPrecision,
     MixedPrecisionSearch,
@@ -33,7 +33,6 @@ from omgoptim.operations.quantization.qat import TrainedModel, train
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, screen
 from omgoptim.operations.quantization.selection import Preference, finalists
 from omgoptim.operations.quantization.splits import Splits, splits_of
-from omgoptim.operations.report_records import artifact_record
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Qat
@@ -80,14 +79,12 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
     final, mixed_precision = _race_finalists(request, builder, results, splits, screening)
     context.progress("saving the artifact", 0.97)
     run = QuantizeRun(request, builder, plan, results, final, splits.notes, trained)
-    report = with_mixed_precision(save_finalists(run), request, mixed_precision, final)
-    explanation = None
+    report = with_mixed_precision(save_candidates(run), request, mixed_precision, final)
     if request.explain and screening is not None:
         inputs = MixedPrecisionSearch(request, builder, screening, Preference.of(request, loaded))
-        explanation = explain(inputs, results, final.winner.result, mixed_precision)
-    place, unknown = deliver(context.artifact, output, final.holds)
-    update = {"explanation": explanation, "warnings": [*report.warnings, *unknown]}
-    return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
+        explanation = explain(inputs, results, final.measured.winner.entry, mixed_precision)
+        report = report.model_copy(update={"explanation": explanation})
+    return with_output(report, context.artifact, output)
 
 
 def _race_finalists(
@@ -96,7 +93,7 @@ def _race_finalists(
     results: list[CandidateResult],
     splits: Splits,
     screening: ScreeningReference | None,
-) -> tuple[FinalRace, MixedPrecision | None]:
+) -> tuple[CandidateChoice, MixedPrecision | None]:
     """Measure the finalists, after a mixed precision search where int8 fails the guard.
 
     Where the result fails the guard on the evaluation data, search again on unused samples and measure once more.

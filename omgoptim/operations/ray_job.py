@@ -30,8 +30,7 @@ from omgoptim.models.report_file import write_sealed
 from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live
-from omgoptim.operations.output_folder import deliver, free_output
-from omgoptim.operations.report_records import artifact_record
+from omgoptim.operations.output_folder import free_output, with_output
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import ModelRequest
 from omgoptim.requests.training import ExecutionFields
@@ -70,10 +69,7 @@ def run_as_job(verb: str, request: ModelRequest, context: RunContext, live: Live
         with _stopped_with_this(client, context.run_id):
             _submit(client, verb, request, context)
             log = _followed(client, context)
-    report = fetched(log, context)
-    place, notes = deliver(context.artifact, output, report.outcome != "guard_failed")
-    update: dict[str, Any] = {"warnings": [*report.warnings, *notes]}
-    return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
+    return with_output(fetched(log, context), context.artifact, output)
 
 
 def _client(head: str) -> Any:

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.validity_checks import chance_level_summary
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import AnyJob
-from omgoptim.operations.gain_attribution import implausible_sentence, waiting_warnings
-from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.next_steps import repeat_of
-from omgoptim.operations.output_folder import deliver
-from omgoptim.operations.recovery_next_steps import RunResult, next_steps
-from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
-from omgoptim.operations.save_and_measure import MeasuredArtifact, measure, save
-from omgoptim.operations.timing import slow_warnings
-from omgoptim.operations.verdict import (
-    Outcome,
-    load_warnings,
-    outcome_of,
-    passes,
-    quality_sentence,
-    quality_warnings,
-    verdict_sentence,
+from omgoptim.operations.context import Stage
+from omgoptim.operations.final_measurement import (
+    DeliveryRule,
+    FinalChoice,
+    MeasuredArtifact,
+    NamedArtifact,
+    measure_finalists,
 )
+from omgoptim.operations.final_report import final_report
+from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.operations.output_folder import with_output
+from omgoptim.operations.recovery_next_steps import RunResult, next_steps
+from omgoptim.operations.save_module import save
+from omgoptim.operations.verdict import Outcome, quality_sentence, verdict_sentence
 from omgoptim.reports import Candidate, Control, EfficiencyReport, Measurement, Round, SensitivityPoint, Training
 from omgoptim.techniques.registry import Outcome as Changes
 
@@ -51,7 +47,7 @@ class FinalModel:
     closing: Sequence[str] = ()
     """Sentences at the end of the summary."""
     warnings: Sequence[str] = ()
-    control: Callable[[MeasuredArtifact], Control] | None = None
+    control: Callable[[FinalChoice[NamedArtifact]], Control] | None = None
     """Measurement of the control against the artifact."""
     rounds: list[Round] = field(default_factory=list)
     training: Training | None = None
@@ -70,101 +66,83 @@ def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path |
     request, context, loaded = job.request, job.context, job.loaded
     context.progress("saving the artifact", 0.77)
     baseline = baseline_on(request.runtime, loaded, context)
-    final_model, measured, folder, unknown = _first_within_guard(job, final_model, baseline)
-    control = final_model.control(measured) if final_model.control else None
-    os.replace(folder, context.artifact)
-    guard, missed = request.max_quality_drop, final_model.missed(measured)
-    outcome: Outcome = "guard_failed" if missed else outcome_of(measured.gains, measured.quality, guard)
-    fault = "the goal was missed" if passes(measured.quality, guard) else "the artifact fails the quality guard"
-    place, undelivered = deliver(context.artifact, output, outcome != "guard_failed", fault)
-    warnings = waiting_warnings(measured.original, measured.timing, measured.load, loaded.device)
-    warnings += [*loaded.notes, *job.datasets.notes, *final_model.warnings, *unknown, *undelivered]
-    labelled = any(target is not None for target in loaded.evaluation.targets)
-    warnings += quality_warnings(measured.quality, guard, loaded.data.real, labelled)
-    warnings += [*load_warnings(measured.load), *slow_warnings(measured.original, measured.timing)]
+    final_model, chosen, notes = _first_within_guard(job, final_model, replace(loaded, baseline=baseline))
+    measured = chosen.winner
+    control = final_model.control(chosen) if final_model.control else None
+    missed = final_model.missed(measured)
+    summary = _summary(chosen, final_model, missed, control)
+    report = final_report(chosen, measured, summary, [*job.datasets.notes, *final_model.warnings, *notes])
+    outcome: Outcome = "guard_failed" if missed else chosen.outcome(measured)
     result = RunResult(
         outcome, context.run_id, measured.gains, missed is not None, final_model.rounds, final_model.training
     )
-    return EfficiencyReport(
-        outcome=outcome,
-        summary=_summary(outcome, final_model, missed, measured, guard, control),
-        warnings=warnings,
-        next_steps=next_steps(verb, request, loaded, result),
-        verb=verb,
-        run_id=context.run_id,
-        request=shown_request(request),
-        environment=environment(context, loaded.bench, request.seed, loaded.device, measured.load),
-        before=measured.before,
-        after=measured.after,
-        gains=measured.gains,
-        outputs=output_records(loaded.outputs, measured.quality, measured.timing),
-        changed=final_model.changes.changed,
-        skipped=final_model.changes.skipped,
-        rounds=final_model.rounds,
-        training=final_model.training,
-        control=control,
-        sensitivity=final_model.sensitivity,
-        candidates=final_model.candidates,
-        macs_check=loaded.macs.check if loaded.macs else None,
-        artifact=artifact_record(place),
-        lineage=list(final_model.loaded.lineage),
-        repeat=repeat_of(verb, request),
-    )
+    update = {
+        "outcome": outcome,
+        "next_steps": next_steps(verb, request, loaded, result),
+        "changed": final_model.changes.changed,
+        "skipped": final_model.changes.skipped,
+        "rounds": final_model.rounds,
+        "training": final_model.training,
+        "control": control,
+        "sensitivity": final_model.sensitivity,
+        "candidates": final_model.candidates,
+        "lineage": list(final_model.loaded.lineage),
+    }
+    os.replace(measured.entry.artifact, context.artifact)
+    fault = "the goal was missed" if chosen.holds else "the artifact fails the quality guard"
+    return with_output(report.model_copy(update=update), context.artifact, output, fault)
 
 
 def _first_within_guard(
-    job: AnyJob, final_model: FinalModel, baseline: Path
-) -> tuple[FinalModel, MeasuredArtifact, Path, list[str]]:
+    job: AnyJob, final_model: FinalModel, loaded: LoadedModel
+) -> tuple[FinalModel, FinalChoice[NamedArtifact], list[str]]:
     """Save and measure models in their fixed order until one passes the guard on the evaluation data.
 
+    Args:
+        job: the run.
+        final_model: the first of them; each names the next.
+        loaded: the original, its baseline on the engine of the artifact.
+
     Returns:
-        The model, its measurement, its artifact and notes on its programs; where none passes, those of the first.
+        The model, its measurement and notes on its programs; where none passes, those of the first.
     """
-    request, context = job.request, job.context
-    tried: list[tuple[FinalModel, MeasuredArtifact, Path, list[str]]] = []
+    context = job.context
+    tried: list[tuple[FinalModel, FinalChoice[NamedArtifact], list[str]]] = []
     model: FinalModel | None = final_model
+    stage = Stage(context, "measuring the result against the original", (0.8, 0.98))
     while model is not None:
-        folder = context.work / f"artifact-{len(tried)}"
+        entry = NamedArtifact("the result", context.work / f"artifact-{len(tried)}")
         try:
-            notes = save(model.module, model.loaded, job.runtime, folder, context)
-            measured = measure(request, context, job.loaded, baseline, folder)
+            notes = save(model.module, model.loaded, job.runtime, entry.artifact, context)
+            chosen = measure_finalists(job.request, loaded, [entry], DeliveryRule(), stage)
         except OmgoptimError:
             if tried:  # what was measured before remains valid
                 break
             raise
-        tried.append((model, measured, folder, notes))
-        if passes(measured.quality, request.max_quality_drop):
+        tried.append((model, chosen, notes))
+        if chosen.holds:
             return tried[-1]
-        model = model.fallback(measured)
-    first, measured, folder, notes = tried[0]
+        model = model.fallback(chosen.winner)
+    first, chosen, notes = tried[0]
     others = ", ".join(model.name for model, *_ in tried[1:])
     failed = [f"tried instead, and failed the guard on the evaluation data too: {others}"] if others else []
-    return first, measured, folder, [*notes, *failed]
+    return first, chosen, [*notes, *failed]
 
 
 def _summary(
-    outcome: Outcome,
-    final_model: FinalModel,
-    missed: str | None,
-    measured: MeasuredArtifact,
-    guard: float,
-    control: Control | None,
+    chosen: FinalChoice[NamedArtifact], final_model: FinalModel, missed: str | None, control: Control | None
 ) -> str:
     """Return the summary: chance level, an implausible speedup, verdict, facts, remaining size, quality and control."""
-    fits = outcome_of(measured.gains, measured.quality, guard) != "guard_failed"
-    if outcome == "guard_failed" and missed and fits:
-        first = f"The goal was missed: {missed}. " + verdict_sentence(
-            "ok", final_model.name, measured.gains, measured.quality, guard
-        )
-    else:
-        first = verdict_sentence(outcome, final_model.name, measured.gains, measured.quality, guard)
-        first += f" {missed[0].upper()}{missed[1:]}." if missed else ""
-    device = final_model.loaded.device
-    implausible = implausible_sentence(None, measured.original, "", device, measured.load, measured.timing)
+    measured, name = chosen.winner, final_model.name
+    verdict = verdict_sentence(chosen.outcome(measured), name, measured.gains, measured.quality, chosen.guard)
+    if missed and chosen.holds:
+        verdict = verdict_sentence("ok", name, measured.gains, measured.quality, chosen.guard)
+        verdict = f"The goal was missed: {missed}. {verdict}"
+    elif missed:
+        verdict += f" {missed[0].upper()}{missed[1:]}."
     parts = [
-        chance_level_summary(measured.before.metric, measured.before.quality, final_model.loaded.evaluation.targets),
-        f"{implausible}." if implausible else "",
-        first,
+        *chosen.doubts(measured),
+        verdict,
         *final_model.changes.notes,
         *final_model.facts,
         remaining_sentence(measured.before, measured.after),

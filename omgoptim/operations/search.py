@@ -19,16 +19,14 @@ from omgoptim.measure.size import count_params
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
-from omgoptim.operations.architecture_search.final import Entry, measure_finalists
+from omgoptim.operations.architecture_search.final import Entry, measured
 from omgoptim.operations.architecture_search.predictions import FEWEST, Predictions, first_rows, measured_first
 from omgoptim.operations.architecture_search.prior import quality_hints
 from omgoptim.operations.architecture_search.report import plan_report, search_report
 from omgoptim.operations.architecture_search.spaces import (
     Searched,
-    SpaceFunction,
     automatic_space,
     drawn_networks,
-    space_function,
     users_space,
 )
 from omgoptim.operations.architecture_search.tasks import load_workers
@@ -45,14 +43,14 @@ from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.execution import pausing, refuse_unreachable, weights_hash
-from omgoptim.operations.final_report import deliver
+from omgoptim.operations.final_report import save_finalists
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below
-from omgoptim.operations.optimization.goal import MB, Goal
-from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.optimization.goal import Goal
+from omgoptim.operations.output_folder import free_output, with_output
 from omgoptim.operations.prepare import prepare
-from omgoptim.operations.save_and_measure import require_module, save
+from omgoptim.operations.save_module import require_module, save
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import SearchRequest
 from omgoptim.runtimes import ENGINES
@@ -74,23 +72,18 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     refuse_unreachable(request, live)
     output = free_output(request.output, request.allow_path, context)
     live = live or Live()
-    function = space_function(request, PathPolicy.of_request(context.project, request), live)
-    searched = None if function is None else users_space(function, request.seed)
+    searched, live = users_space(request, PathPolicy.of_request(context.project, request), live)
     if request.control == "random" and searched is not None and searched.product is None:
         raise RequestError(
             "there can be no random control",
             "the space is conditional or continuous, and its networks cannot be listed",
             "leave control out",
         )
-    alone = request.space is None and live.module is None
-    if alone and function is not None and searched is not None:
-        drawn = drawn_networks(function, searched, request.seed)
-        live = replace(live, module=max(drawn, key=lambda module: count_params(module)[0]))
     loaded = prepare(request, context, live)
     original = require_module(loaded, "search")
     _refuse_without_data(loaded)
     floors, launch_s = measure_floors(loaded, context, request.runtime)
-    refuse_below(_goal(request), floors)
+    refuse_below(Goal.of(request), floors)
     _refuse_short(request, searched, time.monotonic() - began, launch_s)
     datasets = load_datasets(request, loaded, original, live)
     job = Job(request, context, loaded, datasets, original, _engine(request, loaded, context))
@@ -100,39 +93,32 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         if executor is not None:
             job = replace(job, context=pausing(context, executor))
-            load_workers(executor, job, "" if alone else weights_hash(original))
-        return _searched(job, searched, executor, alone, function, began, output)
+            load_workers(executor, job, "" if searched.alone else weights_hash(original))
+        report = _searched(job, searched, executor, began)
+    return with_output(report, context.artifact, output)
 
 
-def _searched(
-    job: Job[SearchRequest],
-    searched: Searched,
-    executor: Executor | None,
-    alone: bool,
-    function: SpaceFunction | None,
-    began: float,
-    output: Path | None,
-) -> EfficiencyReport:
-    """Search, measure the best, and deliver."""
+def _searched(job: Job[SearchRequest], searched: Searched, executor: Executor | None, began: float) -> EfficiencyReport:
+    """Search, measure the best, and save them."""
     request, context = job.request, job.context
     folder = context.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    if alone:
+    if searched.alone:
         job = _with_trained_reference(job, searched, folder, began)
-    recipe = Recipe("pt2", "") if function is not None else None
+    recipe = Recipe("pt2", "") if searched.function is not None else None
     costs = costs_of(job, baseline_on(job.runtime, job.loaded, context), recipe, folder)
     predictions = None
     if searched.product is not None:
         predictions = measured_first(searched.product, searched, costs, folder, request.trials)
         _refuse_too_slow(predictions)
-    elif function is not None:
-        _refuse_all_too_slow(function, searched, costs, folder, request.seed)
+    elif searched.function is not None:
+        _refuse_all_too_slow(searched, costs, folder, request.seed)
     rule = replace(DEFAULT, hints=quality_hints(job, searched, folder))
-    trials = Trials(job, searched, costs, predictions, None if alone else job.original, began, rule, executor)
+    trials = Trials(job, searched, costs, predictions, None if searched.alone else job.original, began, rule, executor)
     found, control = search_both(trials, folder)
-    chosen = measure_finalists(job, costs.baseline, _entries(found, control))
+    chosen = measured(job, costs.baseline, _entries(found, control))
     reports = {one.slug: search_report(trials, found, control, chosen, one) for one in chosen.finalists}
-    report = deliver(request, context, chosen, reports, output)
+    report = save_finalists(chosen, reports)
     remove_weights(folder)
     return report
 
@@ -161,16 +147,6 @@ def _with_trained_reference(
     save(reference, replace(loaded, recipe=Recipe("pt2", "")), "torch_eager", loaded.baseline, job.context)
     evaluator = replace(job.datasets.evaluator, original=job.datasets.evaluator.score(reference))
     return replace(job, loaded=loaded, original=reference, datasets=replace(job.datasets, evaluator=evaluator))
-
-
-def _goal(request: SearchRequest) -> Goal:
-    size, memory = request.target_size_mb, request.target_memory_mb
-    return Goal(
-        request.max_quality_drop,
-        request.target_latency_ms,
-        None if size is None else size * MB,
-        None if memory is None else memory * MB,
-    )
 
 
 def _engine(request: SearchRequest, loaded: LoadedModel, context: RunContext) -> str:
@@ -222,7 +198,7 @@ def _refuse_without_data(loaded: LoadedModel) -> None:
         )
 
 
-def _refuse_all_too_slow(function: SpaceFunction, searched: Searched, costs: Costs, folder: Path, seed: int) -> None:
+def _refuse_all_too_slow(searched: Searched, costs: Costs, folder: Path, seed: int) -> None:
     """Refuse a target that the smallest of a few networks of a conditional space misses by far.
 
     Raises:
@@ -230,7 +206,7 @@ def _refuse_all_too_slow(function: SpaceFunction, searched: Searched, costs: Cos
     """
     if (folder / "study.log").exists():  # a search that goes on
         return
-    smallest = min(drawn_networks(function, searched, seed), key=lambda module: count_params(module)[0])
+    smallest = min(drawn_networks(searched, seed), key=lambda module: count_params(module)[0])
     load = max(costs.measure(smallest, costs.job.context.work / "smallest").loads.values(), default=0.0)
     if load > FAR_OVER_SMALLEST:
         raise TechniqueError(

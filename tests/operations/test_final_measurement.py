@@ -10,7 +10,7 @@ import numpy as np
 from omgoptim.measure.agreement import OutputAgreement
 from omgoptim.measure.timing import Timing
 from omgoptim.models.outputs import OutputSpec
-from omgoptim.operations.final_measurement import doubts, guard_reasons
+from omgoptim.operations.final_measurement import FinalChoice, guard_reasons
 from omgoptim.reports import Gain, GainsBy
 
 BOXES = OutputSpec("boxes", 0, ("batch", 4), "float32", "values", "")
@@ -27,22 +27,28 @@ def result(quality: float, drop: float = 0.0, ruined: tuple[OutputAgreement, ...
     )
 
 
+def choice(loaded: Any, race: Any) -> FinalChoice[Any]:
+    unused: Any = None
+    return FinalChoice(unused, unused, loaded, race, [])
+
+
 def test_a_chance_level_and_a_model_that_waits_are_said_first() -> None:
     labels = [np.array([0] * 30 + [1] * 70)]
     loaded: Any = SimpleNamespace(evaluation=SimpleNamespace(targets=labels), device="cpu")
-    chosen: Any = SimpleNamespace(original=Timing(1.0, 1.0, None, None, None, None, 1, idle=0.97), load=0.9)
-    chance, waits = doubts(result(0.7), chosen, loaded)
+    race = SimpleNamespace(original=Timing(1.0, 1.0, None, None, None, None, 1, idle=0.97), load=0.9)
+    chosen = choice(loaded, race)
+    chance, waits = chosen.doubts(result(0.7))
     assert chance.startswith("The original model is at chance level: its accuracy is 0.7000")
     assert "the original waits 97% of its time" in waits
-    chosen.original = result(0.7).timing
-    assert doubts(result(0.95), chosen, loaded) == []
+    race.original = result(0.7).timing
+    assert chosen.doubts(result(0.95)) == []
 
 
 def test_a_speedup_of_the_engine_alone_that_kernels_cannot_explain_is_said_first() -> None:
     loaded: Any = SimpleNamespace(evaluation=SimpleNamespace(targets=[]), device="cpu")
-    chosen: Any = SimpleNamespace(original=result(0.95).timing, load=0.0)
+    race = SimpleNamespace(original=result(0.95).timing, load=0.0)
     parts = GainsBy(engine=Gain(speedup=200.0), precision=Gain(speedup=1.5))
-    (first,) = doubts(result(0.95), chosen, loaded, parts)
+    (first,) = choice(loaded, race).doubts(result(0.95), parts)
     assert first.startswith("Implausible speedup: float32 on onnxruntime alone is 200x faster")
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.architecture_search.drive import Driven, Plan, drive
+from omgoptim.architecture_search.drive import Driven, Plan, TrialLoop, drive
 from omgoptim.architecture_search.runner import WEIGHTS, Cost, Steps, climb, load_weights, save_weights
 from omgoptim.architecture_search.space import Configuration, Knob, Space
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
@@ -106,7 +106,7 @@ def searched(folder: Path, executor: Threads | None) -> tuple[Driven, dict[int, 
     def never(spec: TrialSpec, into: Path) -> TrialResult:
         raise AssertionError("the search did not begin this trial by its own function")
 
-    driven = drive(SPACE, loads, never, PLAN, folder, start=partial(tasks.start, folders))
+    driven = drive(SPACE, loads, TrialLoop(never, PLAN, folder, start=partial(tasks.start, folders)))
     return driven, {number: result.model_copy(update={"seconds": 0.0}) for number, result in folders.results().items()}
 
 

@@ -12,7 +12,7 @@ from small_training import batches_of, blobs, evaluator_of, net
 from torch import nn
 
 from omgoptim.architecture_search.define_by_run import build, look
-from omgoptim.architecture_search.drive import Plan, drive
+from omgoptim.architecture_search.drive import Plan, TrialLoop, drive
 from omgoptim.architecture_search.runner import Cost, Steps, finalists, fitting, run_trial
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.measure.metrics import RequestedFunction
@@ -62,7 +62,7 @@ def test_a_search_trains_within_the_limit_and_its_finals_to_the_end(tmp_path: Pa
     def trial(spec: TrialSpec, folder: Path) -> TrialResult:
         return run_trial(steps, folders, spec, folder)
 
-    ended = drive(found, lambda _: load, trial, Plan(4, 0, "m", "d", epochs=9), tmp_path)
+    ended = drive(found, lambda _: load, TrialLoop(trial, Plan(4, 0, "m", "d", epochs=9), tmp_path))
     assert (ended.trained, ended.rejected, ended.failed) == (4, 0, 0)
     best = finalists(steps, folders, finals, count=2)
     assert [len(result.rungs) for _, result in best] == [3, 3]

@@ -21,7 +21,7 @@ from omgoptim.operations.float_program import float_program
 from omgoptim.operations.optimization.goal import MB
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidateSpec
-from omgoptim.operations.save_and_measure import save
+from omgoptim.operations.save_module import save
 from omgoptim.requests import SearchRequest
 from omgoptim.requests.quantize import Static
 

@@ -13,7 +13,7 @@ from omgoptim.operations.architecture_search.spaces import Searched
 from omgoptim.operations.architecture_search.trials import FINALS, Found, Trials, trial_record
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.final_measurement import guard_reasons
-from omgoptim.operations.final_report import final_report, outcome_of
+from omgoptim.operations.final_report import final_report
 from omgoptim.operations.next_steps import repeat_of, result_arguments, same_arguments, step
 from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.operations.verdict import (
@@ -73,17 +73,13 @@ def search_report(
 ) -> EfficiencyReport:
     """Return the report of a finalist as that of the run's artifact."""
     job, request = trials.job, trials.job.request
-    report = final_report(request, job.context, job.loaded, chosen, one, _summary(trials, found, control, one))
+    summary = " ".join([*chosen.doubts(one), _summary(trials, found, control, chosen, one)])
+    notes = [*job.datasets.notes, *trials.searched.notes, *_ended_early(request, found)]
+    report = final_report(chosen, one, summary, notes)
     candidates = _candidates(trials, found, chosen, one, "trial")
     if control is not None:
         candidates += _candidates(trials, control, chosen, one, "random trial")
-    return report.model_copy(
-        update={
-            "warnings": [*report.warnings, *job.datasets.notes, *trials.searched.notes, *_ended_early(request, found)],
-            "next_steps": _next_steps(job, report.outcome),
-            "candidates": candidates,
-        }
-    )
+    return report.model_copy(update={"next_steps": _next_steps(job, report.outcome), "candidates": candidates})
 
 
 def _ended_early(request: SearchRequest, found: Found) -> list[str]:
@@ -106,13 +102,12 @@ def prediction_error(results: Sequence[TrialResult]) -> float | None:
     return statistics.median(errors) if errors else None
 
 
-def _summary(trials: Trials, found: Found, control: Found | None, one: Finalist) -> str:
-    guard = trials.job.request.max_quality_drop
-    outcome = outcome_of(one, guard)
+def _summary(trials: Trials, found: Found, control: Found | None, chosen: Chosen, one: Finalist) -> str:
+    outcome = chosen.outcome(one)
     became = f"{size_phrase(one.gains)}, {speed_phrase(one.gains)}"
     quality = quality_sentence(one.before, one.quality)
     if outcome == "guard_failed":
-        reasons = guard_reasons(one, guard)
+        reasons = guard_reasons(one, chosen.guard)
         first = f"The goal was not met: {'; '.join(reasons)}. The nearest, {one.entry.name}, is {became}."
     else:
         first = f"{'No gain. ' if outcome == 'no_gain' else ''}{one.entry.name.capitalize()} is {became}."

@@ -15,6 +15,7 @@ from omgoptim.architecture_search.auto import auto_space
 from omgoptim.architecture_search.define_by_run import LOOKS, DrawnTrial, build, look, module_of
 from omgoptim.architecture_search.space import Configuration, Space
 from omgoptim.errors import OmgoptimError, RequestError, UserCodeError, argument
+from omgoptim.measure.size import count_params
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.operations.compression_job import Job
@@ -40,6 +41,10 @@ class Searched:
     parameters: Callable[[Any], Configuration] | None
     """Asks an Optuna trial for all that the space varies; None for `auto`."""
     notes: tuple[str, ...] = ()
+    function: SpaceFunction | None = None
+    """The user's function; None for `auto`."""
+    alone: bool = False
+    """True without a model: the largest network of the space stands for it, and is trained first."""
     outline: Callable[[Configuration], nn.Module] | None = None
     """Builds a network to be timed only, its weights not fitted; None: as `build` does."""
 
@@ -48,7 +53,7 @@ class Searched:
         return (self.outline or self.build)(configuration)
 
 
-def space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> SpaceFunction | None:
+def _space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> SpaceFunction | None:
     """Return the user's space, its calls limited in time; None for `auto`.
 
     Raises:
@@ -84,7 +89,26 @@ def space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> Sp
     return limited
 
 
-def users_space(function: SpaceFunction, seed: int) -> Searched:
+def users_space(request: SearchRequest, policy: PathPolicy, live: Live) -> tuple[Searched | None, Live]:
+    """Return the user's space, and the model, data and functions of a run on it; None for `auto`.
+
+    Without a model, the largest of a few networks of the space stands for it.
+
+    Raises:
+        RequestError: the space is not a function of a trial.
+        OmgoptimError: it cannot be loaded, or gives no network.
+    """
+    function = _space_function(request, policy, live)
+    if function is None:
+        return None, live
+    searched = _looked_at(function, request.seed)
+    if request.space is not None or live.module is not None:
+        return searched, live
+    largest = max(drawn_networks(searched, request.seed), key=lambda module: count_params(module)[0])
+    return replace(searched, alone=True), replace(live, module=largest)
+
+
+def _looked_at(function: SpaceFunction, seed: int) -> Searched:
     """Return the space of a user's function; each network begins with the same random state.
 
     Raises:
@@ -107,7 +131,7 @@ def users_space(function: SpaceFunction, seed: int) -> Searched:
             return dict(trial.params)
         return dict(trial.params)
 
-    return Searched(built, found.space, parameters, tuple(notes))
+    return Searched(built, found.space, parameters, tuple(notes), function)
 
 
 def automatic_space(job: Job[SearchRequest], span: tuple[float, float]) -> Searched:
@@ -130,12 +154,13 @@ def automatic_space(job: Job[SearchRequest], span: tuple[float, float]) -> Searc
     )
 
 
-def drawn_networks(function: SpaceFunction, searched: Searched, seed: int) -> list[nn.Module]:
+def drawn_networks(searched: Searched, seed: int) -> list[nn.Module]:
     """Return a few networks of a space: drawn at random, and of a product the first and last options.
 
     Raises:
         OmgoptimError: none could be built.
     """
+    assert searched.function is not None  # an automatic space is not drawn from
     tried: list[Configuration] = []
     if searched.product is not None:
         ends = [np.zeros(len(searched.product.knobs), dtype=np.int64), np.array(searched.product.counts) - 1]
@@ -143,7 +168,7 @@ def drawn_networks(function: SpaceFunction, searched: Searched, seed: int) -> li
     for number in range(LOOKS):
         trial = DrawnTrial(np.random.default_rng([seed, number]))
         try:
-            module_of(function, trial)
+            module_of(searched.function, trial)
         except UserCodeError:
             continue
         tried.append(dict(trial.params))

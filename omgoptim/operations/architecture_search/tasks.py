@@ -39,16 +39,10 @@ from omgoptim.architecture_search.trials import MOST_BYTES, TrialFolders, TrialR
 from omgoptim.errors import OmgoptimError
 from omgoptim.executors import Executor, Task, TaskResult
 from omgoptim.executors.task import WORKER, Work
-from omgoptim.measure.size import count_params
 from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.architecture_search.costs import Costs, Limits
-from omgoptim.operations.architecture_search.spaces import (
-    automatic_space,
-    drawn_networks,
-    space_function,
-    users_space,
-)
+from omgoptim.operations.architecture_search.spaces import automatic_space, users_space
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.execution import (
@@ -61,7 +55,7 @@ from omgoptim.operations.execution import (
 )
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
-from omgoptim.operations.save_and_measure import require_module
+from omgoptim.operations.save_module import require_module
 from omgoptim.requests import SearchRequest
 
 TRAINED = ".trained"
@@ -98,7 +92,7 @@ class TaskRunner:
         others = list(folders.histories().values())
         if self.executor is None:
             return Started(lambda: folders.run(spec, partial(self._here, screened, others)))
-        future = self._submit(folders, spec, screened.untrained, screened.predicted, others, (), {})
+        future = self._submit(folders, spec, _asked(screened.untrained, screened.predicted, others, ()))
         return Started(lambda: folders.run(spec, lambda _spec, folder: self._concluded(future.result().folder, folder)))
 
     def _here(self, screened: Screened, others: list[tuple[float, ...]], spec: TrialSpec, folder: Path) -> TrialResult:
@@ -124,9 +118,8 @@ class TaskRunner:
         for spec, before in chosen:
             if before.outcome != "trained" and finals.result(spec.number) is None:
                 weights = {"weights": folders.path(spec.number) / WEIGHTS}
-                futures[spec.number] = self._submit(
-                    finals, spec, Cost(), before.predicted_ms, None, before.rungs, weights
-                )
+                asked = _asked(Cost(), before.predicted_ms, None, before.rungs)
+                futures[spec.number] = self._submit(finals, spec, asked, weights)
         found = []
         for spec, before in chosen:
 
@@ -143,27 +136,14 @@ class TaskRunner:
         return found
 
     def _submit(
-        self,
-        folders: TrialFolders,
-        spec: TrialSpec,
-        untrained: Cost,
-        predicted: float | None,
-        others: list[tuple[float, ...]] | None,
-        before: tuple[float, ...],
-        inputs: Mapping[str, Path],
+        self, folders: TrialFolders, spec: TrialSpec, asked: Mapping[str, Any], inputs: Mapping[str, Path] | None = None
     ) -> Future[TaskResult]:
         assert self.executor is not None  # `start` and `finalists` see to it
-        screened = {"cost": asdict(untrained), "predicted": predicted}
-        payload = {
-            "problem": _sent_problem(self.job, self.identity),
-            "spec": spec.model_dump(mode="json"),
-            "screened": screened,
-            "others": others,
-            "before": before,
-        }
+        problem = _sent_problem(self.job, self.identity)
+        payload = {"problem": problem, "spec": spec.model_dump(mode="json"), **asked}
         key = hashlib.sha256(json.dumps([spec.configuration, spec.seed, spec.epochs]).encode()).hexdigest()[:16]
         target = folders.root / f"{spec.number:05d}{TRAINED}"
-        inputs = {**inputs, **parent_files(self.job.loaded.source.artifact)}
+        inputs = {**(inputs or {}), **parent_files(self.job.loaded.source.artifact)}
         return self.executor.submit(Task(FUNCTION, payload, target, f"{key}.checkpoints", inputs))
 
     def _concluded(self, trained: Path, folder: Path) -> TrialResult:
@@ -174,6 +154,13 @@ class TaskRunner:
         result = conclude(TrialSpec.model_validate(record["spec"]), tuple(record["qualities"]), cost, predicted)
         shutil.rmtree(trained, ignore_errors=True)
         return result.model_copy(update={"seconds": record["seconds"]})
+
+
+def _asked(
+    untrained: Cost, predicted: float | None, others: list[tuple[float, ...]] | None, before: tuple[float, ...]
+) -> dict[str, Any]:
+    """Return the training that a task does: the network's cost before it, and the arguments of `climb`."""
+    return {"screened": {"cost": asdict(untrained), "predicted": predicted}, "others": others, "before": before}
 
 
 def train_trial(payload: Mapping[str, Any], work: Work) -> None:
@@ -233,20 +220,14 @@ def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Tra
     asked = json.loads(record)
     request, context = request_here(asked)
     assert isinstance(request, SearchRequest)
-    live = Live()
-    function = space_function(request, PathPolicy.of_request(context.project, request), live)
-    searched = None if function is None else users_space(function, request.seed)
-    alone = request.space is None
-    if alone and function is not None and searched is not None:
-        drawn = drawn_networks(function, searched, request.seed)
-        live = Live(module=max(drawn, key=lambda module: count_params(module)[0]))
+    searched, live = users_space(request, PathPolicy.of_request(context.project, request), Live())
     loaded = prepare(request, context, live)
     original = require_module(loaded, "search")
     refuse_other_weights(original, asked["identity"], request.model)
     job = Job(request, context, loaded, load_datasets(request, loaded, original, live), original, asked["runtime"])
     searched = searched or automatic_space(job, (0.0, 1.0))
     costs = Costs(job, loaded.baseline, 1.0, Limits(None, None, None), None)
-    trials = Trials(job, searched, costs, None, None if alone else original, time.monotonic())
+    trials = Trials(job, searched, costs, None, None if searched.alone else original, time.monotonic())
     return searched.build, trials.training()
 
 

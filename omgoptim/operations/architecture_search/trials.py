@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from omgoptim.architecture_search.drive import Driven, Plan, Start, drive, drive_conditional
+from omgoptim.architecture_search.drive import Driven, Plan, TrialLoop, drive, drive_conditional
 from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose, propose_random
 from omgoptim.architecture_search.runner import WEIGHTS, Steps, finalists, fitting, run_trial
 from omgoptim.architecture_search.space import Configuration
@@ -98,7 +98,10 @@ class Trials:
         if tasks is not None:
             tasks.conclude_left(folders)
         start = None if tasks is None else partial(tasks.start, folders)
-        driven = self._drive(trial, folders, folder, way, progress, start)
+        request = self.job.request
+        data = str(request.data)
+        plan = Plan(request.trials, request.seed, request.model, data, request.whole_epochs, request.in_flight)
+        driven = self._drive(TrialLoop(trial, plan, folder, progress, self._more, start), folders, way)
         self.job.context.progress(f"training the best {finals} to the end", middle)
         shared = tasks is not None and tasks.executor is not None
         best = tasks.finalists(folders, ends, finals) if tasks and shared else finalists(steps, folders, ends, finals)
@@ -117,29 +120,18 @@ class Trials:
         order = sorted(artifacts, key=lambda number: -results[number].rungs[-1])
         return Found(driven, specs, results, order, artifacts)
 
-    def _drive(
-        self,
-        trial: Callable[[TrialSpec, Path], TrialResult],
-        folders: TrialFolders,
-        folder: Path,
-        way: Proposal,
-        progress: Callable[[str, float | None], None],
-        start: Start | None,
-    ) -> Driven:
-        request, predictions = self.job.request, self.predictions
-        data = str(request.data)
-        plan = Plan(request.trials, request.seed, request.model, data, request.whole_epochs, request.in_flight)
-        if self.searched.product is None or predictions is None:
+    def _drive(self, loop: TrialLoop, folders: TrialFolders, way: Proposal) -> Driven:
+        predictions, product = self.predictions, self.searched.product
+        if product is None or predictions is None:
             assert self.searched.parameters is not None  # an automatic space is a product
-            return drive_conditional(self.searched.parameters, None, trial, plan, folder, progress, self._more, start)
+            return drive_conditional(self.searched.parameters, None, loop)
 
         def loads(results: dict[int, TrialResult]) -> Load:
             known: dict[int, Configuration] = {number: folders.spec(number).configuration for number in results}
             return predictions.loads(results, known)
 
         nearest = min(predictions.measured_loads, default=None)
-        product = self.searched.product
-        return drive(product, loads, trial, plan, folder, way, self.rule, progress, self._more, nearest, start=start)
+        return drive(product, loads, loop, way, self.rule, nearest)
 
     def _publish(self, folders: TrialFolders, shown: set[int], prefix: str) -> None:
         """Show the trials that have ended to those who watch the run."""

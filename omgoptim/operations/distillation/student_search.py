@@ -20,7 +20,7 @@ from omgoptim.operations.compression_job import Job
 from omgoptim.operations.distillation.student import Student, as_student, name_of
 from omgoptim.operations.distillation.student_training import train
 from omgoptim.operations.per_sample_check import refuse_partial
-from omgoptim.operations.save_and_measure import save
+from omgoptim.operations.save_module import save
 from omgoptim.reports import Candidate
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto

@@ -31,7 +31,7 @@ from omgoptim.operations.execution import request_here, sent, threads_each
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
-from omgoptim.operations.save_and_measure import require_module
+from omgoptim.operations.save_module import require_module
 from omgoptim.reports import Round, Training
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Given

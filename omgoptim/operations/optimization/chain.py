@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from omgoptim.operations.optimization.cost import Cost
 from omgoptim.operations.optimization.goal import Goal
 from omgoptim.operations.optimization.level_speeds import FACTORIZED, LevelSpeeds
-from omgoptim.operations.optimization.levels import deepest_level
 from omgoptim.operations.optimization.points import Point, product, speeds
-from omgoptim.operations.optimization.steps import Steps
+from omgoptim.operations.optimization.steps import PlannedStep, Steps
 from omgoptim.operations.quantization.selection import Preference
 
 SHORT_EPOCHS = 1
@@ -91,7 +90,7 @@ def single(steps: Steps) -> Point | None:
         "max_quality_drop": steps.request.max_quality_drop,
         "prefer": steps.request.prefer,
     }
-    return steps.take("quantize", "quantize", arguments, None, SINGLES)
+    return steps.take(PlannedStep("quantize", "quantize", arguments, span=SINGLES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +117,17 @@ class Chain:
             return
         route = _better(begun, steps)
         level = self._level(route, first)
-        recovered: dict[float, Point] = {}
 
-        def recovered_within(level: float) -> bool | None:
+        def recovered_within(level: float) -> Point | None:
             point = self._recovered(route, level)
-            if point is None:
-                return None
-            recovered[level] = point
-            return self._quantized_within(point, f"quantize after {_name(route, level)}", level)
+            held = point and self._quantized_within(point, f"quantize after {_name(route, level)}", level)
+            return point if held else None
 
         deepest = level and deepest_level(
-            recovered_within, bool, first=level, high=level, most=RECOVERIES, narrow=NARROW, between=self._between
+            recovered_within, first=level, high=level, most=RECOVERIES, narrow=NARROW, between=self._between
         )
         if deepest:
-            self._factorize(recovered[deepest[0]], _name(route, deepest[0]))
+            self._factorize(deepest[1], _name(route, deepest[0]))
             return
         guard = self.goal.max_quality_drop
         short = [point for point in steps.taken if point.verb == route.verb and point.cautious_drop <= guard]
@@ -139,13 +135,15 @@ class Chain:
             fastest = max(zip(speeds(short), short, strict=True), key=lambda pair: pair[0])[1]
             self._quantized_within(fastest, f"quantize after {fastest.name}", None)
 
-    def compared(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return verb and arguments of the steps that are compared first; none where there is time for one alone."""
+    def compared(self) -> list[PlannedStep]:
+        """Return the steps that are compared first; none where there is time for one alone."""
         steps, first = self.steps, self._first_level()
         if self.cost.trained_s(steps.taken, SHORT_EPOCHS) > DUEL_SHARE * steps.seconds_left:
             return []
         trained = _training(steps, SHORT_EPOCHS)
-        return [(route.verb, self._arguments(route, first) | trained) for route in (PRUNE, DISTILL)]
+        return [
+            PlannedStep(route.name, route.verb, self._arguments(route, first) | trained) for route in (PRUNE, DISTILL)
+        ]
 
     def _first_level(self) -> float:
         """Return the level worth a training that is nearest to the usual one."""
@@ -167,10 +165,11 @@ class Chain:
         def result(level: float) -> Point | None:
             known = next((point for point in steps.taken if point.name == _name(route, level)), None)
             tried.add(level)
-            return known or self._short(route, level, len(tried))
+            point = known or self._short(route, level, len(tried))
+            return point if point is not None and point.drop <= limit else None
 
         most = 1 + min(LEVELS, affordable)
-        found = deepest_level(result, lambda point: point.drop <= limit, first=first, most=most, between=self._between)
+        found = deepest_level(result, first=first, most=most, between=self._between)
         return None if found is None else found[0]
 
     def _short(self, route: Route, level: float, index: int) -> Point | None:
@@ -181,9 +180,8 @@ class Chain:
         begin = min(start + index * width, end - width)
         arguments = self._arguments(route, level) | _training(steps, SHORT_EPOCHS)
         needed = cost.trained_s(steps.taken, SHORT_EPOCHS) + cost.quantize_s(steps.taken)
-        span = begin, begin + width
-        expected = self._expected(route, level)
-        return steps.take(_name(route, level), route.verb, arguments, None, span, expected, needed)
+        span, expected = (begin, begin + width), self._expected(route, level)
+        return steps.take(PlannedStep(_name(route, level), route.verb, arguments, None, span, expected, needed))
 
     def _recovered(self, route: Route, level: float) -> Point | None:
         """Recover a level for as many epochs as the time left allows, with what quantizing takes held back."""
@@ -196,7 +194,8 @@ class Chain:
         arguments = self._arguments(route, level) | _training(steps, epochs)
         name = f"{_name(route, level)}, {epochs} epochs"
         needed = overhead + epochs * epoch + after
-        return steps.take(name, route.verb, arguments, None, RECOVERED, self._expected(route, level), needed)
+        expected = self._expected(route, level)
+        return steps.take(PlannedStep(name, route.verb, arguments, None, RECOVERED, expected, needed))
 
     def _factorize(self, point: Point, name: str) -> None:
         """Factorize a recovered network, train it and quantize that, where an untrained one was better for it."""
@@ -211,7 +210,7 @@ class Chain:
         arguments = {"method": method, "max_quality_drop": 1.0} | _training(steps, epochs)
         name = f"factorize after {name}"
         needed = overhead + epochs * epoch + after
-        factorized = steps.take(name, "factorize", arguments, point, RECOVERED, None, needed)
+        factorized = steps.take(PlannedStep(name, "factorize", arguments, point, RECOVERED, None, needed))
         if factorized is not None:
             self._quantized_within(factorized, f"quantize after {name}", None)
 
@@ -232,7 +231,7 @@ class Chain:
             expected = expected or product(point.speedup, alone.speedup if alone else None)
             arguments = {"runtime": steps.request.runtime, "max_quality_drop": left, "prefer": steps.request.prefer}
             seconds = self.cost.quantize_s(steps.taken)
-            quantized = steps.take(name, "quantize", arguments, point, QUANTIZED, expected, seconds)
+            quantized = steps.take(PlannedStep(name, "quantize", arguments, point, QUANTIZED, expected, seconds))
         made = [point, *([quantized, *steps.alternatives(quantized)] if quantized else [])]
         return any(one.cautious_drop <= guard for one in made)
 
@@ -268,3 +267,40 @@ def _training(steps: Steps, epochs: int) -> dict[str, Any]:
 
 def _name(route: Route, level: float) -> str:
     return f"{route.name} {level:.0%}"
+
+
+Found = TypeVar("Found")
+
+
+def deepest_level(
+    result: Callable[[float], Found | None],
+    *,
+    first: float,
+    high: float = 0.9,
+    most: int = 4,
+    narrow: float = 0.08,
+    between: Callable[[float, float], float | None] = lambda low, high: round((low + high) / 2, 3),
+) -> tuple[float, Found] | None:
+    """Bisect to the deepest level whose result is within the guard; return it with that result, or None.
+
+    Args:
+        result: does a level, 0..1, and returns what came of it; None where it failed or is not within the guard.
+        first: the level to begin with, above 0, which holds.
+        high: a level that fails, 0..1.
+        most: attempts.
+        narrow: width of the bracket that ends the search.
+        between: the next level between the deepest that holds and the shallowest that does not; None ends the search.
+    """
+    best: tuple[float, Found] | None = None
+    low, level = 0.0, first
+    for _ in range(most):
+        found = result(level)
+        if found is not None:
+            low, best = level, (level, found)
+        else:
+            high = level
+        following = between(low, high) if high - low > narrow else None
+        if following is None:
+            break
+        level = following
+    return best

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from omgoptim.measure.timing import Timing
 from omgoptim.models.manifest import Manifest
-from omgoptim.operations.context import RunContext
-from omgoptim.operations.final_measurement import FinalChoice, MeasuredEntry, Place, measure_entries
+from omgoptim.operations.final_measurement import DeliveryRule, FinalChoice, FinalRace, MeasuredEntry, TimedEntry
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import Goal, Missed
 from omgoptim.operations.optimization.points import Point, speeds
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.report_records import measurement
-from omgoptim.operations.timing import OVERLOADED, RaceResult
+from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Gains, Measurement
-from omgoptim.requests import OptimizeRequest
 
 FINALISTS = 5
 """Most points that are measured in full."""
 
+SPAN = (0.82, 0.97)
+"""Fractions of the run between which the final measurement moves its progress."""
 
 Finalist = MeasuredEntry[Point]
 Chosen = FinalChoice[Point]
@@ -54,43 +54,20 @@ def pick_finalists(
     return chosen
 
 
-def measure_finalists(
-    request: OptimizeRequest,
-    context: RunContext,
-    loaded: LoadedModel,
-    points: Sequence[Point],
-    goal: Goal,
-    preference: Preference,
-    limit_s: float,
-) -> Chosen:
-    """Time the original and the finalists in turns, read the evaluation data once, and choose.
-
-    Args:
-        request: with the guard, the timing and the seed.
-        context: of the run.
-        loaded: the original with its data.
-        points: the finalists.
-        goal: the guard and the targets.
-        preference: order by time and size.
-        limit_s: seconds within which the launches after the second must end.
-
-    Raises:
-        OmgoptimError: no finalist could be measured.
-    """
-    return measure_entries(request, context, loaded, points, DeliveryOrder(loaded, goal, preference, points), limit_s)
-
-
 @dataclass(frozen=True, slots=True)
-class DeliveryOrder:
+class DeliveryOrder(DeliveryRule[Point]):
     """Order in which finalists are delivered, from times, sizes and selection samples."""
 
     loaded: LoadedModel
     goal: Goal
     preference: Preference
-    finalists: Sequence[Point]
 
-    def place(self, point: Point, timing: Timing, raced: RaceResult) -> Place:
-        """Return the key of a finalist.
+    def order(self, race: FinalRace[Point]) -> list[TimedEntry[Point]]:
+        """Return the finalists in the order of preference."""
+        return sorted(race.timed, key=lambda one: self.place(one.entry, one.timing, race))
+
+    def place(self, point: Point, timing: Timing, race: FinalRace[Point]) -> tuple[float, ...]:
+        """Return the key of a finalist, smaller for a better one.
 
         The guard comes first, then the targets, then whether it is slower than quantization alone, which the balanced
         preference would accept for a smaller file, then merit.
@@ -99,27 +76,22 @@ class DeliveryOrder:
         missed = self.goal.missed(seen)
         furthest = missed[0].factor if missed else 1.0
         within = self._holds(point)
-        known = raced.load <= OVERLOADED and timing.speedup is not None
+        known = race.load <= OVERLOADED and timing.speedup is not None
         speedup = timing.speedup.value if known and timing.speedup else point.work_ratio
-        slower = known and self.preference.prefer == "balanced" and is_slower(timing, self._alone(raced))
+        slower = known and self.preference.prefer == "balanced" and is_slower(timing, self._alone(race))
         merit, size_ratio = _merit(speedup, Manifest.read(point.artifact).size_bytes, self.preference)
         return not within, furthest, slower, -merit if within else point.cautious_drop, -size_ratio
 
-    def missed(self, after: Measurement, _gained: Gains, _raced: RaceResult) -> list[Missed]:
+    def missed(self, after: Measurement, _gained: Gains, _race: FinalRace[Point]) -> list[Missed]:
         """Return the targets that a measured finalist does not meet."""
         return self.goal.missed(after)
 
     def _holds(self, point: Point) -> bool:
         return point.cautious_drop <= self.goal.max_quality_drop
 
-    def _alone(self, raced: RaceResult) -> list[Timing]:
+    def _alone(self, race: FinalRace[Point]) -> list[Timing]:
         """Return the timings of quantization alone, within the guard on the selection samples."""
-        timed = zip(self.finalists, raced.timings[1:], strict=True)
-        return [
-            timing
-            for point, timing in timed
-            if isinstance(timing, Timing) and point.quantized_alone and self._holds(point)
-        ]
+        return [one.timing for one in race.timed if one.entry.quantized_alone and self._holds(one.entry)]
 
 
 def is_slower(timing: Timing, others: Sequence[Timing]) -> bool:

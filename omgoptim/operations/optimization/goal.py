@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from omgoptim.reports import Measurement
-from omgoptim.requests import OptimizeRequest
+from omgoptim.requests import OptimizeRequest, SearchRequest
 
 MB = 1_000_000
 
@@ -41,7 +41,7 @@ class Goal:
     memory_bytes: float | None = None
 
     @staticmethod
-    def of(request: OptimizeRequest) -> Goal:
+    def of(request: OptimizeRequest | SearchRequest) -> Goal:
         """Return the goal of a request."""
         size, memory = request.target_size_mb, request.target_memory_mb
         return Goal(

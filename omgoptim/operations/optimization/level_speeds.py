@@ -24,7 +24,7 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import LoadMeter, other_load
 from omgoptim.measure.timing import SCREENING_PLAN, Timing, time_artifacts
 from omgoptim.models.manifest import Manifest
-from omgoptim.operations.context import RunContext
+from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.loaded_model import LoadedModel
@@ -124,35 +124,28 @@ class LevelSpeeds:
 
 
 def measure_levels(
-    loaded: LoadedModel,
-    context: RunContext,
-    alone: Point,
-    preference: Preference,
-    seed: int,
-    limit_s: float,
-    span: tuple[float, float],
+    loaded: LoadedModel, alone: Point, preference: Preference, seed: int, stage: Stage, limit_s: float
 ) -> LevelSpeeds:
     """Prune, quantize and time a network at every level that `limit_s` leaves time for; the first at least.
 
     Args:
         loaded: the original.
-        context: of the run.
         alone: quantization of the original, whose scheme and engine are used.
         preference: decides between the default multiple of the widths and the tile of int8 kernels.
         seed: of the run.
+        stage: part of the run that this is.
         limit_s: seconds for all levels.
-        span: fractions of the whole run between which it moves the progress.
     """
     began = time.monotonic()
     chosen = next((one for one in alone.run.report.candidates if one.status == "chosen"), None)
     params = QUANTIZED.get(chosen.scheme) if chosen else None
     if loaded.module is None or chosen is None or params is None:
         return LevelSpeeds(time.monotonic() - began)
-    probe = _Probe(loaded, context, CandidateSpec(params, chosen.runtime), seed)
+    probe = _Probe(loaded, stage.context, CandidateSpec(params, chosen.runtime), seed)
     folders, eager = {0.0: alone.artifact}, {0.0: 1.0 if loaded.device == "cpu" else None}
     factorized = first = None
     if isinstance(params, Static):
-        context.progress("comparing multiples of the widths untrained", span[0])
+        replace(stage, doing="comparing multiples of the widths untrained").report(0.0)
         first = probe.better_multiple(loaded.module, preference)
     round_to = first.round_to if first else None
     compared = time.monotonic() - began
@@ -160,7 +153,7 @@ def measure_levels(
         spent = time.monotonic() - began - compared
         if number and compared + spent * (number + 2) / number > limit_s:  # the launch takes about as long as a level
             break
-        context.progress(f"measuring level {level:.0%} untrained", span[0] + (span[1] - span[0]) * number / len(LEVELS))
+        replace(stage, doing=f"measuring level {level:.0%} untrained").report(number / len(LEVELS))
         try:
             narrowed = first if first and number == 0 else probe.narrowed(loaded.module, level, round_to)
             folders[level], eager[level] = narrowed.artifact, probe.eager_ratio(narrowed.module)

@@ -20,20 +20,20 @@ from omgoptim.operations import operation_of
 from omgoptim.operations.execution import parent_files, request_here, sent, threads_each, with_parent
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
-from omgoptim.operations.optimization.steps import PARALLEL, SECONDS_FILE, Steps
+from omgoptim.operations.optimization.steps import PARALLEL, SECONDS_FILE, PlannedStep, Steps
 from omgoptim.requests import ModelRequest, parse
 
 FUNCTION = f"{__name__}:train_step"
 
 
-def train_in_parallel(steps: Steps, asked: Sequence[tuple[str, dict[str, Any]]], artifact: Path | None) -> None:
+def train_in_parallel(steps: Steps, asked: Sequence[PlannedStep], artifact: Path | None) -> None:
     """Train steps from the original on the workers of the request; `Steps.take` resumes each and measures it.
 
     A step that fails here is repeated by `Steps.take`, which records its error.
 
     Args:
         steps: of the run.
-        asked: verb and arguments of each.
+        asked: the steps, which start from the original.
         artifact: that the original is, if it is one.
 
     Raises:
@@ -42,10 +42,10 @@ def train_in_parallel(steps: Steps, asked: Sequence[tuple[str, dict[str, Any]]],
     context, request = steps.context, steps.request
     place = context.checkpoints / PARALLEL
     waiting = {}
-    for verb, arguments in asked:
-        key, whole = steps.named(verb, arguments)
+    for step in asked:
+        key, arguments = steps.named(step)
         if steps.ledger.get(key) is None and not (place / key).is_dir():
-            waiting[key] = verb, cast(ModelRequest, parse(verb, whole))
+            waiting[key] = step.verb, cast(ModelRequest, parse(step.verb, arguments))
     if not waiting:
         return
     place.mkdir(parents=True, exist_ok=True)

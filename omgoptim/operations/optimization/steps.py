@@ -36,6 +36,25 @@ OF_THE_ORIGINAL = ("checkpoint", "weights", "model_kwargs")
 """Arguments that build the original: an artifact needs none of them."""
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """A step that may be taken."""
+
+    name: str
+    """Name in the report."""
+    verb: str
+    arguments: dict[str, Any]
+    """Arguments of the verb, beside those that every verb shares."""
+    parent: Point | None = None
+    """What it starts from; None for the original."""
+    span: tuple[float, float] = (0.0, 1.0)
+    """Fraction of the whole run that it takes."""
+    expected_speedup: float | None = None
+    """For the report."""
+    expected_seconds: float = 0.0
+    """A step that takes longer than what is left is not begun."""
+
+
 @dataclass(slots=True)
 class Steps:
     """Take steps within a time budget, and keep their results.
@@ -66,72 +85,52 @@ class Steps:
         used = sum(point.seconds for point in self.taken) + sum(step.seconds or 0.0 for step in self.without_result)
         return self.budget_s - used
 
-    def take(
-        self,
-        name: str,
-        verb: str,
-        arguments: dict[str, Any],
-        parent: Point | None,
-        span: tuple[float, float],
-        expected_speedup: float | None = None,
-        expected_seconds: float = 0.0,
-    ) -> Point | None:
-        """Take a step, or read its result from the ledger; None without a result, with the reason recorded.
-
-        Args:
-            name: of the step in the report.
-            verb: that does it.
-            arguments: of the verb, beside those that every verb shares.
-            parent: what it starts from; None for the original.
-            span: fraction of the whole run that it takes.
-            expected_speedup: for the report.
-            expected_seconds: a step that takes longer than what is left is not begun.
-        """
+    def take(self, step: PlannedStep) -> Point | None:
+        """Take a step, or read its result from the ledger; None where it gave none, with the reason recorded."""
         left = self.seconds_left
-        if left <= 0 or expected_seconds > left:
-            why = f"no time: about {expected_seconds:.0f} s needed, {max(0.0, left):.0f} s left of the budget"
-            if not any(step.status == "skipped" and step.verb == verb for step in self.without_result):
-                self._give_up(name, verb, parent, "skipped", why, None)
+        if left <= 0 or step.expected_seconds > left:
+            why = f"no time: about {step.expected_seconds:.0f} s needed, {max(0.0, left):.0f} s left of the budget"
+            if not any(one.status == "skipped" and one.verb == step.verb for one in self.without_result):
+                self._give_up(step, "skipped", why, None)
             return None
-        asked = self._arguments(parent) | arguments
-        key = self._key(verb, asked, parent)
+        key, asked = self.named(step)
         known = self.ledger.get(key)
         if known and known.verdict == "failed":
-            self._give_up(name, verb, parent, "failed", known.why, known.seconds)
+            self._give_up(step, "failed", known.why, known.seconds)
             return None
         run = self._finished(known) if known else None
         seconds = known.seconds if known and run else 0.0
         if run is None:
-            began, step = self.clock(), parse(verb, asked)
+            began, request = self.clock(), parse(step.verb, asked)
             try:
-                began -= self._take_over(key, verb, step)
-                run = self.context.run_step(key, verb, step, self._live(parent), span)
+                began -= self._take_over(key, step.verb, request)
+                run = self.context.run_step(key, step.verb, request, self._live(step.parent), step.span)
             except OmgoptimError as error:
                 why, seconds = ": ".join(filter(None, (error.what, error.why))), round(self.clock() - began, 2)
                 if not isinstance(error, PASSING):
-                    self._note(key, verb, asked, parent, None, seconds, why)
-                self._give_up(name, verb, parent, "failed", why, seconds)
+                    self._note(step, None, seconds, why)
+                self._give_up(step, "failed", why, seconds)
                 return None
             seconds = round(self.clock() - began, 2)
             known = None
-        point = self._point(name, verb, run, parent, seconds, expected_speedup)
+        point = self._point(step, run, seconds)
         if known is None:
-            self._note(key, verb, asked, parent, point, seconds, "")
+            self._note(step, point, seconds)
         self.taken.append(point)
         speed = "speed unknown" if point.speedup is None else f"{point.speedup:.2f}x"
-        done = f"{name} done: {speed}, {point.size_bytes:,} bytes, drop {point.drop:.4f}, {seconds:.0f} s"
-        self.context.progress(done, span[1])
+        done = f"{step.name} done: {speed}, {point.size_bytes:,} bytes, drop {point.drop:.4f}, {seconds:.0f} s"
+        self.context.progress(done, step.span[1])
         self.context.publish(self.records()[len(self.taken) - 1])
         return point
 
-    def named(self, verb: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Return the key of a step that starts from the original, and all of its arguments."""
-        asked = self._arguments(None) | arguments
-        return self._key(verb, asked, None), asked
+    def named(self, step: PlannedStep) -> tuple[str, dict[str, Any]]:
+        """Return the key of a step, and all of its arguments."""
+        asked = self._arguments(step.parent) | step.arguments
+        return self._key(step.verb, asked, step.parent), asked
 
     def skip(self, name: str, verb: str, why: str) -> None:
         """Record that a step was not taken."""
-        self._give_up(name, verb, None, "skipped", why, None)
+        self._give_up(PlannedStep(name, verb, {}), "skipped", why, None)
 
     def alternatives(self, point: Point) -> list[Point]:
         """Return the other finalists that a step kept, as points of their own."""
@@ -216,16 +215,9 @@ class Steps:
             return None
         return StepRun(folder.name, folder, found[0])
 
-    def _note(
-        self,
-        key: str,
-        verb: str,
-        asked: dict[str, Any],
-        parent: Point | None,
-        point: Point | None,
-        seconds: float,
-        why: str,
-    ) -> None:
+    def _note(self, step: PlannedStep, point: Point | None, seconds: float, why: str = "") -> None:
+        """Write what a step brought into the ledger; `why` it brought nothing."""
+        key, asked = self.named(step)
         settings = {name: value for name, value in asked.items() if name not in PLACE}
         measured = Amounts()
         if point is not None:
@@ -242,8 +234,8 @@ class Steps:
         self.ledger.append(
             Entry(
                 key=key,
-                parent=parent.run.run_id if parent else "original",
-                step=verb,
+                parent=step.parent.run.run_id if step.parent else "original",
+                step=step.verb,
                 settings=settings,
                 predicted=Amounts(speedup=speedup),
                 measured=measured,
@@ -255,28 +247,21 @@ class Steps:
         )
 
     def _give_up(
-        self,
-        name: str,
-        verb: str,
-        parent: Point | None,
-        status: Literal["failed", "skipped"],
-        why: str,
-        seconds: float | None,
+        self, step: PlannedStep, status: Literal["failed", "skipped"], why: str, seconds: float | None
     ) -> None:
-        from_step = parent.name if parent else None
+        parent = step.parent.name if step.parent else None
         self.without_result.append(
-            Step(name=name, verb=verb, parent=from_step, status=status, why=why, seconds=seconds)
+            Step(name=step.name, verb=step.verb, parent=parent, status=status, why=why, seconds=seconds)
         )
 
-    def _point(
-        self, name: str, verb: str, run: StepRun, parent: Point | None, seconds: float, expected: float | None
-    ) -> Point:
+    def _point(self, step: PlannedStep, run: StepRun, seconds: float) -> Point:
+        parent = step.parent
         report = run.report
         drop, cautious, quality = self._drops(report)
         ruined = any(output.ruined and not output.labelled for output in report.outputs)
         return Point(
-            name=name,
-            verb=verb,
+            name=step.name,
+            verb=step.verb,
             run=run,
             artifact=run.folder / "artifact",
             parent=parent,
@@ -287,7 +272,7 @@ class Steps:
             drop=drop,
             cautious_drop=math.inf if ruined else cautious,
             seconds=seconds,
-            expected_speedup=expected,
+            expected_speedup=step.expected_speedup,
             ruined=ruined,
         )
 

@@ -49,7 +49,7 @@ def build_all(request: QuantizeRequest, builder: CandidateBuilder, plan: Candida
         results.append(CandidateResult(built, error=built.error))
         builder.context.publish(live_candidate(results[-1]))
     if all(result.error for result in results):
-        raise no_candidate_error([(a.built.spec.name, a.error) for a in results if a.error], request)
+        raise no_candidate_error([(a.built.spec, a.error) for a in results if a.error], request)
     for spec in _references(plan, builder.loaded, builder.program):
         key = spec.params.model_dump_json()
         built = builder.build(spec, twins.get(key))
@@ -73,17 +73,23 @@ def _references(plan: CandidatePlan, loaded: LoadedModel, program: Program) -> l
     return [CandidateSpec(Fp32(), runtime) for runtime in sorted(engines)]
 
 
-def no_candidate_error(failed: Sequence[tuple[str, OmgoptimError]], request: QuantizeRequest) -> OmgoptimError:
+def no_candidate_error(
+    failed: Sequence[tuple[CandidateSpec, OmgoptimError]], request: QuantizeRequest
+) -> OmgoptimError:
     """Return one error for candidates that all failed: the first error where all have the same cause.
 
+    That is where none would change a layer, or where one technique failed with the same kind of error on each engine.
+
     Args:
-        failed: each candidate's name and error.
+        failed: each candidate and its error.
         request: of the run, from which the fix is written.
     """
     errors = [error for _, error in failed]
-    if len({error.what for error in errors}) == 1 or all(isinstance(error, NoLayerChanged) for error in errors):
+    one_technique = all(spec.params == failed[0][0].params for spec, _ in failed)
+    alike = one_technique and len({type(error) for error in errors}) == 1
+    if alike or all(isinstance(error, NoLayerChanged) for error in errors):
         return with_suggested_call(errors[0], request)
-    reasons = "; ".join(f"{name}: {error.what}" for name, error in failed)
+    reasons = "; ".join(f"{spec.name}: {error.what}" for spec, error in failed)
     return TechniqueError("no candidate could be built", reasons, errors[0].fix)
 
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from omgoptim.measure.validity_checks import chance_level_summary
-from omgoptim.operations.context import RunContext
-from omgoptim.operations.gain_attribution import gain_split_sentence, implausible_sentence, slower_sentence
+from omgoptim.operations.final_measurement import FinalChoice
+from omgoptim.operations.gain_attribution import gain_split_sentence, slower_sentence
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidatePlan
-from omgoptim.operations.quantization.final_race import FinalistResult, FinalRace, replacement_sentence
+from omgoptim.operations.quantization.final_race import CandidateChoice, Finalist, replacement_sentence
 from omgoptim.operations.quantization.qat import TrainedModel
 from omgoptim.operations.quantization.screening import CandidateResult
 from omgoptim.operations.quantization.selection import is_float
-from omgoptim.operations.verdict import (
-    Outcome,
-    passes,
-    quality_sentence,
-    size_phrase,
-    verdict_sentence,
-)
-from omgoptim.reports import Gains, Measurement
+from omgoptim.operations.verdict import passes, quality_sentence, size_phrase, verdict_sentence
+from omgoptim.reports import GainsBy
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Auto
 
@@ -35,14 +28,14 @@ class QuantizeRun:
     builder: CandidateBuilder
     plan: CandidatePlan
     results: list[CandidateResult]
-    final: FinalRace
+    final: CandidateChoice
     notes: list[str]
     trained: TrainedModel | None = None
 
     @property
-    def context(self) -> RunContext:
-        """Context of the run."""
-        return self.builder.context
+    def chosen(self) -> FinalChoice[CandidateResult]:
+        """The measured finalists and the chosen one."""
+        return self.final.measured
 
     @property
     def loaded(self) -> LoadedModel:
@@ -50,85 +43,60 @@ class QuantizeRun:
         return self.builder.loaded
 
 
-@dataclass(frozen=True, slots=True)
-class SavedFinalist:
-    """A finalist saved in the run's folder, with its measurement."""
-
-    finalist: FinalistResult
-    folder: Path
-    after: Measurement
-    gained: Gains
-
-
-def implausible_speedup_sentence(run: QuantizeRun, kept: SavedFinalist) -> str:
-    """Return the sentence on an implausible speedup of a finalist; empty where it is plausible."""
-    final, finalist = run.final, kept.finalist
-    runtime = finalist.result.built.spec.runtime
-    return implausible_sentence(finalist.parts, final.before, runtime, run.loaded.device, final.load, finalist.timing)
-
-
-def finalist_summary(
-    run: QuantizeRun, kept: SavedFinalist, everyone: list[SavedFinalist], outcome: Outcome, before: Measurement
-) -> str:
+def finalist_summary(run: QuantizeRun, finalist: Finalist, parts: GainsBy | None) -> str:
     """Return the summary: qualifications, the verdict, gains by cause, and the quality."""
-    finalist, guard = kept.finalist, run.request.max_quality_drop
-    spec, changes = finalist.result.built.spec, finalist.result.built.outcome
-    parts, precision = finalist.parts, kept.after.precision
-    implausible = implausible_speedup_sentence(run, kept)
+    chosen, quality, precision = run.chosen, finalist.quality, finalist.after.precision
+    spec, changes = finalist.entry.built.spec, finalist.entry.built.outcome
+    outcome = chosen.outcome(finalist)
+    implausible = chosen.implausible(finalist, parts)
     slower = slower_sentence(parts, spec.runtime, precision)
-    verdict = verdict_sentence(outcome, spec.name, kept.gained, finalist.quality, guard)
+    verdict = verdict_sentence(outcome, spec.name, finalist.gains, quality, chosen.guard)
     split = gain_split_sentence(parts, spec.runtime, precision) if parts else ""
-    qualified = [f"{implausible}." if implausible else "", slower, _float_only_sentence(run, kept, everyone)]
+    qualified = [f"{implausible}." if implausible else "", slower, _float_only_sentence(run, finalist)]
     first = [verdict, *qualified] if outcome == "guard_failed" else [*qualified, verdict]
-    doubt = chance_level_summary(finalist.quality.metric, finalist.quality.before, run.loaded.evaluation.targets)
-    words = [doubt, *first, split, _rejected_sentence(run, kept), quality_sentence(before, finalist.quality)]
+    words = [chosen.chance_level(finalist), *first, split, _rejected_sentence(run, finalist)]
+    words += [quality_sentence(finalist.before, quality)]
     words += [run.trained.fact] if run.trained else []
     words += changes.notes if changes else []
     return " ".join(part for part in words if part)
 
 
-def is_replacement(run: QuantizeRun, kept: SavedFinalist) -> bool:
+def is_replacement(run: QuantizeRun, finalist: Finalist) -> bool:
     """Return whether this is float32, chosen although not requested, because no requested scheme passes the guard."""
-    return kept.finalist is run.final.winner and kept.finalist.result.reference
+    return finalist is run.chosen.winner and finalist.entry.reference
 
 
-def _float_only_sentence(run: QuantizeRun, kept: SavedFinalist, everyone: list[SavedFinalist]) -> str:
+def _float_only_sentence(run: QuantizeRun, finalist: Finalist) -> str:
     """Return a sentence where the chosen candidate is float32, with the best quantized one."""
-    if is_replacement(run, kept):
-        return replacement_sentence(kept.finalist, run.final.rejected[0], run.request.max_quality_drop)
-    if kept.after.precision != "float32" or not isinstance(run.request.scheme, Auto):
+    if is_replacement(run, finalist):
+        return replacement_sentence(finalist, run.final.rejected[0], run.chosen.guard)
+    if finalist.after.precision != "float32" or not isinstance(run.request.scheme, Auto):
         return ""
-    best = best_quantized(run, everyone)
-    name = kept.finalist.result.built.spec.name
-    words = f"The artifact is not quantized: {name} is the float32 model on another engine"
+    best = best_quantized(run, run.chosen.finalists)
+    words = f"The artifact is not quantized: {finalist.entry.name} is the float32 model on another engine"
     if best is None:
         return f"{words}, and no quantized candidate was measured in full."
-    gained, quality = best.gained, best.finalist.quality
-    speed = "speed undecided" if gained.speedup is None else f"{gained.speedup:.2f}x the original's speed"
+    speed = "speed undecided" if best.gains.speedup is None else f"{best.gains.speedup:.2f}x the original's speed"
     return (
-        f"{words}. The best quantized candidate, {best.finalist.result.built.spec.name}, is {size_phrase(gained)}, "
-        f"{speed}; its quality drop is {quality.drop:.4f}."
+        f"{words}. The best quantized candidate, {best.entry.name}, is {size_phrase(best.gains)}, "
+        f"{speed}; its quality drop is {best.quality.drop:.4f}."
     )
 
 
-def best_quantized(run: QuantizeRun, everyone: list[SavedFinalist]) -> SavedFinalist | None:
+def best_quantized(run: QuantizeRun, finalists: Sequence[Finalist]) -> Finalist | None:
     """Return the preferred quantized finalist, of those that pass the guard if any does; None without one."""
-    quantized = [kept for kept in everyone if not is_float(kept.finalist.result)]
-    guard = run.request.max_quality_drop
-    holding = [kept for kept in quantized if passes(kept.finalist.quality, guard)]
-    among = holding or quantized
-    return max(among, key=lambda kept: run.final.preference.merit(kept.finalist.result), default=None)
+    quantized = [finalist for finalist in finalists if not is_float(finalist.entry)]
+    holding = [finalist for finalist in quantized if passes(finalist.quality, run.chosen.guard)]
+    return max(holding or quantized, key=lambda finalist: run.final.preference.merit(finalist.entry), default=None)
 
 
-def _rejected_sentence(run: QuantizeRun, kept: SavedFinalist) -> str:
+def _rejected_sentence(run: QuantizeRun, finalist: Finalist) -> str:
     """Return a sentence on preferred candidates that failed the guard on the evaluation data."""
-    if kept.finalist is not run.final.winner or not run.final.holds or not run.final.rejected:
-        return ""
-    if is_replacement(run, kept):
-        return ""  # the summary begins with it
-    guard = run.request.max_quality_drop
-    names = [f"{f.result.built.spec.name} loses {f.quality.drop:.4f}" for f in run.final.rejected]
+    chosen, rejected = run.chosen, run.final.rejected
+    if finalist is not chosen.winner or not chosen.holds or not rejected or is_replacement(run, finalist):
+        return ""  # the summary begins with a replacement
+    names = [f"{other.entry.name} loses {other.quality.drop:.4f}" for other in rejected]
     return (
-        f"On the evaluation data {', '.join(names)}, more than {guard:g}: the next in an order fixed before that data "
-        "was read was delivered."
+        f"On the evaluation data {', '.join(names)}, more than {chosen.guard:g}: the next in an order fixed before "
+        "that data was read was delivered."
     )

@@ -17,7 +17,7 @@ from omgoptim.requests import QuantizeRequest
 from omgoptim.techniques.quantize._diagnostics.sensitivity import LayerSensitivity, SensitivityReport
 
 if TYPE_CHECKING:
-    from omgoptim.operations.quantization.final_race import FinalRace
+    from omgoptim.operations.quantization.final_race import CandidateChoice
     from omgoptim.operations.quantization.mixed_precision import MixedPrecision
 
 NAMED_LAYERS = 4
@@ -126,12 +126,12 @@ def layer_count(layers: int) -> str:
 
 
 def with_mixed_precision(
-    report: EfficiencyReport, request: QuantizeRequest, mixed_precision: MixedPrecision | None, final: FinalRace
+    report: EfficiencyReport, request: QuantizeRequest, mixed_precision: MixedPrecision | None, final: CandidateChoice
 ) -> EfficiencyReport:
     """Add the search to the report: its result in the summary, and a call that builds the same candidate."""
     if mixed_precision is None:
         return report
-    winner = final.winner.result
+    winner = final.measured.winner.entry
     record = mixed_precision.record
     update: dict[str, object] = {"guard": record}
     chosen = is_mixed(winner) and winner.built.spec.params == mixed_precision.spec.params

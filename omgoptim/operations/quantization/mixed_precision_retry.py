@@ -9,7 +9,7 @@ from omgoptim.measure.quality import read_outputs, score
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.samples import Samples
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, Evaluators
-from omgoptim.operations.quantization.final_race import FinalRace
+from omgoptim.operations.quantization.final_race import CandidateChoice
 from omgoptim.operations.quantization.mixed_precision import (
     MixedPrecision,
     MixedPrecisionSearch,
@@ -33,7 +33,7 @@ def retry_mixed_precision(
     search: MixedPrecisionSearch,
     splits: Splits,
     results: list[CandidateResult],
-    final: FinalRace,
+    final: CandidateChoice,
     mixed_precision: MixedPrecision | None,
 ) -> MixedPrecisionRetry | None:
     """Search again on unused samples if the preferred calibrated candidate fails the guard on the evaluation data.
@@ -43,7 +43,7 @@ def retry_mixed_precision(
     Returns:
         A candidate that passes the guard on those samples with a margin; None where there is none.
     """
-    failed = final.rejected[0].result if final.rejected else None
+    failed = final.rejected[0].entry if final.rejected else None
     if failed is None or failed.built.spec.scheme not in CALIBRATED:
         return None
     others = unused_samples(search.request, search.builder.loaded, splits)

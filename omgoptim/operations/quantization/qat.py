@@ -23,7 +23,7 @@ from omgoptim.operations.float_program import Program, float_program
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.quantization.splits import Splits
 from omgoptim.operations.rounds.checkpoint import RoundState, record_training, training_of
-from omgoptim.operations.save_and_measure import require_module
+from omgoptim.operations.save_module import require_module
 from omgoptim.reports import Round, Training
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.requests.quantize import Qat

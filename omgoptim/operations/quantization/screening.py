@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from omgoptim.errors import OmgoptimError
+from omgoptim.errors import ArtifactError, OmgoptimError
 from omgoptim.measure.builtin_metrics import Metric
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import StoredOutputs, agreement_of_outputs, compare_quality, read_outputs, score
@@ -21,6 +21,7 @@ from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.verdict import holds, with_margin
 from omgoptim.reports import Candidate
 from omgoptim.requests import QuantizeRequest
+from omgoptim.runtimes.engine import Kernel
 
 MAX_CONCURRENT_BYTES = 2_000_000_000
 """Maximum total size of artifacts whose processes run at the same time, to bound memory."""
@@ -49,6 +50,24 @@ class CandidateResult:
     why: str = ""
     reference: bool = False
     """True for a float32 reference, which shows the gain of the engine alone."""
+    kernels: list[Kernel] = field(default_factory=list)
+    """Kernels that its engine ran in the final measurement, with their compute precision."""
+
+    @property
+    def name(self) -> str:
+        """Name in reports, such as `static on openvino`."""
+        return self.built.spec.name
+
+    @property
+    def artifact(self) -> Path:
+        """Folder of its artifact.
+
+        Raises:
+            ArtifactError: it could not be built.
+        """
+        if self.built.folder is None:
+            raise ArtifactError(f"candidate {self.name} has no artifact")
+        return self.built.folder
 
     @property
     def speedup(self) -> float:

@@ -16,11 +16,11 @@ from omgoptim.measure.quality import Quality
 from omgoptim.measure.size import count_params
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import one_sample
+from omgoptim.operations.final_measurement import MeasuredArtifact
 from omgoptim.operations.per_sample_check import refuse_partial
 from omgoptim.operations.report_builder import FinalModel
 from omgoptim.operations.report_records import finite
 from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
-from omgoptim.operations.save_and_measure import MeasuredArtifact
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Change, Round, SensitivityPoint, Training
 from omgoptim.requests import FactorizeRequest, PruneRequest

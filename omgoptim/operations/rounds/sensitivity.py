@@ -32,7 +32,7 @@ from omgoptim.operations.execution import (
 )
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.rounds.loop import RoundsJob
-from omgoptim.operations.save_and_measure import engine_for, require_module
+from omgoptim.operations.save_module import engine_for, require_module
 from omgoptim.reports import SensitivityPoint
 from omgoptim.requests import FactorizeRequest, Params, PruneRequest
 from omgoptim.requests.factorize import Factorization, Whitened

@@ -14,7 +14,8 @@ from omgoptim.measure.launch import TimingPlan
 from omgoptim.measure.timing import Timing, time_artifacts
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.save_and_measure import MeasuredArtifact, save
+from omgoptim.operations.final_measurement import MeasuredArtifact
+from omgoptim.operations.save_module import save
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.prune._channels.channel_allocation import best as best_channels

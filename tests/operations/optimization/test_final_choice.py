@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 
 from omgoptim.measure.timing import Ratio, Timing
+from omgoptim.operations.final_measurement import FinalRace, TimedEntry
 from omgoptim.operations.optimization import final_choice
 from omgoptim.operations.optimization.final_choice import DeliveryOrder, is_slower, pick_finalists
 from omgoptim.operations.optimization.goal import Goal
 from omgoptim.operations.optimization.points import Point
 from omgoptim.operations.quantization.selection import Preference
-from omgoptim.operations.timing import RaceResult
 
 GOAL = Goal(0.01, None, None, None)
 
@@ -37,11 +37,12 @@ def first(
     monkeypatch.setattr(final_choice, "measurement", lambda *_: None)
     monkeypatch.setattr(Goal, "missed", lambda *_: [])
     monkeypatch.setattr(final_choice.Manifest, "read", lambda path: SimpleNamespace(size_bytes=sizes[path]))
-    order = DeliveryOrder(cast(Any, SimpleNamespace(bench=None)), GOAL, Preference(cast(Any, prefer), 1000), points)
-    raced = RaceResult([timing(1.0), *timings], load)
-    places = {one.name: order.place(one, own, raced) for one, own in zip(points, timings, strict=True)}
+    order = DeliveryOrder(cast(Any, SimpleNamespace(bench=None)), GOAL, Preference(cast(Any, prefer), 1000))
+    timed = [TimedEntry(one, own, Path("outputs")) for one, own in zip(points, timings, strict=True)]
+    race = FinalRace(timing(1.0), Path("outputs"), load, timed, [])
+    places = {one.name: order.place(one, own, race) for one, own in zip(points, timings, strict=True)}
     assert json.dumps(list(places.values()))  # plain numbers
-    return min(places, key=lambda name: places[name])
+    return order.order(race)[0].entry.name
 
 
 def test_the_balanced_choice_is_not_slower_than_quantization_alone(monkeypatch: pytest.MonkeyPatch) -> None:

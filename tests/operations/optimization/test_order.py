@@ -8,7 +8,7 @@ import pytest
 
 from omgoptim.errors import RequestError
 from omgoptim.operations.optimization.order import FORBIDDEN, ORDER, refusal
-from omgoptim.operations.save_and_measure import require_module
+from omgoptim.operations.save_module import require_module
 
 
 @dataclass

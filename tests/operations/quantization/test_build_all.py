@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import omgoptim
-from omgoptim.errors import DataError, NoLayerChanged, OmgoptimError, TechniqueError
+from omgoptim.errors import DataError, ModelError, NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.operations.quantization.build_all import no_candidate_error, with_suggested_call
+from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.command import in_shell
+from omgoptim.requests.quantize import Dynamic, Fp32
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 CONVOLUTIONS = NoLayerChanged(
     "dynamic quantization would change no layer", "w", "scheme static, with data, does", schemes=["static"]
 )
+
+
+DYNAMIC = CandidateSpec(Dynamic(), "onnxruntime")
 
 
 def request(**arguments: Any) -> QuantizeRequest:
@@ -64,9 +70,21 @@ def test_another_error_and_one_without_a_way_out_stay_as_they_are() -> None:
 
 def test_candidates_that_all_change_nothing_are_one_error_with_the_call() -> None:
     torch = NoLayerChanged("another text", "w", "another fix", schemes=["static"])
-    error = no_candidate_error([("dynamic on onnxruntime", CONVOLUTIONS), ("dynamic on torch", torch)], request())
+    error = no_candidate_error([(DYNAMIC, CONVOLUTIONS), (CandidateSpec(Fp32(), "torch_eager"), torch)], request())
     assert error.what == CONVOLUTIONS.what
     assert in_shell(error.fix).endswith("--scheme bf16")
+
+
+def test_one_technique_that_fails_alike_on_every_engine_is_one_error() -> None:
+    first, second = ModelError("it cannot run", "the engine died", "use another"), ModelError("it did not run")
+    other = replace(DYNAMIC, runtime="openvino")
+    assert no_candidate_error([(DYNAMIC, first), (other, second)], request()) is first
+    unlike = no_candidate_error([(DYNAMIC, first), (other, DataError("it cannot run"))], request())
+    assert unlike.why == "dynamic on onnxruntime: it cannot run; dynamic on openvino: it cannot run"
+    both = no_candidate_error(
+        [(DYNAMIC, first), (replace(other, params=Fp32()), ModelError("it cannot run"))], request()
+    )
+    assert (both.what, both.fix) == ("no candidate could be built", "use another")
 
 
 def test_an_error_that_only_reads_like_one_of_no_layer_stays_as_it_is() -> None:

@@ -49,7 +49,7 @@ def search_again(
     preference = Preference("balanced", 1000)
     search = mixed_precision_retry.MixedPrecisionSearch(request, builder, None, preference)  # type: ignore[arg-type]
     splits: Any = SimpleNamespace(selection=samples)
-    final: Any = SimpleNamespace(rejected=[SimpleNamespace(result=one) for one in failed])
+    final: Any = SimpleNamespace(rejected=[SimpleNamespace(entry=one) for one in failed])
     return mixed_precision_retry.retry_mixed_precision(search, splits, [], final, None)
 
 

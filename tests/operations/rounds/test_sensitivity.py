@@ -13,7 +13,7 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.rounds.sensitivity import layer_sensitivity
-from omgoptim.operations.save_and_measure import require_module
+from omgoptim.operations.save_module import require_module
 from omgoptim.requests import FactorizeRequest, PruneRequest, parse
 
 pytestmark = pytest.mark.filterwarnings(

@@ -1,8 +1,8 @@
-"""Save a changed module as an artifact and measure it in fresh processes."""
+"""Save a changed module as an artifact."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,7 @@ from torch import nn
 
 from omgoptim.errors import OmgoptimError, RequestError
 from omgoptim.measure.macs import count_macs
-from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.size import count_params
-from omgoptim.measure.timing import Timing
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import PROGRAM, PROGRAM2, Manifest
 from omgoptim.models.output_check import OutputCheck
@@ -21,16 +18,11 @@ from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import as_tensors
 from omgoptim.models.source import build
 from omgoptim.models.structural_diff import compute_diff
-from omgoptim.operations.context import RunContext, Stage
+from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.float_program import float_program, in_memory
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
 from omgoptim.operations.optimization.order import refusal
-from omgoptim.operations.reference_outputs import metric_of
-from omgoptim.operations.report_records import gains, measurement
-from omgoptim.operations.timing import fraction_progress, full_race
-from omgoptim.reports import Gains, Measurement
-from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_pt2
 from omgoptim.training.modes import placed
@@ -144,41 +136,3 @@ def _counted(manifest: Manifest, module: nn.Module, loaded: LoadedModel) -> Mani
         macs_check=macs.check,
         lineage=loaded.lineage,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredArtifact:
-    """Measurements of the artifact and the original on the same engine."""
-
-    before: Measurement
-    after: Measurement
-    gains: Gains
-    quality: Quality
-    original: Timing
-    timing: Timing
-    load: float
-    outputs: list[Path]
-    """Folders with the outputs of original and artifact on the evaluation data."""
-
-
-def measure(
-    request: ModelRequest, context: RunContext, loaded: LoadedModel, baseline: Path, folder: Path
-) -> MeasuredArtifact:
-    """Measure original and artifact in fresh processes: time in alternation, quality on the evaluation data."""
-    targets = [context.work / "final" / str(index) for index in range(2)]
-
-    def outputs(index: int, process: MeasuringProcess) -> None:
-        whose = ("the original", "the result")[index]
-        process.run_samples(loaded.eval_folder, targets[index], fraction_progress(context, f"evaluating {whose}"))
-
-    stage = Stage(context, "measuring the result against the original", (0.8, 0.98))
-    raced = full_race([baseline, folder], loaded.bench, request, stage, outputs)
-    timing = raced.timing(1)  # raises the error if the evaluation failed
-    original = read_outputs(targets[0])
-    metric = metric_of(loaded, original, loaded.evaluation.targets, request.time_limit_s)
-    quality = compare_quality(metric, original, read_outputs(targets[1]), loaded.evaluation.targets, request.seed)
-    count = loaded.evaluation.count
-    before = measurement(baseline, raced.timing(0), loaded.bench, quality.before, quality.metric, count)
-    after = measurement(folder, timing, loaded.bench, quality.after, quality.metric, count)
-    gained = gains(before, after, timing, quality, raced.load)
-    return MeasuredArtifact(before, after, gained, quality, raced.timing(0), timing, raced.load, targets)
