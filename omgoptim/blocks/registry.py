@@ -1,4 +1,4 @@
-"""Registry of the blocks that an artifact is rebuilt from, by class name.
+"""Registry of the blocks in artifacts, by class name.
 
 A block here is an nn.Module with `config()`, plain JSON, and a classmethod `from_config` that builds the same shape
 from it. A LoRALinear is merged before a module is saved, so it is not among them.

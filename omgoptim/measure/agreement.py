@@ -24,10 +24,10 @@ RUINED_ERROR = 0.5
 """Relative error above which an output counts as ruined: a quarter of its variance is lost (R^2 below 0.75)."""
 
 RUINED_AGREEMENT = 0.5
-"""Fraction of equal classes or integers below which an output counts as ruined: most answers are other ones."""
+"""Fraction of equal classes or integers below which an output counts as ruined."""
 
 RUINED_PART = 0.9
-"""Relative error above which entries of a far smaller scale count as ruined: little better than always their mean."""
+"""Relative error above which entries of a far smaller scale count as ruined: close to predicting their mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class OutputAgreement:
 
     @property
     def lost(self) -> bool:
-        """Return whether it is ruined, wholly or in part, where the metric does not show it."""
+        """Return whether the output is ruined, in whole or in part, and the metric does not read it."""
         return self.ruined_part is not None or (self.ruined and not self.read)
 
     @property
@@ -185,7 +185,7 @@ def _scores(spec: OutputSpec, candidate: Sequence[Arrays], original: Sequence[Ar
         if rows.shape[1] == moments.width:
             by_entry = by_entry + rows.sum(0)
     errors = np.concatenate(squared) / moments.scale**2
-    errors = np.where(np.isnan(errors), 1.0, errors)  # of another size: no answer, as good as always giving the mean
+    errors = np.where(np.isnan(errors), 1.0, errors)  # another size: scored as predicting the mean
     part = small_part(spec, moments.squares, np.asarray(by_entry))
     return _Scores(1 - errors, math.sqrt(float(errors.mean())), part)
 

@@ -22,7 +22,7 @@ from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec, class_layo
 from omgoptim.runtimes.signature import Signature
 
 BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
-"""Names of the built-in metrics, besides `auto`."""
+"""Names of the built-in metrics, without `auto`."""
 
 OUTPUT_DETECTION_BATCHES = 8
 """Batches from which outputs are detected, if they were not described before: enough to see labels and batch lengths of
@@ -114,7 +114,7 @@ class Metric:
     outputs: ModelOutputs | None = None
     """The outputs of the original model; None: detected from its outputs."""
     reads: frozenset[int] | None = None
-    """Indices of the outputs that it reads; None: not known, all are taken for read if there is only one."""
+    """Indices of the outputs that it reads; None: unknown; a single output is assumed to be read."""
 
 
 def detect_outputs(

@@ -1,4 +1,4 @@
-"""Kernels of an engine: the compute dtype of each layer, and the share of each kind in a call's time.
+"""Kernels of an engine: compute dtype of each layer, and time share of each kind.
 
 The storage dtype of a weight is not the compute dtype: an engine that cannot fuse the quantization around a layer
 unpacks the weight and computes in float. So the process that measured an artifact reports its kernels.

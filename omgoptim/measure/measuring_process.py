@@ -1,4 +1,4 @@
-"""Measuring processes on the comparing side: setup, start and communication; `measuring_server.py` is the other."""
+"""Client of measuring processes: setup, start and communication; `measuring_server.py` is the server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from omgoptim.measure.target.client import Target
 
 PIPE_TIMEOUT_S = 2.0
-"""Seconds that a leftover of the user's code may hold the pipe of a process that has ended."""
+"""Seconds that a child of the user's code may hold the pipe of a process that has ended."""
 
 START = IMPORT_OMGOPTIM + "from omgoptim.measure.measuring_server import main\nmain()\n"
 
@@ -51,7 +51,7 @@ class TimingSetup:
     """The artifacts were saved on this machine, so that they have to reproduce the recorded outputs; on another, whose
     kernels round differently, the differences are only reported."""
     hold: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
-    """Entered while a launch measures: its processes have opened their artifacts before, and end after."""
+    """Context that is open while a launch measures, after its processes have opened their artifacts."""
 
     @property
     def cpu_features(self) -> Sequence[str]:

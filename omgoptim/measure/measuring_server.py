@@ -27,19 +27,19 @@ from omgoptim.runtimes import Session
 from omgoptim.runtimes.engine import Kernel, engine_message
 
 MIN_SAMPLE_S = 1e-4
-"""A call shorter than this is timed several at a time: the clock itself would be part of it."""
+"""Seconds below which calls are timed in batches: the clock itself would count."""
 
 WARM_UP_FRACTION = 0.25
-"""Fraction at the start of a turn that is not counted: caches and thread pools wake up in it."""
+"""Fraction at the start of a turn that is dropped: caches and thread pools warm up."""
 
 BUSY_CORE = 0.5
-"""Cores kept busy below which a process waits most of the time, or shares its core with others."""
+"""Busy cores below which a process waits for most of the time, or shares its core with others."""
 
 SPIN_COUNT = 2_000_000
-"""Additions that tell how much of a core is free: about 20 ms."""
+"""Additions that measure how much of a core is free: about 20 ms."""
 
 LAYER_TIMING_S = 1.0
-"""Seconds for which a model is called to time its layers: hundreds of calls of a small one, five of a slow one."""
+"""Seconds for which a model is called to time its layers."""
 
 
 class MeasuringServer:
@@ -122,7 +122,7 @@ class MeasuringServer:
 
     def memory(self) -> dict[str, Any]:
         """Return the peak memory so far, in bytes."""
-        on_gpu = self.device == "cuda"  # whose memory not every engine reports: never the processor's in its place
+        on_gpu = self.device == "cuda"  # not every engine reports device memory; the host's is no substitute
         return {"peak_bytes": self.session.peak_device_bytes() if on_gpu else peak_resident_bytes()}
 
     def outputs(self, inputs: str, target: str) -> dict[str, Any]:

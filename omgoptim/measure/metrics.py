@@ -19,7 +19,7 @@ from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten
 
 SHUFFLED_SAMPLES, FEWEST_SHUFFLED = 256, 16
-"""About as many samples are shuffled at most, and at least."""
+"""Largest and smallest number of shuffled samples."""
 
 SHUFFLES, SIGNIFICANT = 8, 5.0
 """Times that outputs are shuffled, and standard deviations of the results by which the model's own must lie below."""
@@ -138,7 +138,7 @@ def refuse_lower_is_better(metric: Metric, original: Sequence[Arrays], targets: 
 
 
 def _shuffled(parts: Sequence[Arrays], targets: Sequence[NDArray[Any]], random: np.random.Generator) -> list[Arrays]:
-    """Permute the samples in each batch, and the batches if all have one size."""
+    """Permute the samples in each batch, and the batches if all have the same size."""
     sizes = [len(target) for target in targets]
     order = random.permutation(len(parts)) if len(set(sizes)) == 1 else np.arange(len(parts))
     shuffled = []

@@ -36,10 +36,10 @@ RESAMPLES = 200
 """Bootstrap resamples; Efron and Tibshirani (1993) find 50 to 200 enough for a standard error."""
 
 MIN_RESAMPLES = 40
-"""The 2.5 % quantile of fewer is their smallest, which is no quantile."""
+"""Minimum number of resamples for a 2.5 % quantile."""
 
 BUDGET_S = 20.0
-"""Longest time, in seconds, that a metric is recomputed for the sake of its interval: about that of one evaluation."""
+"""Longest time, in seconds, of recomputing a metric for its interval: about that of one evaluation."""
 
 MAX_FAILING = 0.1
 """Fraction of resamples on which a metric may fail (a class is missing, say) before the interval is unknown."""

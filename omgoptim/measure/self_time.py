@@ -22,10 +22,10 @@ ROOT = "(model)"
 """Path of the model itself: the work that its own forward does outside its children."""
 
 MIN_CALLS = 5
-"""Least calls behind a median."""
+"""Minimum number of calls for a median."""
 
 MAX_CALLS = 1000
-"""Limit of the calls of a small model."""
+"""Maximum number of calls, for small models."""
 
 
 def module_paths(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -35,7 +35,7 @@ def module_paths(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 @contextlib.contextmanager
 def self_cost(module: nn.Module, read: Callable[[], float]) -> Iterator[dict[str, float]]:
-    """Charge the growth of `read()` to the module whose forward is running, while the context is open.
+    """Attribute the increase of `read()` to the module whose forward is running, while the context is open.
 
     Yields:
         A dict of path to cost that fills as the model is called. Modules that are not called are not in it. A module

@@ -38,6 +38,9 @@ COUNTER = "num_batches_tracked"
 AVERAGES = frozenset({"ema", "swa", "averaged", "avg", "average", "shadow"})
 """Words in the name of a set of averaged weights: `state_dict_ema`, `swa_model`, `ema.shadow`."""
 
+AVERAGED_COUNT = "n_averaged"
+"""Counter of torch.optim.swa_utils.AveragedModel beside its `module.`."""
+
 LEFTOVERS = frozenset({"total_ops", "total_params", "masked_bias", "inv_freq"})
 """Floating entries that are no weights: thop's counters, and buffers that transformers no longer saves."""
 
@@ -50,6 +53,8 @@ class EntrySet:
     prefix: tuple[str, ...]
     found: dict[str, list[tuple[str, Tensor]]] = field(default_factory=lambda: defaultdict(list))
     """The model's key to the file's key and tensor; several where wrappers make two keys one."""
+    counted: bool = False
+    """A count of averaged models lies beside it, as torch's AveragedModel stores it."""
 
     @property
     def name(self) -> str:
@@ -58,8 +63,9 @@ class EntrySet:
 
     @property
     def averaged(self) -> bool:
-        """Return whether the name says that these are averaged weights."""
-        return any(word in AVERAGES for part in (*self.nest, *self.prefix) for word in part.lower().split("_"))
+        """Return whether the name, or a count of averaged models, says that these are averaged weights."""
+        words = (word for part in (*self.nest, *self.prefix) for word in part.lower().split("_"))
+        return self.counted or not AVERAGES.isdisjoint(words)
 
 
 def iterate_tensors(loaded: Mapping[Any, Any], nest: tuple[str, ...] = ()) -> Iterator[Entry]:
@@ -136,6 +142,9 @@ def _by_prefix(entries: Sequence[Entry], by_spelling: Mapping[tuple[str, ...], S
     for one, name, key, tensor in respelled:  # only where the model's own spelling is not there
         if name not in one.found:
             one.found[name].append((key, tensor))
+    counters = {(nest, key_parts(key)[:-1]) for nest, key, _ in entries if key.rpartition(".")[2] == AVERAGED_COUNT}
+    for one in sets.values():
+        one.counted = (one.nest, tuple(part for part in one.prefix if part not in WRAPPERS)) in counters
     return sorted(sets.values(), key=lambda one: (len(one.nest), len(one.prefix)))
 
 

@@ -283,8 +283,6 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise DataError(f"data {path.name} cannot be read", str(error)) from error
-    import torch
-
     return {name: (t.float() if t.dtype is torch.bfloat16 else t).numpy() for name, t in tensors.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from omgoptim.errors import DataError, ModelError
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature, flatten, structure_of
@@ -147,6 +148,15 @@ def first_forward(module: nn.Module, inputs: tuple[InputTensor, ...], batch: Map
 
 
 @contextmanager
+def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end of the block."""
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
 def running_layers(module: nn.Module) -> Iterator[list[str]]:
     """Yield the paths of the layers whose forward is running, the innermost last; after an error, where it was."""
     inside: list[str] = []
@@ -154,11 +164,9 @@ def running_layers(module: nn.Module) -> Iterator[list[str]]:
     def leave(_layer: nn.Module, _args: Any, _output: Any) -> None:
         inside.pop()
 
-    with ExitStack() as hooks:
-        for path, layer in module.named_modules():
-            enter = layer.register_forward_pre_hook(lambda _m, _a, path=path: inside.append(path))
-            hooks.callback(enter.remove)
-            hooks.callback(layer.register_forward_hook(leave).remove)
+    layers = list(module.named_modules())
+    hooks = [layer.register_forward_pre_hook(lambda _m, _a, path=path: inside.append(path)) for path, layer in layers]
+    with attached([*hooks, *(layer.register_forward_hook(leave) for _, layer in layers)]):
         yield inside
 
 

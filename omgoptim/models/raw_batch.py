@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from omgoptim.errors import DataError
-from omgoptim.models.forward import name_inputs
+from omgoptim.models.forward import attached, name_inputs
 from omgoptim.models.labels import IGNORED
 from omgoptim.runtimes.signature import flatten
 
@@ -218,17 +218,14 @@ class Collation:
         """Return the model's outputs for these inputs as a batch; None where it does not accept them."""
         if self.module is None:
             return None
-        hooks = [layer.register_forward_pre_hook(_refuse_unbatched) for layer in self.module.modules()]
+        hooks = (layer.register_forward_pre_hook(_refuse_unbatched) for layer in self.module.modules())
         try:
             named = name_inputs(self.module, inputs)
-            with torch.inference_mode():
+            with attached(hooks), torch.inference_mode():
                 args = [tensor for _, tensor, keyword in named if not keyword]
                 result = self.module(*args, **{name: tensor for name, tensor, keyword in named if keyword})
         except Exception:  # noqa: BLE001  whatever the user's forward raises says the same: not in this form
             return None
-        finally:
-            for hook in hooks:
-                hook.remove()
         return [leaf for leaf in flatten(result) if isinstance(leaf, Tensor)]
 
 

@@ -70,7 +70,7 @@ class EfficiencyReport(Record):
     candidates: list[Candidate] = []
     alternatives: list[Alternative] = []
     delivered: str | None = None
-    """Name of the finalist that is the artifact, as `pick` knows it."""
+    """Name of the finalist that is the artifact, as `pick` takes it."""
     coverage: Coverage | None = None
     guard: Guard | None = None
     explanation: Explanation | None = None

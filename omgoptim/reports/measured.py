@@ -1,4 +1,4 @@
-"""Measurements, outputs, gains and alternatives, and the changes of layers."""
+"""Measurements, outputs, gains, alternatives and changes of layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SMALLER = 1.02
 
 
 class TargetMachine(Record):
-    """A machine that measured for this one."""
+    """A remote machine that measured."""
 
     address: str
     cpu: str
@@ -55,7 +55,7 @@ class Measurement(Record):
     size_files: list[str] = []
     """Names of the files that `size_bytes` counts, without the manifest, the recorded check and additional files."""
     dense_size_bytes: int | None = None
-    """Size if every zero were stored as a number; null where zeros are not packed."""
+    """Dense size, with every zero stored; null where zeros are not packed."""
     params: int | None = None
     nonzero_params: int | None = None
     macs: int | None = None
@@ -82,7 +82,7 @@ class Gains(Record):
 
     size_ratio: float | None = None
     speedup: float | None = None
-    """Ratio of latencies at batch 1, measured in alternation: see `docs/timing.md`."""
+    """Ratio of latencies at batch 1, measured in alternating turns: see `docs/timing.md`."""
     speedup_low: float | None = None
     speedup_high: float | None = None
     throughput_ratio: float | None = None
@@ -267,11 +267,11 @@ class GainsBy(Record):
     engine: Gain
     """Gain of the float32 model on the artifact's engine over the original."""
     precision: Gain
-    """Gain of the artifact over the float32 model on the same engine: the effect of fewer bits."""
+    """Gain of the artifact over the float32 model on the same engine: the effect of lower precision."""
 
 
 class Alternative(Record):
-    """Another finalist, measured in the same race and kept: `pick` selects it without computing again."""
+    """Another finalist of the same measurement; `pick` selects it without a new run."""
 
     name: str
     """Name that `pick` takes."""

@@ -38,7 +38,7 @@ class DoctorReport(Record):
     cores: int
     gpu: str | None
     target: str | None = None
-    """Address of the machine that was looked at; null: this one."""
+    """Address of the inspected machine; null: this one."""
     memory_bytes: int | None = None
     """Memory of a target."""
     runtimes: list[PackageState]
@@ -73,14 +73,14 @@ class RunState(Record):
 
 
 class StageTime(Record):
-    """A stage of a run and how long it took so far; one that went on after a wait is one."""
+    """A stage of a run and its time so far; a stage that continues after a wait is one stage."""
 
     name: str
     seconds: float = Field(ge=0)
 
 
 class LiveRun(Record):
-    """Intermediate state of a running run; its report will say more, and may say otherwise."""
+    """Intermediate state of a running run; preliminary until its report."""
 
     state: RunState
     stages: list[StageTime] = []

@@ -49,12 +49,12 @@ class Epoch(Record):
 
 
 class Training(Record):
-    """Settings and course of a training."""
+    """Settings and record of a training."""
 
     epochs: list[Epoch]
     optimizer: str
     loss: str
-    """Minimized loss, in words."""
+    """Description of the minimized loss."""
     trained_params: int
     """Trained parameters: all of them, or the adapters'."""
     total_params: int
@@ -65,7 +65,7 @@ class Training(Record):
     stopped: str | None = None
     """Reason for an early end: patience, or a loss that was not finite."""
     teacher_outputs: str | None = None
-    """Source of the teacher's outputs in words: cached, or computed for every batch; null without a teacher."""
+    """Source of the teacher's outputs: cached, or computed for every batch; null without a teacher."""
 
 
 class Control(Record):

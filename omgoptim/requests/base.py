@@ -31,7 +31,7 @@ class Short:
 
 @dataclass(frozen=True, slots=True)
 class Rare:
-    """Marker of a rarely needed argument: the tool takes it in `options`."""
+    """Marker of a rarely used argument, which the tool takes in `options`."""
 
 
 RARE: Final = Rare()
@@ -58,7 +58,7 @@ ADDRESS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TargetAddress:
-    """Host, and the user and port where they are given; else the user's SSH configuration decides."""
+    """Host of a target, with optional user and port; the user's SSH configuration decides the rest."""
 
     host: str
     user: str | None = None
@@ -99,7 +99,7 @@ class TargetAddress:
 
 Runtime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
 AnyRuntime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]
-"""Runtimes of profile and quantize; what other verbs make can be quantized for ExecuTorch afterwards."""
+"""Runtimes of profile and quantize; artifacts of other verbs can be quantized for ExecuTorch afterwards."""
 ON_TARGETS = ("onnxruntime", "openvino")
 """Engines that are measured on a target."""
 Timing = Literal["quick", "standard", "careful"]
@@ -124,7 +124,7 @@ class Params(Request):
     """Base class of a technique's parameters: one class per technique, one literal field that names it."""
 
     by_source: ClassVar[bool] = False
-    """True if a bare name is the field `source`, a model source, instead of the technique."""
+    """True if a bare name is the value of `source`, a model source, and not a technique."""
 
     def bare(self, key: str) -> str:
         """Return the bare name of these params; `key` is the field that names the technique."""

@@ -144,11 +144,11 @@ SOURCE_PLACE = re.compile(
 ERROR_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 """Prefix of ONNX Runtime's error messages."""
 NO_CAUSE = re.compile(r"(Exception from|Please fix either|Check '.*' failed at|While validating node)\b.*|[\s:.]*")
-"""Lines of an engine's message without a cause: places in its source, and general advice."""
+"""Lines of an engine's message without a cause: source locations and general advice."""
 
 
 def engine_message(error: BaseException) -> str:
-    """Return the line of an error that says what went wrong, without locations in the engine's source.
+    """Return the line of an engine's error with the cause, without locations in the engine's source.
 
     That is the last line of an error that comes out of C++, whose lines go from the caller to the cause, and the first
     one of any other. An indented line continues the one before it.

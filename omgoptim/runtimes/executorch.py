@@ -77,7 +77,7 @@ def open_session(program: Path, signature: Signature, settings: SessionSettings)
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Discard what the native libraries print about the processor when they are loaded."""
+    """Silence the native libraries' output about the processor on loading."""
     saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:

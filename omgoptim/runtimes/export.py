@@ -1,4 +1,4 @@
-"""Export of an nn.Module to ONNX or .pt2 with a dynamic batch, through torch.export.
+"""Export of an nn.Module to ONNX or .pt2 with a dynamic batch, by torch.export.
 
 The example batch has at least two samples, since torch.export makes a dimension of 1 a constant; and it is made of
 fresh tensors, since an exported program would otherwise store the whole storage of a user's data.
@@ -182,7 +182,7 @@ def _dynamic_shapes(module: nn.Module, signature: Signature) -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the innermost cause's message: the exporter wraps the reason in pages of advice."""
+    """Return the message of the innermost cause: the exporter adds pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

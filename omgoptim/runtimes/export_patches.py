@@ -1,4 +1,4 @@
-"""Temporary changes of a module and of torch's exporter while an export runs: what torch.export does not accept.
+"""Temporary patches of a module and of torch's exporter for forms that torch.export does not accept.
 
 Each is a context manager that puts back what it changed, also on an error.
 """
@@ -162,7 +162,7 @@ def specializing_line(export: Callable[[], Any]) -> str | None:
 
     ShapeEnv._set_replacement = record_line  # type: ignore[method-assign]
     try:
-        with contextlib.suppress(Exception):  # the failure is known; only its place is needed
+        with contextlib.suppress(Exception):  # the failure is known; only its location is needed
             export()
     finally:
         ShapeEnv._set_replacement = replace  # type: ignore[method-assign]

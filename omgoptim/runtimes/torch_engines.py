@@ -31,7 +31,7 @@ def to_tensor(array: NDArray[Any], dtype: str, device: str = "cpu") -> Tensor:
 
 
 def to_array(tensor: Tensor) -> NDArray[Any]:
-    """Convert a tensor to numpy, floating ones to float32."""
+    """Convert a tensor to numpy; floating-point ones to float32."""
     import torch
 
     tensor = tensor.detach().cpu()

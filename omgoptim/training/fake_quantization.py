@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +28,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.hooks import RemovableHandle
 
 from omgoptim.errors import TechniqueError
+from omgoptim.models.forward import attached
 from omgoptim.models.globs import is_selected
 from omgoptim.training.modes import eval_mode
 
@@ -165,7 +166,7 @@ class FakeQuantized(nn.Module):
             if int(self.steps_done) > NORMS_FROZEN * self.steps:
                 for norm in self.norms:
                     norm.training = False
-        with self._hooked(self.observes):
+        with attached(self._hooks(self.observes)):
             return functional_call(self.module, self.rounded_weights(), args, kwargs)
 
     def rounded_weights(self) -> dict[str, Tensor]:
@@ -197,19 +198,15 @@ class FakeQuantized(nn.Module):
         """
         self._calibrating = True
         try:
-            with eval_mode(self, device), self._hooked(True):
+            with eval_mode(self, device), attached(self._hooks(True)):
                 for args, kwargs in calls:
                     self.module(*args, **kwargs)
         finally:
             self._calibrating = False
 
-    @contextmanager
-    def _hooked(self, observes: bool) -> Iterator[None]:
-        with ExitStack() as stack:
-            for index, layer in enumerate(self.layers.values()):
-                hook = self._before(index, observes)
-                stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            yield
+    def _hooks(self, observes: bool) -> Iterator[RemovableHandle]:
+        for index, layer in enumerate(self.layers.values()):
+            yield layer.register_forward_pre_hook(self._before(index, observes), with_kwargs=True)
 
     def _before(self, index: int, observes: bool) -> Callable[..., Any]:
         """Return the pre-hook that fake-quantizes a layer's input, positional or keyword."""

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils.hooks import RemovableHandle
 
 from omgoptim.errors import DataError
+from omgoptim.models.forward import attached
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.losses import main_output
 from omgoptim.training.modes import device_of, eval_mode
@@ -134,16 +136,12 @@ def trace(module: nn.Module, signature: Signature, inputs: Mapping[str, Tensor])
     device = device_of(module)
     tracing = _Tracing(len(next(iter(inputs.values()))))
     args, kwargs = signature.to_call({name: tensor.to(device) for name, tensor in inputs.items()})
-    hooks = [
+    hooks = (
         layer.register_forward_hook(lambda layer, _args, output, path=path: tracing.note(path, layer, output))
         for path, layer in module.named_modules()
-    ]
-    try:
-        with eval_mode(module, device), torch.no_grad():
-            outputs = main_output(module(*args, **kwargs))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    )
+    with attached(hooks), eval_mode(module, device), torch.no_grad():
+        outputs = main_output(module(*args, **kwargs))
     final = {path for path, given in tracing.given.items() if given() is outputs}
     head = next((path for path in final if isinstance(module.get_submodule(path), nn.Linear)), None)
     seen = [replace(seen, final=seen.path in final or not seen.path) for seen in tracing.seen.values()]
@@ -164,21 +162,16 @@ def capture_outputs(module: nn.Module, places: Iterable[tuple[str, Side]]) -> It
             raise DataError(f"layer '{path}' gives no tensor to learn from", f"it gave a {type(value).__name__}")
         captured[path, side] = tensor.clone()
 
-    hooks = []
-    try:
-        for path, side in dict.fromkeys(places):
-            layer = module.get_submodule(path)
-            if side == "output":
-                hook = layer.register_forward_hook(lambda _m, _args, out, path=path: capture(path, "output", out))
-            else:
-                hook = layer.register_forward_pre_hook(
-                    lambda _m, args, kwargs, path=path: capture(path, "input", (args, kwargs)), with_kwargs=True
-                )
-            hooks.append(hook)
+    def watched(path: str, side: Side) -> RemovableHandle:
+        layer = module.get_submodule(path)
+        if side == "output":
+            return layer.register_forward_hook(lambda _m, _args, out: capture(path, "output", out))
+        return layer.register_forward_pre_hook(
+            lambda _m, args, kwargs: capture(path, "input", (args, kwargs)), with_kwargs=True
+        )
+
+    with attached(watched(path, side) for path, side in dict.fromkeys(places)):
         yield captured
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _tensor(value: Any) -> Tensor | None:

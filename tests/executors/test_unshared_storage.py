@@ -157,7 +157,7 @@ def rungs(project: Path, run_id: str) -> dict[str, list[float]]:
 
 def test_the_compared_steps_of_optimize_are_made_there_and_measured_here(project: Path, elsewhere: None) -> None:
     parent = omgoptim.distill("net.py:net", "narrow", epochs=3, **QUICK)
-    asked = QUICK | {"budget_minutes": 2, "runtime": "onnxruntime", "prefer": "size", "max_quality_drop": 0.05}
+    asked = QUICK | {"budget_minutes": 60, "runtime": "onnxruntime", "prefer": "size", "max_quality_drop": 0.0}
     report = omgoptim.optimize(parent.run_id, on="ray", workers=2, **asked)
     assert not [step for step in report.steps if step.status == "failed"]
     said = (project / ".omgoptim" / "runs" / report.run_id / "events.jsonl").read_text()

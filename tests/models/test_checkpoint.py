@@ -176,3 +176,14 @@ def test_the_same_call_takes_the_averaged_or_the_plain_weights_with_a_note(tmp_p
     notes = load_checkpoint(module, tmp_path / "w.pt", "plain")
     assert torch.equal(module.fc.weight, plain["fc.weight"])
     assert any("plain weights were used" in note for note in notes)
+
+
+def test_the_state_of_an_averaged_model_holds_averaged_weights(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    torch.save(torch.optim.swa_utils.AveragedModel(Net()).state_dict(), tmp_path / "w.pt")
+    net = Net()
+    notes = load_checkpoint(net, tmp_path / "w.pt", "ema")
+    assert torch.equal(net.fc.weight, weights()["fc.weight"])
+    assert "checkpoint w.pt: these are averaged weights (EMA); the file has no others" in notes
+    with pytest.raises(ModelError, match="holds no plain weights"):
+        load_checkpoint(Net(), tmp_path / "w.pt", "plain")

@@ -34,6 +34,7 @@ def test_an_averaged_model_loads_and_its_counter_is_named() -> None:
     assert same(found.state)
     assert found.notes == [
         "the prefix 'module.' was dropped",
+        "these are averaged weights (EMA); the file has no others",
         "left out, since the model has no such entry: n_averaged",
     ]
 

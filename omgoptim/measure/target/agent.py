@@ -1,4 +1,4 @@
-"""Agent on a target: starts measuring processes and times them.
+"""Agent on a target, which starts and times measuring processes.
 
 It reads frames from its input and answers on its output. When the input ends, or nothing comes for `SILENCE_S`, it
 ends, with every process that it started.
@@ -30,7 +30,7 @@ from omgoptim.models.security.file_integrity import sha256
 from omgoptim.models.security.path_policy import PathPolicy
 
 SILENCE_S = 60.0
-"""The other side sends a frame at least every 5 s."""
+"""Seconds without a frame after which the agent ends; the client sends one at least every 5 s."""
 
 Answer = tuple[dict[str, Any], Path | None]
 

@@ -1,4 +1,4 @@
-"""Client of a target: measuring there, over a connection that may be lost and made again."""
+"""Client of a target: measurements over a connection that is restored when it is lost."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from omgoptim.runtimes import engine_named
 T = TypeVar("T")
 
 MOST_LOSSES = 5
-"""Losses during one launch or evaluation after which it is given up: a connection that breaks so often ends none."""
+"""Lost connections during one launch or evaluation after which it is given up."""
 POLL_S = 1.0
 """Seconds between two attempts to connect or to take the lock."""
 
 
 class TargetGone(Exception):
-    """A lost connection that could not be made again; no OmgoptimError, which would count as a candidate's failure."""
+    """A lost connection that could not be restored; no OmgoptimError, which would count as a candidate's failure."""
 
 
 class Target:
@@ -50,7 +50,7 @@ class Target:
     """
 
     reconnect_s = 120.0
-    """For how long a lost connection is made again: a restart of a router or a laptop that slept takes less."""
+    """Seconds of attempts to restore a lost connection: a router's restart takes less."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Target:
         self._sent: dict[tuple[Path, str], str] = {}  # folders on the target, by folder here and manifest
         self._depth = 0
         self.generation = 0
-        """Number of the connection: what a process of an earlier one held is gone."""
+        """Number of the connection; processes of earlier connections are gone."""
         self.machine: Machine
         self.notes: list[str]
         self._connect()
@@ -96,7 +96,7 @@ class Target:
         self.generation += 1
 
     def retry(self, action: Callable[[], T]) -> T:
-        """Run an action; if the connection is lost meanwhile, reconnect and run it again.
+        """Run an action; if the connection is lost, reconnect and repeat it.
 
         Raises:
             TargetGone: it could not be made again in time.

@@ -1,4 +1,4 @@
-"""The connection to a target: one ssh process, started as the user would start it. No torch, no numpy.
+"""Connection to a target: one ssh process with the user's own configuration. No torch, no numpy.
 
 The user's configuration, keys, agent, jump hosts and known hosts decide, as in a shell. Nothing is asked
 (`BatchMode`), host keys are checked as ssh is configured to, and nothing is forwarded.
@@ -36,20 +36,20 @@ OPTIONS = (
     "ClearAllForwardings=yes",
     "RemoteCommand=none",
 )
-"""`ClearAllForwardings` and -a -x: the target gets no way back to this machine, whatever the configuration says."""
+"""`ClearAllForwardings` and -a -x: no forwarding to this machine, whatever the configuration says."""
 
 HELLO_LIMIT_S = 30.0
 """Limit of connecting, logging in and starting Python: jump hosts and slow boards take some ten seconds."""
 PING_S = 5.0
 """Interval of pings, well below the agent's `SILENCE_S`."""
 SPACE_BYTES = 64 * 2**20
-"""Free space without which nothing is begun: the package, and results on their way back."""
+"""Minimum free space, for the package and buffered results."""
 MOST_BANNER_LINES = 1000
 """Lines that a login shell may print before the agent's answer."""
 
 
 class TargetLost(Exception):
-    """The connection ended during an action, which is repeated over a new one."""
+    """The connection was lost during an action, which is repeated over a new one."""
 
 
 class Connection:

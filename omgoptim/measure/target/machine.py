@@ -1,4 +1,4 @@
-"""Description of a target, and installation of the engines on it. No torch, no numpy."""
+"""Inspection of a target, and installation of engines there. No torch, no numpy."""
 
 from __future__ import annotations
 

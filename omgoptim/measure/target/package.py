@@ -26,7 +26,7 @@ DISTRIBUTIONS = {"numpy": ("numpy",), "onnxruntime": ("onnxruntime",), "openvino
 """Distributions that a package needs to be imported there."""
 
 MARK = "omgoptim-target "
-"""Begin of the line that answers; a login shell may print others before it."""
+"""Prefix of the answering line; a login shell may print others before it."""
 
 OLDEST = (3, 10)
 """Oldest Python of the package (`requires-python` in pyproject.toml)."""

@@ -1,4 +1,4 @@
-"""A measuring process on a target, as callers know it from this machine."""
+"""Measuring process on a target, with the interface of a local one."""
 
 from __future__ import annotations
 

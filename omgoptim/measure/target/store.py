@@ -1,4 +1,4 @@
-"""Cache folder of a target: contents by hash, packages, and a scratch folder for each connection. Runs there."""
+"""Cache folder on a target: contents by hash, packages, a scratch folder per connection. Runs on the target."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def find_packages(store: Store, names: list[str], wanted: str, *, imported: bool
 
 
 def install_packages(store: Store, requirements: list[list[str]], wanted: str) -> str | None:
-    """Install with this Python's pip into the cache folder; return None, or the last line of what pip said.
+    """Install with this Python's pip into the cache folder; return None, or pip's last line.
 
     Args:
         store: cache folder of the target.

@@ -35,6 +35,7 @@ from omgoptim.techniques.quantize._onnx.program import finish, has_free_batch
 from omgoptim.techniques.quantize._onnx.weight_storage import (
     OPSET,
     RECURRENT,
+    SMALLEST_BYTES,
     STORED,
     packed_tensors,
     quantize_embeddings,
@@ -55,17 +56,15 @@ from omgoptim.techniques.quantize._ptq.gptq import (
 )
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
-SMALLEST_BYTES = 1024
-"""Maximum size of a weight that stays float32: scales and nodes would take more bytes than are saved."""
-
 SMALLEST_GROUP = 16
-"""Smallest group size of ONNX Runtime's MatMulNBits."""
+"""Smallest group size of ONNX Runtime's MatMulNBits (docs/ContribOperators.md: a power of 2, 16 at least)."""
 
 WIDEST = 4096
-"""Maximum inputs of a layer for GPTQ: the Hessian has their square."""
+"""Maximum inputs of a layer for GPTQ: a Hessian of 67 MB, and some 70 billion operations for its inverse."""
 
 SAMPLES = 64
-"""Calibration samples that moments are collected from, half of them to fit to and half to judge by."""
+"""Calibration samples that moments are collected from, half of them to fit to and half to judge by: MiniLM in int4 has
+a mean cosine of 0.985 with them, 0.967 without data (CONTRIBUTING.md)."""
 
 SPEED_NOTE = "Weights are dequantized at run time: the file is smaller, often not faster."
 REASONS = {

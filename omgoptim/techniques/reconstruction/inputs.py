@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omgoptim.measure.self_time import evaluation_mode
-from omgoptim.models.forward import NamedBatch
+from omgoptim.models.forward import NamedBatch, attached
 from omgoptim.models.samples import Samples, as_tensors, batch_length, forward_args
-from omgoptim.techniques.probe import Probe, attached
+from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun
 
 DenseLayer = nn.Linear | nn.Conv2d

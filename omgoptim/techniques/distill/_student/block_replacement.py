@@ -23,6 +23,7 @@ from omgoptim.blocks.inverted_residual import MIDDLE, InvertedResidual
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.measure.size import count_params
+from omgoptim.models.forward import attached
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.factorize._low_rank.problem import replace_layer
@@ -30,7 +31,6 @@ from omgoptim.techniques.probe import (
     EXCLUDED,
     NOT_RUN,
     WHOLE_MODEL,
-    attached,
     frozen_or_shared,
     owned_parameters,
     quiet,

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from omgoptim.models.child_removal import keep_children
+from omgoptim.models.forward import attached
 from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.reports import Change
 from omgoptim.requests.distill import Auto, Derived
-from omgoptim.techniques.probe import Probe, attached
+from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun
 
 LONGEST_UNIT = 6

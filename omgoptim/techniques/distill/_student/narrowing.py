@@ -27,7 +27,8 @@ from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 ROUND_TO, ROUND_FROM = 8, 64
-"""Widths of at least the second are multiples of the first; smaller ones are any number."""
+"""Widths of at least the second are multiples of the first, the float32 numbers of an AVX2 register: there rounding
+moves a width by a sixteenth at most; smaller ones are any number."""
 
 LEAST = 1e-9
 """Minimum fraction of a group that is kept: one unit, whatever the width."""

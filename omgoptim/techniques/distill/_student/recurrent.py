@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
+from omgoptim.models.forward import attached
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.probe import (
     EXCLUDED,
     DoesNotRun,
     Probe,
-    attached,
     difference,
     frozen_or_shared,
     is_shared,
@@ -34,6 +34,7 @@ from omgoptim.techniques.probe import (
     tolerance_of,
 )
 from omgoptim.techniques.prune._channels.groups import narrowed
+from omgoptim.techniques.reconstruction.inputs import Hook, forward_hooks
 from omgoptim.techniques.registry import ModuleRun, Refusal
 
 WIDTHS = (
@@ -197,8 +198,7 @@ def ignore_units(module: nn.Module, recurrent: Recurrent, kept: Tensor) -> None:
 
 def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> tuple[list[Recurrent], list[Skip]]:
     """Find the recurrent layers that can shrink, each verified; and the others with the reason."""
-    found, skipped = [], []
-    owners = owned_parameters(module)
+    found, skipped, owners = [], [], owned_parameters(module)
     for path, layer in module.named_modules():
         if not isinstance(layer, nn.RNNBase):
             continue
@@ -221,18 +221,16 @@ def _refusal(
 ) -> Refusal | None:
     if not selection.includes(path):
         return EXCLUDED
+    reason = ""
     if layer.proj_size:
-        return Refusal("its outputs are projections of its hidden units (proj_size)", "unsupported")
-    if layer.hidden_size < 2:
-        return Refusal("it has one hidden unit", "unsupported")
-    if refusal := frozen_or_shared(layer, owners):
-        return refusal
-    other = next((t.dtype for t in layer.parameters() if t.dtype not in (torch.float32, torch.float64)), None)
-    if other is not None:
-        return Refusal(f"its weights are {str(other).removeprefix('torch.')}", "unsupported")
-    if any(name not in layer._parameters for name in layer._flat_weights_names):
-        return Refusal("its weights are computed from others (a parametrization)", "unsupported")
-    return None
+        reason = "its outputs are projections of its hidden units (proj_size)"
+    elif layer.hidden_size < 2:
+        reason = "it has one hidden unit"
+    elif other := {tensor.dtype for tensor in layer.parameters()} - {torch.float32, torch.float64}:
+        reason = f"its weights are {str(other.pop()).removeprefix('torch.')}"
+    elif any(name not in layer._parameters for name in layer._flat_weights_names):
+        reason = "its weights are computed from others (a parametrization)"
+    return Refusal(reason, "unsupported") if reason else frozen_or_shared(layer, owners)
 
 
 def _tied_reader(
@@ -291,9 +289,8 @@ def _numbers_by_column(module: nn.Module, layer: Any, numbers: Tensor, run: Modu
             sequence = written(sequence)
         return sequence, tree_map(of_layers, state)
 
-    def look(path: str) -> Any:
-        def hook(part: nn.Module, args: Any, kwargs: Any) -> None:
-            values = args[0] if args else next(iter(kwargs.values()))
+    def look(path: str) -> Hook:
+        def hook(part: nn.Module, values: Any, _output: Any) -> None:
             values = values.data if isinstance(values, PackedSequence) else values
             if isinstance(values, Tensor) and values.shape[-1] == inputs_of(part):
                 found = _constant(values.detach().reshape(-1, values.shape[-1]).cpu())
@@ -302,12 +299,10 @@ def _numbers_by_column(module: nn.Module, layer: Any, numbers: Tensor, run: Modu
 
         return hook
 
-    hooks = [layer.register_forward_hook(assign)]
-    for path, part in module.named_modules():
-        if isinstance(part, (nn.Linear, nn.RNNBase)) and part is not layer:
-            hooks.append(part.register_forward_pre_hook(look(path), with_kwargs=True))
+    parts = {path: part for path, part in module.named_modules() if isinstance(part, (nn.Linear, nn.RNNBase))}
+    hooks = {path: look(path) for path, part in parts.items() if part is not layer}
     try:
-        with attached(hooks):
+        with attached([layer.register_forward_hook(assign)]), forward_hooks(module, hooks, before=True):
             Probe.of(run).outputs(module)
     except DoesNotRun:
         return {}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.measure.self_time import evaluation_mode
+from omgoptim.models.forward import attached
 from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.factorize._low_rank.layer_selection import with_same_rows
 from omgoptim.techniques.probe import Use, uses_of
@@ -169,9 +170,9 @@ def output_influence(
         return hook
 
     seen = 0
-    handles = [layer.register_forward_hook(watch(path)) for path, layer in layers.items()]
+    handles = (layer.register_forward_hook(watch(path)) for path, layer in layers.items())
     try:
-        with evaluation_mode(module), torch.enable_grad():
+        with attached(handles), evaluation_mode(module), torch.enable_grad():
             for batch in batches_of(run.statistics, min(samples, INFLUENCE_SAMPLES)):
                 tensors = call_tensors(batch, run)
                 real = padding_mask(tensors)
@@ -190,8 +191,6 @@ def output_influence(
         return {}
     finally:
         called.clear()
-        for handle in handles:
-            handle.remove()
     return {path: total / seen for path, total in found.items() if bool(total.isfinite().all()) and bool(total.any())}
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omgoptim.models.forward import attached
 from omgoptim.reports import Skip
-from omgoptim.techniques.probe import DoesNotRun, Probe, attached
+from omgoptim.techniques.probe import DoesNotRun, Probe
 from omgoptim.techniques.prune._channels.groups import Count, Group, Place
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads", "nheads", "num_head", "h")

@@ -20,7 +20,8 @@ CLOSE = 0.02
 """Largest relative distance below the target MACs before widths are rounded to smaller multiples."""
 
 FINER = (None, 4, 2, 1)
-"""Multiples that widths are rounded to, tried in this order until the target is met closely."""
+"""Multiples that widths are rounded to, the default (8) and its halves, tried in this order until the target is met
+closely."""
 
 
 def original_widths(groups: Groups, module: nn.Module, original: nn.Module) -> Widths:

@@ -20,12 +20,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from omgoptim.errors import SetupError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
+from omgoptim.models.forward import attached
 from omgoptim.models.globs import refuse_unknown
 from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.probe import DoesNotRun, Probe, attached, error_location, owned_parameters, quiet, traced
+from omgoptim.techniques.probe import DoesNotRun, Probe, error_location, owned_parameters, quiet, traced
 from omgoptim.techniques.prune._channels.attention_heads import find_heads
 from omgoptim.techniques.prune._channels.groups import (
     Group,

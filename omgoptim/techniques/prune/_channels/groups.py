@@ -30,8 +30,8 @@ from omgoptim.techniques.registry import Refusal
 Side = Literal["out", "in"]
 
 ROUND_TO, ROUND_FROM = 8, 32
-"""Default rounding: widths of at least the second number are multiples of the first; in smaller groups rounding would
-dominate the change.
+"""Default rounding: widths of at least the second number are multiples of the first, the float32 numbers of an AVX2
+register; in smaller groups rounding would dominate the change.
 """
 
 

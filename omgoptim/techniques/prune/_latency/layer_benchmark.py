@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET, IR_VERSION = 18, 8
-"""ONNX opset that every supported ONNX Runtime and OpenVINO can read."""
+"""Opset and IR version of ONNX 1.13 (its docs/Versioning.md), which every supported ONNX Runtime and OpenVINO reads."""
 
 INPUT, OUTPUT = "x", "output"
 

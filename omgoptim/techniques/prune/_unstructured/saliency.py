@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from omgoptim.measure.self_time import evaluation_mode
-from omgoptim.techniques.probe import attached
+from omgoptim.models.forward import attached
 from omgoptim.techniques.prune._unstructured.parameter_selection import Weight, is_linear_transposed
 from omgoptim.techniques.registry import ModuleRun
 

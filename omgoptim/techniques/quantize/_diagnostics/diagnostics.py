@@ -41,7 +41,8 @@ bits.
 """
 
 UNLIKE = 1.5
-"""Ratio between the range of evaluation inputs and the calibrated one, either way, that counts as different data."""
+"""Ratio between the range of evaluation inputs and the calibrated one, either way, that counts as different data: more
+than half a bit is lost, or values are clipped."""
 
 
 @dataclass(frozen=True, slots=True)

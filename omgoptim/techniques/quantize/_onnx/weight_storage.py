@@ -35,7 +35,8 @@ from omgoptim.techniques.quantize._ptq.gptq import Bytes, QuantizedGroups
 from omgoptim.techniques.registry import Outcome
 
 SMALLEST_BYTES = 1024
-"""Maximum size of a tensor that stays float32: a Cast node takes more bytes than it saves."""
+"""Maximum size of a tensor that stays float32, as the default `size_threshold` of onnx.save_model: the nodes and names
+that a smaller one needs take much of what it would save."""
 
 Half = Literal["bfloat16", "float16"]
 
