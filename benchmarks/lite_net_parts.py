@@ -38,14 +38,15 @@ def weights_only(quantized: Path) -> ModelProto:
     nodes = []
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] not in stored:
-            scale, zero = float(stored[node.input[1]]), stored[node.input[2]]
-            info = np.iinfo(zero.dtype)
+            scale, zero = (stored[name].reshape(-1) for name in node.input[1:3])
+            info, along = np.iinfo(zero.dtype), (-1, 1, 1) if scale.size > 1 else ()  # one for each channel of a map
             ends = [f"{node.output[0]}_{end}" for end in ("low", "high")]
             for name, integer in zip(ends, (info.min, info.max), strict=True):
-                value = np.array((integer - int(zero)) * scale, np.float32)
+                value = ((integer - zero.astype(np.int64)) * scale).astype(np.float32).reshape(along)
                 model.graph.initializer.append(numpy_helper.from_array(value, name))
-            clips[node.output[0]] = f"{node.output[0]}_clipped"
-            nodes.append(helper.make_node("Clip", [node.input[0], *ends], [clips[node.output[0]]]))
+            floored, clips[node.output[0]] = f"{node.output[0]}_floored", f"{node.output[0]}_clipped"
+            nodes.append(helper.make_node("Max", [node.input[0], ends[0]], [floored]))
+            nodes.append(helper.make_node("Min", [floored, ends[1]], [clips[node.output[0]]]))
         elif node.op_type == "DequantizeLinear" and node.input[0] in clips:
             nodes.append(helper.make_node("Identity", [clips[node.input[0]]], [node.output[0]]))
         else:

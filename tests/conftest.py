@@ -1,4 +1,4 @@
-"""Makes `by_hand` importable from every test: pytest imports test files by path, not by folder.
+"""Make `by_hand` importable from every test: pytest imports test files by path, not by folder.
 
 Tests run in several processes at once. Each of them has a folder for temporary files of its own and a queue of devices
 of its own, because runs that measure take turns, and a core of its own, because threads that share a core wait for each

@@ -23,7 +23,7 @@ __all__ = ["RunContext", "operation_of", "run_verb"]
 
 
 def run_verb(verb: str, request: Request, context: RunContext, live: Live | None = None) -> EfficiencyReport:
-    """Do what a request asks. Torch is imported here, not before.
+    """Execute a request. Torch is imported here, not before.
 
     Args:
         verb: its name in the registry.

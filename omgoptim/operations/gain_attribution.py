@@ -108,7 +108,7 @@ def waiting_share(timing: Timing, load: float) -> float | None:
 
 
 def waiting_sentence(share: float) -> str:
-    """Return a sentence on a model that waits, and on what can be gained then."""
+    """Return a sentence on a model that waits, and on the gain that is possible."""
     return (
         f"the model waits {share:.0%} of its time (sleeping, reading, a lock) instead of computing: no technique "
         "shortens that, and a speedup of a model that is exported without it says nothing of the compression"

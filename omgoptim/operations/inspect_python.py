@@ -34,7 +34,7 @@ LAZY = {"transformers": "AutoModel"}
 
 
 def main() -> None:
-    """Print what this Python has; whatever an import prints goes to standard error."""
+    """Print the packages of this Python; output of imports goes to standard error."""
     answer = os.dup(1)
     os.dup2(2, 1)
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # openvino and nncf report usage without asking

@@ -124,7 +124,7 @@ class Ledger:
         self._add(entry)
 
     def front(self, max_quality_drop: float | None = None) -> list[Entry]:
-        """Return the Pareto front of what was measured, fastest first; see `pareto_front`."""
+        """Return the Pareto front of the measured steps, the fastest first; see `pareto_front`."""
         return pareto_front(self._by_key.values(), max_quality_drop)
 
     def _add(self, entry: Entry) -> None:

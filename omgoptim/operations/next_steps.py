@@ -89,7 +89,7 @@ def engine_argument(runtime: str, scheme: str = "auto") -> dict[str, Any]:
 
 
 def result_arguments(request: ModelRequest, run_id: str) -> dict[str, Any]:
-    """Return the arguments for another verb on a run's artifact: its data and how its outputs are judged."""
+    """Return the arguments for another verb on a run's artifact: its data, metric and outputs."""
     of_the_original = ("model", "checkpoint", "weights", "model_kwargs")
     given = common_arguments(request)
     return {"model": run_id} | {name: value for name, value in given.items() if name not in of_the_original}
@@ -130,7 +130,7 @@ def profile_steps(
 
 
 def _what_fewer_bits_bring(costly: Layer | None, waits: float | None) -> str:
-    """Return what quantization can do for a model, by where its time goes."""
+    """Return a sentence on what quantization can gain, by where the model's time is spent."""
     if waits is not None:
         return f"quantization makes it smaller; of its time {waits:.0%} is waiting, which fewer bits do not shorten"
     if costly is None or costly.kind in IN_INTEGERS:

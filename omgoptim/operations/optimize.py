@@ -110,7 +110,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
 def _points(
     steps: Steps, goal: Goal, cost: Cost, problem: str | None, loaded: LoadedModel, preference: Preference
 ) -> tuple[list[Point], list[Point]]:
-    """Take the steps; return everything that they made, and of that what quantization alone made.
+    """Take the steps; return all of their results, and those of quantization alone.
 
     Args:
         steps: takes and records the steps.

@@ -73,7 +73,7 @@ def on_target(request: Request, context: RunContext) -> Iterator[tuple[Request, 
 
 
 def with_target(report: EfficiencyReport, context: RunContext) -> EfficiencyReport:
-    """Say in the report where it was measured and what could not be; let its next steps measure there too."""
+    """Add the target to the report, its notes and next steps."""
     if context.target is None or report.before is None:
         return report
     where = f"Measured on {context.target.address}: {context.target.machine.cpu}."

@@ -66,8 +66,8 @@ class Measurement(Record):
     latency_ms_p90: float | None = None
     """Latency of one call at batch 1."""
     throughput_per_s: float | None = None
-    """Samples per second at `batch`; null where the answer depends on the batch, the batch cannot be
-    free, or a call takes long."""
+    """Samples per second at `batch`; null if outputs depend on the batch, the batch is fixed, or a call takes
+    long."""
     batch: int | None = None
     peak_memory_bytes: int | None = None
     """Peak resident memory of the fresh process (CPU), or peak allocated memory (GPU)."""

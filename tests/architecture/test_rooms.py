@@ -1,4 +1,4 @@
-"""The house holds: a module imports only from rooms below its own, and the light rooms stay light."""
+"""A module imports only from packages below its own, and the light packages import no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks on a Ray of our own and on a cluster: lost workers and nodes, dead addresses, and what is left at the end."""
+"""Tasks on a local Ray and on a cluster: lost workers and nodes, dead addresses, and no leftovers."""
 
 from __future__ import annotations
 

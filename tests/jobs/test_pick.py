@@ -1,4 +1,4 @@
-"""Delivering another finalist: artifact and report change places, whole, and nothing is lost."""
+"""Picking another finalist: artifact and report are swapped completely, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step of a run that was cut off goes on in its own folder, a finished one is not done again, whatever was left."""
+"""An interrupted step of a run resumes in its own folder, and a finished step is not repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of a disk that takes no more: named as such, with a true state left behind."""
+"""Tests of a full disk: reported as such, with a correct final state."""
 
 from __future__ import annotations
 

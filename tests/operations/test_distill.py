@@ -1,4 +1,4 @@
-"""distill, whole: a student trained beside its teacher, saved, reopened, and measured against it."""
+"""distill as a whole run: a student is trained, saved, reopened, and measured against its teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""factorize, whole: thin products in the place of weights, trained back, saved, reopened and measured."""
+"""factorize as a whole run: low-rank factors, fine-tuned, saved, reopened and measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cell in a Python loop: told with its number of calls, by hand 3 layers with 24 + 24 + 1 calls."""
+"""A cell in a Python loop is reported with its number of calls: by hand, 3 layers with 24 + 24 + 1 calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models, data and machines off the beaten track: each gives its true numbers or its own clear error."""
+"""Unusual models, data and machines: each gives true numbers or a clear error."""
 
 from __future__ import annotations
 

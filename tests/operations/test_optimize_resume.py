@@ -1,4 +1,4 @@
-"""A killed optimize run goes on where it was: no finished step is taken again, and none is left behind."""
+"""A killed optimize run resumes where it was: no finished step is repeated, and none is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""prune, whole: real models, trained back, saved, reopened in fresh processes and measured."""
+"""prune as a whole run: real models, fine-tuned, saved, reopened in fresh processes and measured."""
 
 from __future__ import annotations
 

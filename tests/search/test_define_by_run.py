@@ -1,4 +1,4 @@
-"""What a user's space varies is found by calling it, and its failures are told with their reasons."""
+"""A user's space is explored by calling it, and its failures are reported with their reasons."""
 
 from __future__ import annotations
 

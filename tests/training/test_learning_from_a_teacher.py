@@ -1,4 +1,4 @@
-"""The loop with a teacher: what it costs, what is kept, and a training that is cut off."""
+"""The training loop with a teacher: its cost, cached outputs, and an interrupted training."""
 
 from __future__ import annotations
 

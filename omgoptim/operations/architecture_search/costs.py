@@ -63,7 +63,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Measures networks beside the original, so that how busy the machine is cancels out."""
+    """Measures networks in turns with the original, so that the machine's load cancels out."""
 
     job: Job[SearchRequest]
     baseline: Path

@@ -32,7 +32,7 @@ AT_ONCE = 5
 
 @dataclass(slots=True)
 class Predictions:
-    """Networks that were measured, and what they say of the others."""
+    """Measured networks, and predictions for the others."""
 
     space: Space
     costs: Costs

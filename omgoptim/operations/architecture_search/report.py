@@ -1,4 +1,4 @@
-"""The report of a search: every trial as a candidate, what was predicted against what was measured, the finalists."""
+"""Report of a search: trials as candidates, predicted against measured costs, finalists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_REJECTED = 20
 
 
 def plan_report(job: Job[SearchRequest], searched: Searched) -> EfficiencyReport:
-    """Return what would be searched; nothing is trained."""
+    """Return the plan of a search; nothing is trained."""
     request, space = job.request, searched.product
     if space is None:
         what, first = "A conditional space, searched by TPE", 0
@@ -83,7 +83,7 @@ def search_report(
 
 
 def _ended_early(request: SearchRequest, found: Found) -> list[str]:
-    """Return the warning on fewer trials than were asked for."""
+    """Return the warning that fewer trials than requested were trained."""
     trained = found.driven.trained
     if trained >= request.trials:
         return []

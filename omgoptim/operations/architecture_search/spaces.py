@@ -1,4 +1,4 @@
-"""The space of a search: a user's function of a trial, or what the stages of the model can become."""
+"""Search space: a user's function of a trial, or variants of the model's stages."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _looked_at(function: SpaceFunction, seed: int) -> Searched:
 
 
 def automatic_space(job: Job[SearchRequest], span: tuple[float, float]) -> Searched:
-    """Return what the stages of the model can become, weights inherited.
+    """Return the space of variants of the model's stages, with inherited weights.
 
     Raises:
         TechniqueError: nothing of the model can be varied.

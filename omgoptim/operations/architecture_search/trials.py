@@ -249,7 +249,7 @@ def train_reference(trials: Trials, module: nn.Module, folder: Path) -> nn.Modul
 
 
 def remove_weights(folder: Path) -> None:
-    """Remove from a finished search what only going on needs: the weights, and the artifacts of trials."""
+    """Remove the files of a finished search that only resuming needs: weights and artifacts of trials."""
     kinds = (
         *folder.rglob(WEIGHTS),
         *folder.glob("**/trials/*/artifact"),

@@ -173,7 +173,7 @@ class Chain:
         return None if found is None else found[0]
 
     def _short(self, route: Route, level: float, index: int) -> Point | None:
-        """Take a step to a level with a short recovery, if there is time to quantize what comes of it."""
+        """Take a step to a level with a short recovery, if there is time to quantize its result."""
         steps, cost = self.steps, self.cost
         start, end = COMPARED
         width = (end - start) / (LEVELS + 2)
@@ -215,7 +215,7 @@ class Chain:
             self._quantized_within(factorized, f"quantize after {name}", None)
 
     def _quantized_within(self, point: Point, name: str, level: float | None) -> bool:
-        """Quantize a point with what is left of the guard; whether a result is within it.
+        """Quantize a point within the rest of the guard; return whether the result is within it.
 
         Args:
             point: the float result to quantize.

@@ -49,12 +49,12 @@ class Cost:
     """An epoch of training with the original as the teacher; None where nothing can be trained."""
 
     def quantize_s(self, taken: Sequence[Point]) -> float:
-        """Return what a quantize step takes: what the first one took, or an estimate before that."""
+        """Return the seconds of a quantize step: those of the first one, or an estimate before it."""
         done = [point.seconds for point in taken if point.verb == "quantize" and point.seconds]
         return done[0] if done else self.load_s + QUANTIZE_LAUNCHES * self.launch_s
 
     def trained_s(self, taken: Sequence[Point], epochs: int) -> float:
-        """Return what a step with that many epochs takes: as the slowest so far, or an estimate before any."""
+        """Return the seconds of a step with so many epochs, by the slowest so far, or an estimate before any."""
         measured = []
         overhead, epoch = self.load_s + TRAINED_LAUNCHES * self.launch_s, self.epoch_s or 0.0
         for point in taken:
@@ -74,12 +74,12 @@ class Cost:
         return FINAL_LAUNCHES / 2 * launches * self.launch_s
 
     def finalists(self, left_s: float, most: int) -> int:
-        """Return how many artifacts can be launched twice beside the original within the time left; two at least."""
+        """Return the number of artifacts that can be launched twice in the remaining time; at least two."""
         return min(most, max(2, int(left_s / (2 * max(self.launch_s, 1e-3))) - 1))
 
 
 def measured_once(file: Path, kind: Callable[..., Kept], measure: Callable[[], Kept]) -> Kept:
-    """Return what was measured before the run was cut off; else measure it and write it down.
+    """Return a quantity that was measured before the run was interrupted; else measure and store it.
 
     Args:
         file: JSON file in the run's folder.

@@ -1,4 +1,4 @@
-"""Floors: what an empty graph costs on each engine. No compression of the model gets below that."""
+"""Lower bounds: the cost of an empty graph on each engine, which no compression can undercut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`plan` of optimize: the steps that would be taken, and what the floors rule out. Nothing is made."""
+"""`plan` of optimize: the steps that would be taken, and targets below the lower bounds. Nothing is built."""
 
 from __future__ import annotations
 

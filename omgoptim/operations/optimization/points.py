@@ -12,7 +12,7 @@ from omgoptim.operations.context import StepRun
 
 @dataclass(slots=True, eq=False)
 class Point:
-    """An artifact that a step made, with what it was measured to be on the selection samples."""
+    """Artifact of a step, with its measurements on the selection samples."""
 
     name: str
     verb: str

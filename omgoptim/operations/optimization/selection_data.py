@@ -87,7 +87,7 @@ def train_problem(data: DataSource) -> str | None:
 
 
 def identity_of(data: DataSource, samples: int = MOST_SELECTION + MOST_CALIBRATION) -> str:
-    """Return a hash of the calibration split: what tells one data set from another under the same name."""
+    """Return a hash of the calibration split, which distinguishes data sets of the same name."""
     digest = hashlib.sha256()
     for raw in take_samples(_steady(data), samples):
         for key in _keys(raw):

@@ -142,7 +142,7 @@ class Steps:
         return found
 
     def records(self) -> list[Step]:
-        """Return what was done, as the report shows it."""
+        """Return the steps as records of the report."""
         front = pareto_points(self.taken)
         done = [
             Step(

@@ -62,7 +62,7 @@ def finalist_summary(run: QuantizeRun, finalist: Finalist, parts: GainsBy | None
 
 
 def is_replacement(run: QuantizeRun, finalist: Finalist) -> bool:
-    """Return whether this is float32 that was not asked for, chosen because nothing that was passes the guard."""
+    """Return whether this is float32, chosen although not requested, because no requested scheme passes the guard."""
     return finalist is run.chosen.winner and finalist.entry.reference
 
 

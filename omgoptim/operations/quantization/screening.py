@@ -160,7 +160,7 @@ def screen(
 
 
 def live_candidate(result: CandidateResult) -> Candidate:
-    """Return what is known of a candidate before anything is decided."""
+    """Return the preliminary record of a candidate."""
     spec = result.built.spec
     return Candidate(
         name=spec.name,

@@ -13,12 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omgoptim.errors import TechniqueError
-from omgoptim.models.onnx_file import load
 from omgoptim.requests.quantize import Bf16
-from omgoptim.techniques.quantize._onnx.preparation import at_opset
-from omgoptim.techniques.quantize._onnx.program import finish
-from omgoptim.techniques.quantize._onnx.weight_storage import store_half
+from omgoptim.techniques.quantize._onnx.weight_storage import write_half
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 
@@ -30,10 +26,4 @@ def apply(source: Path, target: Path, params: Bf16, run: ProgramRun) -> Outcome:
         TechniqueError: no weight could be stored so.
     """
     del params, run
-    original = load(source)
-    model = at_opset(load(source), 13)  # the first with bfloat16 in Cast
-    result = store_half(model, "bfloat16")
-    if not result.changed:
-        raise TechniqueError("no weight can be stored in bfloat16", "the program has no float32 weights over 1 KiB")
-    finish(model, original, target)
-    return result
+    return write_half(source, target, "bfloat16", 13)  # the first opset with bfloat16 in Cast

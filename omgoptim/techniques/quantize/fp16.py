@@ -13,11 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omgoptim.errors import TechniqueError
-from omgoptim.models.onnx_file import load
 from omgoptim.requests.quantize import Fp16
-from omgoptim.techniques.quantize._onnx.program import finish
-from omgoptim.techniques.quantize._onnx.weight_storage import store_half
+from omgoptim.techniques.quantize._onnx.weight_storage import write_half
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 
@@ -31,11 +28,4 @@ def apply(source: Path, target: Path, params: Fp16, run: ProgramRun) -> Outcome:
         TechniqueError: no weight could be stored so.
     """
     del params, run
-    original = load(source)
-    model = load(source)
-    result = store_half(model, "float16")
-    if not result.changed:
-        why = result.skipped[0].reason if result.skipped else "the program has no float32 weights over 1 KiB"
-        raise TechniqueError("no weight can be stored in float16", why, "scheme bf16 has float32's range")
-    finish(model, original, target)
-    return result
+    return write_half(source, target, "float16", 1, "scheme bf16 has float32's range")  # opset: as it is

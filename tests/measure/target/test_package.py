@@ -1,4 +1,4 @@
-"""The package that goes over: small and whole; the agent needs nothing, what it starts numpy and an engine."""
+"""The package for a target is small and complete; the agent needs no packages, its processes numpy and an engine."""
 
 from __future__ import annotations
 

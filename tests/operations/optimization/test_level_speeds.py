@@ -1,4 +1,4 @@
-"""What untrained levels bring: edges of the engine's steps, expectations between them, and one real measurement."""
+"""Speeds of untrained levels: steps of the engine, expected speeds between them, and one real measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step is judged on comes from the calibration split, and is not what it calibrates with."""
+"""Selection samples of a step come from the calibration split, and are not those that it calibrates with."""
 
 from __future__ import annotations
 

@@ -98,9 +98,12 @@ def test_the_kind_crosses_processes_as_that_of_a_technique() -> None:
 
 def test_candidates_that_fail_for_other_reasons_are_all_named() -> None:
     other = TechniqueError("the engine cannot run it", "", "another runtime")
-    error = no_candidate_error([("one", other), ("two", CONVOLUTIONS)], request())
+    error = no_candidate_error([(DYNAMIC, other), (replace(DYNAMIC, runtime="openvino"), CONVOLUTIONS)], request())
     assert (error.what, in_shell(error.fix)) == ("no candidate could be built", "another runtime")
-    assert error.why == "one: the engine cannot run it; two: dynamic quantization would change no layer"
+    assert error.why == (
+        "dynamic on onnxruntime: the engine cannot run it; "
+        "dynamic on openvino: dynamic quantization would change no layer"
+    )
 
 
 def test_dynamic_quantization_of_a_pure_cnn_is_an_error_whose_fix_runs(project: Path) -> None:

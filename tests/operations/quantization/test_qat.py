@@ -1,4 +1,4 @@
-"""Quantization-aware training: what is told, refused and undone; and one run of it whole, on digits."""
+"""Quantization-aware training: notes, refusals and restored weights; and one whole run on digits."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ compressed product.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,9 +29,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from omgoptim.models.onnx_file import attribute, graphs, initializers, replace_nodes
+from omgoptim.errors import TechniqueError
+from omgoptim.models.onnx_file import attribute, graphs, initializers, load, replace_nodes
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.reports import Change, Skip
+from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.program import finish
 from omgoptim.techniques.quantize._ptq.gptq import Bytes, QuantizedGroups
 from omgoptim.techniques.registry import Outcome
 
@@ -39,6 +43,21 @@ SMALLEST_BYTES = 1024
 that a smaller one needs take much of what it would save."""
 
 Half = Literal["bfloat16", "float16"]
+
+
+def write_half(source: Path, target: Path, half: Half, opset: int, fix: str = "") -> Outcome:
+    """Write the program `source`, raised to `opset` if it is older, with 16-bit weights to `target`.
+
+    Raises:
+        TechniqueError: no weight could be stored so; `fix` says what else can be done.
+    """
+    model = at_opset(load(source), opset)
+    result = store_half(model, half)
+    if not result.changed:
+        why = result.skipped[0].reason if result.skipped else "the program has no float32 weights over 1 KiB"
+        raise TechniqueError(f"no weight can be stored in {half}", why, fix)
+    finish(model, load(source), target)
+    return result
 
 
 def store_half(model: ModelProto, half: Half) -> Outcome:
