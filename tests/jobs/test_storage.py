@@ -41,7 +41,7 @@ def test_a_run_that_may_write_no_more_says_so_and_leaves_a_true_state_and_no_scr
     assert state.error["kind"] == "SetupError"
     assert "the file size limit is reached in" in state.error["what"]
     assert "limit of this process" in state.error["why"]
-    assert "the run had written 0.6 MB so far" in state.error["why"]
+    assert "the run has written 0.6 MB so far" in state.error["why"]
     assert f"omgoptim runs resume {folder.id}" in state.error["fix"]
     assert not folder.work.exists()
     assert not (folder.path / ".reserve.tmp").exists()
