@@ -8,6 +8,9 @@ import omgoptim
 
 PACKAGE_FILE = Path(omgoptim.__file__).resolve()
 
+USER_PATH = "OMGOPTIM_USER_PATH"
+"""Environment variable with the user's folders of PYTHONPATH: importable only once code of the project was named."""
+
 IMPORT_OMGOPTIM = """\
 import sys
 sys.path[:] = [entry for entry in sys.path if entry]

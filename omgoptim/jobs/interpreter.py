@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from omgoptim.bootstrap import PACKAGE_FILE
+from omgoptim.bootstrap import PACKAGE_FILE, USER_PATH
 from omgoptim.errors import RequestError, SetupError
 from omgoptim.jobs.project import plugin_roots
 from omgoptim.text import clean
@@ -196,13 +196,14 @@ def clean_environment() -> dict[str, str]:
 
 
 def worker_environment() -> dict[str, str]:
-    """Return the environment of a worker: clean, with the folders of PYTHONPATH that are the user's own.
+    """Return the environment of a worker: clean, with the folders of PYTHONPATH that are the user's own in `USER_PATH`.
 
-    Left out are folders of packages, of this Python's installation, and the one that omgoptim lies in.
+    Left out are folders of packages, of this Python's installation, and the one that omgoptim lies in. PYTHONPATH is
+    not set itself: a `torch.py` in one of them would replace torch before any code of the project is named.
     """
     entries = [Path(entry).absolute() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     kept = [str(entry) for entry in entries if not _is_of_this_python(entry.resolve())]
-    return clean_environment() | ({"PYTHONPATH": os.pathsep.join(kept)} if kept else {})
+    return clean_environment() | ({USER_PATH: os.pathsep.join(kept)} if kept else {})
 
 
 def _is_of_this_python(folder: Path) -> bool:

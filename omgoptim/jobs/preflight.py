@@ -130,7 +130,7 @@ def _check_weights(text: str, policy: PathPolicy) -> None:
 
 
 def _names(path: Path) -> set[str] | None:
-    """Return the names that a file may define; None if only running it can tell."""
+    """Return the names that a file may define; None if they are known only after running it."""
     try:
         text = read_plain(path, MOST_CODE_BYTES).decode("utf-8")
         tree = ast.parse(text)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from omgoptim.bootstrap import PACKAGE_FILE
+from omgoptim.bootstrap import PACKAGE_FILE, USER_PATH
 from omgoptim.errors import SetupError
 from omgoptim.jobs.actions import cancel
 from omgoptim.jobs.folder import RunFolder, runs_root
-from omgoptim.jobs.interpreter import Interpreter
+from omgoptim.jobs.interpreter import Interpreter, worker_environment
 from omgoptim.jobs.submit import launch, submit
 from omgoptim.reports import RunState
 from omgoptim.requests import parse
@@ -56,17 +56,34 @@ def test_the_request_reaches_the_run_as_it_was_asked(start: Launch, project: Pat
     assert folder.read_request().request["scheme"]["calibration_samples"] == 7
 
 
-def test_the_worker_leads_a_session_of_its_own_with_the_users_own_folders_of_pythonpath_alone(
-    start: Launch, ended: Ended, monkeypatch: pytest.MonkeyPatch, project: Path
+def test_the_worker_leads_a_session_of_its_own_and_sees_none_of_the_submitters_python_settings(
+    start: Launch, ended: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs, other = project / "src", Path("/elsewhere/lib/python3.10/site-packages")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, ("", theirs, other, PACKAGE_FILE.parent.parent))))
-    monkeypatch.setenv("PYTHONSTARTUP", "/elsewhere/startup.py")
+    monkeypatch.setenv("PYTHONPATH", "/somewhere/else")
     folder = start(
-        "assert os.getsid(0) == os.getpid() != os.getppid()\nassert 'PYTHONSTARTUP' not in os.environ\n"
-        f"assert os.environ['PYTHONPATH'] == {str(theirs)!r} in sys.path and '' not in sys.path\nreturn report(context)"
+        "assert os.getsid(0) == os.getpid() != os.getppid()\nassert 'PYTHONPATH' not in os.environ\n"
+        "assert '/somewhere/else' not in sys.path and '' not in sys.path\nreturn report(context)"
     )
     assert ended(folder).status == "done"
+
+
+def test_only_the_users_own_folders_of_pythonpath_are_handed_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    packages = Path("/elsewhere/lib/python3.10/site-packages")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, ("", "src", packages, PACKAGE_FILE.parent.parent))))
+    assert worker_environment()[USER_PATH] == str(project / "src")
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    assert USER_PATH not in worker_environment()
+
+
+def test_a_file_of_a_folder_of_pythonpath_does_not_replace_an_installed_package(
+    start: Launch, ended: Ended, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    (project / "filelock.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
+    folder = start("import filelock\nassert 'packages' in filelock.__file__\nreturn report(context)")
+    assert ended(folder).status == "done"
+    assert not (project / "ran").exists()
 
 
 def test_a_python_that_cannot_be_started_is_a_failed_run_and_an_error(project: Path) -> None:

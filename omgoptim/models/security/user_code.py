@@ -17,6 +17,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from pathlib import Path
 from types import FrameType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
+from omgoptim.bootstrap import USER_PATH
 from omgoptim.errors import ModelError, OmgoptimError, RequestError, SetupError, UserCodeError, argument, did_you_mean
 from omgoptim.models.security.path_policy import PathPolicy, error_about
 
@@ -153,8 +155,9 @@ def _raised(doing: str, error: BaseException) -> UserCodeError:
 
 
 def _import_source(source: str, policy: PathPolicy, spec: str, what: str) -> ModuleType:
-    if str(policy.project) not in sys.path:
-        sys.path.insert(0, str(policy.project))
+    for folder in (*reversed(os.environ.get(USER_PATH, "").split(os.pathsep)), str(policy.project)):
+        if folder and folder not in sys.path:
+            sys.path.insert(0, folder)
     if not source.endswith(".py"):
         refuse_foreign_module(source.partition(".")[0], source, policy, spec, what)
         _require_module(source, what)  # imports the packages above it, which are the project's

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from omgoptim.bootstrap import USER_PATH
 from omgoptim.errors import DataError, ModelError, SetupError, UserCodeError
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
@@ -31,6 +33,21 @@ def test_a_file_imports_its_neighbours_and_the_modules_of_the_project(write: Wri
     write("models/beside.py", "two = 2")
     write("models/net.py", "from at_root import one\nfrom beside import two\ndef build(): return one + two\n")
     assert load("models/net.py:build", policy)() == 3  # type: ignore[operator]
+
+
+def test_a_file_imports_from_the_users_folders_of_pythonpath_after_the_projects_own(
+    write: Write, policy: PathPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for number, folder in enumerate((first, second)):
+        folder.mkdir()
+        (folder / "listed_module.py").write_text(f"value = {number}")
+        (folder / "own_module.py").write_text("value = 'not of the project'")
+    write("own_module.py", "value = 2")
+    write("uses.py", "import listed_module, own_module\ndef build(): return listed_module.value, own_module.value\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(USER_PATH, os.pathsep.join((str(first), str(second))))
+    assert load("uses.py:build", policy)() == (0, 2)  # type: ignore[operator]
 
 
 def test_two_files_of_one_name_are_distinguished_and_one_file_is_executed_once(
