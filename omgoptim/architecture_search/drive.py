@@ -77,7 +77,7 @@ class TrialLoop:
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
     """`progress(stage, fraction)` of the search."""
     more: Callable[[], bool] = lambda: True
-    """Whether another trial may begin: there is time left."""
+    """Return True while another trial may begin: there is time left."""
     start: Callable[[TrialSpec], Started] | None = None
     """Begins a trial elsewhere, in place of running `trial` here."""
 

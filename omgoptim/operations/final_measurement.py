@@ -20,8 +20,8 @@ from omgoptim.measure.timing import Timing
 from omgoptim.measure.validity_checks import chance_level_summary
 from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.gain_attribution import implausible_sentence
+from omgoptim.operations.goal import Missed
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.optimization.goal import Missed
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.timing import fraction_progress, full_race
@@ -35,6 +35,9 @@ from omgoptim.requests import (
     QuantizeRequest,
     SearchRequest,
 )
+
+SPAN = (0.82, 0.97)
+"""Fractions of a run of optimize or search between which the final measurement moves its progress."""
 
 Compression = QuantizeRequest | PruneRequest | FactorizeRequest | DistillRequest | OptimizeRequest | SearchRequest
 """Request of a verb that saves an artifact."""

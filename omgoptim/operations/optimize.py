@@ -11,23 +11,22 @@ from omgoptim.models.manifest import Manifest
 from omgoptim.operations.baseline import at_exportable_batch, original_on_target
 from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.execution import is_parallel, refuse_unreachable
-from omgoptim.operations.final_measurement import guard_reasons, measure_finalists
+from omgoptim.operations.final_measurement import SPAN, guard_reasons, measure_finalists
 from omgoptim.operations.final_report import final_report, save_finalists
+from omgoptim.operations.goal import Goal
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.next_steps import pick_step, result_arguments, same_arguments, step
 from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, single
-from omgoptim.operations.optimization.cost import Cost, epoch_seconds, measured_once
+from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost, epoch_seconds, measured_once
 from omgoptim.operations.optimization.final_choice import (
     FINALISTS,
-    SPAN,
     Chosen,
     DeliveryOrder,
     Finalist,
     pick_finalists,
 )
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below, refuse_size
-from omgoptim.operations.optimization.goal import FINAL_SHARE, Goal
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_levels
 from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.optimization.parallel_steps import train_in_parallel

@@ -45,9 +45,9 @@ from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.execution import pausing, refuse_unreachable, weights_hash
 from omgoptim.operations.final_report import save_finalists
 from omgoptim.operations.float_program import float_program
+from omgoptim.operations.goal import Goal
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below
-from omgoptim.operations.optimization.goal import Goal
 from omgoptim.operations.output_folder import free_output, with_output
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.save_module import require_module, save

@@ -18,7 +18,7 @@ from omgoptim.models.manifest import Manifest
 from omgoptim.models.recipe import Recipe
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.float_program import float_program
-from omgoptim.operations.optimization.goal import MB
+from omgoptim.operations.goal import Goal
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.save_module import save
@@ -40,14 +40,10 @@ class Limits:
     @staticmethod
     def of(request: SearchRequest, baseline_ms: float) -> Limits:
         """Return the limits of a request; a speedup is one of latency, by that of the original."""
-        latencies = [request.target_latency_ms] if request.target_latency_ms is not None else []
+        goal = Goal.of(request)
+        latencies = [goal.latency_ms] if goal.latency_ms is not None else []
         latencies += [baseline_ms / request.target_speedup] if request.target_speedup is not None else []
-        size, memory = request.target_size_mb, request.target_memory_mb
-        return Limits(
-            min(latencies, default=None),
-            None if size is None else size * MB,
-            None if memory is None else memory * MB,
-        )
+        return Limits(min(latencies, default=None), goal.size_bytes, goal.memory_bytes)
 
     def loads(self, latency_ms: float | None, size_bytes: float | None, memory_bytes: float | None) -> dict[str, float]:
         """Return measured over allowed by constraint, of what is known and limited."""

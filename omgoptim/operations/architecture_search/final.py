@@ -9,6 +9,7 @@ from pathlib import Path
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import Stage
 from omgoptim.operations.final_measurement import (
+    SPAN,
     DeliveryRule,
     FinalChoice,
     FinalRace,
@@ -16,9 +17,8 @@ from omgoptim.operations.final_measurement import (
     TimedEntry,
     measure_finalists,
 )
+from omgoptim.operations.goal import Goal, Missed
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.optimization.final_choice import SPAN
-from omgoptim.operations.optimization.goal import Goal, Missed
 from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Gains, Measurement
@@ -74,16 +74,11 @@ class TargetsFirst(DeliveryRule[Entry]):
         return sorted(race.timed, key=place)
 
     def missed(self, after: Measurement, gained: Gains, race: FinalRace[Entry]) -> list[Missed]:
-        """Return the targets that a measured entry does not meet."""
-        return _missed(self.request, after, gained, race.load)
-
-
-def _missed(request: SearchRequest, after: Measurement, gained: Gains, load: float) -> list[Missed]:
-    """Return the targets that are not met; a time of an overloaded machine is not a miss."""
-    goal = Goal.of(request)
-    missed = (goal if load <= OVERLOADED else replace(goal, latency_ms=None)).missed(after)
-    wanted = request.target_speedup
-    if wanted is not None and gained.speedup is not None and gained.speedup < wanted and after.latency_ms_p50:
-        allowed = after.latency_ms_p50 * gained.speedup / wanted
-        missed.append(Missed(f"latency for a speedup of {wanted:g}:", after.latency_ms_p50, allowed, "ms"))
-    return sorted(missed, key=lambda one: -one.factor)
+        """Return the targets that are not met; a time of an overloaded machine is not a miss."""
+        goal = Goal.of(self.request)
+        missed = (goal if race.load <= OVERLOADED else replace(goal, latency_ms=None)).missed(after)
+        wanted = self.request.target_speedup
+        if wanted is not None and gained.speedup is not None and gained.speedup < wanted and after.latency_ms_p50:
+            allowed = after.latency_ms_p50 * gained.speedup / wanted
+            missed.append(Missed(f"latency for a speedup of {wanted:g}:", after.latency_ms_p50, allowed, "ms"))
+        return sorted(missed, key=lambda one: -one.factor)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from omgoptim.operations.goal import Goal
 from omgoptim.operations.optimization.cost import Cost
-from omgoptim.operations.optimization.goal import Goal
 from omgoptim.operations.optimization.level_speeds import FACTORIZED, LevelSpeeds
 from omgoptim.operations.optimization.points import Point, product, speeds
 from omgoptim.operations.optimization.steps import PlannedStep, Steps

@@ -26,6 +26,9 @@ from omgoptim.training.config import BATCH
 from omgoptim.training.losses import tensor_outputs
 from omgoptim.training.modes import own_randomness
 
+FINAL_SHARE = 0.15
+"""Share of the budget that is held back for the final measurement."""
+
 COUNTING_S = 10.0
 """Longest time in which the samples of an epoch are counted."""
 

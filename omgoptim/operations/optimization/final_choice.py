@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from omgoptim.measure.timing import Timing
 from omgoptim.models.manifest import Manifest
 from omgoptim.operations.final_measurement import DeliveryRule, FinalChoice, FinalRace, MeasuredEntry, TimedEntry
+from omgoptim.operations.goal import Goal, Missed
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.optimization.goal import Goal, Missed
 from omgoptim.operations.optimization.points import Point, speeds
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.report_records import measurement
@@ -18,9 +18,6 @@ from omgoptim.reports import Gains, Measurement
 
 FINALISTS = 5
 """Most points that are measured in full."""
-
-SPAN = (0.82, 0.97)
-"""Fractions of the run between which the final measurement moves its progress."""
 
 Finalist = MeasuredEntry[Point]
 Chosen = FinalChoice[Point]

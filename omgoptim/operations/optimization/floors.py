@@ -16,8 +16,8 @@ from omgoptim.models.artifact import save_program
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.goal import MB, Goal
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.optimization.goal import MB, Goal
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
 

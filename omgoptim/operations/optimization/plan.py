@@ -21,9 +21,8 @@ from omgoptim.operations.optimization.chain import (
     SHORT_EPOCHS,
     UNTRAINED_SHARE,
 )
-from omgoptim.operations.optimization.cost import Cost
+from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost
 from omgoptim.operations.optimization.floors import Floor
-from omgoptim.operations.optimization.goal import FINAL_SHARE
 from omgoptim.operations.optimization.level_speeds import LEVELS as UNTRAINED_LEVELS
 from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.reports import EfficiencyReport, Step

@@ -46,7 +46,7 @@ class PlannedStep:
     arguments: dict[str, Any]
     """Arguments of the verb, beside those that every verb shares."""
     parent: Point | None = None
-    """What it starts from; None for the original."""
+    """Parent point whose artifact the step starts from; None for the original."""
     span: tuple[float, float] = (0.0, 1.0)
     """Fraction of the whole run that it takes."""
     expected_speedup: float | None = None

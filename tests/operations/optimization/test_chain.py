@@ -9,11 +9,11 @@ import pytest
 
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext, StepRun
+from omgoptim.operations.goal import Goal
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.chain import Chain, single
 from omgoptim.operations.optimization.cost import Cost
-from omgoptim.operations.optimization.goal import Goal
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds
 from omgoptim.operations.optimization.steps import Steps
 from omgoptim.operations.quantization.selection import Preference

@@ -11,9 +11,9 @@ import pytest
 
 from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.final_measurement import FinalRace, TimedEntry
+from omgoptim.operations.goal import Goal
 from omgoptim.operations.optimization import final_choice
 from omgoptim.operations.optimization.final_choice import DeliveryOrder, is_slower, pick_finalists
-from omgoptim.operations.optimization.goal import Goal
 from omgoptim.operations.optimization.points import Point
 from omgoptim.operations.quantization.selection import Preference
 

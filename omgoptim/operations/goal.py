@@ -9,9 +9,6 @@ from omgoptim.requests import OptimizeRequest, SearchRequest
 
 MB = 1_000_000
 
-FINAL_SHARE = 0.15
-"""Share of the budget that is held back for the final measurement."""
-
 
 @dataclass(frozen=True, slots=True)
 class Missed:

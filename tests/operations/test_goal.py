@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omgoptim.operations.optimization.goal import Goal
+from omgoptim.operations.goal import Goal
 from omgoptim.reports import Measurement
 from omgoptim.requests import OptimizeRequest
 
