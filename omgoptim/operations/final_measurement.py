@@ -20,11 +20,11 @@ from omgoptim.measure.timing import Timing
 from omgoptim.measure.validity_checks import chance_level_summary
 from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.gain_attribution import implausible_sentence
-from omgoptim.operations.goal import Missed
+from omgoptim.operations.goal import Missed, time_target
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import gains, measurement
-from omgoptim.operations.timing import fraction_progress, full_race
+from omgoptim.operations.timing import OVERLOADED, fraction_progress, full_race
 from omgoptim.operations.verdict import Outcome, holds, outcome_of, passes, ruined_sentence
 from omgoptim.reports import Gains, GainsBy, Measurement
 from omgoptim.requests import (
@@ -171,9 +171,13 @@ class FinalChoice(Generic[AnyEntry]):
         return chance_level_summary(one.before.metric, one.before.quality, self.loaded.evaluation.targets)
 
     def doubts(self, one: MeasuredEntry[AnyEntry], parts: GainsBy | None = None) -> list[str]:
-        """Return the sentences that come before any ratio: an original at chance level, an implausible speedup."""
+        """Return the sentences before any ratio: a bad original, an implausible speedup, an undecided time target."""
         implausible = self.implausible(one, parts)
-        return [text for text in (self.chance_level(one), implausible and f"{implausible}.") if text]
+        return [text for text in (self.chance_level(one), implausible and f"{implausible}.", self._undecided()) if text]
+
+    def _undecided(self) -> str:
+        target = time_target(self.request) if self.race.load > OVERLOADED else None
+        return f"Whether {target} is reached is undecided: the machine was overloaded." if target else ""
 
 
 def measure_finalists(

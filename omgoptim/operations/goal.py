@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Measurement
-from omgoptim.requests import OptimizeRequest, SearchRequest
+from omgoptim.requests import OptimizeRequest, PruneRequest, SearchRequest
 
 MB = 1_000_000
+
+
+def time_target(request: object) -> str | None:
+    """Return a request's target for latency or speedup in words; None without one."""
+    asked = request.method if isinstance(request, PruneRequest) else request
+    latency_ms: float | None = getattr(asked, "target_latency_ms", None)
+    speedup: float | None = getattr(asked, "target_speedup", None)
+    if latency_ms is not None:
+        return f"a latency of {latency_ms:g} ms"
+    return f"a speedup of {speedup:g}x" if speedup is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +59,18 @@ class Goal:
             None if memory is None else memory * MB,
         )
 
-    def missed(self, measured: Measurement) -> list[Missed]:
-        """Return the targets that a measurement does not reach, the furthest first; what is not known is not missed."""
+    def missed(self, measured: Measurement, load: float) -> list[Missed]:
+        """Return the targets that a measurement does not reach, the furthest first.
+
+        What is not known is not missed; the latency is not known where the machine was overloaded.
+
+        Args:
+            measured: size, latency and memory of an artifact.
+            load: share of the machine that other processes used while it was timed.
+        """
+        latency_ms = measured.latency_ms_p50 if load <= OVERLOADED else None
         sides = (
-            ("latency", measured.latency_ms_p50, self.latency_ms, 1.0, "ms"),
+            ("latency", latency_ms, self.latency_ms, 1.0, "ms"),
             ("size", measured.size_bytes, self.size_bytes, MB, "MB"),
             ("peak memory", measured.peak_memory_bytes, self.memory_bytes, MB, "MB"),
         )

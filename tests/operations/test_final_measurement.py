@@ -11,7 +11,9 @@ from omgoptim.measure.agreement import OutputAgreement
 from omgoptim.measure.timing import Timing
 from omgoptim.models.outputs import OutputSpec
 from omgoptim.operations.final_measurement import FinalChoice, guard_reasons
+from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Gain, GainsBy
+from omgoptim.requests import OptimizeRequest
 
 BOXES = OutputSpec("boxes", 0, ("batch", 4), "float32", "values", "")
 RUINED = (OutputAgreement(BOXES, 0.1, relative_error=0.9, read=False),)
@@ -27,9 +29,19 @@ def result(quality: float, drop: float = 0.0, ruined: tuple[OutputAgreement, ...
     )
 
 
-def choice(loaded: Any, race: Any) -> FinalChoice[Any]:
+def choice(loaded: Any, race: Any, request: Any = None) -> FinalChoice[Any]:
     unused: Any = None
-    return FinalChoice(unused, unused, loaded, race, [])
+    return FinalChoice(request, unused, loaded, race, [])
+
+
+def test_a_time_target_on_an_overloaded_machine_is_undecided_and_that_is_said_first() -> None:
+    loaded: Any = SimpleNamespace(evaluation=SimpleNamespace(targets=[]), device="cpu")
+    race = SimpleNamespace(original=result(0.95).timing, load=OVERLOADED + 0.01)
+    asked = OptimizeRequest(model="m", target_latency_ms=8)
+    (undecided,) = choice(loaded, race, asked).doubts(result(0.95))
+    assert undecided == "Whether a latency of 8 ms is reached is undecided: the machine was overloaded."
+    race.load = 0.0
+    assert choice(loaded, race, asked).doubts(result(0.95)) == []
 
 
 def test_a_chance_level_and_a_model_that_waits_are_said_first() -> None:

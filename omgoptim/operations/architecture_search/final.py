@@ -20,7 +20,6 @@ from omgoptim.operations.final_measurement import (
 from omgoptim.operations.goal import Goal, Missed
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.report_records import gains, measurement
-from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Gains, Measurement
 from omgoptim.requests import SearchRequest
 
@@ -74,9 +73,8 @@ class TargetsFirst(DeliveryRule[Entry]):
         return sorted(race.timed, key=place)
 
     def missed(self, after: Measurement, gained: Gains, race: FinalRace[Entry]) -> list[Missed]:
-        """Return the targets that are not met; a time of an overloaded machine is not a miss."""
-        goal = Goal.of(self.request)
-        missed = (goal if race.load <= OVERLOADED else replace(goal, latency_ms=None)).missed(after)
+        """Return the targets that are not met, the furthest first."""
+        missed = Goal.of(self.request).missed(after, race.load)
         wanted = self.request.target_speedup
         if wanted is not None and gained.speedup is not None and gained.speedup < wanted and after.latency_ms_p50:
             allowed = after.latency_ms_p50 * gained.speedup / wanted

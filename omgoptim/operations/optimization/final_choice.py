@@ -28,7 +28,8 @@ def pick_finalists(
 ) -> list[Point]:
     """Return the points worth measuring in full, by what the selection samples and single launches say.
 
-    Always among them: the fastest, the best of what quantization alone gave, and the point that loses least.
+    Points that meet the targets come first, or are nearest to them. Always among the points: the fastest, the best of
+    what quantization alone gave, and the one that loses least.
 
     Args:
         points: all results so far.
@@ -40,7 +41,7 @@ def pick_finalists(
     speed_of = {id(point): speed for speed, point in zip(speeds(points), points, strict=True)}
     merits = {id(point): _merit(speed_of[id(point)], point.size_bytes, preference) for point in points}
     within = [point for point in points if point.cautious_drop <= goal.max_quality_drop]
-    ranked = sorted(within, key=lambda point: merits[id(point)], reverse=True)
+    ranked = sorted(within, key=lambda point: (-point.overshoot(goal), merits[id(point)]), reverse=True)
     chosen = ranked[: max(1, most - 3)]
     fastest = sorted(within, key=lambda point: speed_of[id(point)], reverse=True)
     alone = [point for point in ranked if any(point is other for other in singles)]
@@ -70,7 +71,7 @@ class DeliveryOrder(DeliveryRule[Point]):
         preference would accept for a smaller file, then merit.
         """
         seen = measurement(point.artifact, timing, self.loaded.bench, None, None, None)
-        missed = self.goal.missed(seen)
+        missed = self.goal.missed(seen, race.load)
         furthest = missed[0].factor if missed else 1.0
         within = self._holds(point)
         known = race.load <= OVERLOADED and timing.speedup is not None
@@ -79,9 +80,9 @@ class DeliveryOrder(DeliveryRule[Point]):
         merit, size_ratio = _merit(speedup, Manifest.read(point.artifact).size_bytes, self.preference)
         return not within, furthest, slower, -merit if within else point.cautious_drop, -size_ratio
 
-    def missed(self, after: Measurement, _gained: Gains, _race: FinalRace[Point]) -> list[Missed]:
+    def missed(self, after: Measurement, _gained: Gains, race: FinalRace[Point]) -> list[Missed]:
         """Return the targets that a measured finalist does not meet."""
-        return self.goal.missed(after)
+        return self.goal.missed(after, race.load)
 
     def _holds(self, point: Point) -> bool:
         return point.cautious_drop <= self.goal.max_quality_drop

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from omgoptim.operations.context import StepRun
+from omgoptim.operations.goal import Goal
+from omgoptim.reports import Measurement
 
 
 @dataclass(slots=True, eq=False)
@@ -35,11 +37,20 @@ class Point:
     why: str = ""
     ruined: bool = False
     """An output is ruined that the metric does not show; the cautious drop is then above any guard."""
+    measured: Measurement | None = None
+    """By a single launch."""
 
     @property
     def chain(self) -> list[Point]:
         """The points it was made from, the first step first, itself last."""
         return [*(self.parent.chain if self.parent else []), self]
+
+    def overshoot(self, goal: Goal) -> float:
+        """Return measured over target of the target that is missed furthest; 1 if none is."""
+        if self.measured is None:
+            return 1.0
+        missed = goal.missed(self.measured, 0.0 if self.speedup is not None else 1.0)
+        return missed[0].factor if missed else 1.0
 
     @property
     def quantized_alone(self) -> bool:

@@ -274,6 +274,7 @@ class Steps:
             seconds=seconds,
             expected_speedup=step.expected_speedup,
             ruined=ruined,
+            measured=report.after,
         )
 
     def _drops(self, report: EfficiencyReport) -> tuple[float, float, float]:
@@ -296,6 +297,7 @@ class Steps:
         margin = 0.0 if point.ruined else point.cautious_drop - point.drop
         guard = float(point.run.report.request.get("max_quality_drop", math.inf))
         ruined = not one.holds and (one.quality_drop or 0.0) <= guard
+        own = read_report(folder.with_name(f"{one.name}.json"), point.run.run_id)
         return Point(
             name=f"{point.name}: {one.candidate}",
             verb=point.verb,
@@ -310,6 +312,7 @@ class Steps:
             cautious_drop=math.inf if ruined else drop + margin,
             seconds=0.0,
             ruined=ruined,
+            measured=own[0].after if own else None,
         )
 
 

@@ -16,6 +16,7 @@ from omgoptim.operations.optimization import final_choice
 from omgoptim.operations.optimization.final_choice import DeliveryOrder, is_slower, pick_finalists
 from omgoptim.operations.optimization.points import Point
 from omgoptim.operations.quantization.selection import Preference
+from omgoptim.reports import Measurement
 
 GOAL = Goal(0.01, None, None, None)
 
@@ -85,3 +86,24 @@ def test_the_fastest_the_best_alone_and_the_safest_are_always_measured() -> None
     assert [one.name for one in chosen] == ["small", "more 21", "fast", "alone", "safe"]
     few = pick_finalists(points, GOAL, Preference("balanced", 1000), [alone], 1)
     assert [one.name for one in few] == ["small", "fast", "alone", "safe"]
+
+
+def test_points_that_meet_the_targets_are_measured_before_better_ones_that_miss_them() -> None:
+    points = [point(name, 8, size) for name, size in (("small", 20), ("medium", 30), ("light", 200))]
+    for one, memory in zip(points, (90_000_000, 70_000_000, 40_000_000), strict=True):
+        one.measured = Measurement(runtime="onnxruntime", size_bytes=one.size_bytes, peak_memory_bytes=memory)
+    preference = Preference("size", 1000)
+    plain = pick_finalists(points, GOAL, preference, [points[0]], 1)
+    assert [one.name for one in plain] == ["small"]
+    in_memory = pick_finalists(points, Goal(0.01, memory_bytes=50_000_000), preference, [points[0]], 1)
+    assert [one.name for one in in_memory] == ["light", "small"]
+    nearest = pick_finalists(points[:2], Goal(0.01, memory_bytes=50_000_000), preference, [points[0]], 1)
+    assert [one.name for one in nearest] == ["medium", "small"]
+
+
+def test_a_latency_of_a_busy_machine_does_not_decide_which_points_are_measured() -> None:
+    busy, goal = point("busy", 8, 20), Goal(0.01, latency_ms=1.0)
+    busy.measured = Measurement(runtime="onnxruntime", latency_ms_p50=4.0)
+    assert busy.overshoot(goal) == 4.0
+    busy.speedup = None
+    assert busy.overshoot(goal) == 1.0

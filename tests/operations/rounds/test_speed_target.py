@@ -50,7 +50,7 @@ def test_the_gentlest_cut_that_holds_is_taken_and_the_fastest_if_none_does() -> 
 
 @pytest.mark.parametrize(
     ("speedup", "high", "missed"),
-    [(2.1, 2.2, False), (1.97, 2.05, False), (1.97, 1.99, True), (1.9, 2.4, True), (None, None, True)],
+    [(2.1, 2.2, False), (1.97, 2.05, False), (1.97, 1.99, True), (1.9, 2.4, True), (None, None, False)],
 )
 def test_a_speedup_counts_as_reached_where_the_goal_lies_within_the_noise(
     speedup: float | None, high: float | None, missed: bool
