@@ -291,8 +291,9 @@ def _places(graph: Any, hanging: Any, paths: dict[nn.Module, str]) -> tuple[list
             reaches_output = True
             continue
         is_parameter = node.type == OPTYPE.PARAMETER
-        if not is_parameter and node.module not in paths:
-            continue  # an operation without weights
+        one_weight = isinstance(node.module, nn.PReLU) and node.module.num_parameters == 1
+        if not is_parameter and (node.module not in paths or one_weight):
+            continue  # an operation without weights, or with one for all channels
         pairs = sorted(zip(item.idxs, item.root_idxs, strict=True), key=lambda pair: pair[0])
         if any(root is None for _, root in pairs):
             return [], reaches_output

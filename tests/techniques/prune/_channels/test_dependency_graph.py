@@ -301,6 +301,15 @@ def test_channels_that_are_mixed_on_their_way_stay(run_of: RunOf) -> None:
     assert "mixes channels" in reasons(groups)["first"]
 
 
+def test_a_prelu_with_one_weight_for_all_channels_stays_as_it_is(run_of: RunOf) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(), nn.Conv2d(8, 4, 3))
+    groups = found_in(module, run_of)
+    assert [(group.name, [place.path for place in group.places]) for group in groups.groups] == [("0", ["0", "2"])]
+    outcome = apply_to_module(module, Structured(pruning_ratio=0.5, reconstruct=False), run_of(module, [IMAGES]))
+    assert {change.path for change in outcome.changed} == {"0", "2"}
+    assert (module[0].out_channels, module[1].num_parameters, module(IMAGES).shape[1]) == (4, 1, 4)
+
+
 class StackedExperts(nn.Module):
     """A mixture of experts whose weights are one parameter each."""
 
