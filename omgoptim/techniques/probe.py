@@ -7,7 +7,7 @@ import linecache
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,32 @@ def difference(some: list[Tensor], others: list[Tensor]) -> float:
     return largest
 
 
+@contextlib.contextmanager
+def torch_pruning_context() -> Iterator[None]:
+    """Silence torch-pruning, and let it take a concatenation with an input whose width it does not know.
+
+    For the states of a recurrent layer it adds None to the other widths, which raises; without an index mapping the
+    concatenation is followed as it is, and what does not hold is found where a removal is tried.
+    """
+    with quiet():
+        try:
+            from torch_pruning.dependency import index_mapping
+        except ImportError:  # not installed, which is said elsewhere
+            yield
+            return
+        own = index_mapping.update_concat_index_mapping
+
+        def update(graph: Any, node: Any) -> None:
+            with contextlib.suppress(TypeError):
+                own(graph, node)
+
+        index_mapping.update_concat_index_mapping = update
+        try:
+            yield
+        finally:
+            index_mapping.update_concat_index_mapping = own
+
+
 def traced(doing: str, call: Callable[[], Any]) -> Any:
     """Call torch-pruning without its warnings and prints.
 
@@ -228,7 +254,7 @@ def traced(doing: str, call: Callable[[], Any]) -> Any:
         TechniqueError: it raised.
     """
     try:
-        with quiet():
+        with torch_pruning_context():
             return call()
     except OmgoptimError:
         raise
