@@ -35,6 +35,9 @@ CPU, 5,000 roundings of 6e-8; in half precision, and on GPUs, which may round th
 MOST_GROWTH = 8
 """Positions of an axis at most, as a multiple of the largest activation or axis: a reshape permutes and repeats."""
 
+FOLD = "(a parametrization: fold it with torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm)"
+"""What to do about a weight that is computed from others."""
+
 NOT_RUN = Refusal(
     "it did not run for the samples that were tried: the forward does not call it, or only for some inputs", "not_run"
 )
@@ -187,7 +190,7 @@ def is_shared(tensor: Tensor | None, owners: Mapping[int, Sequence[tuple[int, st
 def why_not_replaceable(layer: nn.Linear | _ConvNd) -> Refusal | None:
     """Return why another layer in this one's place would not do what it does; None if it would."""
     if layer._parameters.get("weight") is None:
-        return Refusal("its weight is computed from other parameters (a parametrization, say)", "unsupported")
+        return Refusal(f"its weight is computed from other parameters {FOLD}", "unsupported")
     plain = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, _ConvNd) if isinstance(layer, kind))
     for name in ("forward", "_conv_forward"):
         if name in vars(layer) or getattr(type(layer), name, None) is not getattr(plain, name, None):
