@@ -19,7 +19,7 @@ from omgoptim.operations.distillation.student_search import search
 from omgoptim.operations.distillation.student_training import train, training_record
 from omgoptim.operations.dry_run import plan_distill
 from omgoptim.operations.execution import refuse_unreachable
-from omgoptim.operations.final_measurement import FinalChoice, NamedArtifact
+from omgoptim.operations.final_measurement import FinalChoice, MeasuredArtifact, NamedArtifact, guard_reasons
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.prepare import prepare
@@ -29,6 +29,7 @@ from omgoptim.operations.report_records import finite
 from omgoptim.operations.rounds.checkpoint import RoundState
 from omgoptim.operations.save_module import engine_for, require_module, save
 from omgoptim.operations.timing import fraction_progress
+from omgoptim.operations.verdict import holds
 from omgoptim.reports import Candidate, Control, EfficiencyReport
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto, Given
@@ -107,12 +108,24 @@ def _final_model(
     distilled: RoundState,
     control: RoundState | None,
     candidates: list[Candidate],
+    failed: str = "",
 ) -> FinalModel:
-    """Build the final model: the better of student and control on the selection samples."""
-    control_kept = control is not None and control.quality > distilled.quality
+    """Build the final model: the better of student and control on the selection samples.
+
+    The other one follows if it was within the guard there, and the better one fails it on the evaluation data.
+
+    Args:
+        job: the run.
+        student: as derived or loaded.
+        distilled: state of its training.
+        control: state of the training of the control, if there was one.
+        candidates: students that were compared.
+        failed: how the better one failed; the other one is the final model.
+    """
+    control_kept = control is not None and (control.quality > distilled.quality) is not bool(failed)
     kept = control if control is not None and control_kept else distilled
     other = distilled if control_kept else control
-    warnings = [*student.notes, *kept.warnings]
+    warnings = [*student.notes, *kept.warnings, *([failed] if failed else [])]
     if job.datasets.loss is None:
         warnings.append(NO_TARGETS_NOTE)
     before = job.loaded.params[0] if job.loaded.params else None
@@ -126,6 +139,15 @@ def _final_model(
             raise ValueError("there is no control")
         return _control(job, student, control, other.module, control_kept, chosen)
 
+    def fallback(measured: MeasuredArtifact) -> FinalModel | None:
+        if failed or other is None or not holds(job.drop(other.quality), job.request.max_quality_drop):
+            return None
+        reasons = ", ".join(guard_reasons(measured, job.request.max_quality_drop))
+        names = ("the distilled student", "the student trained without the teacher")
+        first, second = names[::-1] if control_kept else names
+        words = f"{first} failed on the evaluation data ({reasons}): the next of the fixed order, {second}, was tried"
+        return _final_model(job, student, distilled, control, candidates, words)
+
     return FinalModel(
         name=f"student {student.name}",
         module=kept.module,
@@ -135,6 +157,7 @@ def _final_model(
         control=measure_control if control is not None else None,
         training=training_record(job, student, distilled),
         candidates=candidates,
+        fallback=fallback,
     )
 
 

@@ -71,7 +71,8 @@ def _check_export(loaded: LoadedModel, path: Path) -> None:
     try:
         actual = ENGINES["onnxruntime"].open(path, loaded.signature, settings).run(one)
     except Exception as error:  # ONNX Runtime's errors have no common base
-        raise TechniqueError("ONNX Runtime cannot run the exported model", engine_message(error)) from error
+        fix = "torch's exporter wrote it so: other operations in the forward may help; torch runtimes still work"
+        raise TechniqueError("ONNX Runtime cannot run the exported model", engine_message(error), fix) from error
     worst = max_difference(expected, actual)
     if not worst <= TOLERANCE["float32"]:
         raise TechniqueError(

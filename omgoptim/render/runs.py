@@ -16,6 +16,7 @@ from omgoptim.render.html import page_html
 from omgoptim.render.numbers import (
     drop_text,
     if_known,
+    left_text,
     plain,
     plural,
     ratio_text,
@@ -31,7 +32,7 @@ from omgoptim.reports import EfficiencyReport, LiveRun, RunState
 def live_document(run: LiveRun, project: str) -> Document:
     """Return a running run: its progress, stages, measurements so far, and learning curve."""
     state = run.state
-    left = "" if state.eta_s is None else f"about {wait_text(state.eta_s)} left"
+    left = "" if state.eta_s is None else f"about {left_text(state)}"
     ask = call_text("runs", {"action": "cancel", "run_id": state.run_id, "project": project})
     sections = [_measured(run), _training(run), _stages(run)]
     return Document(

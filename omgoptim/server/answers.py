@@ -46,7 +46,7 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | 
         wait_s: seconds that were waited.
         cap: that the wait was shorter than asked, in words.
     """
-    left = "" if state.eta_s is None else f", about {numbers.wait_text(state.eta_s)} left"
+    left = "" if state.eta_s is None else f", about {numbers.left_text(state)}"
     summary = f"The run continues: {numbers.stage_text(state)}{left}. Wait for it with the call in next_steps."
     arguments = {"action": "wait", "run_id": state.run_id, "project": str(project), "wait_s": wait_s}
     wait = NextStep(

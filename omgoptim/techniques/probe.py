@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
@@ -30,6 +31,9 @@ TOLERANCE, COARSE = 3e-4, 2e-2
 CPU, 5,000 roundings of 6e-8; in half precision, and on GPUs, which may round the factors of float32 products to 10 bits
 (TF32), 40 roundings of 5e-4.
 """
+
+MOST_GROWTH = 8
+"""Positions of an axis at most, as a multiple of the largest activation or axis: a reshape permutes and repeats."""
 
 NOT_RUN = Refusal(
     "it did not run for the samples that were tried: the forward does not call it, or only for some inputs", "not_run"
@@ -231,3 +235,32 @@ def traced(doing: str, call: Callable[[], Any]) -> Any:
     except Exception as error:  # torch-pruning raises whatever its heuristics run into
         fix = "method magnitude zeroes single weights"
         raise TechniqueError(f"{doing} failed", error_location(error), fix) from error
+
+
+def _largest_axis(module: nn.Module, probe: Probe) -> int:
+    """Return the most values of a sample's activation, or of an axis of a parameter."""
+    sizes = [size for tensor in module.parameters() for size in tensor.shape]
+
+    def look(_layer: nn.Module, _args: Any, output: Any) -> None:
+        sizes.extend(leaf.numel() // probe.samples for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
+    with attached([layer.register_forward_hook(look) for layer in module.modules()]):
+        probe.outputs(module)
+    return max(sizes, default=1)
+
+
+def limit_positions(graph: Any, module: nn.Module, probe: Probe) -> None:
+    """Let the walk in torch-pruning's graph of a module end with an error at more positions of an axis than there are.
+
+    Around an einsum it doubles the positions in every turn of a cycle, and would never end.
+    """
+    most = MOST_GROWTH * _largest_axis(module, probe)
+
+    def limited(positions: list[Any]) -> list[Any]:
+        if len(positions) > most:
+            raise ValueError("an operation between the layers mixes them")
+        return positions
+
+    for node in graph.module2node.values():
+        for dependency in node.dependencies:
+            dependency.index_mapping = [*dependency.index_mapping, limited]

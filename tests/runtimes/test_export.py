@@ -222,3 +222,26 @@ def test_submodules_named_by_keywords_of_python_are_exported_to_onnx_and_refused
         export_pt2(module, {"x": X}, signature, tmp_path / "model.pt2")
     assert "'heads.in.weight' has a keyword of Python as a name" in error.value.why
     assert not (tmp_path / "model.pt2").exists()
+
+
+class Denoiser(nn.Module):
+    """Scales the spectrum of a signal, and goes back: torch exports the overlap-add with int32 indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(8))
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 5)[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.stft(x, 8, 4, window=self.window, return_complex=True)
+        return torch.istft(spectrum * self.scale, 8, 4, window=self.window, length=x.shape[-1])
+
+
+def test_a_spectrum_inside_a_model_runs_in_onnxruntime(tmp_path: Path) -> None:
+    module = Denoiser().eval()
+    batch = {"x": torch.randn(2, 32, generator=torch.Generator().manual_seed(0))}
+    signature = first_forward(module, input_tensors([name_inputs(module, [batch["x"]])]), batch)
+    export_onnx(module, batch, signature, tmp_path / "model.onnx")
+    for x in (batch["x"][:1], batch["x"][[1, 0, 1]]):
+        (found,) = outputs("onnxruntime", tmp_path / "model.onnx", signature, {"x": x.numpy()})
+        assert_allclose(found, module(x).detach().numpy(), atol=1e-5)

@@ -6,7 +6,7 @@ import copy
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -73,7 +73,7 @@ def run_round(
         _train(job, state, number, folder / "training", keep_zeros)
     state.record = state.record.model_copy(update={"quality_drop": finite(job.drop(state.quality))})
     write_round(folder / "done", state, job.original)
-    for finished in ("taken", "training"):
+    for finished in ("training",) if job.rounds == 1 else ("taken", "training"):  # of one round it is the fallback
         shutil.rmtree(folder / finished, ignore_errors=True)
     return state
 
@@ -141,18 +141,38 @@ class ChosenRound:
 
     def next(self, job: RoundsJob, quality: Quality) -> ChosenRound | None:
         """Return the next fallback for a failed quality on the evaluation data; None where none is left."""
-        if not self.fallbacks:
-            return None
         guard, number = job.request.max_quality_drop, self.state.record.number
         ruined = ", ".join(output.spec.name for output in quality.ruined)
         fault = f"ruins output {ruined}" if ruined else f"loses {quality.drop:.4f}, more than {guard:g},"
         words = f"{fault} on the evaluation data"
+        if not self.fallbacks:
+            before = None if len(self.states) > 1 or self.failures else _before_training(job, self.state)
+            why = f"the fine-tuned network {words}: the next of the fixed order, the one before fine-tuning, was tried"
+            return None if before is None else ChosenRound(before, [before], False, failures=[why])
         following, *others = self.fallbacks
         for state in (self.state, following):
             kept = state is following
             why = "the next within the guard, in the order fixed on the selection samples" if kept else words
             state.record = state.record.model_copy(update={"kept": kept, "why": why})
         return ChosenRound(following, self.states, True, others, [*self.failures, f"round {number} {words}"])
+
+
+def _before_training(job: RoundsJob, trained: RoundState) -> RoundState | None:
+    """Return the only round without its training if that held the guard on the selection samples; else None."""
+    if not any(epoch.best for epoch in trained.epochs):  # it has these weights
+        return None
+    state = read_round(job.context.checkpoints / f"round-{trained.record.number}" / "taken", job.original)
+    if state is None or not holds(job.drop(state.quality), job.request.max_quality_drop):
+        return None
+    changes = {
+        "kept": True,
+        "why": "within the guard before training",
+        "quality_trained": trained.record.quality_trained,
+        "quality_drop": finite(job.drop(state.quality)),
+    }
+    record = state.record.model_copy(update=changes)
+    epochs = [epoch.model_copy(update={"best": False}) for epoch in trained.epochs]
+    return replace(trained, module=state.module, quality=state.quality, record=record, epochs=epochs)
 
 
 def choose_round(job: RoundsJob, states: list[RoundState]) -> ChosenRound:
@@ -250,7 +270,7 @@ def final_model_of(
         return None if following is None else final_model_of(job, following, goal_of, sensitivity)
 
     training = training_record(job, kept.states)
-    warnings = list(kept.state.warnings)
+    warnings = [*kept.state.warnings, *(() if kept.rewound else kept.failures)]
     if training is not None and job.request.recover == "lora":
         warnings.append(LORA_NOTE)
     gain = reestimation_gain(kept.state)
