@@ -25,7 +25,7 @@ from omgoptim.techniques.distill._student.derivation import derive
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
-WORDS = BlockNames("depthwise", "a depth-separable one")
+WORDS = BlockNames("depthwise", "a depthwise-separable convolution")
 
 
 @module_technique(Depthwise, needs_data=False, source="arXiv:1704.04861")

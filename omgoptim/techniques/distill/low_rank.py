@@ -49,7 +49,7 @@ def replace(rank_ratio: float, module: nn.Module, selection: LayerSelection, run
         free = [path for path, layer in layers if layer.weight.requires_grad or selection.targets]
         targets = [path for path in free if selection.includes(path)]
         if not targets:
-            raise TechniqueError("no layer can be factorized", "targets and ignore leave no Linear layer and no Conv2d")
+            raise TechniqueError("no layer can be factorized", "targets and ignore select no Linear layer or Conv2d")
     if fit and run.real:
         whitened = Whitened(rank_ratio=rank_ratio, targets=targets)
         return factorize(module, whitened, run, samples=whitened.calibration_samples)

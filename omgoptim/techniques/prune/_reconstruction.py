@@ -111,7 +111,7 @@ def reconstructed(
     if not fitted:
         return outcome
     layers = "1 layer" if len(fitted) == 1 else f"{len(fitted)} layers"
-    note = f"The remaining weights of {layers} were fitted to the outputs of the dense model, without labels."
+    note = f"The remaining weights of {layers} were fitted by least squares to the dense outputs; no labels were used."
     return replace(outcome, notes=[*outcome.notes, note])
 
 

@@ -76,12 +76,16 @@ def _divisible(selection: Selection, m: int) -> Selection:
         else:
             sizes.append(f"{weight.path}: {inputs}")
             skipped.append(
-                Skip(path=weight.path, reason=f"its {inputs} inputs are not divisible by {m}", kind="unsupported")
+                Skip(
+                    path=weight.path,
+                    reason=f"its number of inputs, {inputs}, is not divisible by {m}",
+                    kind="unsupported",
+                )
             )
     if not fitting:
         raise TechniqueError(
-            f"no layer's inputs are divisible by {m}",
-            f"inputs of {', '.join(sizes[:10])}",
-            "choose a pattern whose second number divides them, or method magnitude",
+            f"no layer has a number of inputs divisible by {m}",
+            f"their numbers of inputs: {', '.join(sizes[:10])}",
+            "use an N:M pattern whose M divides them, or method magnitude",
         )
     return Selection(fitting, [*selection.skipped, *skipped])

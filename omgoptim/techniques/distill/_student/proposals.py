@@ -182,7 +182,9 @@ class StudentBuilder:
         if not fit:
             return module, outcome
         if not outcome.changed:
-            raise TechniqueError("the student would equal the teacher", "nothing can be removed, or nothing has to be")
+            raise TechniqueError(
+                "the student would equal the teacher", "nothing can be removed, or the target needs no removal"
+            )
         return module, finish_student(module, params, outcome, self._shapes, self._run)
 
     def _base(self, kept: tuple[int, ...]) -> _Base:
@@ -280,7 +282,7 @@ def _methods_with_goals(
     elif auto.keep_layers is not None:
         for way in _methods(builder, auto, 1.0):
             for width in PLAIN_WIDTHS if way.power > 1 else (1.0,):
-                yield _Method(f"{way.name} at width {width:g}", partial(_at_width, way, width)), None
+                yield _Method(f"{way.name}, width {width:g}", partial(_at_width, way, width)), None
     else:
         for times in FOR_SPEED:
             wished = times * (auto.target_speedup or 1.0)
@@ -337,7 +339,7 @@ def _largest_within_goal(builder: StudentBuilder, way: _Method, goal: float) -> 
 
     x, fewest = largest_within(count, goal, LEAST, way.most, way.power)
     if x is None:
-        return None, f"its smallest student has {fewest:,} parameters, and at most {goal:,.0f} are asked for"
+        return None, f"its smallest student has {fewest:,} parameters, more than the target of {goal:,.0f}"
     return way.at(x), ""
 
 

@@ -134,14 +134,14 @@ def _option_of_one(ladder: LayerOptions, params: Factorization) -> tuple[Option 
 
 def _no_smaller(layer: DenseLayer, ladder: LayerOptions, option: Option | None, wanted: str) -> Refusal:
     if option is None:
-        least = f"the smallest has {ladder.options[0].params:,}" if ladder.options else "there is none"
-        return Refusal(f"none of its ranks has {wanted}: {least} of {ladder.params:,} weights", "no_benefit")
+        least = f"the smallest needs {ladder.options[0].params:,}" if ladder.options else "none is smaller"
+        return Refusal(f"no rank has {wanted}: {least} of {ladder.params:,} weights", "no_benefit")
     bound = ""
     if isinstance(layer, nn.Linear):
         below = ladder.params / (layer.in_features + layer.out_features)
-        bound = f"; only a rank below {below:.1f} is smaller"
-    sizes = f"{option} has {option.params:,} weights, it has {ladder.params:,}{bound}"
-    return Refusal(f"{wanted} would make it no smaller: {sizes}", "no_benefit")
+        bound = f"; the layer shrinks only below rank {below:.1f}"
+    sizes = f"{option} needs {option.params:,} weights, the dense layer {ladder.params:,}{bound}"
+    return Refusal(f"{wanted} would not make it smaller: {sizes}", "no_benefit")
 
 
 def _rank_choices(
@@ -226,12 +226,12 @@ def _options_on_inputs(
     skipped: list[Skip],
 ) -> tuple[dict[str, LayerOptions], dict[str, Tensor]]:
     """Return the candidate ranks and the influence of each layer; a layer without usable inputs is skipped."""
-    run.progress("measuring the influence of layer outputs", 0.0)
+    run.progress("measuring how layer outputs affect the model's output", 0.0)
     influence = output_influence(module, layers, run, samples)
     kept = {}
     for path, layer in layers.items():
         if in_of(layer) > WIDEST and isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
-            reason = f"its patches have {in_of(layer):,} values, and moments are kept of {WIDEST:,} at most"
+            reason = f"its im2col patches have {in_of(layer):,} values, and second moments are limited to {WIDEST:,}"
             skipped.append(Skip(path=path, reason=reason, kind="unsupported"))
         else:
             kept[path] = layer
@@ -241,7 +241,7 @@ def _options_on_inputs(
             skipped.append(refusal.skip(path))
             continue
         ladders[path] = options_of_layer(layers[path], problem_of(layers[path], moments, influence.get(path)), params)
-        run.progress("measuring the moments of layer inputs", 0.1 + 0.3 * len(ladders) / len(kept))
+        run.progress("computing second moments of layer inputs", 0.1 + 0.3 * len(ladders) / len(kept))
     return ladders, influence
 
 
@@ -257,14 +257,16 @@ def _replace_by_weight(module: nn.Module, path: str, layer: DenseLayer, option: 
 
 def _change(path: str, layer: DenseLayer, option: Option, error: float | None, of: str) -> Change:
     before = " x ".join(map(str, layer.weight.shape))
-    error_note = "" if error is None else f"; its {of} changes by {error:.1%}"
+    error_note = "" if error is None else f"; relative error of its {of}: {error:.1%}"
     return Change(path=path, what="low rank", before=before, after=f"{option}{error_note}")
 
 
 def _nothing_to_do(skipped: list[Skip]) -> TechniqueError:
     what = "no layer can be factorized"
     if not skipped:
-        return TechniqueError(what, "the model has no Linear layer and no Conv2d", "prune or quantize it instead")
+        return TechniqueError(what, "the model has no Linear layer or Conv2d", "prune or quantize it instead")
     most = Counter(skip.reason for skip in skipped).most_common(3)
     why = "; ".join(f"{count} x {reason}" if count > 1 else reason for reason, count in most)
-    return TechniqueError(what, why, "a smaller rank, energy or rank_ratio, or other targets; else prune or quantize")
+    return TechniqueError(
+        what, why, "use a smaller rank, energy or rank_ratio, or other targets; or prune or quantize the model instead"
+    )

@@ -168,9 +168,9 @@ def problem_of(
 def unusable(moments: InputMoments) -> Refusal | None:
     """Return why the moments of a layer's inputs cannot be used, or None."""
     if not moments.rows:
-        return Refusal("the calibration samples give it no input but padding", "not_run")
+        return Refusal("all of its inputs on the calibration samples are padding", "not_run")
     if not moments.are_finite:
-        return Refusal("its inputs on the calibration samples hold NaN or infinity", "unsupported")
+        return Refusal("its inputs on the calibration samples contain NaN or infinity", "unsupported")
     return None
 
 

@@ -74,7 +74,7 @@ def measure_times(
             timed[path] = faster
         else:
             best, whole = min(known[key].ranks_ms), known[key].whole_ms
-            reason = f"no rank is faster on {run.runtime}: {best:.3f} ms at best, {whole:.3f} ms as it is"
+            reason = f"no rank is faster on {run.runtime}: at best {best:.3f} ms, dense {whole:.3f} ms"
             skipped.append(Skip(path=path, reason=reason, kind="no_benefit"))
         run.progress("timing ranks", 0.4 + 0.1 * (count + 1) / len(layers))
     return timed

@@ -179,7 +179,7 @@ def solve_in_order(
                 option, given = chosen[path], pairs[leaders[path]]
                 block, errors[path] = _solved(layers[path], option, given, influence.get(path), energies[path])
                 replace_layer(module, path, block)
-            run.progress("fitting low ranks", 0.5 + 0.5 * len(errors) / len(layers))
+            run.progress("fitting the low-rank factors", 0.5 + 0.5 * len(errors) / len(layers))
     return errors
 
 

@@ -136,7 +136,7 @@ class Operations:
         count = count_macs(module, probe.args, probe.kwargs)
         if count.macs is None:
             raise TechniqueError(
-                "the model's multiply-accumulates cannot be counted", "target_macs_ratio aims at them", "use a ratio"
+                "the model's MACs cannot be counted", "target_macs_ratio needs their count", "use pruning_ratio"
             )
         self.now = count.macs
         self._by_path = count.by_path
@@ -200,9 +200,9 @@ def by_operations(
     if not found:
         least = operations.at(widths_at(1.0, 1 if round_to is None else round_to))
         raise TechniqueError(
-            f"the target of {most:,.0f} multiply-accumulates cannot be reached",
-            f"with as little as max_layer_ratio leaves there are {least:,.0f}, of {operations.now:,} now",
-            "raise max_layer_ratio, widen targets, or ask for less",
+            f"the target of {most:,.0f} MACs cannot be reached",
+            f"pruned as far as max_layer_ratio allows, the model has {least:,.0f} of its {operations.now:,} MACs",
+            "raise max_layer_ratio, select more layers with targets, or raise target_macs_ratio",
         )
     return found
 

@@ -110,9 +110,9 @@ def choose_widths(
     lightest = _fastest(problem)
     if problem.ms(lightest) > budget:
         raise beyond_reach(
-            f"at most {max_layer_ratio:.0%} of a group may go, and then the prunable layers still take "
-            f"{problem.ms(lightest) / full_ms(table):.0%} of their time, {wanted:.0%} wanted",
-            f"their best is {full_ms(table) / problem.ms(lightest):.2f} times as fast",
+            f"with at most {max_layer_ratio:.0%} of each group removed (max_layer_ratio), the prunable layers still "
+            f"take {problem.ms(lightest) / full_ms(table):.0%} of their latency; the target needs {wanted:.0%}",
+            f"their largest speedup is {full_ms(table) / problem.ms(lightest):.2f}x",
         )
     return problem.widths(solve(problem, budget, lightest))
 

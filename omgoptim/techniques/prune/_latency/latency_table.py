@@ -170,9 +170,9 @@ def next_aim(history: Sequence[MeasuredCut], target: float) -> float:
 def beyond_reach(reason: str, best: str) -> TechniqueError:
     """Return the error for a target that no widths reach, with the best possible value."""
     return TechniqueError(
-        "pruning cannot reach the target",
+        "pruning cannot reach the latency target",
         f"{reason}; {best}",
-        "ask for less, raise max_layer_ratio, or prune less and then quantize: run `omgoptim quantize` on the result",
+        "lower the target, raise max_layer_ratio, or prune less and then quantize the result: `omgoptim quantize`",
     )
 
 

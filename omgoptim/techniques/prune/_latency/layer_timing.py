@@ -167,9 +167,9 @@ def measure_layer_times(
     members, unmeasured = _members(module, groups, shapes)
     if not members:
         raise TechniqueError(
-            "no layer of the groups can be timed by itself",
-            f"none of {', '.join(unmeasured[:10]) or 'no layers'} is called as a convolution or a Linear",
-            "prune to a pruning_ratio or a target_macs_ratio instead",
+            "no prunable layer can be timed on its own",
+            f"none of them is called as a convolution or Linear: {', '.join(unmeasured[:10]) or 'there are none'}",
+            "give a pruning_ratio or target_macs_ratio instead",
         )
     full = {group.name: group.width for group in groups}
     with bench_of(run) as bench:
@@ -277,7 +277,7 @@ def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: Mod
         if number == 0:  # what is left of the time goes into longer blocks
             spare = (end - start) / PASSES - (time.perf_counter() - start)
             block_s = min(max(block_s + spare / (len(points) * BLOCKS), SHORTEST_BLOCK_S), LONGEST_BLOCK_S)
-        run.progress("timing layers by width", min(1.0, (number + 1) / PASSES))
+        run.progress("timing layers at several widths", min(1.0, (number + 1) / PASSES))
     return times
 
 

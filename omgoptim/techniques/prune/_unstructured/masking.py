@@ -24,8 +24,8 @@ from omgoptim.techniques.registry import Outcome
 Scope = Literal["global", "per_layer", "per_row", "erdos_renyi"]
 """Scope of the ranking: all layers together, each layer, each row of a layer, or shares by the layers' shapes."""
 
-SPARED_REASON = "left dense: it holds {share:.2f} % of the selected weights, and other layers are pruned more"
-UNTOUCHED_REASON = "all of its weights score above the pruned ones"
+SPARED_REASON = "left dense: it has only {share:.2f} % of the selected weights; other layers are pruned more instead"
+UNTOUCHED_REASON = "the saliency of all its weights is above the pruning threshold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
             continue
         what_changed = [what, *(f"shared with {path}" for path, _ in weight.shared)]
         if weight.count - zeros == 1 and weight.count > 1:
-            what_changed.append("one weight kept, so that the layer still passes its input on")
+            what_changed.append("one weight kept, so that the layer's output still depends on its input")
         changed.append(
             Change(
                 path=weight.path,
@@ -110,13 +110,13 @@ def nothing_zeroed(selection: Selection, sparsity: float) -> TechniqueError:
     if zeros:
         return TechniqueError(
             "no weight became zero",
-            f"{zeros:,} of the {count:,} selected weights are zero already, and {sparsity:g} of them were asked for",
-            f"ask for more than {zeros / count:.4f}",
+            f"{zeros:,} of the {count:,} selected weights are zero already, which meets a sparsity of {sparsity:g}",
+            f"use a sparsity above {zeros / count:.4f}",
         )
     return TechniqueError(
         "no weight became zero",
-        f"{sparsity:g} of {count:,} selected weights is less than one, or every layer would be left without any",
-        "ask for more, or select more layers",
+        f"a sparsity of {sparsity:g} is less than one of the {count:,} selected weights, or would empty whole layers",
+        "raise the sparsity, or select more layers",
     )
 
 

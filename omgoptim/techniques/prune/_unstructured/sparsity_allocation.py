@@ -103,12 +103,12 @@ def levels(shape: str, goal: float, rounds: int, start: float = 0.0) -> list[flo
         RequestError: an unknown shape, no round, or a goal that does not lie above the start.
     """
     if rounds < 1:
-        raise RequestError(f"a schedule of {rounds} rounds", "it needs at least one")
+        raise RequestError(f"the pruning schedule has {rounds} rounds", "it needs at least one")
     if not 0 <= start < goal <= 1:
         raise RequestError(
-            f"the schedule cannot go from {start:g} to {goal:g}",
-            "amounts rise, from 0 to 1 at most",
-            f"ask for more than the {start:g} that is gone already" if 0 < start < 1 else "",
+            f"the pruning schedule cannot go from {start:g} to {goal:g}",
+            "the pruned fraction must increase and lie between 0 and 1",
+            f"give more than {start:g}, which is pruned already" if 0 < start < 1 else "",
         )
     if shape == "one_shot":
         return [goal]

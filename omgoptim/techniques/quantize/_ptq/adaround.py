@@ -246,7 +246,7 @@ def apply_adaround(
     count = max(1, -(-len(layers) // MAX_PASSES))
     integers: dict[str, NDArray[np.int32]] = {}
     for start in range(0, len(layers), count):
-        task.progress("learning the rounding", start / len(layers))
+        task.progress("AdaRound", start / len(layers))
         block = layers[start : start + count]
         units = {layer.name: floats[layer.name].read() / _scales(layer, stored[layer.name]) for layer in block}
         options = MomentOptions({layer.name for layer in block[1:]}, seed=task.seed, threads=task.threads)

@@ -33,8 +33,8 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
         raise DataError(
             "static quantization needs calibration data",
             "the calibration split is empty, or no data was given",
-            f"give {argument('data', 'file.py:callable')} that answers split='calibration'; "
-            "scheme dynamic needs no data",
+            f"give {argument('data', 'file.py:callable')}, a callable that returns samples for split='calibration'; "
+            "or use scheme dynamic, which needs no data",
         )
     names = [value.name for value in model.graph.input]
     batches: list[Batch] = []
@@ -42,7 +42,9 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
     for given in run.calibration:
         missing = [name for name in names if name not in given]
         if missing:
-            raise DataError(f"a calibration batch lacks the input '{missing[0]}'", f"it has {', '.join(sorted(given))}")
+            raise DataError(
+                f"a calibration batch lacks the input '{missing[0]}'", f"its inputs are {', '.join(sorted(given))}"
+            )
         batch = {name: np.asarray(given[name])[:left] for name in names}
         size = size_of(batch)
         if size == 0:
@@ -51,9 +53,9 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
                 kind = "NaN" if np.isnan(array).any() else "an infinite value"
                 raise DataError(
-                    f"the calibration data of input '{name}' holds {kind}",
-                    "a range read from it would be useless for every sample",
-                    "clean the calibration split",
+                    f"the calibration data of input '{name}' contains {kind}",
+                    "no quantization range can be calibrated from it",
+                    "remove or fix these samples of the calibration split",
                 )
         batches.append(batch)
         left -= size

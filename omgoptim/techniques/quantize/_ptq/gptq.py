@@ -223,9 +223,9 @@ def input_hessians(model: ModelProto, widths: Mapping[str, int], batches: Batche
     for name, h_KK in found.items():
         if not np.isfinite(h_KK).all():
             raise DataError(
-                "the calibration data holds NaN or infinity, or the model makes some of it",
-                f"found in '{name}'",
-                "clean the calibration split; scheme weight_only works without data too",
+                "activations contain NaN or infinity on the calibration data",
+                f"first found in tensor '{name}'",
+                "fix the calibration split; weight_only also works without data",
             )
     return found
 

@@ -200,7 +200,9 @@ def _prepare_settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask
     if fit[0] is held[0]:
         count = sum(map(size_of, held))
         plural = "" if count == 1 else "s"
-        notes.append(f"Steps were fitted and judged on the same {count} sample{plural}: there were no others.")
+        notes.append(
+            f"Each step was fitted and accepted on the same {count} sample{plural}: there were too few to hold any out."
+        )
     return PtqSettings(
         *(task.chosen, task.params, task.threads, task.seed, task.progress),
         data=CalibrationSplit(fit, held, outputs(model, held, task.threads)),
@@ -284,7 +286,7 @@ def _round_small_kernels(state: PtqState, settings: PtqSettings) -> PtqState:
 
 def _note_small_kernels(state: PtqState, notes: list[str]) -> None:
     if state.rounded:
-        notes.append(f"Small kernels of {_layers(state.rounded)} were rounded for the least output error.")
+        notes.append(f"Small kernels of {_layers(state.rounded)} were rounded to minimize the output error.")
 
 
 def _correct(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
