@@ -115,7 +115,7 @@ class DepthSeparableConv(nn.Module):
         """
         if conv.groups != 1 or conv.padding_mode != "zeros":
             raise ValueError(
-                f"a convolution in {conv.groups} groups, padded with {conv.padding_mode}, has no such form"
+                f"groups {conv.groups} and padding_mode {conv.padding_mode} are not supported: only 1 and zeros are"
             )
         block = cls.like(conv, norm, activation)
         w_IOK = conv.weight.detach().double().transpose(0, 1).flatten(2)

@@ -33,7 +33,7 @@ class _LoRA(nn.Module):
         if rank < 1:
             raise ValueError(f"rank must be at least 1, not {rank}")
         if mask is not None and mask.shape != weight.shape:
-            raise ValueError(f"the mask is {tuple(mask.shape)}, and the weight {tuple(weight.shape)}")
+            raise ValueError(f"the mask has shape {tuple(mask.shape)}, the weight {tuple(weight.shape)}")
         rows, columns = weight.shape[0], weight[0].numel()
         self.base, self.alpha, self.merged = base.requires_grad_(False), alpha, False
         self.rank = min(rank, rows, columns)

@@ -100,7 +100,7 @@ class TrainingConfig:
         """Return the optimizer with its settings, as "adamw, learning rate 0.001, cosine"."""
         parts = [self.optimizer, f"learning rate {self.learning_rate:.3g}", self.lr_schedule]
         if self.accumulate > 1:
-            parts.append(f"{self.accumulate} batches a step")
+            parts.append(f"{self.accumulate} batches per step")
         if self.mixed_precision != "no":
             parts.append(f"{self.mixed_precision} mixed precision")
         return ", ".join(parts)
@@ -168,7 +168,7 @@ def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | No
     number = "1 optimizer step" if steps == 1 else f"{steps} optimizer steps"
     return (
         f"little training data: {samples:,} training samples give {number} in total, at a peak learning rate of "
-        f"{config.learning_rate:.2g}; more epochs or more training data let training do more"
+        f"{config.learning_rate:.2g}; use more epochs or more training data"
     )
 
 

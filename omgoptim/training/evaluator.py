@@ -63,7 +63,9 @@ class Evaluator:
             SetupError, UserCodeError: the metric's package or code.
         """
         if not samples.batches:
-            raise DataError("there are no samples to evaluate quality on", "the selection samples are empty")
+            raise DataError(
+                "there are no samples to evaluate quality on", "the split that selects the best epoch is empty"
+            )
         outputs = _run(module, samples, signature, metric.limit_s, device)
         resolved = resolve_metric(metric, signature, outputs, samples.targets)
         original = score(resolved, outputs, samples.targets, outputs)
@@ -142,7 +144,7 @@ def _run(module: nn.Module, samples: Samples, signature: Signature, limit_s: flo
         args, kwargs = signature.to_call(tensors)
         return [to_array(leaf) for leaf in flatten(module(*args, **kwargs))]
 
-    doing = "running the model on the selection samples"
+    doing = "evaluating the model on the samples that select the best epoch"
     with (
         eval_mode(module, device),
         torch.no_grad(),

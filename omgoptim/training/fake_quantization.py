@@ -267,14 +267,14 @@ def _simulated(module: nn.Module, simulation: Simulation) -> dict[str, Simulated
         return chosen
     if found:
         raise TechniqueError(
-            "targets and ignore leave no layer to train in int8",
-            f"none of the {len(found)} convolutions and Linear layers is meant",
-            "widen targets or narrow ignore",
+            "targets and ignore exclude every layer that QAT supports",
+            f"none of the {len(found)} convolutions and Linear layers is selected",
+            "select more layers with targets, or ignore fewer",
         )
     raise TechniqueError(
-        "there is no layer to train in int8",
-        "the model has no convolution or Linear as a layer with a weight of its own",
-        "scheme dynamic or weight_only needs no training",
+        "the model has no layer that QAT supports",
+        "it has no convolution or Linear layer with a weight that is a parameter of its own",
+        "use scheme dynamic or weight_only, which need no training",
     )
 
 

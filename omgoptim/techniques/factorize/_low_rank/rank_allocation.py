@@ -172,6 +172,7 @@ def _out_of_reach(
     return TechniqueError(
         f"a compression of {compression:g} cannot be reached: the maximum is {best:.3g}",
         f"{elsewhere:,} of {total:,} parameters ({share:.0%}) are in layers that are not factorized (embeddings, "
-        f"norms, layers that no rank makes smaller or, with a latency target, faster); the other {len(layers)} need {least:,} at their smallest ranks",
+        f"norms, layers that no rank makes smaller or, with a latency target, faster); the other {len(layers)} need "
+        f"{least:,} at their smallest ranks",
         f"use target_compression {policy} or less, or rank_ratio, which counts only the factorized layers",
     )
