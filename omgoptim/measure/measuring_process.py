@@ -195,8 +195,8 @@ class MeasuringProcess:
             reason = f"killed by {_signal_name(-code)}" if code < 0 else f"exit code {code}"
             raise ArtifactError(
                 f"the measuring process died during '{command}'",
-                f"{reason}; artifact {self.artifact}" + ("; often for lack of memory" if code == -9 else ""),
-                "see the run's log",
+                f"{reason}; artifact {self.artifact}" + ("; often because memory ran out" if code == -9 else ""),
+                "the run's log has its last output",
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:

@@ -133,8 +133,8 @@ class MeasuringServer:
                 where = Path(inputs).stem + (f", row {int(np.argwhere(np.isnan(array))[0][0])}" if array.ndim else "")
                 raise ModelError(
                     f"the model's outputs contain NaN on the evaluation data with {self.manifest.runtime}",
-                    f"output {index} of batch {where}: {int(np.isnan(array).sum())} of {array.size} values",
-                    "check that sample, and the weights",
+                    f"output {index} of batch {where}: {int(np.isnan(array).sum())} of {array.size} values are NaN",
+                    "check that sample and the weights",
                 )
         np.savez(target, **{str(index): array for index, array in enumerate(arrays)})  # type: ignore[arg-type]
         return {}

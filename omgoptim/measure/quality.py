@@ -139,7 +139,7 @@ def _sample_scores(
         raise ValueError(f"metric {metric.name} has no score per sample")
     scores = metric.per_sample(outputs, targets, original)
     if not len(scores):
-        raise DataError("no sample of the data counts for the metric", f"every target is {IGNORED}")
+        raise DataError("the data has no target that the metric counts", f"every target is {IGNORED}")
     return scores
 
 
@@ -250,7 +250,7 @@ def agreement_of_outputs(
 def _finite(value: Any, name: str) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise DataError(f"metric {name} returned {number}", "a metric must give a finite number, higher is better")
+        raise DataError(f"metric {name} returned {number}", "a metric must return a finite number; higher is better")
     return number
 
 

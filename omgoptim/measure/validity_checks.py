@@ -60,9 +60,7 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
     if metric == "r2":
         if value > 0:
             return None
-        return (
-            f"the original model is at chance level: its r2 is {value:.4f}, and the mean of the targets alone gives 0"
-        )
+        return f"the original model is at chance level: its r2 is {value:.4f}, and predicting the mean target gives 0"
     if metric != "top1_accuracy" or value >= ABOVE_CHANCE:
         return None
     labels = [np.asarray(target) for target in targets if target is not None]
@@ -77,8 +75,8 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
     if value > most_frequent + 2 * math.sqrt(most_frequent * (1 - most_frequent) / joined.size):
         return None
     return (
-        f"the original model is at chance level: its accuracy is {value:.4f}, and the most frequent class "
-        f"alone gives {most_frequent:.4f} ({joined.size:,} labels)"
+        f"the original model is at chance level: its accuracy is {value:.4f}, and always predicting "
+        f"the most frequent class gives {most_frequent:.4f} ({joined.size:,} labels)"
     )
 
 
@@ -87,7 +85,7 @@ def chance_level_summary(metric: str | None, value: float | None, targets: Seque
     why = chance_level_reason(metric, value, targets) if metric else None
     if why is None:
         return ""
-    return f"{why[0].upper()}{why[1:]}. Its data, weights or metric are likely wrong, and the numbers not meaningful."
+    return f"{why[0].upper()}{why[1:]}. The data, weights or metric are probably wrong, and the results not meaningful."
 
 
 def missing_classes_notes(outputs: ModelOutputs, targets: Sequence[Any]) -> list[str]:
@@ -113,8 +111,8 @@ def missing_classes_notes(outputs: ModelOutputs, targets: Sequence[Any]) -> list
     if not joined.size or found > FEW_CLASSES * classes * (1 - (1 - 1 / classes) ** joined.size):
         return []
     return [
-        f"the {joined.size:,} evaluation samples hold {found} of {classes:,} classes: if the data is sorted by class, "
-        "shuffle it where it is loaded, since only its first samples are used"
+        f"the {joined.size:,} evaluation samples cover {found} of {classes:,} classes: if the data is sorted by class, "
+        "shuffle it in the data callable, since only its first samples are used"
     ]
 
 
@@ -153,9 +151,9 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
     if not differing:
         return None
     return (
-        f"the outputs for a sample depend on the rest of its batch: {len(differing)} of {len(singles)} samples have "
-        f"other outputs alone than in a batch of {size} (by up to {max(differing):.1%} of the outputs' scale), as "
-        f"with {cause or 'a branch on values, or statistics over the batch'}"
+        f"the outputs for a sample depend on the other samples of its batch: {len(differing)} of {len(singles)} "
+        f"samples have different outputs alone and in a batch of {size} (by up to {max(differing):.1%} of the "
+        f"outputs' scale); possible cause: {cause or 'data-dependent control flow, or statistics over the batch'}"
     )
 
 

@@ -89,8 +89,8 @@ def verify_outputs(folder: Path, manifest: Manifest, session: Session, *, same_m
     if not worst <= (TOLERANCE[manifest.precision] if same_machine else sys.float_info.max):
         raise ArtifactError(
             f"artifact {folder} does not reproduce its recorded outputs",
-            f"its outputs differ by {worst:.3g} of their scale; at most {TOLERANCE[manifest.precision]:g} was expected",
-            "the engine or its version changes the result: run the compression again with this Python",
+            f"they differ by {worst:.3g} relative to their scale; the tolerance is {TOLERANCE[manifest.precision]:g}",
+            "the engine or its version may have changed: run the compression again with this Python",
         )
     return [max_difference([one], [other]) for one, other in zip(check.outputs, given, strict=True)]
 

@@ -71,9 +71,9 @@ class Recipe:
         limit_s, surgery = known.get("limit_s", 300.0), known.get("surgery")
         is_number = isinstance(limit_s, (int, float)) and not isinstance(limit_s, bool) and 0 < limit_s < 1e9
         if set(known) - set(Recipe.__slots__) or not all(isinstance(text, str) for text in texts) or not is_number:
-            raise ValueError("the recipe's fields are not those of a recipe")
+            raise ValueError("a field is missing or unknown")
         if known["kind"] not in KINDS or not isinstance(known.get("kwargs"), dict):
-            raise ValueError("the recipe is of an unknown kind, or its arguments are not an object")
+            raise ValueError("its kind is unknown, or its arguments are not an object")
         if surgery and known["kind"] == "pt2":
             raise ValueError("a recipe of kind pt2 has no structural changes")
         return Recipe(**(known | {"surgery": _diff_of(surgery) if surgery else None}))
@@ -149,11 +149,11 @@ def refuse_foreign_recipe(folder: Path, manifest: Manifest, policy: PathPolicy) 
         return
     calls = recipe.kind == "callable"
     runs = f"calls '{recipe.spec[:200]}'" if calls else f"builds '{recipe.spec[:200]}' with {recipe.kind}"
-    way_out = f"; or take its {PROGRAM}, which holds no code" if PROGRAM in manifest.files else ""
+    way_out = f"; or use its {PROGRAM}, which contains no code" if PROGRAM in manifest.files else ""
     raise ArtifactError(
-        f"artifact {folder} was not made by you, and opening it runs code",
-        f"its recipe {runs}, with arguments of the recipe; no key of this user sealed its manifest",
-        f"if you know where it is from, open it with {argument('trust_artifact', True)}, or in Python with "
+        f"artifact {folder} was not created by this user, and opening it runs code",
+        f"its recipe {runs} with arguments of its own, and its manifest is not signed with this user's key",
+        f"if you trust its origin, open it with {argument('trust_artifact', True)}, or in Python with "
         f"omgoptim.open_artifact(…, trust=True); an agent cannot{way_out}",
     )
 
@@ -196,9 +196,9 @@ def read_record(folder: Path, manifest: Manifest) -> RecipeRecord:
         built = RecipeRecord(recipe, dict(record["aliases"]), dict(record.get("packed", {})))
         sizes = [size for shape in built.packed.values() for size in shape]
         if not all(isinstance(name, str) for name in built.aliases.values()):
-            raise TypeError("an alias is not a name")
+            raise TypeError("an alias of a tied weight is not a string")
         if not all(type(size) is int and size >= 0 for size in sizes):
-            raise TypeError("a packed weight's shape is not one")
+            raise TypeError("a packed weight's shape is not valid")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"artifact {folder} is damaged", f"{RECIPE} cannot be read: {error}") from error
     if recipe.kind != "pt2":

@@ -103,12 +103,14 @@ class Agent:
         """Store sent content under its digest."""
         if payload is None:
             raise SetupError(
-                "the target has no free disk space", failure, "free some, or let doctor clean the target's cache"
+                "the target has no free disk space",
+                failure,
+                "free some disk space, or let `omgoptim doctor` clean the target's cache",
             )
         scratch = Path(payload)
         if sha256(scratch) != digest:
             raise ArtifactError(
-                "a file was changed on its way to the target",
+                "a file was corrupted on its way to the target",
                 f"its sha256 is not {digest}",
                 "start the run again; if the error comes back, check the disk and the memory of the target",
             )

@@ -58,7 +58,7 @@ def output_shapes(module: nn.Module, run: ModuleRun) -> Shapes:
             torch.manual_seed(0)
             result = module(*probe.args, **probe.kwargs)
     except Exception as error:  # whatever a user's forward raises without what it expects
-        place = f"layer '{inside[-1]}'" if inside and inside[-1] else "the model's own forward"
+        place = f"layer '{inside[-1]}'" if inside and inside[-1] else "the model's forward method"
         raise TechniqueError(
             "the student does not run",
             f"{place} failed: {error_location(error)}",
