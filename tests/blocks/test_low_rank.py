@@ -97,9 +97,9 @@ def test_a_block_like_a_layer_takes_its_geometry_mode_and_dtype() -> None:
     [
         ({"padding_mode": "circular"}, "padding_mode 'circular'"),
         ({"groups": 4}, "depthwise"),
-        ({"groups": 3}, "do not divide into 3 groups"),
-        ({"padding": "same", "stride": 2}, "'same' goes with stride 1"),
-        ({"padding": "reflect"}, "neither numbers, 'same' nor 'valid'"),
+        ({"groups": 3}, "are not divisible by 3 groups"),
+        ({"padding": "same", "stride": 2}, "'same' needs stride 1"),
+        ({"padding": "reflect"}, "padding must be integers, 'same' or 'valid'"),
     ],
 )
 def test_a_geometry_without_an_exact_form_is_refused(change: dict[str, Any], said: str) -> None:

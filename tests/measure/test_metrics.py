@@ -53,7 +53,7 @@ def test_a_user_metric_that_is_lower_for_the_better_model_is_refused(resolve):
     def rmse(outputs, targets):
         return ((outputs - targets) ** 2).mean().sqrt()
 
-    with pytest.raises(DataError, match="metric rmse is higher for shuffled outputs") as error:
+    with pytest.raises(DataError, match="metric rmse rates randomly permuted outputs") as error:
         resolve(rmse, made, targets)
     assert error.value.fix.startswith("return its negative")
     assert value(resolve(lambda outputs, targets: -rmse(outputs, targets), made, targets), made, targets) < 0

@@ -198,7 +198,7 @@ def test_the_cosine_of_two_zeros_is_one_and_of_zero_and_something_is_zero():
 def test_the_infinite_values_of_a_mask_are_no_difference_and_any_others_are_an_error():
     masked = outputs([[[-np.inf, 1.0, 2.0]], [[-np.inf, 2.0, 4.0]]])
     assert score(agreement_metric(masked), masked, [None], masked) == pytest.approx(1)
-    with pytest.raises(DataError, match="is infinite in other places"):
+    with pytest.raises(DataError, match="is infinite where"):
         score(agreement_metric(masked), outputs([[[-np.inf, np.inf, 2.0]], [[0, 0, 0]]]), [None], masked)
 
 

@@ -129,8 +129,8 @@ def test_one_by_one_keeps_every_sample_with_its_target() -> None:
 @pytest.mark.parametrize(
     ("labels", "classes", "said"),
     [
-        (np.zeros(200, np.int64), 10, "the 200 evaluation samples hold 1 of 10 classes"),
-        (np.arange(2000) // 50, 1000, "the 2,000 evaluation samples hold 40 of 1,000 classes"),
+        (np.zeros(200, np.int64), 10, "the 200 evaluation samples cover 1 of 10 classes"),
+        (np.arange(2000) // 50, 1000, "the 2,000 evaluation samples cover 40 of 1,000 classes"),
         (np.arange(2000) % 700, 1000, ""),
         (np.arange(20), 1000, ""),
         (np.zeros((50, 4), np.int64), 10, ""),

@@ -134,7 +134,7 @@ def test_arguments_paths_and_numpy_scores_beside_the_weights_are_passed_over(tmp
 
 def test_weights_of_a_diverged_training_are_named(tmp_path: Path) -> None:
     torch.save(weights() | {"fc.weight": torch.full((2, 3), float("nan"))}, tmp_path / "w.pt")
-    assert load_checkpoint(Net(), tmp_path / "w.pt") == ["checkpoint w.pt: NaN in fc.weight"]
+    assert load_checkpoint(Net(), tmp_path / "w.pt") == ["checkpoint w.pt: weights contain NaN: fc.weight"]
 
 
 def test_tensors_without_values_fill_nothing(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_an_averaged_model_loads_and_its_counter_is_named() -> None:
     assert found.notes == [
         "the prefix 'module.' was dropped",
         "these are averaged weights (EMA); the file has no others",
-        "left out, since the model has no such entry: n_averaged",
+        "ignored, since the model has no such key: n_averaged",
     ]
 
 
@@ -46,7 +46,7 @@ def test_a_loss_beside_the_model_is_left_out_and_named_but_not_what_belongs_to_t
     }
     found = match_keys(loaded, net(1).state_dict())
     assert same(found.state)
-    assert found.notes[-1].endswith("no such entry: state_dict.criterion.weight")
+    assert found.notes[-1].endswith("no such key: state_dict.criterion.weight")
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod", "module", "_fsdp_wrapped_module"])

@@ -109,10 +109,10 @@ def test_a_callable_of_one_argument_gets_the_split_by_place_whatever_its_name() 
 
 
 def test_a_callable_that_takes_no_split_is_refused() -> None:
-    with pytest.raises(DataError, match="takes no argument 'split'") as error:
+    with pytest.raises(DataError, match="has no argument 'split'") as error:
         from_callable(lambda name, path: [], 4, 60)
     assert error.value.why == "it takes (name, path)"
-    with pytest.raises(DataError, match="takes no argument 'split'"):
+    with pytest.raises(DataError, match="has no argument 'split'"):
         from_callable(list, 4, 60)
     with pytest.raises(DataError, match="the data is a list"):
         from_callable([X], 4, 60)  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ def test_several_arrays_are_inputs_by_name_and_half_precision_can_be_read(projec
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({}, "has no array"),
+        ({}, "contains no array"),
         ({"x": X, "y": Y[:4]}, "one length"),
         ({"x_eval": X, "y_eval": Y[:4]}, "split eval"),
         ({"x": np.float32(3)}, "one length"),
@@ -283,7 +283,7 @@ def test_taking_stops_reading_when_it_has_enough() -> None:
 
 
 def test_a_batch_without_a_tensor_has_no_size() -> None:
-    for inputs, said in (({}, "holds no inputs"), ("text", "is a str"), ({"x": [1, 2]}, "is a int")):
+    for inputs, said in (({}, "has no inputs"), ("text", "is a str"), ({"x": [1, 2]}, "is a int")):
         with pytest.raises(DataError, match=said):
             batch_size(inputs)
     assert batch_size(({"x": X},)) == 10

@@ -80,7 +80,7 @@ def test_batches_that_differ_in_kind_are_refused() -> None:
     assert error.value.why == "torch.float32 with 1 dimensions and torch.float32 with 2 dimensions"
     with pytest.raises(DataError, match="differs between batches"):
         input_tensors([[("x", X, False)], [("x", X.double(), False)]])
-    with pytest.raises(DataError, match="do not hold the same inputs") as error:
+    with pytest.raises(DataError, match="have different inputs") as error:
         input_tensors([[("x", X, True), ("mask", X, True)], [("x", X, True)]])
     assert error.value.why == "one has x, mask; one x"
 

@@ -103,7 +103,7 @@ def test_numbers_are_brought_to_the_dtype_that_the_engine_takes(tagger: tuple[nn
 def test_inputs_that_do_not_fit_are_named(tagger: tuple[nn.Module, OpenedModel]) -> None:
     _, opened = tagger
     ids = tokens(2, 5)["ids"]
-    with pytest.raises(ModelError, match="takes 2 inputs and was given 3"):
+    with pytest.raises(ModelError, match="takes 2 inputs, not 3"):
         opened(ids, ids, ids)
     with pytest.raises(ModelError) as error:
         opened(ids, ids=ids, mask=ids)

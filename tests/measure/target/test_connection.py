@@ -96,7 +96,7 @@ def test_a_target_with_an_old_python(own_server):
     write_script(own_server.bin / "python3", 'case "$2" in *"sys.exit"*) exit 1 ;; *) echo 3.8.10 ;; esac')
     error = refusal(own_server)
     assert error.what == f"{own_server.url} has no Python 3.10 or newer"
-    assert "python3 3.8.10, too old" in error.why
+    assert "python3 3.8.10, which is too old" in error.why
 
 
 def test_a_newer_python_under_another_name_is_found(own_server):

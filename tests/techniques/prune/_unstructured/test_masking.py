@@ -204,7 +204,7 @@ def test_the_outcome_tells_each_layer_and_what_all_make_together() -> None:
         ("1", "by hand", "0.5 % zero", "33.0 % zero (330 of 1,000)")
     ]
     assert [(skip.path, skip.reason) for skip in outcome.skipped] == [
-        ("0", "all of its weights score above the pruned ones")
+        ("0", "the saliency of all its weights is above the pruning threshold")
     ]
     assert outcome.notes == ["30.00 % of the selected weights are zero (330 of 1,100)."]
 
@@ -216,7 +216,7 @@ def test_small_layers_stay_dense_and_are_reported_and_the_count_is_exact() -> No
     assert zeros(module) == round(0.9 * count)
     assert not bool((module[0].weight == 0).any())
     assert [(skip.path, skip.reason) for skip in outcome.skipped] == [
-        ("0", "left dense: it holds 0.20 % of the selected weights, and other layers are pruned more")
+        ("0", "left dense: it has only 0.20 % of the selected weights; other layers are pruned more instead")
     ]
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 400, 3), nn.Linear(400, 10))
     prune(module, 0.9, "per_layer", spare=False)
@@ -231,7 +231,7 @@ def test_a_layer_keeps_its_best_weight_and_the_report_says_so() -> None:
     outcome = prune(module, 0.5)
     assert zeros(module) == 40
     assert module[0].weight.flatten().nonzero().flatten().tolist() == [15]
-    assert outcome.changed[0].what == "by hand, one weight kept, so that the layer still passes its input on"
+    assert outcome.changed[0].what == "by hand, one weight kept, so that the layer's output still depends on its input"
 
 
 def test_more_than_leaves_one_weight_to_each_layer_is_not_taken_and_the_outcome_tells_what_was() -> None:
