@@ -45,7 +45,7 @@ class Recipe:
     """The project it was built in, searched after the request's project. It confers no rights: the file must be one
     that the request may read."""
     limit_s: float = 300.0
-    surgery: StructuralDiff | None = None
+    structural_diff: StructuralDiff | None = None
     """Structural changes after the code built the module: shapes, and layers replaced by blocks."""
 
     @property
@@ -56,27 +56,28 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as plain JSON values."""
         plain = {name: getattr(self, name) for name in self.__slots__}
-        return plain | {"surgery": self.surgery.to_json() if self.surgery else None}
+        return plain | {"structural_diff": self.structural_diff.to_json() if self.structural_diff else None}
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Recipe:
-        """Create the recipe from the result of `to_json`; `allowed`, a field of older recipes, is ignored.
+        """Create the recipe from the result of `to_json`; the older key `surgery` is read, `allowed` is ignored.
 
         Raises:
             ValueError: it is something else.
             ArtifactError: its structural changes are.
         """
-        known = {name: value for name, value in record.items() if name != "allowed"}
+        renamed = {"surgery": "structural_diff"}
+        known = {renamed.get(name, name): value for name, value in record.items() if name != "allowed"}
         texts = [known.get(name) for name in ("kind", "spec", "project")]
-        limit_s, surgery = known.get("limit_s", 300.0), known.get("surgery")
+        limit_s, changes = known.get("limit_s", 300.0), known.get("structural_diff")
         is_number = isinstance(limit_s, (int, float)) and not isinstance(limit_s, bool) and 0 < limit_s < 1e9
         if set(known) - set(Recipe.__slots__) or not all(isinstance(text, str) for text in texts) or not is_number:
             raise ValueError("a field is missing or unknown")
         if known["kind"] not in KINDS or not isinstance(known.get("kwargs"), dict):
             raise ValueError("its kind is unknown, or its arguments are not an object")
-        if surgery and known["kind"] == "pt2":
+        if changes and known["kind"] == "pt2":
             raise ValueError("a recipe of kind pt2 has no structural changes")
-        return Recipe(**(known | {"surgery": _diff_of(surgery) if surgery else None}))
+        return Recipe(**(known | {"structural_diff": _diff_of(changes) if changes else None}))
 
 
 def _diff_of(record: Mapping[str, Any]) -> StructuralDiff:

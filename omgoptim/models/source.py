@@ -155,8 +155,8 @@ def _constructed(recipe: Recipe, policy: PathPolicy) -> nn.Module:
         module = _BUILDERS[recipe.kind](replace(recipe, spec=str(folder)))
     else:
         module = _BUILDERS[recipe.kind](recipe)
-    if recipe.surgery is not None:
-        apply_diff(module, recipe.surgery)
+    if recipe.structural_diff is not None:
+        apply_diff(module, recipe.structural_diff)
     _refuse_uninitialized(module, recipe)
     return module
 

@@ -70,7 +70,7 @@ def save(
     *,
     to_time_only: bool = False,
 ) -> list[str]:
-    """Save a changed module as an artifact for `runtime`: recipe with surgery, weights, ONNX file and .pt2 file.
+    """Save a changed module as an artifact for `runtime`: recipe with structural diff, weights, ONNX file and .pt2 file.
 
     Args:
         module: the changed module, in eval mode.
@@ -112,8 +112,8 @@ def save(
             notes.append(f"there is no {PROGRAM2} beside the artifact: {error.what}")
         recipe = Recipe("pt2", str(path)) if as_pt2 else recipe
     if not as_pt2:
-        base = replace(recipe, surgery=None)
-        recipe = replace(base, surgery=compute_diff(build(base, loaded.policy), module))
+        base = replace(recipe, structural_diff=None)
+        recipe = replace(base, structural_diff=compute_diff(build(base, loaded.policy), module))
     target: Any = programs[0] if on_program else placed(module, loaded.device)
     settings = SessionSettings(loaded.bench.threads, loaded.device)
     outputs = in_memory(lambda: ENGINES[runtime].open(target, loaded.signature, settings).run(loaded.example))

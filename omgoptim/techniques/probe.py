@@ -180,7 +180,7 @@ def is_shared(tensor: Tensor | None, owners: Mapping[int, Sequence[tuple[int, st
     return len({owner for owner, _ in owners.get(id(tensor), [])}) > 1
 
 
-def why_not_replaceable(layer: nn.Linear | _ConvNd) -> Refusal | None:
+def replacement_refusal(layer: nn.Linear | _ConvNd) -> Refusal | None:
     """Return why another layer in this one's place would not do what it does; None if it would."""
     if layer._parameters.get("weight") is None:
         return Refusal("its weight is computed from other parameters (a parametrization)", "unsupported")

@@ -463,7 +463,7 @@ WRONG_RECIPES: list[dict[str, Any]] = [
     {"kwargs": []},
     {"limit_s": True},
     {"limit_s": -1},
-    {"surgery": [1]},
+    {"structural_diff": [1]},
     {"further": 1},
     {"kind": "pt2"},
 ]

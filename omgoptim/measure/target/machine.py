@@ -48,7 +48,7 @@ def packages_folder() -> str:
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def look_at(connection: Connection) -> Machine:
+def describe_machine(connection: Connection) -> Machine:
     """Describe a target without changing it."""
     return _machine(connection.request("machine"), _versions(connection))
 

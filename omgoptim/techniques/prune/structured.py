@@ -33,7 +33,7 @@ from omgoptim.techniques.prune._channels.channel_allocation import (
     by_operations,
     original_widths,
     round_widths,
-    wanted_widths,
+    target_widths,
 )
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
@@ -71,7 +71,7 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
     full = original_widths(groups, module, run.original)
 
     def widths_at(ratio: float, round_to: int | None) -> Widths:
-        wanted = wanted_widths(module, groups, scores, full, params, ratio)
+        wanted = target_widths(module, groups, scores, full, params, ratio)
         return round_widths(groups, wanted, full, params.max_layer_ratio, round_to)
 
     if params.target_macs_ratio is None:

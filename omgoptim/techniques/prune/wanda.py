@@ -37,7 +37,7 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
     """
     selection = select(module, params.targets, params.ignore)
     norms = input_norms(module, selection.weights, run)
-    seen = only_seen(selection, set(norms))
+    seen = with_known_inputs(selection, set(norms))
     scores = {}
     for weight in seen.weights:
         rows = wanda(to_rows(weight.parameter.detach(), weight.layer), norms[weight.path])
@@ -47,7 +47,7 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
     return zero_and_reconstruct(module, seen, scores, aim, params, run)
 
 
-def only_seen(selection: Selection, paths: set[str]) -> Selection:
+def with_known_inputs(selection: Selection, paths: set[str]) -> Selection:
     """Return the weights whose inputs were seen; the others are skipped.
 
     Raises:

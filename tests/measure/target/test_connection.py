@@ -11,7 +11,7 @@ from ssh_server import Server, write_config, write_script
 from omgoptim.errors import SetupError
 from omgoptim.measure.target import connection
 from omgoptim.measure.target.connection import Connection, ssh_command
-from omgoptim.measure.target.machine import look_at, prepare_machine
+from omgoptim.measure.target.machine import describe_machine, prepare_machine
 from omgoptim.requests.base import TargetAddress
 
 
@@ -131,7 +131,7 @@ def test_another_architecture_without_packages(own_server):
     try:
         with pytest.raises(SetupError, match="lacks numpy and onnxruntime") as raised:
             prepare_machine(opened, "onnxruntime")
-        assert look_at(opened).versions == {}
+        assert describe_machine(opened).versions == {}
     finally:
         opened.close()
     assert raised.value.why.startswith("Linux riscv64, Python ")

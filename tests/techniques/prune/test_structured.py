@@ -68,9 +68,9 @@ def test_a_model_loses_a_third_runs_and_comes_back_from_its_recipe_bit_for_bit(
     smaller = sum(tensor.numel() for tensor in module.parameters())
     assert smaller < 0.9 * sum(tensor.numel() for tensor in fresh.parameters())
     assert called(module, x).shape == called(fresh, x).shape
-    surgery = compute_diff(fresh, module)
-    assert surgery is not None
-    apply_diff(fresh, StructuralDiff.from_json(json.loads(json.dumps(surgery.to_json()))))
+    diff = compute_diff(fresh, module)
+    assert diff is not None
+    apply_diff(fresh, StructuralDiff.from_json(json.loads(json.dumps(diff.to_json()))))
     load_state(fresh, {name: tensor.clone() for name, tensor in state_of(module).items()})
     assert torch.equal(called(fresh, x), called(module, x))
 
@@ -129,7 +129,8 @@ def test_reconstruction_brings_the_outputs_nearer_and_is_noted(run_of: RunOf) ->
         twin = copy.deepcopy(module)
         outcome = apply(twin, Structured(pruning_ratio=0.3, reconstruct=on), run)
         apart[on] = float((called(twin, IMAGES) - expected).square().mean())
-        fitted = "3 layers that read pruned channels were fitted by least squares to the unpruned outputs; no labels were used."
+        fitted = "3 layers that read pruned channels were fitted by least squares to the unpruned outputs; "
+        fitted += "no labels were used."
         assert outcome.notes == ([fitted] if on else [])
     assert apart[True] < 0.5 * apart[False]
 

@@ -34,8 +34,8 @@ from omgoptim.techniques.probe import (
     frozen_or_shared,
     owned_parameters,
     quiet,
+    replacement_refusal,
     uses_of,
-    why_not_replaceable,
 )
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
@@ -291,4 +291,4 @@ def _refusal(
         reason = f"it has only {layer.in_channels} input channels; name it in targets to replace it anyway"
     if reason:
         return Refusal(reason, "unsupported")
-    return why_not_replaceable(layer) or frozen_or_shared(layer, owners)
+    return replacement_refusal(layer) or frozen_or_shared(layer, owners)

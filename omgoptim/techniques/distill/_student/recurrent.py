@@ -205,10 +205,10 @@ def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun)
         refusal = _refusal(path, layer, selection, owners)
         recurrent = None if refusal else _find_readers(module, path, run)
         if recurrent is not None:
-            refusal = _tied_reader(module, recurrent, owners) or _why_not_removable(module, recurrent, run)
+            refusal = _tied_reader(module, recurrent, owners) or _removal_refusal(module, recurrent, run)
             if refusal:
                 recurrent = replace(recurrent, numbers=_width_attributes(module, path, layer.hidden_size))
-                refusal = _why_not_removable(module, recurrent, run) if recurrent.numbers else refusal
+                refusal = _removal_refusal(module, recurrent, run) if recurrent.numbers else refusal
         if refusal:
             skipped.append(refusal.skip(path))
         elif recurrent is not None:
@@ -330,7 +330,7 @@ def _width_attributes(module: nn.Module, path: str, width: int) -> tuple[tuple[s
     )
 
 
-def _why_not_removable(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> Refusal | None:
+def _removal_refusal(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> Refusal | None:
     """Return why the layer cannot lose half of its units, tried on copies; None if it can."""
     probe, keep = Probe.of(run), recurrent.width // 2
     ignoring, smaller = copy.deepcopy(module), copy.deepcopy(module)

@@ -11,7 +11,7 @@ from omgoptim.blocks import BLOCKS, LowRankLinear, SpatialConv2d, Tucker2Conv2d
 from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
-from omgoptim.techniques.probe import EXCLUDED, NOT_RUN, WHOLE_MODEL, Use, uses_of, why_not_replaceable
+from omgoptim.techniques.probe import EXCLUDED, NOT_RUN, WHOLE_MODEL, Use, replacement_refusal, uses_of
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun, Refusal
 
@@ -110,7 +110,7 @@ def _refusal(
         return Refusal("the enclosing attention reads its weight directly instead of calling it", "unsupported")
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         return Refusal(next(why for kind, why in OTHER_KINDS.items() if isinstance(layer, kind)), "unsupported")
-    if refusal := why_not_replaceable(layer):
+    if refusal := replacement_refusal(layer):
         return refusal
     weight = layer.weight
     if not weight.is_floating_point():

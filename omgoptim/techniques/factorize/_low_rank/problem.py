@@ -116,7 +116,7 @@ class Problem:
         return total
 
 
-def ladder_of(form: Form, costs: Sequence[float], params_per_rank: int, round_to: int) -> list[Option]:
+def options_by_rank(form: Form, costs: Sequence[float], params_per_rank: int, round_to: int) -> list[Option]:
     """Return the options of a form with one rank, the smallest first.
 
     Args:

@@ -33,7 +33,7 @@ def original_widths(groups: Groups, module: nn.Module, original: nn.Module) -> W
     return found
 
 
-def wanted_widths(
+def target_widths(
     module: nn.Module,
     groups: Groups,
     scores: Mapping[str, Tensor],
@@ -194,7 +194,7 @@ def by_operations(
                 low = middle
             else:
                 high = middle
-        found = _given_back(groups, scores, operations, most, widths_at(high, rounding), widths_at(low, rounding))
+        found = _widened(groups, scores, operations, most, widths_at(high, rounding), widths_at(low, rounding))
         if operations.at(found) >= most * (1 - CLOSE):
             break
     if not found:
@@ -207,7 +207,7 @@ def by_operations(
     return found
 
 
-def _given_back(
+def _widened(
     groups: Groups, scores: Mapping[str, Tensor], operations: Operations, most: float, narrow: Widths, wide: Widths
 ) -> Widths:
     """Return the narrow widths, with the groups of most importance at their wide one as far as `most` allows."""

@@ -34,10 +34,10 @@ from omgoptim.techniques.prune._channels.groups import (
     Place,
     Side,
     channel_groups,
+    exclusion,
     is_depthwise,
     skips_of_kept,
     why_kept,
-    why_not_requested,
     width_of,
 )
 from omgoptim.techniques.prune._channels.removal import OUTPUTS, Removal
@@ -173,7 +173,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
             skipped.append(found.refusal.skip(found.path))
             continue
         refusal = (
-            why_not_requested(found, params)
+            exclusion(found, params)
             or why_kept(module, found.places, owners)
             or known.why_kept(module, found)
             or removal.check(found)

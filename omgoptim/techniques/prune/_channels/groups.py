@@ -313,7 +313,7 @@ def _why_no_width(path: str, layer: nn.Module) -> str:
     return f"its channels are those of {path} ({kind}), whose width cannot change"
 
 
-def why_not_requested(group: Group, params: Structured) -> Refusal | None:
+def exclusion(group: Group, params: Structured) -> Refusal | None:
     """Return why the request excludes a group: by `ignore`, or since `targets` names no layer that shrinks."""
     ignored = next((path for path in group.writers if any(matches(glob, path) for glob in params.ignore)), None)
     if ignored is not None:

@@ -46,7 +46,7 @@ def erdos_renyi(shapes: Sequence[tuple[int, ...]], sparsity: float) -> list[floa
     return [0.0] * len(shapes)
 
 
-def allot(wanted: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
+def largest_remainder(wanted: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
     """Return whole numbers near `wanted` that add up to `total`, by largest remainder; of equals the first comes first.
 
     Args:
@@ -72,11 +72,11 @@ def allot(wanted: Sequence[float], total: int, least: Sequence[int], most: Seque
     return given
 
 
-def spared(counts: Sequence[int], sparsity: float) -> set[int]:
+def small_layers(counts: Sequence[int], sparsity: float) -> set[int]:
     """Return the positions of layers that are so small that they stay dense.
 
     A first layer of one channel and a classifier of ten classes hold almost none of a network's weights, and every
-    output passes through each of those. The smallest are spared first.
+    output passes through each of those. The smallest come first.
     """
     limit = min(SPARED, SPARED_OF_KEPT * (1 - sparsity)) * sum(counts)
     chosen: set[int] = set()

@@ -11,8 +11,8 @@ from omgoptim.techniques.prune._unstructured.masking import (
     Scope,
     SparsityTarget,
     alone,
-    by_row,
-    keep_of_every,
+    n_of_m_mask,
+    row_mask,
     smallest,
     together,
     zero_lowest,
@@ -61,22 +61,22 @@ def test_the_last_weight_of_a_layer_goes_to_no_one_and_another_layer_gives_inste
 
 def test_each_row_gives_the_same_and_the_first_rows_one_more() -> None:
     scores = torch.arange(12.0).reshape(3, 4)
-    assert by_row(scores, torch.ones(3, 4), 7).sum(1).tolist() == [3, 2, 2]
-    assert by_row(scores, torch.ones(3, 4), 6).tolist() == [[True, True, False, False]] * 3
-    assert by_row(scores, torch.ones(3, 4), 12).sum(1).tolist() == [3, 3, 3]  # a row keeps its best
+    assert row_mask(scores, torch.ones(3, 4), 7).sum(1).tolist() == [3, 2, 2]
+    assert row_mask(scores, torch.ones(3, 4), 6).tolist() == [[True, True, False, False]] * 3
+    assert row_mask(scores, torch.ones(3, 4), 12).sum(1).tolist() == [3, 3, 3]  # a row keeps its best
 
 
 def test_a_row_with_zeros_of_its_own_keeps_them_and_the_others_give_less() -> None:
     weights = torch.ones(2, 4)
     weights[0, :3] = 0
-    mask = by_row(torch.arange(8.0).reshape(2, 4), weights, 4)
+    mask = row_mask(torch.arange(8.0).reshape(2, 4), weights, 4)
     assert mask.tolist() == [[True, True, True, False], [True, False, False, False]]
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (1, 2), (3, 5)])
 def test_n_of_every_m_neighbours_stay_and_they_are_the_best(n: int, m: int) -> None:
     scores = torch.rand(6, 4 * m, generator=torch.Generator().manual_seed(0))
-    mask = keep_of_every(scores, torch.ones_like(scores), n, m)
+    mask = n_of_m_mask(scores, torch.ones_like(scores), n, m)
     for row, gone in zip(scores, mask, strict=True):
         for start in range(0, len(row), m):
             group, lost = row[start : start + m], gone[start : start + m]
