@@ -21,13 +21,13 @@ from omgoptim.models.entry_scales import slice_sums, small_slices
 from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec, RunningMoments, as_rows
 
 RUINED_ERROR = 0.5
-"""Relative error above which an output counts as ruined: a quarter of its variance is lost (R^2 below 0.75)."""
+"""Relative error above which an output counts as ruined. Chosen: a quarter of its variance is lost (R^2 below 0.75)."""
 
 RUINED_AGREEMENT = 0.5
-"""Fraction of equal classes or integers below which an output counts as ruined."""
+"""Fraction of equal classes or integers below which an output counts as ruined. Chosen: most predictions differ."""
 
 RUINED_PART = 0.9
-"""Relative error above which entries of a far smaller scale count as ruined: close to predicting their mean."""
+"""Relative error above which entries of a far smaller scale count as ruined. Chosen: close to predicting their mean."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
 """Names of the built-in metrics, without `auto`."""
 
 OUTPUT_DETECTION_BATCHES = 8
-"""Batches from which outputs are detected, if they were not described before: enough to see labels and batch lengths of
-all kinds, while the outputs of a whole set may exceed the memory."""
+"""Batches from which outputs are detected, if they were not described before. Chosen: enough to see labels and batch
+lengths of all kinds, while the outputs of a whole set may exceed the memory."""
 
 CUSTOM_METRIC_FIX = f"give your own metric: {argument('metric', 'file.py:callable')}"
 

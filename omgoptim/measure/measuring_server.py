@@ -27,19 +27,20 @@ from omgoptim.runtimes import Session
 from omgoptim.runtimes.engine import Kernel, engine_message
 
 MIN_SAMPLE_S = 1e-4
-"""Seconds below which calls are timed in batches: the clock itself would count."""
+"""Seconds below which calls are timed in batches. Chosen: the clock itself would count."""
 
 WARM_UP_FRACTION = 0.25
 """Fraction at the start of a turn that is dropped: caches and thread pools warm up."""
 
 BUSY_CORE = 0.5
-"""Busy cores below which a process waits for most of the time, or shares its core with others."""
+"""Busy cores below which a process waits for most of the time, or shares its core with others. Chosen: a process that
+computes uses at least one."""
 
 SPIN_COUNT = 2_000_000
 """Additions that measure how much of a core is free: about 20 ms."""
 
 LAYER_TIMING_S = 1.0
-"""Seconds for which a model is called to time its layers."""
+"""Seconds for which a model is called to time its layers. Chosen: some calls even of slow models."""
 
 
 class MeasuringServer:

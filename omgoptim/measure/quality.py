@@ -39,13 +39,15 @@ MIN_RESAMPLES = 40
 """Minimum number of resamples for a 2.5 % quantile."""
 
 BUDGET_S = 20.0
-"""Longest time, in seconds, of recomputing a metric for its interval: about that of one evaluation."""
+"""Longest time, in seconds, of recomputing a metric for its interval. Chosen: about that of one evaluation."""
 
 MAX_FAILING = 0.1
-"""Fraction of resamples on which a metric may fail (a class is missing, say) before the interval is unknown."""
+"""Fraction of resamples on which a metric may fail (a class is missing, say) before the interval is unknown. Chosen:
+the others would be a biased sample."""
 
 LOST_RECALL = 0.1
-"""Drop of a class's recall that its 95 % interval must exceed for the class to count as lost."""
+"""Drop of a class's recall that its 95 % interval must exceed for the class to count as lost. Chosen: smaller drops are
+common and noisy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,14 @@ from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples, batch_length
 
 ABOVE_CHANCE = 0.99
-"""Accuracy above this is never at chance level, even if almost all labels are the same."""
+"""Accuracy above this is never at chance level, even if almost all labels are the same. Chosen: few sets are as uneven.
+"""
 
 FEW_CLASSES = 0.5
-"""Fraction of the expected number of classes up to which data is said to hold few."""
+"""Fraction of the expected number of classes up to which data is said to cover few. Chosen: random draws exceed it."""
 
 MAX_SAMPLES = 32
-"""Limit of the samples of the test, which runs each of them alone."""
+"""Limit of the samples of the test. Chosen by time: it runs each of them alone."""
 
 MIN_SAMPLES, TIME_LIMIT_S = 8, 3.0
 """Samples that always run, and the time limit in seconds for the others: a slow model is checked on fewer."""
@@ -36,7 +37,7 @@ TOLERANCE, COARSE = 1e-3, 5e-2
 """Differences up to this fraction of an output's scale are rounding, of float32 and half precision."""
 
 OFFSET = 1e-2
-"""Least scale of a float32 output as a fraction of its largest value: rounding grows with values, not their spread."""
+"""Least scale of a float32 output over its largest value. Chosen: rounding grows with values, not their spread."""
 
 Run = Callable[[NamedBatch], Sequence[NDArray[Any]]]
 
@@ -89,7 +90,7 @@ def chance_level_summary(metric: str | None, value: float | None, targets: Seque
 
 
 def missing_classes_notes(outputs: ModelOutputs, targets: Sequence[Any]) -> list[str]:
-    """Return a note if labels of one class a sample name less than half of the classes that so many samples would.
+    """Return a note if class labels cover less than half of the classes expected of so many samples.
 
     Uniform classes are expected: n samples of C classes name C (1 - (1 - 1 / C)^n) of them.
 

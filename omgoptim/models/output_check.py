@@ -30,8 +30,8 @@ TOLERANCE = {
     "int4": 1e-2,
     "int8_dynamic": 1e-2,
 }
-"""Largest accepted difference from the recorded outputs, relative to their scale, by precision: above the rounding that
-adds up over layers (one of float16 is 5e-4), below the effect of a wrong weight."""
+"""Largest accepted difference from the recorded outputs, relative to their scale, by precision. Chosen: above the
+rounding that adds up over layers (one of float16 is 5e-4), below the effect of a wrong weight."""
 
 
 @dataclass(frozen=True, slots=True)

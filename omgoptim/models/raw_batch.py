@@ -27,7 +27,7 @@ MASK = "attention_mask"
 """Input name of Hugging Face's attention masks."""
 
 MAX_EXAMINED = 16
-"""Entries of a list that are examined to distinguish samples from batches; each may be a file that is read."""
+"""Entries of a list that are examined to distinguish samples from batches. Chosen: each may be a file that is read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ MASK, VALUES = ".mask", ".values"
 ENTRY_OVERHEAD_BYTES = 128
 """Approximate bytes of an additional tensor in a safetensors header, with its shape in the recipe."""
 MIN_PACKING_GAIN = 0.02
-"""Smallest fraction of the weights' bytes that packing has to save: every reader has to unpack them."""
+"""Smallest fraction of the weights' bytes that packing has to save. Chosen: every reader has to unpack them."""
 
 
 def distinct_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -70,7 +70,7 @@ def save(
     *,
     to_time_only: bool = False,
 ) -> list[str]:
-    """Save a changed module as an artifact for `runtime`: recipe with structural diff, weights, ONNX file and .pt2 file.
+    """Save a changed module as an artifact for `runtime`: recipe with its changes, weights, ONNX file and .pt2 file.
 
     Args:
         module: the changed module, in eval mode.

@@ -19,7 +19,7 @@ from omgoptim.runtimes.signature import Signature
 from omgoptim.training.modes import seed_everything
 
 MOST_BATCHES = 200_000
-"""Batches of one pass over the train data after which it counts as endless."""
+"""Batches of a pass after which training data counts as endless. Chosen above ImageNet's 160,000 at batch 8."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,12 @@ from omgoptim.models.globs import is_selected
 from omgoptim.training.modes import eval_mode
 
 NORMS_FROZEN = 1 / 3
-"""Fraction of the steps after which batch normalization uses its running statistics, as it does once it is folded;
-three of eight epochs in torch's own recipe for quantization-aware training."""
+"""Fraction of the steps after which batch normalization uses its running statistics, as once it is folded; three of
+eight epochs in PyTorch's static quantization tutorial."""
 
 RANGES_FIXED = 2 / 3
-"""Fraction of the steps after which the ranges of inputs stay: the last third trains what is converted."""
+"""Fraction of the steps after which the ranges of inputs stay. PyTorch's tutorial fixes them after four of eight
+epochs; chosen later, since the last third suffices to train what is converted."""
 
 MOMENTUM = 0.01
 """Weight of a batch in the moving average of a range: `averaging_constant` of torch.ao's moving-average observer."""

@@ -25,7 +25,7 @@ from omgoptim.runtimes import engine_named
 T = TypeVar("T")
 
 MOST_LOSSES = 5
-"""Lost connections during one launch or evaluation after which it is given up."""
+"""Lost connections during one launch or evaluation after which it is given up. Chosen: patience against hanging."""
 POLL_S = 1.0
 """Seconds between two attempts to connect or to take the lock."""
 

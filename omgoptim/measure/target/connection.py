@@ -45,7 +45,7 @@ PING_S = 5.0
 SPACE_BYTES = 64 * 2**20
 """Minimum free space, for the package and buffered results."""
 MOST_BANNER_LINES = 1000
-"""Lines that a login shell may print before the agent's answer."""
+"""Lines that a login shell may print before the agent's answer. Chosen: a safeguard."""
 
 
 class TargetLost(Exception):

@@ -20,7 +20,7 @@ MOST_BYTES = 4 * 2**30
 """Bound of the contents, the size of some ten large models; the least recently used go first."""
 
 KEPT = 3
-"""Versions of the measuring package and sets of packages that are kept, for runs of several omgoptim versions."""
+"""Versions of the measuring package, and sets of packages, that are kept. Chosen by disk space."""
 
 LOCK = "measuring.lock"
 

@@ -47,7 +47,7 @@ LAYERS = ("torch.nn", "torch.nn.modules")
 """Packages whose layer classes may be named as a model or a loss: their arguments are numbers."""
 
 MAX_WRAPPERS = 8
-"""Depth of decorators that are unwrapped."""
+"""Depth of decorators that are unwrapped. Chosen: a safeguard against cycles."""
 
 
 class _UserCodeTimeout(BaseException):

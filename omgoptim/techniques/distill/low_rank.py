@@ -1,4 +1,4 @@
-"""Make the student by writing the teacher's large weights as products of two thin ones.
+"""Factorize the teacher's large weights into two low-rank factors.
 
 What it does: every Linear (and convolution) that gets smaller by it keeps `rank_ratio` of its parameters, as factorize
 does: by what loses least of its outputs where there is data (whitened), else of its weight (svd).
@@ -38,7 +38,7 @@ def apply(module: nn.Module, params: LowRank, run: ModuleRun) -> Outcome:
 
 
 def replace(rank_ratio: float, module: nn.Module, selection: LayerSelection, run: ModuleRun, fit: bool) -> Outcome:
-    """Replace large weights by products of two thin ones.
+    """Replace large weights by two low-rank factors.
 
     Raises:
         TechniqueError: no layer can be factorized.

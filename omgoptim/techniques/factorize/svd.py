@@ -1,4 +1,4 @@
-"""Write a weight as a product of two thin ones by its singular value decomposition alone; needs no data.
+"""Replace weights by two low-rank factors, their truncated SVD; needs no data.
 
 What it does: W (out x in) becomes B A of rank k, the nearest of that rank: the first k terms of its SVD. A convolution
 becomes kx1 then 1xk (the SVD of its weight laid out as (out, x) by (in, y)), or 1x1, kxk, 1x1 (Tucker-2 by

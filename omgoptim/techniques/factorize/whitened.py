@@ -1,4 +1,4 @@
-"""Write a weight as a product of two thin ones so that the layer's output on data changes least.
+"""Replace weights by the two low-rank factors that change the layer's output on data least.
 
 What it does: with C = S S' the second moment of a layer's inputs (centred: the bias takes up what the mean input
 loses) and G = R R' what its outputs do to the model's, the SVD of R' W S is cut to rank k and taken back. Layers are

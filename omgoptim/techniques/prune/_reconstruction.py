@@ -36,7 +36,7 @@ MASKED_DAMPING = 1e-2
 """Digits example, 90 % sparsity, 64 samples: relative output error 0.417 up to this value, 0.423 at 0.1."""
 
 MOST_FEATURES = 8192
-"""Maximum inputs of a fitted layer: its second moments take half a gigabyte."""
+"""Maximum inputs of a fitted layer. Chosen by memory: its second moments take half a gigabyte."""
 
 
 def reconstruct_channels(

@@ -1,4 +1,4 @@
-"""Zero the weights whose loss would change least.
+"""Zero the weights whose removal would change the loss least.
 
 What it does: runs the model forward and backward on training batches. sensitivity scores a weight by |w g|, g being the
 mean gradient of the loss over the batches: how much the loss changes, to first order, when the weight goes. movement
@@ -32,7 +32,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import Selectio
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 STEP = 0.01
-"""Learning rate of the gradient descent steps of movement, after which the weights are restored."""
+"""Learning rate of movement's steps, after which weights are restored. Chosen: SGD's rate in training/config.py."""
 
 UNREACHED = "the loss has no gradient with respect to it"
 

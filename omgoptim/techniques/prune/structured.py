@@ -43,7 +43,7 @@ from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 CORRECTIONS = 5
-"""Maximum corrections when predicted and counted MACs disagree; each scales the target by their ratio."""
+"""Maximum corrections when predicted and counted MACs disagree; each scales the target. Chosen: a safeguard."""
 
 
 @module_technique(Structured, needs_data=False, source="arXiv:2301.12900")

@@ -60,7 +60,7 @@ SMALLEST_GROUP = 16
 """Smallest group size of ONNX Runtime's MatMulNBits (docs/ContribOperators.md: a power of 2, 16 at least)."""
 
 WIDEST = 4096
-"""Maximum inputs of a layer for GPTQ: a Hessian of 67 MB, and some 70 billion operations for its inverse."""
+"""Maximum inputs of a layer for GPTQ. Chosen: a Hessian of 67 MB, and some 70 billion operations for its inverse."""
 
 SAMPLES = 64
 """Calibration samples that moments are collected from, half of them to fit to and half to judge by: MiniLM in int4 has

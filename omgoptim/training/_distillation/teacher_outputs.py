@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from omgoptim.training._loop.training_state import Progress
 
 LIMIT_BYTES = 512 * 2**20
-"""Memory limit of the cache: ImageNet's 1.28 M logits of 1,000 classes (5 GB) do not fit, CIFAR's and GLUE's do."""
+"""Memory limit of the cache. Chosen: CIFAR's and GLUE's logits fit, ImageNet's 1.28 M of 1,000 classes do not."""
 
 PASS = 1
 """Part of the seed of the caching passes: differs from every epoch of every round (rounds begin at 1)."""

@@ -44,7 +44,7 @@ WIDTHS = (
 """Attribute names for the width of recurrent layers."""
 
 NEAR = 1e-2
-"""Tolerance of a float32 mean of equal integers."""
+"""Tolerance of a float32 mean of equal integers. Chosen: far above rounding, far below 1."""
 
 
 @dataclass(frozen=True, slots=True)

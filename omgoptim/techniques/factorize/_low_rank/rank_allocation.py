@@ -16,7 +16,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.techniques.factorize._low_rank.problem import Option
 
 TOLERANCE = 0.02
-"""Largest relative distance of the reached compression from the target, as `CLOSE` of channel allocation."""
+"""Largest relative distance of the reached compression from the target. Chosen: less refuses coarse ranks."""
 
 
 @dataclass(frozen=True, slots=True)

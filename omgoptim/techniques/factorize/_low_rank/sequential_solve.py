@@ -58,9 +58,7 @@ from omgoptim.techniques.reconstruction.least_squares import fit
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_STAGES = 32
-"""Maximum passes over the samples; in a deeper model neighbours are solved together, so that time grows linearly with
-depth.
-"""
+"""Maximum passes over the samples; in a deeper model neighbours share one. Chosen: keeps time linear in depth."""
 
 KEPT_BYTES = 1_000_000_000
 """Bytes for the inputs of the original's layers in float32, as much as for moments."""

@@ -17,7 +17,7 @@ Widths = dict[str, int]
 """Name of a group to its width."""
 
 CLOSE = 0.02
-"""Largest relative distance below the target MACs before widths are rounded to smaller multiples."""
+"""Largest relative distance below the target MACs before rounding is refined. Chosen: exactness against tile sizes."""
 
 FINER = (None, 4, 2, 1)
 """Multiples that widths are rounded to, the default (8) and its halves, tried in this order until the target is met

@@ -46,7 +46,7 @@ from omgoptim.techniques.registry import ModuleRun, Refusal
 MOST_SAMPLES = 64
 """Samples that are run one by one: a path that 5 % of the inputs take is met with a probability of 96 %."""
 MOST_WAYS = 8
-"""Maximum execution paths of which a sample is kept: each adds a forward to every verification."""
+"""Maximum execution paths of which a sample is kept. Chosen: each adds a forward to every verification."""
 
 Call = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 

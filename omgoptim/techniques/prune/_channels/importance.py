@@ -24,7 +24,7 @@ from omgoptim.techniques.prune._unstructured.saliency import lamp_of_squares
 from omgoptim.techniques.registry import ModuleRun
 
 HESSIAN_SAMPLES = 128
-"""Maximum samples whose gradients are squared, at one backward pass each."""
+"""Maximum samples whose gradients are squared. Chosen: each costs a backward pass."""
 
 Score = Callable[[nn.Module, Place], Tensor | None]
 """Scores of one place: (width of that side,), or None where the criterion does not apply."""

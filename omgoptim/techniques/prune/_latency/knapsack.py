@@ -25,7 +25,7 @@ from torch import Tensor
 from omgoptim.techniques.prune._latency.latency_table import TimeTable, allowed, full_ms, step_edges, unreachable_target
 
 MOST_STATES = 20_000
-"""Maximum states of the exact knapsack; beyond it the best state of each of as many equal time steps is kept."""
+"""Maximum states of the exact knapsack; beyond, the best of each of as many time steps stays. Chosen by memory."""
 
 TINY = 1e-12
 """Tolerance of comparisons of float64 sums of losses."""
@@ -37,10 +37,10 @@ PRICES = 40
 """Bisection steps of the Lagrange multiplier (loss per millisecond): a range of 1e6 shrinks to a relative 1e-11."""
 
 ROUNDS = 8
-"""Maximum rounds of linearization around the best widths; they end once nothing improves."""
+"""Maximum rounds of linearization around the best widths. Chosen: a safeguard; they end once nothing improves."""
 
 MOST_PAIRS = 200_000
-"""Maximum pairwise changes of one local search sweep; with more, only neighbouring widths are tried."""
+"""Maximum pairwise changes of one local search sweep; with more, only neighbouring widths are tried. Chosen by time."""
 
 
 def multiple_choice(

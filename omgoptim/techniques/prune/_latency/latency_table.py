@@ -22,13 +22,13 @@ LEAST_FRACTION, MOST_FRACTION = 0.01, 1.0
 """Bounds of the result of `next_target`."""
 
 BOLDEST = 0.5
-"""Lower bound of the result of `next_target` relative to the previous one: a steep line may be noise."""
+"""Lower bound of the result of `next_target` over the previous one. Chosen: a steep line may be noise."""
 
 MARGIN = 0.01
-"""Relative margin of `next_target` beyond the target: a target missed by measurement noise costs a round."""
+"""Relative margin of `next_target` beyond the target. Chosen: a target missed by measurement noise costs a round."""
 
 FLAT = 0.02
-"""Minimum relative rise that counts as a step."""
+"""Minimum relative rise that counts as a step. Chosen: lower takes noise for steps, higher misses small ones."""
 
 ROUNDINGS = (8, 16, 32)
 """Tile sizes of kernels, in channels: the float32 numbers of an AVX2, of an AVX-512 and of two AVX-512 registers."""
@@ -37,7 +37,7 @@ DEFAULT_ROUNDING = 8
 """Smallest tile size of the common kernels: 8 float32 fill an AVX2 register."""
 
 CLEARER = 0.5
-"""Maximum residual of a tile size's fit relative to that of a straight line."""
+"""Maximum residual of a tile size's fit over that of a straight line. Chosen: more finds tile sizes in noise."""
 
 
 @dataclass(frozen=True, slots=True)

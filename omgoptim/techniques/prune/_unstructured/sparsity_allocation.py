@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from omgoptim.errors import RequestError, did_you_mean
 
 SMALL = 0.02
-"""Maximum weights of a small layer, as a fraction of the largest layer's."""
+"""Maximum weights of a small layer over the largest layer's. Chosen, as the two below: more sparsity elsewhere."""
 SPARED = 0.01
 """Maximum share of all weights that the small layers, which are left dense, hold together."""
 SPARED_OF_KEPT = 0.1

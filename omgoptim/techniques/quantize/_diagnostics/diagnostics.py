@@ -23,26 +23,24 @@ from omgoptim.techniques.quantize._diagnostics.layer_statistics import LayerStat
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation
 
 HUGE = 1e4
-"""Magnitude above which a constant is taken for the fill value of a mask: -65504 in float16, -1e9 and the like."""
+"""Magnitude of a mask's fill value. Chosen: below the common ones, such as -65504 (float16) and -1e9."""
 
 MAX_PATHS = 8
-"""Maximum number of layers that a diagnostic lists."""
+"""Maximum number of layers that a diagnostic lists. Chosen by the length of a report."""
 
 Array = NDArray[Any]
 
 OUTLIERS = 4.0
-"""Ratio of an activation's range to its 99.9th percentile that counts as outliers: 4 means that two of the eight bits
-serve one value in a thousand.
-"""
+"""Ratio of an activation's range to its 99.9th percentile that counts as outliers. Chosen: at 4, two of the eight bits
+serve one value in a thousand."""
 
 SPREAD = 8.0
-"""Ratio of the widest to the typical channel that counts as uneven: 8 leaves the typical channel five of the eight
-bits.
-"""
+"""Ratio of the widest to the typical channel that counts as uneven. Chosen: at 8, the typical channel has five of the
+eight bits."""
 
 UNLIKE = 1.5
-"""Ratio between the range of evaluation inputs and the calibrated one, either way, that counts as different data: more
-than half a bit is lost, or values are clipped."""
+"""Ratio between the ranges of evaluation and calibration inputs, either way, that counts as different data. Chosen:
+more than half a bit is lost, or values are clipped."""
 
 
 @dataclass(frozen=True, slots=True)

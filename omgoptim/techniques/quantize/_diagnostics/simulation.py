@@ -39,7 +39,7 @@ from omgoptim.techniques.quantize._ptq.state import sqnr_db
 Array = NDArray[Any]
 
 SAMPLES = 48
-"""Samples that noise is measured on."""
+"""Samples that noise is measured on. Chosen by time: each layer runs them all."""
 
 NON_FINITE_DB = 0.0
 """SQNR of an output that is not finite where the original is: all noise."""

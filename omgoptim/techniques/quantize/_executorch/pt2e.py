@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from omgoptim.techniques.quantize._executorch.lowering import LoweringInput
 
 MAX_HELD_OUT = 64
-"""Most held-out calibration samples on which weights and ranges are compared; nothing is fitted to them."""
+"""Most held-out calibration samples on which weights and ranges are compared. Chosen: noise against time."""
 
 SAME_DB = 60.0
-"""Least output SQNR of a module whose weights were copied unchanged from its ONNX program."""
+"""Least output SQNR of a module whose weights were copied unchanged from its ONNX program. Chosen: far below float32
+rounding noise, far above that of a wrong weight."""
 
 WEIGHT_EPS, ACTIVATION_EPS = 2**-20, 2**-16
 """Least scales. ExecuTorch's own 2**-12 is a coarse step for weights below 0.03, as depthwise layers have."""

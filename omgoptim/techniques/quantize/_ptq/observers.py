@@ -51,7 +51,7 @@ OUTSIDE = 1e-5
 """Fraction of the values that `percentile` leaves out at each end: ONNX Runtime's default percentile is 99.999."""
 
 SHRINKS = np.concatenate([np.linspace(1.0, 0.8, 21), np.linspace(0.78, 0.2, 30)])
-"""Fractions of an extreme that are tried as a bound."""
+"""Fractions of an extreme tried as a bound. Chosen: steps of 1 % near the extreme, 2 % below; more cost time."""
 
 METHODS: dict[bool, tuple[Method, ...]] = {
     False: ("minmax", "percentile", "mse"),
@@ -60,10 +60,10 @@ METHODS: dict[bool, tuple[Method, ...]] = {
 """Range methods that `auto` tries."""
 
 TENSORS_TRIED = 64
-"""Maximum number of activations whose range effort `best` chooses one by one, those first whose methods differ most."""
+"""Maximum activations whose range effort `best` chooses one by one, most different first. Chosen by time."""
 
 CHOOSING_MACS = 2e12
-"""Limit of the multiply-accumulates of choosing ranges one by one: about a minute on two cores."""
+"""Limit of the multiply-accumulates of choosing ranges one by one. Chosen: about a minute on two cores."""
 
 
 @dataclass(slots=True)
