@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): a frozen layer plus a trainable product of two thin weights, merged afterwards.
+"""Low-rank adapters (LoRA): a frozen layer plus a trainable low-rank product, merged afterwards.
 
 LoRA saves memory while training (optimizer state and gradients of the thin weights only). Merged, the layer is the
 plain one that it was before: nothing is saved, and nothing lost, at inference.

@@ -22,7 +22,7 @@ SHUFFLED_SAMPLES, FEWEST_SHUFFLED = 256, 16
 """Largest and smallest number of shuffled samples. Chosen: time against chance."""
 
 SHUFFLES, SIGNIFICANT = 8, 5.0
-"""Times that outputs are shuffled, and standard deviations of the results by which the model's own must lie below. Chosen: no false alarm."""
+"""Times that outputs are shuffled, and standard deviations that the model's own result must lie below. Chosen."""
 
 SLOW_METRIC_S = 0.5
 """Seconds of a call above which a metric is not called for shuffled outputs. Chosen: `SHUFFLES` calls then take 4 s."""

@@ -5,7 +5,7 @@ does: by what loses least of its outputs where there is data (whitened), else of
 Use when: transformers and networks with large Linear layers; it keeps every layer and every width, so it is the
 mildest student. With `width` and `depth` below 1 the teacher is first cut to those.
 What you really get: storage and memory by the parameters; time on every engine where ranks are well below half of the
-layer's width, since two thin products cost more than one of the same work.
+layer's width, since two narrow matrix products take longer than one with as many MACs.
 Limits: attention's packed projections, embeddings, recurrent layers, shared weights and depthwise convolutions stay.
 `initialize` random keeps the shape of the plain SVD and forgets its weights.
 Source: arXiv:2403.07378 (SVD-LLM), as factorize has it; here the factors are a start, and distillation trains them.

@@ -202,7 +202,7 @@ class BlockNames:
     what: str
     """`depthwise`, in a change."""
     kind: str
-    """Phrase for the block: `a depth-separable one`."""
+    """Phrase for the block: `a depthwise-separable convolution`."""
 
 
 def replace_convolutions(

@@ -50,8 +50,8 @@ rate of `CHOOSING_MACS`."""
 
 PENALTY, WARM_UP = 0.05, 0.2
 """Weight of the rounding regularizer; share of the steps before it begins. The share is AIMET's `default_warm_start`.
-Its weight of 0.01 (`default_reg_param`) is for an error in the outputs' units; here it is in units of the weights' scale
-and of the inputs' mean energy."""
+Its weight of 0.01 (`default_reg_param`) is for an error in the outputs' units; here it is in units of the weights'
+scale and of the inputs' mean energy."""
 
 BETA_FROM, BETA_TO = 20.0, 2.0
 """Annealing of the regularizer's exponent, as in the authors' code (AIMET, `default_beta_range`)."""
