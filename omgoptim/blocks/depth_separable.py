@@ -115,7 +115,7 @@ class DepthSeparableConv(nn.Module):
         """
         if conv.groups != 1 or conv.padding_mode != "zeros":
             raise ValueError(
-                f"groups {conv.groups} and padding_mode {conv.padding_mode} are not supported: only 1 and zeros are"
+                f"only groups 1 and padding_mode zeros are supported, not {conv.groups} and {conv.padding_mode}"
             )
         block = cls.like(conv, norm, activation)
         w_IOK = conv.weight.detach().double().transpose(0, 1).flatten(2)

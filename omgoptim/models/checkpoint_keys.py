@@ -215,7 +215,7 @@ def filling_notes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> lis
         notes.append(f"{listed(shared)}: taken from the weight that it is tied to")
     counters = [key for key in own if key not in state and key not in shared]
     if counters:
-        notes.append(f"{len(counters)} norms have no {COUNTER} in the file; it is not used in evaluation")
+        notes.append(f"the file lacks {COUNTER} of {len(counters)} norms, which evaluation does not use")
     return notes
 
 

@@ -95,7 +95,7 @@ def test_its_configuration_builds_it_again(arguments: dict[str, Any]) -> None:
 
 
 def test_what_has_no_such_form_is_refused() -> None:
-    with pytest.raises(ValueError, match="2 groups"):
+    with pytest.raises(ValueError, match="not 2"):
         DepthSeparableConv.from_conv(nn.Conv2d(4, 4, 3, groups=2))
     with pytest.raises(ValueError, match="circular"):
         DepthSeparableConv.from_conv(nn.Conv2d(4, 4, 3, padding_mode="circular"))

@@ -111,7 +111,7 @@ def test_a_callable_of_one_argument_gets_the_split_by_place_whatever_its_name() 
 def test_a_callable_that_takes_no_split_is_refused() -> None:
     with pytest.raises(DataError, match="has no argument 'split'") as error:
         from_callable(lambda name, path: [], 4, 60)
-    assert error.value.why == "it takes (name, path)"
+    assert error.value.why == "its arguments are (name, path)"
     with pytest.raises(DataError, match="has no argument 'split'"):
         from_callable(list, 4, 60)
     with pytest.raises(DataError, match="the data is a list"):
@@ -181,7 +181,7 @@ def test_arrays_without_splits_are_divided_once_with_a_note(project: Path, polic
     source = open_data("d.npz", policy, 4, 60, 0)
     calibration, evaluation = (together(list(source.batches(split)))[1] for split in ("calibration", "eval"))
     assert sorted([*calibration.tolist(), *evaluation.tolist()]) == Y.tolist()
-    assert "2 of its 10 samples calibrate" in source.notes[0]
+    assert "calibration uses 2 of its 10 samples" in source.notes[0]
     assert torch.equal(calibration, together(list(open_data("d.npz", policy, 4, 60, 0).batches("calibration")))[1])
 
 
@@ -197,9 +197,9 @@ def test_several_arrays_are_inputs_by_name_and_half_precision_can_be_read(projec
     ("arrays", "said"),
     [
         ({}, "contains no array"),
-        ({"x": X, "y": Y[:4]}, "one length"),
+        ({"x": X, "y": Y[:4]}, "different lengths"),
         ({"x_eval": X, "y_eval": Y[:4]}, "split eval"),
-        ({"x": np.float32(3)}, "one length"),
+        ({"x": np.float32(3)}, "different lengths"),
         ({"x_train": X}, "none that ends in _eval"),
         ({"x": np.array([{}, 1], dtype=object)}, "Python objects"),
     ],

@@ -117,7 +117,7 @@ def test_the_batch_axis_is_the_one_that_changes_with_the_batch():
 def test_a_single_number_for_the_whole_batch_is_left_out():
     found = described((lambda n: np.float32(1.0).reshape(()), lambda n: floats(n, 4)))
     assert [spec.weight for spec in found.specs] == [0.0, 1.0]
-    with pytest.raises(DataError, match="single number"):
+    with pytest.raises(DataError, match="scalar"):
         described((lambda n: np.float32(1.0).reshape(()),))
 
 

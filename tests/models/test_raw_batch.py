@@ -79,7 +79,7 @@ def test_samples_of_different_lengths_share_a_batch_with_their_like_where_there_
     found = list(as_batches(Rows([(ids, index) for index, ids in enumerate(IDS)]), 2, False, how))
     assert [raw.inputs.tolist() for raw in found] == [[[5, 6], [1, 2]], [[7, 8, 9], [3, 4, 5]]]
     assert [raw.target.tolist() for raw in found] == [[0, 2], [1, 3]]
-    assert how.notes == ["samples differ in shape: each batch holds samples of one shape"]
+    assert how.notes == ["samples differ in shape: each batch has samples of one shape"]
 
 
 @pytest.mark.parametrize("form", ["tensor", "dict"])

@@ -172,7 +172,7 @@ def test_a_run_without_an_artifact_is_an_error_with_its_end_and_a_plain_folder_w
         load_source("run-1", policy)
     assert error.value.why == "its status is failed"
     (policy.project / "bert").mkdir()
-    with pytest.raises(ModelError, match=r"a folder without manifest\.json") as error:
+    with pytest.raises(ModelError, match=r"is not an artifact") as error:
         load_source("bert", policy)
     assert "hf:" in error.value.fix
 
