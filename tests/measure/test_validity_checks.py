@@ -74,7 +74,7 @@ def test_statistics_over_the_batch_are_found_and_counted() -> None:
     note = batch_dependence(lambda batch: [batch["x"] - batch["x"].mean(0)], samples(8), "batch statistics")
     assert note is not None
     assert "8 of 8 samples" in note
-    assert note.endswith("as with batch statistics")
+    assert note.endswith("possible cause: batch statistics")
 
 
 def test_an_offset_does_not_hide_statistics_over_the_batch() -> None:

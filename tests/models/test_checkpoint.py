@@ -185,5 +185,5 @@ def test_the_state_of_an_averaged_model_holds_averaged_weights(tmp_path: Path) -
     notes = load_checkpoint(net, tmp_path / "w.pt", "ema")
     assert torch.equal(net.fc.weight, weights()["fc.weight"])
     assert "checkpoint w.pt: the weights are averaged (EMA); the file has no others" in notes
-    with pytest.raises(ModelError, match="holds no plain weights"):
+    with pytest.raises(ModelError, match="has no plain weights"):
         load_checkpoint(Net(), tmp_path / "w.pt", "plain")

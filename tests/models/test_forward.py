@@ -82,7 +82,7 @@ def test_batches_that_differ_in_kind_are_refused() -> None:
         input_tensors([[("x", X, False)], [("x", X.double(), False)]])
     with pytest.raises(DataError, match="have different inputs") as error:
         input_tensors([[("x", X, True), ("mask", X, True)], [("x", X, True)]])
-    assert error.value.why == "one has x, mask; one x"
+    assert error.value.why == "one has x, mask; another x"
 
 
 def run(module: nn.Module, *tensors: Tensor) -> Signature:
