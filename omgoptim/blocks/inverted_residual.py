@@ -129,9 +129,7 @@ class InvertedResidual(nn.Module):
             ValueError: the convolution is grouped or does not pad with zeros.
         """
         if conv.groups != 1 or conv.padding_mode != "zeros":
-            raise ValueError(
-                f"only groups 1 and padding_mode zeros are supported, not {conv.groups} and {conv.padding_mode}"
-            )
+            raise ValueError(f"groups must be 1 and padding_mode zeros, not {conv.groups} and {conv.padding_mode}")
         block = cls.like(conv, expansion)
         w_IOK = conv.weight.detach().double().transpose(0, 1).flatten(2)
         inputs, outputs, _ = w_IOK.shape

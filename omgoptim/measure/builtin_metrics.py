@@ -90,9 +90,7 @@ def negative_kl(
 def _log_probabilities(scores: NDArray[Any]) -> NDArray[np.float64]:
     """Convert logits, or probabilities if every row is one, to log-probabilities over the last axis."""
     if scores.ndim < 2 or scores.shape[-1] < 2:
-        raise DataError(
-            "the metric needs class scores", f"the output has shape {scores.shape}", "use metric auto or cosine"
-        )
+        raise DataError("the metric needs class scores", f"the output is {scores.shape}", "use metric auto or cosine")
     rows = scores.astype(np.float64)
     if (rows >= 0).all() and np.allclose(rows.sum(-1), 1.0, atol=1e-3):
         return np.asarray(np.log(np.maximum(rows, 1e-12)))
@@ -308,10 +306,7 @@ def _r2(index: int) -> Callable[[Sequence[Arrays], list[Any]], float]:
         except (TypeError, ValueError) as error:
             raise DataError("metric r2 needs numeric targets", str(error)) from error
         if predicted.shape != actual.shape:
-            raise DataError(
-                "the targets do not fit the outputs",
-                f"the outputs have shape {predicted.shape}, the targets {actual.shape}",
-            )
+            raise DataError("the targets do not fit the outputs", f"outputs {predicted.shape}, targets {actual.shape}")
         spread = float(((actual - actual.mean(0)) ** 2).sum())
         if spread == 0:
             raise DataError(

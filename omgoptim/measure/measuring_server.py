@@ -33,8 +33,7 @@ WARM_UP_FRACTION = 0.25
 """Fraction at the start of a turn that is dropped: caches and thread pools warm up."""
 
 BUSY_CORE = 0.5
-"""Busy cores below which a process waits for most of the time, or shares its core with others. Chosen: a process that
-computes uses at least one."""
+"""Busy cores below which a process waits or shares its core with others for most of the time. Chosen."""
 
 SPIN_COUNT = 2_000_000
 """Additions that measure how much of a core is free: about 20 ms."""

@@ -242,9 +242,7 @@ def _gemm(node: _Node) -> int:
 def _recurrent(node: _Node) -> int:
     """Count every weight once per step: X (L, B, I) or (B, L, I), the weights of all directions."""
     if node.has(4):
-        raise UncountableProgram(
-            f"the number of steps of {node.proto.op_type} {node.proto.name} depends on sequence lengths"
-        )
+        raise UncountableProgram(f"the steps of {node.proto.op_type} {node.proto.name} depend on sequence lengths")
     steps, batch, _ = node.input(0)
     return steps * batch * (prod(node.input(1)) + prod(node.input(2)))
 

@@ -42,12 +42,10 @@ BUDGET_S = 20.0
 """Longest time, in seconds, of recomputing a metric for its interval. Chosen: about that of one evaluation."""
 
 MAX_FAILING = 0.1
-"""Fraction of resamples on which a metric may fail (a class is missing, say) before the interval is unknown. Chosen:
-the others would be a biased sample."""
+"""Fraction of resamples on which a metric may fail before the interval is unknown. Chosen: the rest is biased."""
 
 LOST_RECALL = 0.1
-"""Drop of a class's recall that its 95 % interval must exceed for the class to count as lost. Chosen: smaller drops are
-common and noisy."""
+"""Drop of recall that a class's 95 % interval must exceed to count as lost. Chosen: smaller drops are noisy."""
 
 
 @dataclass(frozen=True, slots=True)

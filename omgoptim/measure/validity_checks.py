@@ -21,8 +21,7 @@ from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples, batch_length
 
 ABOVE_CHANCE = 0.99
-"""Accuracy above this is never at chance level, even if almost all labels are the same. Chosen: few sets are as uneven.
-"""
+"""Accuracy above this is never at chance level, even if almost all labels are equal. Chosen: few sets are so uneven."""
 
 FEW_CLASSES = 0.5
 """Fraction of the expected number of classes up to which data is said to cover few. Chosen: random draws exceed it."""

@@ -191,10 +191,7 @@ def prefix_notes(chosen: EntrySet) -> list[str]:
     inside = Counter(part for raw, name in keys for part in raw[skip:-1] if part in WRAPPERS and part not in name)
     notes += [f"'{part}.' was dropped inside {count} keys" for part, count in inside.items()]
     lacking = Counter(raw[-1] for raw, name in keys if raw[-1] != name[-1])
-    notes += [
-        f"keys ending in '{ending}' were mapped to this model's names for them ({count} entries)"
-        for ending, count in lacking.items()
-    ]
+    notes += [f"'{ending}' was mapped to this model's names ({count} keys)" for ending, count in lacking.items()]
     return notes
 
 

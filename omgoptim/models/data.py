@@ -236,9 +236,7 @@ def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
             "calibration": {name: array[calibration] for name, array in arrays.items()},
             "eval": {name: array[evaluation] for name, array in arrays.items()},
         }
-        notes.append(
-            f"{path.name} has no splits: calibration uses {cutoff} of its {count} samples, evaluation the others"
-        )
+        notes.append(f"{path.name} has no splits: calibration uses {cutoff} of {count} samples, evaluation the others")
     by_split.setdefault("train", by_split["calibration"])
 
     def rows(split: Split, size: int, shuffled: bool) -> Iterator[RawBatch]:

@@ -96,8 +96,7 @@ def input_tensors(batches: Sequence[list[tuple[str, Tensor, bool]]]) -> tuple[In
         kinds = {f"{batch[index][1].dtype} with {batch[index][1].ndim} dimensions" for batch in batches}
         if len(kinds) > 1:
             raise DataError(
-                f"the dtype or number of dimensions of input '{name}' differs between batches",
-                " and ".join(sorted(kinds)),
+                f"dtype or dimensions of input '{name}' differ between batches", " and ".join(sorted(kinds))
             )
         shape = [
             size if all(s[axis] == size for s in shapes) else f"{name}_{axis}" for axis, size in enumerate(tensor.shape)

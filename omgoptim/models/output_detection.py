@@ -87,9 +87,7 @@ def describe_outputs(
         )
     specs = [replace(spec, weight=0.0) if spec.index in left_out else spec for spec in specs]
     if not any(spec.weight for spec in specs):
-        raise RequestError(
-            "every output of the model is ignored", ", ".join(names), "remove at least one from ignore_outputs"
-        )
+        raise RequestError("every output of the model is ignored", ", ".join(names), "keep at least one output")
     specs = [_counted_classes(spec, options.class_count) for spec in specs]
     chosen = None if options.target_output is None else output_index(options.target_output, names)
     return _with_labels(tuple(specs), reference, targets, chosen, options.metric)
@@ -291,7 +289,5 @@ def _scores_by_metric(specs: tuple[OutputSpec, ...], chosen: int | None) -> tupl
     if specs[index].kind == "class_scores":
         return specs
     place = 1 if len(specs[index].shape) == 4 else -1
-    spec = replace(
-        specs[index], kind="class_scores", class_axis=place, evidence="metric top1_agreement needs class scores"
-    )
+    spec = replace(specs[index], kind="class_scores", class_axis=place, evidence="required by metric top1_agreement")
     return (*specs[:index], spec, *specs[index + 1 :])

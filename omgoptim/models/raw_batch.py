@@ -91,8 +91,7 @@ def batch_size(inputs: Any) -> int:
         first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
     if not hasattr(first, "shape") or not first.shape:
         raise DataError(
-            f"the first input of a batch is a {type(first).__name__}",
-            "a tensor whose first dimension is the batch is needed",
+            f"the first input of a batch is a {type(first).__name__}", "a tensor with a batch dimension is needed"
         )
     return int(first.shape[0])
 

@@ -93,9 +93,7 @@ def named_samples(named: Sequence[Sequence[tuple[str, Tensor, bool]]], raw: Sequ
     for batch, item in zip(batches, raw, strict=True):
         lengths = {name: len(array) for name, array in batch.items()}
         if len(set(lengths.values())) != 1:
-            raise DataError(
-                "the inputs of a batch have different batch sizes", f"{lengths}; dimension 0 is the batch dimension"
-            )
+            raise DataError("the inputs of a batch have different batch sizes", f"{lengths}; dimension 0 is the batch")
         targets.append(_target(item.target, batch_length(batch)))
     return Samples(batches, targets)
 

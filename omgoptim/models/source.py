@@ -186,9 +186,7 @@ def find_artifact(model: str, policy: PathPolicy) -> Path | None:
         run = policy.project / RUNS / model
         if _is_folder(run) and (run.is_symlink() or (run / "artifact").is_symlink()):
             raise ModelError(
-                f"run '{model}' is not in this project",
-                "its folder is a symbolic link",
-                f"give the folder: {run.resolve()}",
+                f"run '{model}' is not in this project", "its folder is a link", f"give the folder: {run.resolve()}"
             )
         if _is_folder(run, "artifact") and (run / "artifact" / MANIFEST).is_file():
             return _checked(run / "artifact", policy)
@@ -325,9 +323,7 @@ def _optional(package: str, extra: str) -> Any:
         ) from error
     except (ImportError, RuntimeError, AttributeError) as error:
         raise SetupError(
-            f"{package} is installed but cannot be imported",
-            str(error).splitlines()[0],
-            "`omgoptim doctor` lists versions that work together",
+            f"{package} is installed but cannot be imported", str(error).splitlines()[0], "see `omgoptim doctor`"
         ) from error
 
 

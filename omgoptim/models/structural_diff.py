@@ -91,9 +91,7 @@ def compute_diff(fresh: nn.Module, changed: nn.Module) -> StructuralDiff | None:
     try:
         fresh, kept = kept_children(fresh, changed)
     except KeyError as error:
-        raise _not_recordable(
-            error.args[0], "layers were removed that the module built from its code does not have"
-        ) from error
+        raise _not_recordable(error.args[0], "layers were removed that the built module does not have") from error
     before, after = _paths(fresh), _paths(changed)
     blocks, replaced = _blocks(before, after)
     reference = {path: layer for path, layer in before.items() if not _below(path, blocks)}

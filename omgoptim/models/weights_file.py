@@ -130,8 +130,7 @@ def unpack(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> di
         kept = torch.from_numpy(np.unpackbits(mask.numpy(), count=count).astype(bool))
         if int(kept.sum()) != len(values):
             raise ArtifactError(
-                f"the packed weight '{name}' is damaged",
-                f"it has {len(values)} values for {int(kept.sum())} nonzero positions",
+                f"the packed weight '{name}' is damaged", f"{len(values)} values for {int(kept.sum())} positions"
             )
         flat = torch.zeros(count, dtype=values.dtype)
         flat[kept] = values

@@ -224,12 +224,8 @@ def fixed_batch_reason(name: str, export: Callable[[], Any]) -> str:
         export: exports the model again.
     """
     line = specializing_line(export)
-    where = (
-        f"the batch size becomes a Python int at {line}"
-        if line
-        else f"the batch size of input '{name}' becomes a constant"
-    )
-    return f"torch.export specialized the batch size to that of the example: {where}"
+    where = f"it becomes a Python int at {line}" if line else f"it becomes a constant in input '{name}'"
+    return f"torch.export specialized the batch size: {where}"
 
 
 def fixed_batch_error(reason: str) -> TechniqueError:

@@ -124,7 +124,7 @@ class Batches:
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise DataError(
                 "the inputs of a training batch have different batch sizes, or no batch dimension",
-                f"{lengths}; dimension 0 is the batch dimension",
+                f"{lengths}; dimension 0 is the batch",
             )
         return Batch(inputs, as_target(raw.target, next(iter(lengths.values()))))
 

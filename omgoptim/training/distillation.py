@@ -68,13 +68,9 @@ class DistillationLoss(nn.Module):
     def __init__(self, temperature: float = 4.0, alpha: float = 0.5, kind: Kind = "auto", form: Form = "auto") -> None:
         super().__init__()
         if not temperature > 0 or not 0 <= alpha <= 1:
-            raise ValueError(
-                f"temperature must be above 0 and alpha between 0 and 1, not {temperature:g} and {alpha:g}"
-            )
+            raise ValueError(f"temperature must be above 0, alpha in 0..1, not {temperature:g} and {alpha:g}")
         if kind not in get_args(Kind) or form not in get_args(Form):
-            raise ValueError(
-                f"kind must be one of {', '.join(get_args(Kind))}, and form one of {', '.join(get_args(Form))}"
-            )
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, form of {', '.join(get_args(Form))}")
         self.temperature, self.alpha, self.kind, self.form = temperature, alpha, kind, form
         self._main: _LearnedOutput | None = None
         self._others: tuple[_LearnedOutput, ...] = ()

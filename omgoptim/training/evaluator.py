@@ -63,9 +63,7 @@ class Evaluator:
             SetupError, UserCodeError: the metric's package or code.
         """
         if not samples.batches:
-            raise DataError(
-                "there are no samples to evaluate quality on", "the split that selects the best epoch is empty"
-            )
+            raise DataError("there are no samples to evaluate quality on", "the selection samples are empty")
         outputs = _run(module, samples, signature, metric.limit_s, device)
         resolved = resolve_metric(metric, signature, outputs, samples.targets)
         original = score(resolved, outputs, samples.targets, outputs)

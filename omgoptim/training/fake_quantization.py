@@ -40,8 +40,7 @@ NORMS_FROZEN = 1 / 3
 eight epochs in PyTorch's static quantization tutorial."""
 
 RANGES_FIXED = 2 / 3
-"""Fraction of the steps after which the ranges of inputs stay. PyTorch's tutorial fixes them after four of eight
-epochs; chosen later, since the last third suffices to train what is converted."""
+"""Fraction of the steps after which ranges stay; four of eight epochs in PyTorch's tutorial. Chosen: better ranges."""
 
 MOMENTUM = 0.01
 """Weight of a batch in the moving average of a range: `averaging_constant` of torch.ao's moving-average observer."""
@@ -270,7 +269,7 @@ def _simulated(module: nn.Module, simulation: Simulation) -> dict[str, Simulated
         raise TechniqueError(
             "targets and ignore exclude every layer that QAT supports",
             f"none of the {len(found)} convolutions and Linear layers is selected",
-            "select more layers with targets, or ignore fewer",
+            "widen targets or narrow ignore",
         )
     raise TechniqueError(
         "the model has no layer that QAT supports",

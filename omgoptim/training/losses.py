@@ -129,9 +129,7 @@ def loss_of(
     if spec != "auto":
         function = load_callable(spec, requested.policy, "loss", limit_s)
         if not callable(function):
-            raise DataError(
-                f"loss '{spec}' is a {type(function).__name__}", "a callable loss(outputs, targets) is needed"
-            )
+            raise DataError(f"loss '{spec}' is a {type(function).__name__}", "loss(outputs, targets) is needed")
         return _user_loss(spec.rpartition(":")[2], function, limit_s)
     if target_example is None:
         return None

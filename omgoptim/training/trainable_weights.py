@@ -176,9 +176,7 @@ def _adapt(module: nn.Module, rank: int, alpha: float, masks: ZeroMasks | None, 
     found = adaptable(module)
     if "" in found.layers:
         raise TechniqueError(
-            "the model is a single layer, so an adapter cannot replace a layer inside it",
-            "",
-            f"use {argument('recover', 'full')}",
+            "the model is one layer, which an adapter cannot replace", "", f"use {argument('recover', 'full')}"
         )
     if not found.layers:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(found.skipped.items())[:4])

@@ -181,7 +181,7 @@ def test_arrays_without_splits_are_divided_once_with_a_note(project: Path, polic
     source = open_data("d.npz", policy, 4, 60, 0)
     calibration, evaluation = (together(list(source.batches(split)))[1] for split in ("calibration", "eval"))
     assert sorted([*calibration.tolist(), *evaluation.tolist()]) == Y.tolist()
-    assert "calibration uses 2 of its 10 samples" in source.notes[0]
+    assert "calibration uses 2 of 10 samples" in source.notes[0]
     assert torch.equal(calibration, together(list(open_data("d.npz", policy, 4, 60, 0).batches("calibration")))[1])
 
 

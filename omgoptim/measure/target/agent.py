@@ -103,9 +103,7 @@ class Agent:
         """Store sent content under its digest."""
         if payload is None:
             raise SetupError(
-                "the target has no free disk space",
-                failure,
-                "free some disk space, or let `omgoptim doctor` clean the target's cache",
+                "the target has no free disk space", failure, "free some, or let doctor clean the target's cache"
             )
         scratch = Path(payload)
         if sha256(scratch) != digest:

@@ -157,11 +157,7 @@ class Connection:
             )
         if hello.get("refused") == "disk" or hello["free"] < SPACE_BYTES:
             why = hello.get("found") or f"{hello['free'] / 2**20:.0f} MiB are free in {hello['cache']}"
-            raise SetupError(
-                f"{self.address} has no free disk space",
-                why,
-                "free some disk space, or set XDG_CACHE_HOME on the target to another disk",
-            )
+            raise SetupError(f"{self.address} has no free disk space", why, "free some, or set XDG_CACHE_HOME there")
         try:
             if not hello["has_code"]:
                 self._send_package(package)

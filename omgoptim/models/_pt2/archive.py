@@ -160,9 +160,7 @@ def _refuse_other_formats(archive: zipfile.ZipFile, members: dict[str, zipfile.Z
             raise RejectedProgram(_short(name), "torch.export.save writes no entry of this name")
     for name, value in (FORMAT, VERSION):
         if name not in members:
-            raise RejectedProgram(
-                name, "it is missing: the file was not written by torch.export.save of torch 2.9 or later"
-            )
+            raise RejectedProgram(name, "it is missing: torch.export.save of torch 2.9 or later did not write the file")
         if archive.read(members[name]).strip() != value:
             raise RejectedProgram(name, f"it differs from the supported {value.decode()!r}")
     if "byteorder" in members and archive.read(members["byteorder"]).strip() != b"little":

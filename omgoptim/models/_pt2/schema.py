@@ -233,9 +233,7 @@ _CALL = object_of(
 def _schema_version(value: Any, where: str) -> Any:
     version = object_of(major=integer, minor=integer)(value, where)
     if version.get("major") != SCHEMA_MAJOR:
-        raise RejectedProgram(
-            where, f"its schema version is {version.get('major')}, and only {SCHEMA_MAJOR} is supported"
-        )
+        raise RejectedProgram(where, f"its schema version is {version.get('major')}, not {SCHEMA_MAJOR}")
     return version
 
 

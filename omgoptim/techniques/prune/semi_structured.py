@@ -76,11 +76,7 @@ def _divisible(selection: Selection, m: int) -> Selection:
         else:
             sizes.append(f"{weight.path}: {inputs}")
             skipped.append(
-                Skip(
-                    path=weight.path,
-                    reason=f"its number of inputs, {inputs}, is not divisible by {m}",
-                    kind="unsupported",
-                )
+                Skip(path=weight.path, reason=f"its {inputs} inputs are not divisible by {m}", kind="unsupported")
             )
     if not fitting:
         raise TechniqueError(

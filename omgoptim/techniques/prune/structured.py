@@ -108,11 +108,7 @@ def keep_only(
     if not (params.reconstruct and run.real):
         return outcome
     fitted = reconstruct_channels(module, before, left, run)
-    layers = (
-        "1 layer that reads pruned channels was"
-        if len(fitted) == 1
-        else f"{len(fitted)} layers that read pruned channels were"
-    )
+    layers = "1 layer with pruned inputs was" if len(fitted) == 1 else f"{len(fitted)} layers with pruned inputs were"
     note = f"{layers} fitted by least squares to the unpruned outputs; no labels were used."
     return replace(outcome, notes=[*outcome.notes, note]) if fitted else outcome
 

@@ -32,9 +32,7 @@ from omgoptim.techniques.quantize._onnx.program import as_technique_error, finis
 from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, quantize_embeddings, store_recurrent
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
-CONV_REASON = (
-    "dynamic int8 convolutions are slower than float in ONNX Runtime; scheme static (needs data) quantizes them"
-)
+CONV_REASON = "a dynamic int8 convolution is slower than float in ONNX Runtime; use scheme static (needs data)"
 REASONS = {
     **dict.fromkeys(CONV, CONV_REASON),
     **dict.fromkeys(("GRU", "RNN"), "its weights are computed, not stored as constants"),
@@ -117,7 +115,5 @@ def _nothing_changed(chosen: Sequence[OnnxLayer]) -> NoLayerChanged:
     ops = {layer.op for layer in chosen}
     reasons = "; ".join(sorted({REASONS.get(op, op) for op in ops}))
     if ops & set(CONV):
-        return NoLayerChanged(
-            what, reasons, "use scheme static (needs data), which quantizes convolutions", schemes=["static"]
-        )
+        return NoLayerChanged(what, reasons, "use scheme static (needs data)", schemes=["static"])
     return NoLayerChanged(what, reasons, "use scheme static (needs data) or bf16", schemes=["static", "bf16"])

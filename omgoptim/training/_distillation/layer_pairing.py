@@ -59,8 +59,7 @@ def pairs_of(student: Trace, teacher: Trace, requested: Sequence[str], positions
             raise TechniqueError(
                 f"the outputs of layers '{one.path}' and '{other.path}' cannot be compared",
                 f"the student's has shape {one.shape}, the teacher's {other.shape}",
-                "pair feature maps with feature maps and sequences with sequences"
-                + (", not vectors" if positions else ""),
+                "pair maps with maps and sequences with sequences" + (", not vectors" if positions else ""),
             )
     return pairs
 

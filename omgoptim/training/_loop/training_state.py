@@ -126,9 +126,7 @@ class TrainingState:
         if not math.isfinite(loss):
             self.stopped = f"the loss was {loss:g} in epoch {epoch}; the weights {self._of_best} were restored"
         elif not all(bool(torch.isfinite(parameter).all()) for parameter in self.steps.parameters):
-            self.stopped = (
-                f"a weight was NaN or infinite after epoch {epoch}; the weights {self._of_best} were restored"
-            )
+            self.stopped = f"a weight was NaN or infinite in epoch {epoch}; the weights {self._of_best} were restored"
         else:
             score = from_first(self.evaluator.score(self.module) if self.evaluator else None, self.steps.ranks)
             if score is None or self._competes(score):

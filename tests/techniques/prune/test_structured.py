@@ -129,7 +129,7 @@ def test_reconstruction_brings_the_outputs_nearer_and_is_noted(run_of: RunOf) ->
         twin = copy.deepcopy(module)
         outcome = apply(twin, Structured(pruning_ratio=0.3, reconstruct=on), run)
         apart[on] = float((called(twin, IMAGES) - expected).square().mean())
-        fitted = "3 layers that read pruned channels were fitted by least squares to the unpruned outputs; "
+        fitted = "3 layers with pruned inputs were fitted by least squares to the unpruned outputs; "
         fitted += "no labels were used."
         assert outcome.notes == ([fitted] if on else [])
     assert apart[True] < 0.5 * apart[False]

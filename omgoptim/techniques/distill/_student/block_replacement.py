@@ -49,8 +49,7 @@ FITS = 2
 
 
 LEAST_VARIANCE = 0.01
-"""Lower bound of a channel's variance relative to the mean. Chosen: lower amplifies dead channels, higher damps live.
-"""
+"""Lower bound of a channel's variance relative to the mean. Chosen: less amplifies dead channels, more damps live."""
 
 MakeBlock = Callable[[Conv], Block]
 """Function from a convolution to the block that can replace it."""

@@ -182,9 +182,7 @@ class StudentBuilder:
         if not fit:
             return module, outcome
         if not outcome.changed:
-            raise TechniqueError(
-                "the student would equal the teacher", "nothing can be removed, or the target needs no removal"
-            )
+            raise TechniqueError("the student would equal the teacher", "nothing can or has to be removed")
         return module, finish_student(module, params, outcome, self._shapes, self._run)
 
     def _base(self, kept: tuple[int, ...]) -> _Base:

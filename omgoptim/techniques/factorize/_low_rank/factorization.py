@@ -269,6 +269,4 @@ def _nothing_to_do(skipped: list[Skip]) -> TechniqueError:
         return TechniqueError(what, "the model has no Linear layer or Conv2d", "prune or quantize it instead")
     most = Counter(skip.reason for skip in skipped).most_common(3)
     why = "; ".join(f"{count} x {reason}" if count > 1 else reason for reason, count in most)
-    return TechniqueError(
-        what, why, "use a smaller rank, energy or rank_ratio, or other targets; or prune or quantize the model instead"
-    )
+    return TechniqueError(what, why, "use a smaller rank, energy or rank_ratio, or other targets; or prune or quantize")

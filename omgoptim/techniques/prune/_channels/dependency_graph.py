@@ -295,9 +295,7 @@ def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) ->
         if layer is None or (channel_groups(layer) == 1 and not isinstance(layer, nn.GroupNorm)):
             continue
         if width_of(layer, place.side) != width:
-            return _unsupported(
-                root, f"{place.path} splits its channels, together with those of other layers, into equal groups"
-            )
+            return _unsupported(root, f"{place.path} splits its and other layers' channels into equal groups")
         (norms if isinstance(layer, nn.GroupNorm) else convs).add(channel_groups(layer))
     conv_unit = math.lcm(*convs)
     block = math.lcm(*(width // norm for norm in norms)) if norms else 1

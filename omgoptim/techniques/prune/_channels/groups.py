@@ -264,12 +264,7 @@ def skips_of_kept(module: nn.Module, root: str, writers: Sequence[str], refusal:
     ]
     return [
         refusal.skip(root),
-        *(
-            Refusal(f"its channels can only be removed together with those of {root}: {refusal.reason}", "tied").skip(
-                path
-            )
-            for path in others
-        ),
+        *(Refusal(f"its channels are tied to those of {root}: {refusal.reason}", "tied").skip(path) for path in others),
     ]
 
 
@@ -293,9 +288,7 @@ def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, li
                 reason = f"{place.path} reads fewer channels than reach it: an operation in between changes them"
                 return Refusal(reason, "unsupported")
             if "weight" not in layer._parameters:
-                return Refusal(
-                    f"the weight of {place.path} is computed from other parameters (a parametrization)", "unsupported"
-                )
+                return Refusal(f"the weight of {place.path} is computed (a parametrization)", "unsupported")
             tensors = [(f"{place.path}.{name}", t) for name, t in layer._parameters.items() if t is not None]
         for name, tensor in tensors:
             if not tensor.requires_grad:

@@ -123,10 +123,7 @@ def _sum_over_weights(module: nn.Module, place: Place, of: Callable[[Tensor], Te
 def _of_gradients(module: nn.Module, groups: list[Group], kind: str, run: ModuleRun) -> Score:
     """Return taylor: |sum of weight x gradient| of each channel, mean over batches; or hessian: weight² x gradient²."""
     if not run.statistics.batches:
-        raise DataError(
-            f"importance {kind} needs training data",
-            "it uses gradients of the loss, and there is no batch to compute them on",
-        )
+        raise DataError(f"importance {kind} needs data", "it uses gradients, and there is no batch")
     places = {(place.path, place.side): place for group in groups for place in group.places}
     sums: dict[tuple[str, str], Tensor] = {}
     for args, kwargs, target in _single(run.calls()) if kind == "hessian" else run.calls():
@@ -177,7 +174,7 @@ def _gradients(module: nn.Module, args: Any, kwargs: Any, target: Any, run: Modu
         loss = run.loss(module(*args, **kwargs), target)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise TechniqueError(
-                "the loss has no gradient", "importance taylor and hessian use gradients", "use importance magnitude"
+                "the loss has no gradient", "importance taylor and hessian use it", "use importance magnitude"
             )
         found = torch.autograd.grad(loss, list(names.values()), allow_unused=True)
     return {

@@ -105,9 +105,7 @@ def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> 
         raise TechniqueError(
             "there is no weight to prune",
             reasons or "no Linear, convolution or recurrent layer was found (a .pt2 program has no such modules)",
-            "select other layers with targets"
-            if targets or ignore
-            else "give the model as a module that has such layers",
+            "select other layers with targets" if targets or ignore else "give a module that has such layers",
         )
     return Selection(weights, skipped)
 

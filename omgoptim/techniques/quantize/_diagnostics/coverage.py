@@ -77,9 +77,7 @@ def no_layer_left(scheme: str, before: Sequence[OnnxLayer], chosen: Sequence[Onn
     if all(layer.is_quantized for layer in before):
         return NoLayerChanged(what, "the program is quantized already", "start from the float model")
     if not chosen:
-        return NoLayerChanged(
-            what, "targets and ignore exclude every layer", "select more layers with targets, or ignore fewer"
-        )
+        return NoLayerChanged(what, "targets and ignore exclude every layer", "widen targets or narrow ignore")
     return None
 
 

@@ -236,9 +236,7 @@ def _spread_activations(simulation: Simulation, params: Any) -> Iterator[Diagnos
             f"the largest input channel of {paths[0]} reaches {typical[nodes[0]] * ratios[nodes[0]]:.3g}, "
             f"{ratios[nodes[0]]:.0f} times the channels that matter most ({typical[nodes[0]]:.3g}), which get only "
             f"{max(1, round(255 / ratios[nodes[0]]))} of 255 levels" + _more(ratios, "layers have such inputs"),
-            "use equalize (on in effort balanced)"
-            if off
-            else "keep these layers in float: equalization does not apply to them",
+            "use equalize (effort balanced)" if off else "keep these layers in float: equalization does not reach them",
             nodes,
             {"equalize": True} if off else {},
         )

@@ -99,9 +99,7 @@ def _write(exported: ExportedProgram, target: Path) -> None:
         except Exception as error:  # ExecuTorch raises kinds of its own without a common base
             message = next((line for line in str(error).splitlines() if line.strip()), "")
             raise TechniqueError(
-                "ExecuTorch cannot lower the model",
-                f"{type(error).__name__}: {message[:300]}",
-                "use runtime onnxruntime or openvino",
+                "ExecuTorch cannot lower the model", f"{type(error).__name__}: {message[:300]}", "use another runtime"
             ) from error
         program = edge.exported_program().graph_module
         handles: dict[str, str] = {}

@@ -33,8 +33,7 @@ MAX_HELD_OUT = 64
 """Most held-out calibration samples on which weights and ranges are compared. Chosen: noise against time."""
 
 SAME_DB = 60.0
-"""Least output SQNR of a module whose weights were copied unchanged from its ONNX program. Chosen: far below float32
-rounding noise, far above that of a wrong weight."""
+"""Least output SQNR of a module with unchanged weights of its ONNX program. Chosen: rounding against a wrong weight."""
 
 WEIGHT_EPS, ACTIVATION_EPS = 2**-20, 2**-16
 """Least scales. ExecuTorch's own 2**-12 is a coarse step for weights below 0.03, as depthwise layers have."""

@@ -109,9 +109,7 @@ def quantize_by_nncf(
         SetupError: nncf is not installed.
     """
     if not has_nncf():
-        raise SetupError(
-            "algorithm nncf needs the package nncf", "it is not installed", 'pip install "omgoptim[openvino]"'
-        )
+        raise SetupError("algorithm nncf needs package nncf", "it is not installed", 'pip install "omgoptim[openvino]"')
     _keep_dims_of_means(model)
     taken = {layer.node for layer in chosen}
     ignored = [layer.node for layer in find_layers(model) if layer.node not in taken]

@@ -42,9 +42,7 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
     for given in run.calibration:
         missing = [name for name in names if name not in given]
         if missing:
-            raise DataError(
-                f"a calibration batch lacks the input '{missing[0]}'", f"its inputs are {', '.join(sorted(given))}"
-            )
+            raise DataError(f"a calibration batch lacks the input '{missing[0]}'", f"it has {', '.join(sorted(given))}")
         batch = {name: np.asarray(given[name])[:left] for name in names}
         size = size_of(batch)
         if size == 0:

@@ -49,8 +49,7 @@ MAX_FACTOR = 1e4
 a factor that float32 cannot represent."""
 
 CLIP_MARGIN = 0.95
-"""Fraction of its upper bound that a Clip's input may reach on calibration data for the Clip to count as a ReLU.
-Chosen: 5 % for unseen data."""
+"""Fraction of its upper bound up to which a Clip's input counts as a ReLU's. Chosen: a reserve for unseen data."""
 
 
 def channel_peaks(

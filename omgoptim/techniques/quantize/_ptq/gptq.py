@@ -37,8 +37,7 @@ Bytes = NDArray[np.uint8]
 
 SHRINKS: dict[int, tuple[float, ...]] = {4: (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65), 8: ()}
 """Clipping ratios of a group's range that are tried besides 1, by bits: steps of 1/20 as in AWQ's code (llm-awq,
-auto_clip.py, `n_grid` 20), which goes on to 0.55. With 256 levels a step is a seventeenth of that with 16, and nothing
-is clipped."""
+auto_clip.py, `n_grid`), which goes on to 0.55. With 256 levels rounding is fine enough and nothing is clipped."""
 
 CHUNK = 2**17
 """Weights per chunk. Chosen: the temporary arrays of the search fit the processor's cache."""

@@ -199,9 +199,7 @@ def _prepare_settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask
     if fit[0] is held[0]:
         count = sum(map(size_of, held))
         plural = "" if count == 1 else "s"
-        notes.append(
-            f"Each step was fitted and accepted on the same {count} sample{plural}: there were too few to hold any out."
-        )
+        notes.append(f"Steps were fitted and accepted on the same {count} sample{plural}: too few to hold some out.")
     return PtqSettings(
         *(task.chosen, task.params, task.threads, task.seed, task.progress),
         data=CalibrationSplit(fit, held, outputs(model, held, task.threads)),
