@@ -250,7 +250,7 @@ def target_doctor(request: DoctorRequest, target: str) -> DoctorReport:
     address = TargetAddress.parse(target)
     connection = Connection(address)
     try:
-        machine = target_machine.look_at(connection)
+        machine = target_machine.describe_machine(connection)
         freed = int(connection.request("clean")["freed_bytes"]) if request.clean else None
     except TargetLost as lost:
         fix = f"check that `ssh {address.login}` connects, then run doctor again"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from omgoptim.measure.target.client import Target
 
 PIPE_TIMEOUT_S = 2.0
-"""Seconds that a child of the user's code may hold the pipe of a process that has ended."""
+"""Seconds that a child of the user's code may hold the pipe of a process that ended. Chosen: no run may hang on it."""
 
 START = IMPORT_OMGOPTIM + "from omgoptim.measure.measuring_server import main\nmain()\n"
 
@@ -248,8 +248,8 @@ class MeasuringProcess:
             reason = f"killed by {_signal_name(-code)}" if code < 0 else f"exit code {code}"
             raise ArtifactError(
                 f"the measuring process died during '{command}'",
-                f"{reason}; artifact {self.artifact}" + ("; often for lack of memory" if code == -9 else ""),
-                "see the run's log",
+                f"{reason}; artifact {self.artifact}" + ("; often because memory ran out" if code == -9 else ""),
+                "the run's log has its last output",
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:

@@ -70,7 +70,7 @@ def save(
     *,
     to_time_only: bool = False,
 ) -> list[str]:
-    """Save a changed module as an artifact for `runtime`: recipe with surgery, weights, ONNX file and .pt2 file.
+    """Save a changed module as an artifact for `runtime`: recipe with its changes, weights, ONNX file and .pt2 file.
 
     Args:
         module: the changed module, in eval mode.
@@ -121,8 +121,8 @@ def save(
             notes.append(f"there is no {PROGRAM2} beside the artifact: {error.what}")
         recipe = Recipe("pt2", str(path)) if as_pt2 else recipe
     if not as_pt2:
-        base = replace(recipe, surgery=None)
-        recipe = replace(base, surgery=compute_diff(build(base, loaded.policy), module))
+        base = replace(recipe, structural_diff=None)
+        recipe = replace(base, structural_diff=compute_diff(build(base, loaded.policy), module))
     manifest = manifest if to_time_only else _counted(manifest, module, loaded)
     artifacts.save_module(folder, module, recipe, manifest, check, programs)
     return notes

@@ -106,4 +106,4 @@ def test_a_comparison_of_models_whose_answer_depends_on_the_batch_takes_samples_
     samples, notes, free_batch = read_twice(tmp_path, Centred(), torch.randn(6, 4), None)
     assert len(samples.batches) == 6
     assert not free_batch
-    assert len([note for note in notes if "depend on the rest of its batch" in note]) == 1
+    assert len([note for note in notes if "depend on the other samples of its batch" in note]) == 1

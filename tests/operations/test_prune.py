@@ -257,7 +257,7 @@ def test_a_loss_that_becomes_nan_stops_the_training_and_keeps_the_best_weights(p
         ({"method": "wanda", "data": None, "inputs": ["1x1x8x8"]}, DataError, "needs data"),
         ({"importance": "taylor", "data": None, "inputs": ["1x1x8x8"]}, DataError, "needs data"),
         ({"epochs": 3, "data": None, "inputs": ["1x1x8x8"]}, DataError, "there is no training data"),
-        ({"method": "magnitude", "targets": ["nothing.*"]}, TechniqueError, "names no layer"),
+        ({"method": "magnitude", "targets": ["nothing.*"]}, TechniqueError, "matches no layer"),
         ({"output": "net.py"}, RequestError, "exists already"),
     ],
 )  # fmt: skip

@@ -78,7 +78,7 @@ class PathPolicy:
             raise error_about(what)(
                 f"{what} '{text}' does not exist",
                 f"looked for {path}",
-                f"paths are relative to the project; give another one with {argument('project', 'FOLDER')}",
+                f"paths are relative to the project; set another project with {argument('project', 'FOLDER')}",
             )
         if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
             raise error_about(what)(f"{what} '{text}' is not a regular file", f"{path} is a pipe or a device")

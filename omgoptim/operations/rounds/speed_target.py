@@ -28,7 +28,7 @@ from omgoptim.techniques.prune._latency.latency_table import (
     TimeTable,
     floor_ms,
     full_ms,
-    next_aim,
+    next_target,
     predicted_ms,
 )
 from omgoptim.techniques.prune._latency.layer_benchmark import measure_tile_size
@@ -153,7 +153,7 @@ def _attempts(
     attempts: list[PrunedWidths] = []
     history: list[MeasuredCut] = []
     while len(attempts) < MAX_ATTEMPTS and not _reached(attempts, target):
-        wanted = next_aim(history, target)
+        wanted = next_target(history, target)
         beyond = wanted <= least * MIN_TARGET_FACTOR  # below the narrowest allowed widths
         widths = narrowest if beyond else choose_widths(table, importance, wanted, max_layer_ratio)
         if any(attempt.widths == widths for attempt in attempts):
