@@ -168,7 +168,7 @@ def _options(model: nn.Module, stage: Stage, run: ModuleRun) -> tuple[list[str],
         try:
             module = derived(model, option, stage.targets, run)
         except OmgoptimError as error:
-            reasons.append((where, f"{error.what}: {error.why}" if error.why else error.what))
+            reasons.append((where, error.reason))
             continue
         if count_params(module)[0] >= before:
             reasons.append((where, "it spares no parameters"))

@@ -102,7 +102,7 @@ def look(function: Callable[[Any], Any], seed: int, calls: int = LOOKS) -> Look:
         try:
             module_of(function, trial)
         except UserCodeError as error:
-            reasons.append(f"{error.what}: {error.why}" if error.why else error.what)
+            reasons.append(error.reason)
             continue
         seen.append(trial.choices)
     if not seen:

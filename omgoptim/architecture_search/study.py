@@ -116,10 +116,6 @@ class Search:
         trial: optuna.trial.Trial = self.study.ask()
         return trial
 
-    def tell(self, trial: optuna.trial.Trial | int, quality: float, loads: Mapping[str, float] | None = None) -> None:
-        """End a trial that was trained to the end; a quality that is not a number fails it."""
-        self.finish(trial, Finished((quality,), loads or {}))
-
     def finish(self, trial: optuna.trial.Trial | int, result: Finished) -> None:
         """End a trial with its result, as its folder holds it."""
         bad = [quality for quality in result.rungs if not math.isfinite(quality)]
@@ -205,10 +201,6 @@ class Search:
             comparable(histories),
             np.array(out, dtype=np.int64) if out else none,
         )
-
-    def histories(self) -> dict[int, tuple[float, ...]]:
-        """Return the qualities at each rung of every trained trial, by the trial's number."""
-        return {trial.number: _history(trial) for trial in self._trials() if trial.user_attrs.get(COUNTS)}
 
     def best(self) -> tuple[int, float] | None:
         """Return number and quality of the best trial that was trained to the end; None when there is none."""

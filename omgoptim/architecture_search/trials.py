@@ -140,8 +140,7 @@ class TrialFolders:
             try:
                 result = trial(spec, partial)
             except OmgoptimError as error:
-                why = f"{error.what}: {error.why}" if error.why else error.what
-                result = TrialResult(outcome="failed", reason=why)
+                result = TrialResult(outcome="failed", reason=error.reason)
             seconds = result.seconds or time.monotonic() - began  # of a task, its own
             result = result.model_copy(update={"seconds": seconds})
             _write(partial / "spec.json", spec.model_dump_json(indent=1))

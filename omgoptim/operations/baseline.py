@@ -91,7 +91,7 @@ def original_on_target(loaded: LoadedModel, context: RunContext, program: Progra
     if program is not None and program.error is not None:
         raise ModelError(
             "the model cannot be measured on a target",
-            f"only programs run there, and {program.error.what}: {program.error.why}",
+            f"only programs run there, and {program.error.reason}",
             program.error.fix,
         )
     return replace(loaded, baseline=baseline_on("onnxruntime", loaded, context, program))

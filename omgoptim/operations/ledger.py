@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,40 +123,9 @@ class Ledger:
         self._whole += len(line)
         self._add(entry)
 
-    def front(self, max_quality_drop: float | None = None) -> list[Entry]:
-        """Return the Pareto front of the measured steps, the fastest first; see `pareto_front`."""
-        return pareto_front(self._by_key.values(), max_quality_drop)
-
     def _add(self, entry: Entry) -> None:
         self._entries.append(entry)
         self._by_key[entry.key] = entry
-
-
-def pareto_front(entries: Iterable[Entry], max_quality_drop: float | None = None) -> list[Entry]:
-    """Return the entries that no other beats in latency, size and quality drop at once, fastest first.
-
-    Args:
-        entries: those without an artifact's latency, size and drop measured are left out, as are failed ones.
-        max_quality_drop: the guard; entries above it are left out.
-    """
-    points = [
-        (point, entry)
-        for entry in entries
-        if entry.verdict != "failed" and (point := _point(entry)) is not None
-        if max_quality_drop is None or point[2] <= max_quality_drop
-    ]
-    front: list[tuple[tuple[float, float, float], Entry]] = []
-    for point, entry in sorted(points, key=lambda each: each[0]):
-        if not any(all(a <= b for a, b in zip(other, point, strict=True)) for other, _ in front):
-            front.append((point, entry))
-    return [entry for _, entry in front]
-
-
-def _point(entry: Entry) -> tuple[float, float, float] | None:
-    seen = entry.measured
-    if seen.latency_ms is None or seen.size_bytes is None or seen.quality_drop is None:
-        return None
-    return seen.latency_ms, float(seen.size_bytes), seen.quality_drop
 
 
 def _read(path: Path) -> Iterator[tuple[Entry, int]]:

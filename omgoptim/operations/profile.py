@@ -103,7 +103,7 @@ def _timed_layers(process: MeasuringProcess, loaded: LoadedModel, folder: Path) 
     try:
         layers = query_layers(process, LATENCY, repeat_to_size(loaded.evaluation, 1), by_path, top=10)
     except OmgoptimError as error:  # the rest of the profile is valid without them
-        return [], f"the layers could not be timed: {error.what}. {error.why}"
+        return [], f"the layers could not be timed: {error.reason}"
     silent = f"{Manifest.read(folder).runtime} does not report the time of its layers on this device"
     return layers, None if layers else silent
 

@@ -141,13 +141,13 @@ def _measure(
             costs.save(searched.to_time(configuration), scratch / str(number), to_time_only=True)
             saved.append((configuration, scratch / str(number)))
         except OmgoptimError as error:
-            reasons.append(f"{error.what}: {error.why}" if error.why else error.what)
+            reasons.append(error.reason)
     if not saved:
         return reasons
     with open(file, "a", encoding="utf-8") as target:
         for (configuration, _), cost in zip(saved, costs.time_artifacts([folder for _, folder in saved]), strict=True):
             if isinstance(cost, OmgoptimError):
-                reasons.append(f"{cost.what}: {cost.why}" if cost.why else cost.what)
+                reasons.append(cost.reason)
                 continue
             latency, size = cost.latency_ms or 0.0, cost.size_bytes or 0
             _note(found, configuration, latency, size)

@@ -103,8 +103,7 @@ def _fails_on_samples(job: Job[DistillRequest], proposal: Proposal, skipped: lis
         refuse_partial(proposal.module, job.original, job.datasets.selection, loaded.signature, loaded.device)
     except TechniqueError as error:
         name = name_of(proposal.params)
-        why = f"{error.what}: {error.why}"
-        skipped.append(Candidate(name=name, scheme=name, runtime=job.runtime, status="skipped", why=why))
+        skipped.append(Candidate(name=name, scheme=name, runtime=job.runtime, status="skipped", why=error.reason))
         return True
     return False
 
@@ -118,7 +117,7 @@ def _measure_speed(job: Job[DistillRequest], trials: list[StudentTrial]) -> None
         try:
             save(trial.student.module, trial.student.loaded, job.runtime, folder, job.context, to_time_only=True)
         except OmgoptimError as error:
-            trial.status, trial.why = "failed", f"{error.what}: {error.why}"
+            trial.status, trial.why = "failed", error.reason
             continue
         folders.append(folder)
         timed.append(trial)
@@ -128,7 +127,7 @@ def _measure_speed(job: Job[DistillRequest], trials: list[StudentTrial]) -> None
         if isinstance(timing, Timing) and timing.speedup is not None:
             trial.speedup = timing.speedup.value
         elif isinstance(timing, OmgoptimError):
-            trial.status, trial.why = "failed", f"{timing.what}: {timing.why}"
+            trial.status, trial.why = "failed", timing.reason
 
 
 def _fast_enough(trials: list[StudentTrial], auto: Auto) -> list[StudentTrial]:

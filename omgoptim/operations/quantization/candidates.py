@@ -174,7 +174,7 @@ def _skip_reason(spec: CandidateSpec, loaded: LoadedModel, program: Program, aut
     if missing:
         return missing
     if not spec.on_module and not spec.is_lowered and program.error is not None:
-        return f"{program.error.what}: {program.error.why}"
+        return program.error.reason
     if spec.on_module and (getattr(spec.params, "targets", []) or getattr(spec.params, "ignore", [])):
         return "torch quantizes every layer of a kind: targets and ignore need another runtime"
     if spec.is_lowered and getattr(spec.params, "algorithm", "auto") != "auto":

@@ -118,7 +118,7 @@ def _explain_quality(
         limit_s = request.guard_time_s * NOISE_SHARE
         noise = measure_sensitivity(simulation, restored=True, limit_s=limit_s, clock=clock)
     except OmgoptimError as error:
-        nothing = f"The layers could not be explained: {error.what}: {error.why}."
+        nothing = f"The layers could not be explained: {error.reason}."
         return known.model_copy(update={"summary": f"{nothing} {_time_sentence(times, bound, unknown, features)}"})
     layers = _layers(noise, about, trials)
     found = _findings(simulation, about, trials, loaded.evaluation.split(EVALUATION_SAMPLES)[0].batches)
@@ -157,7 +157,7 @@ def _times(loaded: LoadedModel, context: RunContext) -> tuple[list[TimeShare], s
             process.end_open()
             return query_time_shares(process, LATENCY), "the engine does not report the time of its layers"
     except OmgoptimError as error:  # the rest of the explanation stands without it
-        return [], f"{error.what}: {error.why}"
+        return [], error.reason
 
 
 def _sqnr(result: CandidateResult, screening: ScreeningReference) -> float | None:

@@ -120,7 +120,7 @@ def final_race(
 def record_failures(race: FinalRace[CandidateResult]) -> None:
     """Record the error of each finalist that failed as the reason of its status."""
     for result, error in race.failed:
-        result.status, result.why, result.error = "failed", f"{error.what}: {error.why}", error
+        result.status, result.why, result.error = "failed", error.reason, error
 
 
 def replacement_sentence(winner: Finalist, asked: Finalist, guard: float) -> str:

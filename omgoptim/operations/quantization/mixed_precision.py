@@ -214,7 +214,7 @@ def _ranking(
         simulation = simulate(params, builder)
         noise = measure_sensitivity(simulation, limit_s=limit_s)
     except OmgoptimError as error:  # a program that the simulation cannot take still has its candidates
-        return None, None, f"{error.what}: {error.why}"
+        return None, None, error.reason
     nodes = {layer.name: entry.layer.node for layer, entry in zip(search_layers_of(noise), noise.layers, strict=True)}
 
     def predict(kept: tuple[str, ...]) -> float:
@@ -255,7 +255,7 @@ def _note_reasons(evaluated: Sequence[CandidateResult], guard: float) -> None:
     """Record the reason for the status of each candidate of the search."""
     for result in evaluated:
         if result.error is not None:
-            result.status, result.why = "failed", f"{result.error.what}: {result.error.why}".strip(": ")
+            result.status, result.why = "failed", result.error.reason
         elif within(result, guard):
             result.why = "evaluated by the mixed precision search; fewer layers in float pass the guard too"
         else:

@@ -140,7 +140,7 @@ def finalists(results: Sequence[CandidateResult], guard: float, preference: Pref
     """
     for result in results:
         if result.error is not None:
-            result.status, result.why = "failed", f"{result.error.what}: {result.error.why}".strip(": ")
+            result.status, result.why = "failed", result.error.reason
     usable = [result for result in alive(results) if not result.reference]
     if not usable:
         reasons = "; ".join(f"{result.built.spec.name}: {result.why}" for result in results if result.why)
