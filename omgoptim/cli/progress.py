@@ -27,7 +27,6 @@ from omgoptim.render.numbers import (
     bars,
     drop_text,
     plain,
-    plural,
     progress_numbers,
     ratio_text,
     size_text,
@@ -35,6 +34,7 @@ from omgoptim.render.numbers import (
     wait_text,
 )
 from omgoptim.reports import Candidate, LiveRun, RunState, Step
+from omgoptim.text import plural
 
 
 class Display(Protocol):

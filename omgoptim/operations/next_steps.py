@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omgoptim.operations.context import is_live
+from omgoptim.operations.final_measurement import Compression
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.candidates import runtimes_of
-from omgoptim.operations.verdict import ROUNDING
+from omgoptim.operations.verdict import MOST_SAMPLES, ROUNDING
 from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
 from omgoptim.reports.measured import SMALLER
 from omgoptim.requests import (
-    DistillRequest,
-    FactorizeRequest,
     ModelRequest,
-    PruneRequest,
     QuantizeRequest,
     Request,
     parse,
     technique_field,
+    verb_of,
 )
 from omgoptim.requests.command import command_of, technique_arguments
 
@@ -35,18 +34,15 @@ IN_INTEGERS = (
 QUANTIZABLE_SHARE = 0.1
 """Minimum share of time in layers with int8 kernels for suggesting to quantize: less allows at most 1.11x."""
 
-MOST_SAMPLES = 1_000_000
-"""Largest number of evaluation samples that a request may ask for."""
-
 
 def step(tool: str, arguments: dict[str, Any], why: str) -> NextStep:
     """Return a next step with the command of its arguments."""
-    return NextStep(tool=tool, arguments=arguments, command=repeat_of(tool, parse(tool, arguments)), why=why)
+    return NextStep(tool=tool, arguments=arguments, command=repeat_of(parse(tool, arguments)), why=why)
 
 
-def repeat_of(verb: str, request: Request) -> str:
+def repeat_of(request: Request) -> str:
     """Return the command of a request; a Python call where it has Python objects."""
-    given = request.model_dump(exclude_defaults=True)
+    verb, given = verb_of(request), request.model_dump(exclude_defaults=True)
     key = technique_field(type(request))
     if key in given:
         given.pop(key)
@@ -70,12 +66,7 @@ def common_arguments(request: ModelRequest) -> dict[str, Any]:
 
     Not `timing`: a call for a quick look is no reason to suggest one.
     """
-    return {
-        name: getattr(request, name)
-        for name, field in ModelRequest.model_fields.items()
-        if name != "timing"
-        and (field.is_required() or getattr(request, name) != field.get_default(call_default_factory=True))
-    }
+    return {name: value for name, value in _given(request) if name in ModelRequest.model_fields and name != "timing"}
 
 
 def engine_argument(runtime: str, scheme: str = "auto") -> dict[str, Any]:
@@ -97,14 +88,16 @@ def result_arguments(request: ModelRequest, run_id: str) -> dict[str, Any]:
 
 def same_arguments(request: ModelRequest) -> dict[str, Any]:
     """Return all given arguments, flat, to repeat a request with a change; without `output`, which may exist."""
-    key = technique_field(type(request))
-    given = {
-        name: getattr(request, name)
-        for name, field in type(request).model_fields.items()
-        if name not in (key, "output", "plan")
-        and (field.is_required() or getattr(request, name) != field.get_default(call_default_factory=True))
-    }
-    return given | technique_arguments(request)
+    left_out = (technique_field(type(request)), "output", "plan")
+    return {name: value for name, value in _given(request) if name not in left_out} | technique_arguments(request)
+
+
+def _given(request: ModelRequest) -> Iterator[tuple[str, Any]]:
+    """Yield the arguments of a request that are required or differ from their default."""
+    for name, field in type(request).model_fields.items():
+        value = getattr(request, name)
+        if field.is_required() or value != field.get_default(call_default_factory=True):
+            yield name, value
 
 
 def profile_steps(
@@ -204,10 +197,10 @@ def _gained(one: Candidate) -> bool:
     return (one.speedup or 0.0) > 1 or (one.size_ratio or 0.0) >= SMALLER
 
 
-def plan_step(verb: str, request: QuantizeRequest | PruneRequest | FactorizeRequest | DistillRequest) -> NextStep:
+def plan_step(request: Compression) -> NextStep:
     """Suggest the planned run after a dry run."""
     output = {"output": request.output} if request.output else {}
-    return step(verb, same_arguments(request) | output, "run what was planned")
+    return step(verb_of(request), same_arguments(request) | output, "run what was planned")
 
 
 def quantize_steps(

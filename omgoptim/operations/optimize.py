@@ -58,7 +58,7 @@ LEDGER = "ledger.jsonl"
 def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Reach for a goal within a budget. See `OptimizeRequest`."""
     began = time.monotonic()
-    output = free_output(request.output, request.allow_path, context)
+    output = free_output(request, context)
     live = live or Live()
     refuse_unreachable(request, live)
     loaded = original_on_target(prepare(request, context, live), context)

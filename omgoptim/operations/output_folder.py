@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from omgoptim.errors import RequestError, argument
@@ -15,11 +14,12 @@ from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import ModelRequest
 
 
-def free_output(output: str | None, allow_path: Sequence[str], context: RunContext) -> Path | None:
-    """Return the output folder; raise before any work if it exists."""
+def free_output(request: ModelRequest, context: RunContext) -> Path | None:
+    """Return the output folder of a request, if it has one; raise before any work if it exists."""
+    output: str | None = getattr(request, "output", None)
     if output is None:
         return None
-    folder = PathPolicy.of(context.project, allow_path).inside(output, "output")
+    folder = PathPolicy.of(context.project, request.allow_path).inside(output, "output")
     if folder.exists():
         raise RequestError(f"output '{output}' exists already", "nothing is overwritten", "name a new folder")
     return folder

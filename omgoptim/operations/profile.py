@@ -79,7 +79,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         layers=layers,
         macs_check=loaded.macs.check if loaded.macs else None,
         lineage=list(loaded.lineage[:-1]),
-        repeat=repeat_of("profile", request),
+        repeat=repeat_of(request),
     )
 
 

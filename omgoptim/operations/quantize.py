@@ -42,7 +42,7 @@ from omgoptim.runtimes.executorch import ONE_SAMPLE
 
 def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Quantize a model and keep the best candidate that passes the quality guard. See `QuantizeRequest`."""
-    output = free_output(request.output, request.allow_path, context)
+    output = free_output(request, context)
     refuse_unreachable(request, None)  # workers get programs and samples: the caller's objects stay here
     loaded = prepare(request, context, live)
     if loaded.precision.startswith("int"):
@@ -109,5 +109,4 @@ def _race_finalists(
     found = retry_mixed_precision(search, splits, results, final, mixed_precision)
     if found is None:
         return final, mixed_precision
-    chosen = [*chosen, found.result]
-    return final_race(request, context, loaded, chosen, results, found.result), found.mixed_precision
+    return final_race(request, context, loaded, [*chosen, found.best], results, found.best), found

@@ -63,7 +63,7 @@ def run_as_job(verb: str, request: ModelRequest, context: RunContext, live: Live
     assert isinstance(request, ExecutionFields)
     refuse_unreachable(request, live)
     probe_head(request.on)
-    output = free_output(request.output, request.allow_path, context) if hasattr(request, "output") else None
+    output = free_output(request, context)
     with token_mode():
         client = _client(request.on)
         with _stopped_with_this(client, context.run_id):

@@ -10,7 +10,7 @@ from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import common_arguments, result_arguments, same_arguments, step
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Gains, NextStep, Round, Training
-from omgoptim.requests import DistillRequest, FactorizeRequest, PruneRequest
+from omgoptim.requests import DistillRequest, FactorizeRequest, PruneRequest, verb_of
 from omgoptim.requests.distill import Auto, Given
 from omgoptim.requests.factorize import Factorization
 from omgoptim.requests.prune import Structured
@@ -40,7 +40,7 @@ class RunResult:
     training: Training | None = None
 
 
-def next_steps(verb: str, request: Reshaping, loaded: LoadedModel, result: RunResult) -> list[NextStep]:
+def next_steps(request: Reshaping, loaded: LoadedModel, result: RunResult) -> list[NextStep]:
     """Suggest steps for a failed goal or guard, and the following technique."""
     steps: list[NextStep] = []
     again = result_arguments(request, result.run_id)
@@ -48,7 +48,7 @@ def next_steps(verb: str, request: Reshaping, loaded: LoadedModel, result: RunRe
     if failed and _missed_speed(request, result):
         steps += _reachable_speed(request, result, loaded)
     elif failed:
-        steps += _to_lose_less(verb, request, loaded, result)
+        steps += _to_lose_less(request, loaded, result)
     single_weights = isinstance(request, PruneRequest) and not isinstance(request.method, Structured)
     slower = result.gains.speedup_low is None or result.gains.speedup_low <= 1
     if single_weights and slower and not failed:
@@ -114,9 +114,9 @@ def _reachable_speed(request: Reshaping, result: RunResult, loaded: LoadedModel)
     return steps
 
 
-def _to_lose_less(verb: str, request: Reshaping, loaded: LoadedModel, result: RunResult) -> list[NextStep]:
+def _to_lose_less(request: Reshaping, loaded: LoadedModel, result: RunResult) -> list[NextStep]:
     """Suggest steps for a failed guard: data, more training, smaller rounds, or a smaller goal."""
-    given = same_arguments(request)
+    verb, given = verb_of(request), same_arguments(request)
     if not loaded.data.real:
         known = {key: value for key, value in given.items() if key != "inputs"} | {"data": "file.py:load"}
         return [step(verb, known, "fine-tuning recovers quality and needs data")]

@@ -70,7 +70,7 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     began = time.monotonic()
     optuna_library()
     refuse_unreachable(request, live)
-    output = free_output(request.output, request.allow_path, context)
+    output = free_output(request, context)
     live = live or Live()
     searched, live = users_space(request, PathPolicy.of_request(context.project, request), live)
     if request.control == "random" and searched is not None and searched.product is None:

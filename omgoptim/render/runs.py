@@ -17,7 +17,6 @@ from omgoptim.render.numbers import (
     drop_text,
     if_known,
     plain,
-    plural,
     ratio_text,
     size_text,
     stage_text,
@@ -26,6 +25,7 @@ from omgoptim.render.numbers import (
 )
 from omgoptim.render.shared import section_markdown, without_paths, without_paths_in
 from omgoptim.reports import EfficiencyReport, LiveRun, RunState
+from omgoptim.text import plural
 
 
 def live_document(run: LiveRun, project: str) -> Document:

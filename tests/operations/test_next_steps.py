@@ -29,7 +29,7 @@ def request(**given: object) -> QuantizeRequest:
 
 
 def test_after_a_plan_comes_the_same_request_for_real() -> None:
-    planned = plan_step("quantize", request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
+    planned = plan_step(request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
     assert planned.arguments == {
         "model": "net.py:build",
         "data": "net.py:load",

@@ -12,10 +12,10 @@ from omgoptim.operations.architecture_search.predictions import Predictions, fir
 from omgoptim.operations.architecture_search.spaces import Searched
 from omgoptim.operations.architecture_search.trials import FINALS, Found, Trials, trial_record
 from omgoptim.operations.compression_job import Job
+from omgoptim.operations.dry_run import dry_run_report
 from omgoptim.operations.final_measurement import guard_reasons
 from omgoptim.operations.final_report import final_report
-from omgoptim.operations.next_steps import repeat_of, result_arguments, same_arguments, step
-from omgoptim.operations.report_records import environment, shown_request
+from omgoptim.operations.next_steps import result_arguments, same_arguments, step
 from omgoptim.operations.verdict import (
     Outcome,
     quality_sentence,
@@ -53,19 +53,8 @@ def plan_report(job: Job[SearchRequest], searched: Searched) -> EfficiencyReport
         f"{request.trials} are trained for up to {request.whole_epochs} epochs; the best {FINALS} are trained to the "
         "end and compared with the original. Evaluation data is read once, at the end."
     )
-    return EfficiencyReport(
-        outcome="ok",
-        summary=summary,
-        warnings=[*job.loaded.notes, *searched.notes],
-        next_steps=[step("search", same_arguments(request), "do it")],
-        verb="search",
-        run_id=job.context.run_id,
-        request=shown_request(request),
-        environment=environment(job.context, job.loaded.bench, request.seed, job.loaded.device, None),
-        candidates=candidates,
-        lineage=list(job.loaded.lineage),
-        repeat=repeat_of("search", request),
-    )
+    report = dry_run_report(request, job.context, job.loaded, summary)
+    return report.model_copy(update={"warnings": [*report.warnings, *searched.notes], "candidates": candidates})
 
 
 def search_report(

@@ -25,6 +25,7 @@ from omgoptim.reports import Candidate
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto
 from omgoptim.techniques.distill._student.proposals import Proposal, proposals
+from omgoptim.text import plural
 
 Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned"]
 
@@ -180,7 +181,7 @@ def _successive_halving(
         alive = sorted(alive, key=lambda each: (-(each.quality or -math.inf), each.params))
         kept = alive[: math.ceil(len(alive) / 2)]
         for trial in alive[len(kept) :]:
-            trial.why = f"after {_epochs(trial.epochs)} others had higher quality on the selection samples"
+            trial.why = f"after {plural(trial.epochs, 'epoch')} others had higher quality on the selection samples"
         alive, epochs, rung = kept, 2 * epochs, rung + 1
     return alive[0]
 
@@ -197,11 +198,7 @@ def _trainings(count: int) -> int:
 def _chosen_reason(best: StudentTrial, alive: list[StudentTrial]) -> str:
     if len(alive) == 1:
         return "the only student that reaches the targets"
-    return f"the best of {len(alive)} on the selection samples after {_epochs(best.epochs)} of trial training"
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'' if count == 1 else 's'}"
+    return f"the best of {len(alive)} on the selection samples after {plural(best.epochs, 'epoch')} of trial training"
 
 
 def _candidate(job: Job[DistillRequest], trial: StudentTrial) -> Candidate:

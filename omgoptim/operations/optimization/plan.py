@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from omgoptim.measure.timing import PLANS
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.dry_run import dry_run_report
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.next_steps import repeat_of, same_arguments, step
 from omgoptim.operations.optimization.chain import (
     DISTILL,
     DUEL_SHARE,
@@ -24,7 +24,6 @@ from omgoptim.operations.optimization.chain import (
 from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost
 from omgoptim.operations.optimization.floors import Floor
 from omgoptim.operations.optimization.level_speeds import LEVELS as UNTRAINED_LEVELS
-from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.reports import EfficiencyReport, Step
 from omgoptim.requests import OptimizeRequest
 
@@ -55,21 +54,7 @@ def plan_report(
         f"which the final measurement takes about {final_s:.0f} s. The guard is a drop of "
         f"{request.max_quality_drop:g}. Evaluation data is read once, at the end.{_floor_sentence(floors)}"
     )
-    output = {"output": request.output} if request.output else {}
-    run = step("optimize", same_arguments(request) | output, "do what was planned")
-    return EfficiencyReport(
-        outcome="ok",
-        summary=summary,
-        warnings=loaded.notes,
-        next_steps=[run],
-        verb="optimize",
-        run_id=context.run_id,
-        request=shown_request(request),
-        environment=environment(context, loaded.bench, request.seed, loaded.device, None),
-        steps=steps,
-        lineage=list(loaded.lineage),
-        repeat=repeat_of("optimize", request),
-    )
+    return dry_run_report(request, context, loaded, summary).model_copy(update={"steps": steps})
 
 
 def _planned_steps(request: OptimizeRequest, cost: Cost, problem: str | None) -> list[Step]:

@@ -7,7 +7,7 @@ saved, opened in a fresh process and run on the selection samples.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,7 +67,6 @@ def explain(
     results: Sequence[CandidateResult],
     winner: CandidateResult,
     mixed_precision: MixedPrecision | None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> Explanation:
     """Explain the quality loss and the speed of the artifact, which must be in its place.
 
@@ -75,7 +74,7 @@ def explain(
     calibrated candidate with the smallest loss. Without one, only time is explained.
     """
     request, loaded, screening = inputs.request, inputs.builder.loaded, inputs.screening
-    deadline = clock() + request.guard_time_s
+    deadline = time.monotonic() + request.guard_time_s
     features = loaded.bench.cpu_features
     times, unknown = _times(loaded, inputs.builder.context)
     bound = speedup_bound(times)
@@ -92,7 +91,6 @@ def explain(
             inputs.builder,
             screening,
             deadline,
-            clock,
             reserved_names={result.built.spec.name for result in results},
         )
         return _explain_quality(trials, request, about, known, (times, bound, unknown), mixed_precision)
@@ -107,7 +105,7 @@ def _explain_quality(
     mixed_precision: MixedPrecision | None,
 ) -> Explanation:
     """Explain layers and findings, each with the quality recovered without it."""
-    loaded, screening, clock = trials.builder.loaded, trials.screening, trials.clock
+    loaded, screening = trials.builder.loaded, trials.screening
     times, bound, unknown = speed
     features = loaded.bench.cpu_features
     if mixed_precision is not None and mixed_precision.screening is screening:
@@ -116,7 +114,7 @@ def _explain_quality(
         trials.builder.context.progress("explaining: the noise of each layer", None)
         simulation = simulate(about.result.built.spec.params, trials.builder)
         limit_s = request.guard_time_s * NOISE_SHARE
-        noise = measure_sensitivity(simulation, restored=True, limit_s=limit_s, clock=clock)
+        noise = measure_sensitivity(simulation, restored=True, limit_s=limit_s)
     except OmgoptimError as error:
         nothing = f"The layers could not be explained: {error.reason}."
         return known.model_copy(update={"summary": f"{nothing} {_time_sentence(times, bound, unknown, features)}"})
@@ -136,7 +134,7 @@ def _candidate_to_explain(
 ) -> ExplainedCandidate | None:
     if winner.built.spec.scheme in CALIBRATED:
         if mixed_precision is not None and is_mixed(winner):
-            return ExplainedCandidate(mixed_precision.base, True, len(mixed_precision.ignore))
+            return ExplainedCandidate(mixed_precision.base, True, mixed_precision.best.built.spec.float_layers)
         return ExplainedCandidate(winner, True, 0)
     evaluated = [a for a in results if a.built.spec.scheme in CALIBRATED and not is_mixed(a)]
     alive = [a for a in evaluated if a.drop is not None and a.error is None]

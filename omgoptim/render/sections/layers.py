@@ -13,11 +13,11 @@ from omgoptim.render.numbers import (
     path_text,
     paths_text,
     plain,
-    plural,
     size_text,
     time_text,
 )
 from omgoptim.reports import EfficiencyReport
+from omgoptim.text import plural
 
 BRIEF = {"costliest": 8, "skipped": 3}
 """Most entries of each kind in the short form."""

@@ -10,7 +10,6 @@ from omgoptim.render.numbers import (
     path_text,
     paths_text,
     plain,
-    plural,
     ratio_text,
     size_text,
     time_text,
@@ -28,6 +27,7 @@ from omgoptim.reports import (
     LayerPrecision,
     TimeShare,
 )
+from omgoptim.text import plural
 
 BRIEF = {"alternatives": 5, "findings": 3, "layers": 5, "times": 4}
 """Most entries of each kind in the short form."""

@@ -15,12 +15,12 @@ from omgoptim.render.numbers import (
     count_text,
     if_known,
     plain,
-    plural,
     quality_text,
     ratio_text,
     wait_text,
 )
 from omgoptim.reports import Control, EfficiencyReport, Epoch, Round, Training
+from omgoptim.text import plural
 
 BRIEF_ROUNDS = 8
 """Rounds that the short form shows."""
