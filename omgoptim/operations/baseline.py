@@ -19,7 +19,7 @@ from omgoptim.techniques.registry import ProgramRun
 
 
 def at_exportable_batch(runtime: str, loaded: LoadedModel, context: RunContext) -> LoadedModel:
-    """Return the model at batch 1 where an engine needs its program and its code fixes the batch of the export."""
+    """Return the model at batch 1 where the engine runs programs and the model's code fixes the batch of the export."""
     if ENGINES[runtime].runs == "module" or loaded.module is None or loaded.fixed_batch is not None:
         return loaded
     program = float_program(loaded, context, or_at_one=True)
@@ -58,7 +58,7 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
         )
     if ENGINES[runtime].runs == "module":
         if loaded.module is None:
-            raise ModelError("a program does not run on torch", "the model was given as ONNX", "use onnxruntime")
+            raise ModelError("an ONNX program does not run on torch", "the model was given as ONNX", "use onnxruntime")
         module = loaded.module
         outputs = in_memory(lambda: ENGINES["torch_eager"].open(module, loaded.signature, settings).run(loaded.example))
         artifacts.save_module(folder, loaded.module, recipe_of(loaded), other, OutputCheck(loaded.example, outputs))
@@ -68,7 +68,7 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
         return folder
     program = program or float_program(loaded, context)
     if program.path is None:
-        raise program.error or ModelError("the model has no program")
+        raise program.error or ModelError("the model has no ONNX program")
     path, engine = program.path, ENGINES[runtime]
     outputs = in_memory(lambda: engine.open(path, loaded.signature, settings).run(loaded.example))
     artifacts.save_program(folder, path, other, OutputCheck(loaded.example, outputs))

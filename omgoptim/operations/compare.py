@@ -27,6 +27,7 @@ from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, Stage, is_live
+from omgoptim.operations.first_forward import NEXT_TOKEN_NOTE
 from omgoptim.operations.gain_attribution import wait_removed_sentence
 from omgoptim.operations.loaded_model import fixed_batch_note, float32_arrays
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
@@ -158,11 +159,11 @@ def comparable_samples(
         manifest, session = open_session(folder, threads, policy)
         if name == "A" and predicts_next_token(samples.batches[0], samples.targets[0], session.run):
             samples = Samples(samples.batches, [shifted(target) for target in samples.targets])
-            notes.append("the labels repeat the inputs: each position is scored on the next token")
+            notes.append(NEXT_TOKEN_NOTE)
         found = batch_dependence(session.run, samples, coarse=manifest.precision != "float32")
         if found and not dependent:
             dependent = found
-            notes.append(f"of {name}, {found}; quality is measured one sample at a time, and throughput not at all")
+            notes.append(f"{name}: {found}; quality is measured at batch 1, and throughput is not measured")
     return samples.one_by_one() if dependent else samples, notes, not (dependent or fixed)
 
 
@@ -192,7 +193,7 @@ def lineage_sentence(a: dict[str, Any], b: dict[str, Any]) -> str:
         return ""
     if origins[0][0] and origins[0] == origins[1]:
         return f" Both were made from {origins[0][0]}."
-    return " A and B are separate models without a common run."
+    return " A and B descend from no common run."
 
 
 def _past_request(folder: Path, context: RunContext) -> dict[str, Any]:

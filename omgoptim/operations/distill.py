@@ -85,8 +85,8 @@ def _refuse_without_data(loaded: LoadedModel) -> None:
 def _refuse_unusable(job: Job[DistillRequest], student: Student) -> None:
     if job.request.control and job.datasets.loss is None:
         raise RequestError(
-            "a control cannot be trained",
-            "it is trained on targets only, and the training data has none",
+            "the control (the student without the teacher) cannot be trained",
+            "it learns from targets only, and the training data has none",
             "leave control out, or let the batches include targets",
         )
     refuse_beyond_memory(training_bytes(student.module), "training the student beside its teacher")
@@ -108,7 +108,7 @@ def _final_model(
         warnings.append(NO_TARGETS_NOTE)
     before = job.loaded.params[0] if job.loaded.params else None
     if before is not None and student.params >= before:
-        warnings.append(f"the student is not smaller than the teacher: {student.params:,} and {before:,} parameters")
+        warnings.append(f"the student is no smaller than the teacher: {student.params:,} against {before:,} parameters")
     if kept.stopped:
         warnings.append(f"training ended early: {kept.stopped}")
 

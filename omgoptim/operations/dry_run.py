@@ -95,7 +95,7 @@ def plan_rounds(job: RoundsJob, steps: Sequence[Params]) -> EfficiencyReport:
     summary = (
         f"Dry run: {verb_of(job.request)} would change {plural(layers, 'layer')} in {plural(len(steps), 'round')}, "
         f"to {params:,} parameters ({nonzero:,} nonzero){_rounds_training(job, len(steps))}. "
-        f"{' '.join(outcome.notes)} Quality and speed are not known before it is done."
+        f"{' '.join(outcome.notes)} Quality and speed are unknown."
     )
     return _job_report(job, summary, outcome, [last])
 

@@ -45,6 +45,9 @@ REDUCED = tuple(HALF)
 """Half precisions."""
 
 
+NEXT_TOKEN_NOTE = "the labels repeat the inputs (causal language model): each position is scored on the next token"
+
+
 @dataclass(frozen=True, slots=True)
 class FirstRun:
     """Result of the first run on the data."""
@@ -82,12 +85,12 @@ def first_run(
     refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
     example, signature, notes = _example_and_signature(opened, inputs, evaluation, request, stated or 2)
     if is_causal(opened.module or opened.program, signature, evaluation, request.time_limit_s):
-        notes = [*notes, "the labels repeat the inputs: each position is scored on the next token"]
+        notes = [*notes, NEXT_TOKEN_NOTE]
         data = with_shifted_labels(data, opened.module)
         evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
     dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
     if dependent:
-        notes = [*notes, f"{dependent}; quality is measured one sample at a time, and throughput not at all"]
+        notes = [*notes, f"{dependent}; quality is measured at batch 1, and throughput is not measured"]
     return FirstRun(data, inputs, evaluation, example, signature, stated, dependent, notes)
 
 
@@ -188,7 +191,7 @@ def float32_signature(signature: Signature) -> Signature:
 def count_notes(macs: MacsCount | None) -> list[str]:
     """Return a note on layers without a count of multiply-accumulates."""
     kinds = sorted(set(macs.uncounted.values())) if macs else []
-    return [f"the multiply-accumulates exclude {', '.join(kinds)}: they cannot be counted"] if kinds else []
+    return [f"the multiply-accumulates exclude {', '.join(kinds)}, which cannot be counted"] if kinds else []
 
 
 def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]:
@@ -216,7 +219,7 @@ def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]
         raise ModelError(
             "the model is not deterministic",
             f"two calls on the same inputs differ by {difference:.3g} of the outputs' scale",
-            "no randomness in eval mode (functional dropout needs training=self.training), no state between calls",
+            "remove randomness in eval mode (functional dropout needs training=self.training) and state between calls",
         )
     return outputs
 

@@ -77,7 +77,7 @@ def _check_export(loaded: LoadedModel, path: Path) -> None:
         raise TechniqueError(
             "the outputs of the exported model differ from the module's",
             f"the maximum difference on one sample is {worst:.3g} of the outputs' scale",
-            "the forward likely branches on values or keeps state; torch runtimes still work",
+            "the forward pass likely branches on values or keeps state; torch runtimes still work",
         )
 
 
@@ -88,7 +88,8 @@ def in_memory(action: Callable[[], T]) -> T:
     except OmgoptimError:
         raise
     except Exception as error:  # engines raise kinds of their own without a common base
-        raise TechniqueError("the engine cannot run it", f"{type(error).__name__}: {engine_message(error)}") from error
+        why = f"{type(error).__name__}: {engine_message(error)}"
+        raise TechniqueError("the engine cannot run the model", why) from error
 
 
 def unrolled_note(loaded: LoadedModel, request: QuantizeRequest) -> str | None:
@@ -106,8 +107,8 @@ def unrolled_note(loaded: LoadedModel, request: QuantizeRequest) -> str | None:
     cheaper = "" if request.scheme.scheme == "dynamic" else dynamic
     total = sum(counts.values())
     return (
-        f"'{path}' ({type(layer).__name__}) is called {most} times in one forward: the export writes out {total:,} "
-        f"layer calls for {len(counts)} layers, so that export, calibration and conversion of each candidate take "
+        f"'{path}' ({type(layer).__name__}) is called {most} times in one forward pass: the export unrolls it into "
+        f"{total:,} layer calls for {len(counts)} layers, so that export, calibration and conversion of each candidate take "
         f"about {total / len(counts):.0f} times as long as for the layers alone{library_note}{cheaper}"
     )
 

@@ -110,8 +110,8 @@ def waiting_share(timing: Timing, load: float) -> float | None:
 def waiting_sentence(share: float) -> str:
     """Return a sentence on a model that waits, and on the gain that is possible."""
     return (
-        f"the model waits {share:.0%} of its time (sleeping, reading, a lock) instead of computing: no technique "
-        "shortens that, and a speedup of a model that is exported without it says nothing of the compression"
+        f"the model waits {share:.0%} of its time (sleep, I/O, locks) instead of computing: no technique shortens the "
+        "wait, and a speedup because an export omits it is not due to compression"
     )
 
 
@@ -140,7 +140,7 @@ def wait_removed_sentence(
         return ""
     doubt = "Implausible speedup" if load <= OVERLOADED else "Any speedup would be implausible"
     return (
-        f"{doubt}: {original} waits {waits:.0%} of its time (sleeping, reading, a lock) "
+        f"{doubt}: {original} waits {waits:.0%} of its time (sleep, I/O, locks) "
         "instead of computing, and the artifact does not wait"
     )
 

@@ -136,7 +136,7 @@ def _read(path: Path) -> Iterator[tuple[Entry, int]]:
     except FileNotFoundError:
         return
     if len(data) > MOST_BYTES:
-        raise RunError(f"the ledger '{path.name}' is larger than a run writes", f"more than {MOST_BYTES:,} bytes")
+        raise RunError(f"the ledger '{path.name}' is too large", f"more than {MOST_BYTES:,} bytes")
     end = 0
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
         end += len(line)

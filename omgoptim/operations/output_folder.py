@@ -46,6 +46,6 @@ def not_sealed(request: ModelRequest) -> list[str]:
     if "output" not in type(request).model_fields or can_seal():
         return []
     return [
-        "your state folder cannot be written, so the artifact is not sealed as yours: where it holds a recipe, opening "
-        f"it later takes {argument('trust_artifact', True)} (OMGOPTIM_STATE_DIR names another folder)"
+        "the state folder cannot be written, so the artifact is not sealed: if it holds a recipe, opening it later "
+        f"requires {argument('trust_artifact', True)} (OMGOPTIM_STATE_DIR names another folder)"
     ]

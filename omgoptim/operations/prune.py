@@ -115,7 +115,7 @@ def _goal(request: PruneRequest, kept: RoundState) -> CompressionGoal:
     if isinstance(method, SemiStructured):
         return CompressionGoal(f"{method.pattern} pruning by {method.score}")
     if isinstance(method, Unstructured):
-        fact = "Zeros make the file smaller, but not a dense engine faster."
+        fact = "Zeros make the file smaller, but a dense engine no faster."
         return CompressionGoal(
             f"{method.method} pruning at sparsity {kept.record.amount or method.sparsity:g}", facts=[fact]
         )

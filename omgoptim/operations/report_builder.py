@@ -141,7 +141,7 @@ def _summary(
     elif missed:
         verdict += f" {missed[0].upper()}{missed[1:]}."
     parts = [
-        *chosen.doubts(measured),
+        *chosen.leading_warnings(measured),
         verdict,
         *final_model.changes.notes,
         *final_model.facts,

@@ -70,13 +70,13 @@ def save(
     *,
     to_time_only: bool = False,
 ) -> list[str]:
-    """Save a changed module as an artifact for `runtime`: recipe with surgery, weights, ONNX file and .pt2 file.
+    """Save a changed module as an artifact for `runtime`: recipe, weights, ONNX file and .pt2 file.
 
     Args:
         module: the changed module, in eval mode.
         loaded: the original, or another model with its recipe.
         runtime: engine of the artifact.
-        folder: where the artifact appears, whole or not at all.
+        folder: of the artifact, written atomically.
         context: of the run.
         to_time_only: omit what timing does not need: the programs of other engines, and the counts.
 
@@ -97,7 +97,7 @@ def save(
         elif on_program:
             raise program.error or OmgoptimError("the changed model has no program")
         elif program.error is not None:
-            notes.append(f"there is no {PROGRAM} beside the artifact: {program.error.what}")
+            notes.append(f"the artifact has no {PROGRAM}: {program.error.what}")
     recipe = recipe_of(loaded)
     as_pt2 = recipe.kind == "pt2"
     if as_pt2 or not to_time_only:
@@ -109,7 +109,7 @@ def save(
         except OmgoptimError as error:
             if as_pt2:
                 raise
-            notes.append(f"there is no {PROGRAM2} beside the artifact: {error.what}")
+            notes.append(f"the artifact has no {PROGRAM2}: {error.what}")
         recipe = Recipe("pt2", str(path)) if as_pt2 else recipe
     if not as_pt2:
         base = replace(recipe, surgery=None)

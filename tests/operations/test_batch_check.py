@@ -58,7 +58,7 @@ def test_a_model_whose_answer_depends_on_the_batch_is_judged_sample_by_sample(
     loaded = prepared(tmp_path, module)
     assert loaded.batch_dependent is not None
     assert cause in loaded.batch_dependent
-    assert any("quality is measured one sample at a time" in note for note in loaded.notes)
+    assert any("quality is measured at batch 1" in note for note in loaded.notes)
     assert [len(batch["input" if "input" in batch else "x"]) for batch in loaded.evaluation.batches] == [1] * 40
     assert len(loaded.samples("calibration", 40).batches) == 40
     assert len(loaded.samples("train", 40).batches) == 3  # statistics are read in batches

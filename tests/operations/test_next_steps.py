@@ -92,7 +92,7 @@ def test_what_loses_too_much_on_executorch_is_rounded_better_or_stays_in_float()
         ("Conv2d", 100, None, "the cheapest way to smaller and faster"),
         ("GRU", 100, None, "no engine here computes a GRU in integers"),
         ("Sequential", None, None, "what is around its layers"),
-        ("Conv2d", 100, 0.97, "97% is waiting, which fewer bits do not shorten"),
+        ("Conv2d", 100, 0.97, "97% of its time is waiting, which quantization does not shorten"),
     ],
 )
 def test_a_profile_promises_speed_only_of_what_fewer_bits_make_faster(

@@ -89,7 +89,7 @@ class Predictions:
 
 
 def measured_first(space: Space, searched: Searched, costs: Costs, folder: Path, trials: int) -> Predictions:
-    """Measure the first whole networks, untrained; those that a search measured before it was cut off are read.
+    """Measure the first whole networks, untrained; those that an interrupted search measured are read.
 
     Raises:
         TechniqueError: none could be built and measured, with the commonest reason.
@@ -130,7 +130,7 @@ def first_rows(space: Space, seed: int, trials: int) -> Indices:
 def _measure(
     configurations: Sequence[dict[str, Option]], searched: Searched, found: Predictions, file: Path
 ) -> list[str]:
-    """Measure some networks in one launch; returns why others could not be."""
+    """Measure networks in one launch; return the reasons of those that failed."""
     costs = found.costs
     reasons: list[str] = []
     saved = []

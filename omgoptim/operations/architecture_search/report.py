@@ -62,7 +62,7 @@ def search_report(
 ) -> EfficiencyReport:
     """Return the report of a finalist as that of the run's artifact."""
     job, request = trials.job, trials.job.request
-    summary = " ".join([*chosen.doubts(one), _summary(trials, found, control, chosen, one)])
+    summary = " ".join([*chosen.leading_warnings(one), _summary(trials, found, control, chosen, one)])
     notes = [*job.datasets.notes, *trials.searched.notes, *_ended_early(request, found)]
     report = final_report(chosen, one, summary, notes)
     candidates = _candidates(trials, found, chosen, one, "trial")
@@ -153,8 +153,8 @@ def _next_steps(job: Job[SearchRequest], outcome: Outcome) -> list[NextStep]:
     request, run_id = job.request, job.context.run_id
     if outcome == "guard_failed" and request.whole_epochs <= 3000:
         longer = same_arguments(request) | {"epochs": 3 * request.whole_epochs}
-        return [step("search", longer, "a longer training may bring the quality back")]
+        return [step("search", longer, "longer training may recover the quality")]
     if request.precision == "float32" and request.data:
         again = {"model": run_id, "data": request.data, "max_quality_drop": request.max_quality_drop}
         return [step("quantize", again, "the network is in float32: quantization makes it smaller and faster")]
-    return [step("profile", result_arguments(job.request, run_id), "see which layers cost most now")]
+    return [step("profile", result_arguments(job.request, run_id), "shows the time by layer of the artifact")]

@@ -157,7 +157,7 @@ def with_layers_that_never_ran(outcome: Outcome, loaded: LoadedModel) -> Outcome
         return outcome
     named = [change.path for change in outcome.changed] + [skip.path for skip in outcome.skipped]
     left = [
-        Skip(path=path, reason="it did not run when the model was called once", kind="not_run")
+        Skip(path=path, reason="it is not called in a forward pass", kind="not_run")
         for path, layer in loaded.module.named_modules()
         if path
         and path not in ran

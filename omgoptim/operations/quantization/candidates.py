@@ -101,7 +101,7 @@ def plan_candidates(request: QuantizeRequest, loaded: LoadedModel, program: Prog
         raise RequestError(
             "no candidate is possible for this request",
             why or "no engine runs this scheme",
-            "use scheme auto, runtime auto",
+            "leave scheme and runtime out",
         )
     return CandidatePlan(specs, skipped)
 

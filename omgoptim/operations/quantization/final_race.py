@@ -124,7 +124,7 @@ def record_failures(race: FinalRace[CandidateResult]) -> None:
 
 
 def replacement_sentence(winner: Finalist, asked: Finalist, guard: float) -> str:
-    """Return sentences on float32 chosen because what was asked for fails the guard."""
+    """Return sentences on float32 that was chosen because the requested scheme fails the guard."""
     quality = asked.quality
     fault = f"loses {quality.drop:.4f}, more than {guard:g}"
     if quality.ruined:

@@ -54,7 +54,7 @@ def _note_reasons(run: QuantizeRun) -> None:
     winner.status = "chosen"
     winner.why = f"{best} of those within the guard, or as fast and smaller"
     if winner.reference:
-        winner.why = "float32 on the same engine: nothing that was asked for passes the guard"
+        winner.why = "float32 on the same engine: no requested scheme passes the guard"
     elif not within(winner, guard):
         winner.why = "no candidate passed the quality guard on the selection samples; this one is closest"
 
@@ -107,7 +107,7 @@ def _pick_steps(run: QuantizeRun, finalist: Finalist, parts: GainsBy | None) -> 
         best = best_quantized(run, others)
         if best is not None:
             fits = passes(best.quality, chosen.guard)
-            why = "the best quantized candidate" if fits else "what was asked for, which fails the guard"
+            why = "the best quantized candidate" if fits else "the requested scheme, which fails the guard"
             steps = [(best, f"{why}: {size_phrase(best.gains)}")]
     return [pick_step(chosen.context.run_id, other.slug, why) for other, why in steps]
 

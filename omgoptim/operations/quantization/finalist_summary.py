@@ -97,6 +97,6 @@ def _rejected_sentence(run: QuantizeRun, finalist: Finalist) -> str:
         return ""  # the summary begins with a replacement
     names = [f"{other.entry.name} loses {other.quality.drop:.4f}" for other in rejected]
     return (
-        f"On the evaluation data {', '.join(names)}, more than {chosen.guard:g}: the next in an order fixed before "
-        "that data was read was delivered."
+        f"On the evaluation data {', '.join(names)}, more than {chosen.guard:g}: the artifact is the next candidate of "
+        "an order fixed before that data was read."
     )

@@ -100,9 +100,9 @@ def _reason(ended: SearchOutcome, samples: int, samples_name: str, stopped: str 
         if stopped:
             why += f"; fewer layers may suffice, but {stopped}"
         elif not ended.holds_with_margin:
-            why += f", too near to it for {samples} samples to decide"
+            why += f", too close to the guard for {samples} samples to decide"
     elif ended.holds:
-        why = f"{plain}, within {limit:g} but too near to it for {samples} samples to decide"
+        why = f"{plain}, within {limit:g} but too close to the guard for {samples} samples to decide"
         why += "; no evaluated set of layers in float loses less"
     elif noise is None:
         why = f"{plain}, and its layers could not be ranked: {ended.unknown}"

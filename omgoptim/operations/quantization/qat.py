@@ -197,7 +197,7 @@ def _training_data(
     shared = shared_samples(selection, statistics)
     if shared > selection.count * OVERLAP:
         notes.append(
-            f"{shared} of the {selection.count} samples that choose the epoch are also training samples: "
+            f"{shared} of the {selection.count} samples that select the epoch are also training samples: "
             "let load('calibration') give others"
         )
     several = len(loaded.outputs.compared) > 1  # labels cover one output; the others are distilled

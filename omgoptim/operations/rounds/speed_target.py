@@ -209,12 +209,12 @@ def _unreachable_note(
     floor = floor_ms(table, params.max_layer_ratio) / full_ms(table)
     left = best.fraction - predicted_ms(table, best.widths) / full_ms(table)
     why = (
-        f"with every group at its narrowest (max_layer_ratio {params.max_layer_ratio:g}) its layers still take "
+        f"with every group at its minimum width (max_layer_ratio {params.max_layer_ratio:g}) the layers still take "
         f"{floor:.0%} of their time"
     )
     if left > 0.05:
-        why += f", and about {left * start_fraction * original_ms:.2g} ms of a call are spent outside of them"
-    return f"{asked:.3g}x the speed is beyond reach: {measured:.3g}x is the fastest measured attempt; {why}"
+        why += f", and about {left * start_fraction * original_ms:.2g} ms per call are spent outside of them"
+    return f"a speedup of {asked:.3g}x is not reachable: the fastest measured attempt is {measured:.3g}x; {why}"
 
 
 def missed_speed(method: Structured, measured: MeasuredArtifact) -> str | None:
