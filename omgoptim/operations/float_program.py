@@ -108,8 +108,8 @@ def unrolled_note(loaded: LoadedModel, request: QuantizeRequest) -> str | None:
     total = sum(counts.values())
     return (
         f"'{path}' ({type(layer).__name__}) is called {most} times in one forward pass: the export unrolls it into "
-        f"{total:,} layer calls for {len(counts)} layers, so that export, calibration and conversion of each candidate take "
-        f"about {total / len(counts):.0f} times as long as for the layers alone{library_note}{cheaper}"
+        f"{total:,} layer calls for {len(counts)} layers, so that export, calibration and conversion of each candidate "
+        f"take about {total / len(counts):.0f} times as long as for the layers alone{library_note}{cheaper}"
     )
 
 
