@@ -30,7 +30,7 @@ from omgoptim.operations.context import RunContext, Stage, is_live
 from omgoptim.operations.first_forward import NEXT_TOKEN_NOTE
 from omgoptim.operations.gain_attribution import wait_removed_sentence
 from omgoptim.operations.loaded_model import fixed_batch_note, float32_arrays
-from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
+from omgoptim.operations.report_records import comparison, environment, output_records, shown_request
 from omgoptim.operations.timing import bench_of, fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import (
     is_gain,
@@ -78,9 +78,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     original = read_outputs(targets[0])
     described, metric = _metric(request, past, manifests[0], original, samples.targets, policy)
     quality = compare_quality(metric, original, read_outputs(targets[1]), samples.targets, request.seed)
-    before = measurement(folders[0], raced.timing(0), bench, quality.before, quality.metric, samples.count)
-    after = measurement(folders[1], timing, bench, quality.after, quality.metric, samples.count)
-    gained = gains(before, after, timing, quality, raced.load)
+    before, after, gained = comparison(folders, (raced.timing(0), timing), bench, quality, samples.count, raced.load)
     chance = chance_level_summary(before.metric, before.quality, samples.targets)
     implausible = wait_removed_sentence(raced.timing(0), timing, raced.load, device, "A")
     warnings = [*([implausible] if implausible else []), *data.notes, *notes]

@@ -23,7 +23,7 @@ from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.goal import Missed, time_target
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.reference_outputs import metric_of
-from omgoptim.operations.report_records import gains, measurement
+from omgoptim.operations.report_records import comparison
 from omgoptim.operations.timing import OVERLOADED, fraction_progress, full_race
 from omgoptim.operations.verdict import Outcome, holds, outcome_of, passes, ruined_sentence
 from omgoptim.reports import Gains, GainsBy, Measurement
@@ -228,8 +228,7 @@ def _compared(
     request: Compression, loaded: LoadedModel, race: FinalRace[AnyEntry], rule: DeliveryRule[AnyEntry]
 ) -> list[MeasuredEntry[AnyEntry]]:
     """Compare the outputs on the evaluation data; an entry whose outputs cannot be compared has failed."""
-    order = rule.order(race)
-    bench, evaluation = loaded.bench, loaded.evaluation
+    order, evaluation = rule.order(race), loaded.evaluation
     original = read_outputs(race.original_outputs)
     metric = metric_of(loaded, original, evaluation.targets, request.time_limit_s)
     measured = []
@@ -239,10 +238,8 @@ def _compared(
         except OmgoptimError as error:  # infinite outputs, say: the other entries are unaffected
             race.failed.append((one.entry, error))
             continue
-        name, count, folder = quality.metric, evaluation.count, one.entry.artifact
-        before = measurement(loaded.baseline, race.original, bench, quality.before, name, count)
-        after = measurement(folder, one.timing, bench, quality.after, name, count)
-        gained = gains(before, after, one.timing, quality, race.load)
+        folders, timings = (loaded.baseline, one.entry.artifact), (race.original, one.timing)
+        before, after, gained = comparison(folders, timings, loaded.bench, quality, evaluation.count, race.load)
         missed = rule.missed(after, gained, race)
         measured.append(MeasuredEntry(one.entry, one.timing, quality, before, after, gained, one.outputs, missed))
     return measured

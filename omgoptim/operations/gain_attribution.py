@@ -13,6 +13,7 @@ from omgoptim.models.report_file import read_report
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import RUNS, find_artifact
 from omgoptim.operations.context import RunContext, is_live
+from omgoptim.operations.report_records import ratio_of
 from omgoptim.operations.timing import AS_FAST_ONCE, OVERLOADED
 from omgoptim.operations.verdict import size_phrase
 from omgoptim.reports import EfficiencyReport, Gain, Gains, GainsBy, Measurement, Total
@@ -57,7 +58,7 @@ def gains_by(before: TimedModel, plain: TimedModel, after: TimedModel, load: flo
 
 
 def _gain(log_ratios: tuple[float, ...], one: TimedModel, other: TimedModel) -> Gain:
-    size = one.size_bytes / other.size_bytes if one.size_bytes and other.size_bytes else None
+    size = ratio_of(one.size_bytes, other.size_bytes)
     if not log_ratios:
         return Gain(size_ratio=size)
     centre, half = t_interval(log_ratios)
@@ -236,12 +237,8 @@ def _total(begun: EfficiencyReport, first: Measurement, report: EfficiencyReport
         drop = first.quality - last.quality
     return Total(
         from_run=begun.run_id,
-        size_ratio=_ratio(first.size_bytes, last.size_bytes),
-        params_ratio=_ratio(first.params, last.params),
-        macs_ratio=_ratio(first.macs, last.macs),
+        size_ratio=ratio_of(first.size_bytes, last.size_bytes),
+        params_ratio=ratio_of(first.params, last.params),
+        macs_ratio=ratio_of(first.macs, last.macs),
         quality_drop=drop,
     )
-
-
-def _ratio(first: int | None, last: int | None) -> float | None:
-    return first / last if first and last else None

@@ -22,7 +22,7 @@ from omgoptim.models.samples import Samples, as_tensors, named_samples, nan_samp
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user
 from omgoptim.models.source import Source
-from omgoptim.requests import ModelRequest, TrainingRequest
+from omgoptim.requests import ModelRequest, TrainingRequest, verb_of
 from omgoptim.runtimes.engine import as_float32
 from omgoptim.runtimes.export import DYNAMIC_BATCH_FIX, export_pt2, first_sample
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -127,6 +127,16 @@ def refuse_nan_samples(
             f"sample {number} of the {split} data holds NaN",
             f"its input '{name}' holds it, and the model's outputs for it are NaN too",
             "remove such samples, or replace their missing values, where the data is loaded",
+        )
+
+
+def refuse_quantized(request: ModelRequest, loaded: LoadedModel) -> None:
+    """Raise a RequestError where the model is quantized already."""
+    if loaded.precision.startswith("int"):
+        raise RequestError(
+            f"'{request.model}' is quantized already",
+            f"its artifact is in {loaded.precision}; quantizing again would lose more quality",
+            f"{verb_of(request)} the float model that it was made from",
         )
 
 

@@ -15,7 +15,7 @@ from omgoptim.operations.final_measurement import SPAN, guard_reasons, measure_f
 from omgoptim.operations.final_report import final_report, save_finalists
 from omgoptim.operations.goal import Goal
 from omgoptim.operations.ledger import Ledger
-from omgoptim.operations.loaded_model import Live, LoadedModel
+from omgoptim.operations.loaded_model import Live, LoadedModel, refuse_quantized
 from omgoptim.operations.next_steps import pick_step, result_arguments, same_arguments, step
 from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, single
 from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost, epoch_seconds, measured_once
@@ -28,7 +28,6 @@ from omgoptim.operations.optimization.final_choice import (
 )
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below, refuse_size
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_levels
-from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.optimization.parallel_steps import train_in_parallel
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import Point
@@ -63,7 +62,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     refuse_unreachable(request, live)
     loaded = original_on_target(prepare(request, context, live), context)
     load_s = time.monotonic() - began
-    _refuse_quantized(request, loaded)
+    refuse_quantized(request, loaded)
     loaded = at_exportable_batch("onnxruntime" if request.runtime == "auto" else request.runtime, loaded, context)
     goal = Goal.of(request)
     data = selection_as_evaluation(loaded.data)  # refuses data that cannot be divided, before any step
@@ -169,16 +168,6 @@ def _why_not(point: Point, goal: Goal) -> str:
     margin = point.cautious_drop - point.drop
     words = f"a drop of {point.drop:.4f} on the selection samples"
     return f"{words}, {point.cautious_drop:.4f} with its margin" if margin > 0 else words
-
-
-def _refuse_quantized(request: OptimizeRequest, loaded: LoadedModel) -> None:
-    why = refusal("quantize", "quantize") if loaded.precision.startswith("int") else None
-    if why is not None:
-        raise RequestError(
-            f"'{request.model}' is quantized already",
-            f"its artifact is in {loaded.precision}, and {why}",
-            "optimize the float model that it was made from",
-        )
 
 
 def _refuse_short(request: OptimizeRequest, cost: Cost) -> None:

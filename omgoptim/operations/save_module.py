@@ -22,7 +22,6 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.float_program import float_program, in_memory
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
-from omgoptim.operations.optimization.order import refusal
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_pt2
 from omgoptim.training.modes import placed
@@ -34,11 +33,10 @@ def require_module(loaded: LoadedModel, verb: str) -> nn.Module:
     Raises:
         RequestError: it is a program, or quantized.
     """
-    forbidden = refusal("quantize", verb) if loaded.precision.startswith("int") else None
-    if forbidden is not None:
+    if loaded.precision.startswith("int"):
         raise RequestError(
             f"{verb} cannot follow quantization",
-            f"the model is in {loaded.precision}, and {forbidden}",
+            f"the model is in {loaded.precision}, and the layers of a quantized program are fixed",
             f"{verb} the float model that it was made from, then quantize the result",
         )
     if loaded.module is None:
