@@ -8,9 +8,8 @@ from pathlib import Path
 from omgoptim.errors import ModelError, RequestError, SetupError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import Manifest
-from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.float_program import Program, float_program, in_memory
+from omgoptim.operations.float_program import Program, float_program, output_check
 from omgoptim.operations.loaded_model import LoadedModel, at_batch_one, recipe_of
 from omgoptim.operations.quantization.build_candidates import build_lowered
 from omgoptim.requests.quantize import Fp32
@@ -59,9 +58,8 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
     if ENGINES[runtime].runs == "module":
         if loaded.module is None:
             raise ModelError("an ONNX program does not run on torch", "the model was given as ONNX", "use onnxruntime")
-        module = loaded.module
-        outputs = in_memory(lambda: ENGINES["torch_eager"].open(module, loaded.signature, settings).run(loaded.example))
-        artifacts.save_module(folder, loaded.module, recipe_of(loaded), other, OutputCheck(loaded.example, outputs))
+        check = output_check("torch_eager", loaded.module, loaded.signature, settings, loaded.example)
+        artifacts.save_module(folder, loaded.module, recipe_of(loaded), other, check)
         return folder
     if ENGINES[runtime].runs == "lowered":
         build_lowered(Fp32(), folder, loaded, ProgramRun([], context.work / f"{runtime}.scratch"))
@@ -69,9 +67,8 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
     program = program or float_program(loaded, context)
     if program.path is None:
         raise program.error or ModelError("the model has no ONNX program")
-    path, engine = program.path, ENGINES[runtime]
-    outputs = in_memory(lambda: engine.open(path, loaded.signature, settings).run(loaded.example))
-    artifacts.save_program(folder, path, other, OutputCheck(loaded.example, outputs))
+    check = output_check(runtime, program.path, loaded.signature, settings, loaded.example)
+    artifacts.save_program(folder, program.path, other, check)
     return folder
 
 

@@ -40,11 +40,6 @@ class Job(Generic[Request]):
         """Return the input of a technique, with progress within `span` of the run."""
         scratch = self.context.work / "technique"
         scratch.mkdir(parents=True, exist_ok=True)
-        start, end = span
-
-        def progress(stage: str, done: float | None) -> None:
-            self.context.progress(stage, None if done is None else start + (end - start) * done)
-
         return ModuleRun(
             signature=self.loaded.signature,
             statistics=self.datasets.statistics,
@@ -56,7 +51,7 @@ class Job(Generic[Request]):
             device=self.loaded.device,
             real=self.loaded.data.real,
             runtime=self.runtime,
-            progress=progress,
+            progress=self.context.part(*span),
             measuring=self.context.measuring_here or self.context.measuring,
         )
 

@@ -86,6 +86,12 @@ class RunContext:
     begin_step: Callable[[str, str, Request], Path] = _no_steps
     """`begin_step(key, verb, request)`: folder of a step's run that another process executes; `run_step` resumes it."""
 
+    def part(self, start: float, end: float, prefix: str = "") -> Callable[[str, float | None], None]:
+        """Return a progress callback for a part of the run, whose fractions 0..1 are mapped to `start`..`end`."""
+        return lambda stage, done: self.progress(
+            f"{prefix}{stage}", None if done is None else start + (end - start) * done
+        )
+
     @property
     def work(self) -> Path:
         """Scratch folder, removed when the run ends."""

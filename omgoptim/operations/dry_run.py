@@ -32,6 +32,7 @@ from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Qat, Static, WeightO
 from omgoptim.techniques.registry import Outcome
 from omgoptim.text import plural
 from omgoptim.training.config import MIN_STEPS_PER_EPOCH, TrainingConfig, config_for_data
+from omgoptim.training.loop import Objective
 
 INT8_OPS: dict[type[Params], tuple[str, ...]] = {
     Static: ("Conv", "ConvTranspose", "MatMul", "Gemm"),
@@ -56,17 +57,8 @@ def plan_quantize(
     samples = loaded.evaluation.count + getattr(request.scheme, "calibration_samples", 0) + 256
     build_s = 2 * samples * _seconds_per_sample(loaded) + 3.0
     seconds = len(plan.specs) * build_s + launches * (OPEN_S + 4.0)
-    candidates = [
-        Candidate(
-            name=spec.name,
-            scheme=spec.scheme,
-            runtime=spec.runtime,
-            size_bytes=_estimated_bytes(spec.params, program),
-            status="planned",
-            why="to be built and screened, and measured in full if among the best; the size is an estimate",
-        )
-        for spec in plan.specs
-    ]
+    why = "to be built and screened, and measured in full if among the best; the size is an estimate"
+    candidates = [spec.record("planned", why, size_bytes=_estimated_bytes(spec.params, program)) for spec in plan.specs]
     changed = _planned_changes(plan, program)
     training = ""
     if isinstance(request.scheme, Qat):
@@ -149,12 +141,12 @@ def dry_run_report(request: Compression, context: RunContext, loaded: LoadedMode
 
 def batches_in_epoch(job: AnyJob) -> int:
     """Count the batches of one epoch, up to `MOST_BATCHES`."""
-    batches, loss = job.datasets.batches, job.datasets.loss
+    batches = job.datasets.batches
     plan = TrainingConfig.of(job.request, 1, job.loaded.device, job.request.seed)
     count = sum(1 for _ in itertools.islice(batches.epoch(plan.batch), MOST_BATCHES))
     if count >= MIN_STEPS_PER_EPOCH:
         return count
-    plan = config_for_data(plan, job.request, batches, loss.check if loss is not None else lambda _target: None)
+    plan = config_for_data(plan, job.request, batches, Objective(job.datasets.loss).check)
     return batches.survey(plan.batch, plan.seed, lambda _target: None)[0]
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError, argument
+from omgoptim.models.forward import NamedBatch
 from omgoptim.models.manifest import PROGRAM
 from omgoptim.models.onnx_graph import GraphTraits, graph_traits
-from omgoptim.models.output_check import TOLERANCE, max_difference
+from omgoptim.models.output_check import TOLERANCE, OutputCheck, max_difference
 from omgoptim.models.samples import as_tensors, forward_args, repeat_to_size
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
@@ -21,6 +22,7 @@ from omgoptim.requests import QuantizeRequest
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.export import export_onnx
+from omgoptim.runtimes.signature import Signature
 
 T = TypeVar("T")
 
@@ -90,6 +92,18 @@ def in_memory(action: Callable[[], T]) -> T:
     except Exception as error:  # engines raise kinds of their own without a common base
         why = f"{type(error).__name__}: {engine_message(error)}"
         raise TechniqueError("the engine cannot run the model", why) from error
+
+
+def output_check(
+    runtime: str, target: Any, signature: Signature, settings: SessionSettings, example: NamedBatch
+) -> OutputCheck:
+    """Run a module or program on an engine in this process, as the record that its saved artifact is checked against.
+
+    Raises:
+        OmgoptimError: the engine cannot run it.
+    """
+    outputs = in_memory(lambda: ENGINES[runtime].open(target, signature, settings).run(example))
+    return OutputCheck(example, outputs)
 
 
 def unrolled_note(loaded: LoadedModel, request: QuantizeRequest) -> str | None:

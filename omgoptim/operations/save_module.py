@@ -13,14 +13,13 @@ from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import PROGRAM, PROGRAM2, Manifest
-from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import as_tensors
 from omgoptim.models.source import build
 from omgoptim.models.structural_diff import compute_diff
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
-from omgoptim.operations.float_program import float_program, in_memory
+from omgoptim.operations.float_program import float_program, output_check
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_pt2
@@ -114,10 +113,10 @@ def save(
         recipe = replace(base, surgery=compute_diff(build(base, loaded.policy), module))
     target: Any = programs[0] if on_program else placed(module, loaded.device)
     settings = SessionSettings(loaded.bench.threads, loaded.device)
-    outputs = in_memory(lambda: ENGINES[runtime].open(target, loaded.signature, settings).run(loaded.example))
+    check = output_check(runtime, target, loaded.signature, settings, loaded.example)
     plain = Manifest(runtime, "float32", loaded.signature, device=loaded.device)
     manifest = plain if to_time_only else _counted(plain, module, loaded)
-    artifacts.save_module(folder, module, recipe, manifest, OutputCheck(loaded.example, outputs), programs)
+    artifacts.save_module(folder, module, recipe, manifest, check, programs)
     return notes
 
 

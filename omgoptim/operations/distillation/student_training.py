@@ -80,12 +80,10 @@ def train(
         done = read_round(folder / "done", student.base)
         assert done is not None  # written by the line before
         return done
-    check = datasets.loss.check if datasets.loss is not None else lambda _target: None
-    plan = config_for_data(_plan(job, student, epochs or request.epochs), request, datasets.batches, check)
+    plan = _plan(job, student, epochs or request.epochs)
+    plan = config_for_data(plan, request, datasets.batches, Objective(datasets.loss).check)
 
-    def progress(stage: str, fraction: float | None) -> None:
-        doing = f"{name}, {stage}" if request.control or name != "student" else stage
-        job.context.progress(doing, None if fraction is None else span[0] + (span[1] - span[0]) * fraction)
+    progress = job.context.part(*span, f"{name}, " if request.control or name != "student" else "")
 
     objective = Objective(datasets.loss)
     if teacher is not None:

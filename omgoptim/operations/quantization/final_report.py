@@ -163,18 +163,15 @@ def candidate_records(run: QuantizeRun, own: CandidateResult, baseline_bytes: in
             continue
         status = "finalist" if result is run.chosen.winner.entry else result.status
         scale = 1.0 if result.status in ("chosen", "finalist") else run.final.scale
-        spec, size = result.built.spec, result.built.size_bytes
-        record = Candidate(
-            name=spec.name,
-            scheme=spec.scheme,
-            runtime=spec.runtime,
+        size = result.built.size_bytes
+        record = result.built.spec.record(
+            "chosen" if result is own else status,
+            result.why,
             size_bytes=size,
             size_ratio=baseline_bytes / size if size else None,
             speedup=(result.speedup * scale or None) if trusted else None,
             quality=result.quality,
             quality_drop=result.drop,
-            status="chosen" if result is own else status,
-            why=result.why,
         )
         found.append(record)
     return sorted(found, key=lambda record: record.status != "chosen")

@@ -177,17 +177,13 @@ def screen(
 
 def live_candidate(result: CandidateResult) -> Candidate:
     """Return the preliminary record of a candidate."""
-    spec = result.built.spec
-    return Candidate(
-        name=spec.name,
-        scheme=spec.scheme,
-        runtime=spec.runtime,
+    return result.built.spec.record(
+        "failed" if result.error else "planned",
+        result.error.what if result.error else "screened with one launch" if result.timing else "built",
         size_bytes=result.built.size_bytes,
         speedup=result.speedup or None,
         quality=result.quality,
         quality_drop=result.drop,
-        status="failed" if result.error else "planned",
-        why=result.error.what if result.error else "screened with one launch" if result.timing else "built",
     )
 
 

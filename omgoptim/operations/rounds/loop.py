@@ -107,15 +107,13 @@ def _evaluate_compressed(job: RoundsJob, state: RoundState) -> None:
 
 def _train(job: RoundsJob, state: RoundState, number: int, folder: Path, keep_zeros: bool) -> None:
     request, datasets, device = job.request, job.datasets, job.loaded.device
-    start, end = job.span(number, (0.4, 1.0))
-    masks = ZeroMasks.of(state.module, [change.path for change in state.outcome.changed]) if keep_zeros else None
-    check = datasets.loss.check if datasets.loss is not None else lambda _target: None
-    plan = TrainingConfig.of(request, datasets.epochs, device, request.seed)
-    plan = config_for_data(plan, request, datasets.batches, check)
 
-    def progress(stage: str, done: float | None) -> None:
-        doing = stage if job.rounds == 1 else f"round {number} of {job.rounds}: {stage}"
-        job.context.progress(doing, None if done is None else start + (end - start) * done)
+    masks = ZeroMasks.of(state.module, [change.path for change in state.outcome.changed]) if keep_zeros else None
+    plan = TrainingConfig.of(request, datasets.epochs, device, request.seed)
+    plan = config_for_data(plan, request, datasets.batches, Objective(datasets.loss).check)
+
+    prefix = "" if job.rounds == 1 else f"round {number} of {job.rounds}: "
+    progress = job.context.part(*job.span(number, (0.4, 1.0)), prefix)
 
     with recovering(state.module, request.recover, request.lora_rank, request.lora_alpha, masks) as trainable:
         objective = Objective(datasets.loss)
