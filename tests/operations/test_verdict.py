@@ -80,7 +80,7 @@ def test_an_unknown_interval_is_left_out_and_warned_of() -> None:
     unknown = quality(0.005, -math.inf, math.inf, metric="mine")
     assert "95 %" not in quality_sentence(BEFORE, unknown)
     (warning,) = quality_warnings(unknown, 0.01, real_data=True)
-    assert "has no interval" in warning
+    assert "has no confidence interval" in warning
     assert "inf" not in warning
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omgoptim.render.blocks import Block, Chart, Columns, Items, Line, Section, Table, Text, cells_of
+from omgoptim.render.blocks import Block, Columns, Items, Line, Section, Table, Text, cells_of, charts
 from omgoptim.render.charts import coverage_strip, noise_bars
 from omgoptim.render.claims import Tone
 from omgoptim.render.numbers import (
@@ -43,8 +43,7 @@ def quantization_section(report: EfficiencyReport, full: bool) -> Section | None
     if report.coverage is not None:
         verdict = Text(f"{report.coverage.verdict}.", tone=coverage_tone(report.coverage))
         blocks.append(Line("coverage", Text(plain(report.coverage.why, 300), limit=500), verdict))
-    if full and (strip := coverage_strip(report.coverage)):
-        blocks.append(Chart(strip))
+    blocks += charts(coverage_strip(report.coverage) if full else None)
     if report.guard is not None:
         first, *kept = guard_texts(report.guard)
         blocks.append(Line("guard", Text(first, tone="same" if report.guard.holds else "worse", limit=600)))
@@ -180,9 +179,8 @@ def _sensitive(explanation: Explanation, full: bool) -> list[Block]:
         left_out=len(explanation.layers) - len(layers),
         folded=True,
     )
-    picture = noise_bars(explanation.layers, explanation.sqnr_db)
     note = "SQNR of the output with only this layer quantized; short bars: the most sensitive layers"
-    return [Chart(picture, note), table] if picture else [table]
+    return [*charts(noise_bars(explanation.layers, explanation.sqnr_db), note=note), table]
 
 
 def noise_note(explanation: Explanation) -> str:
