@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 ETA = 3
 """Reduction factor; the paper uses 4, and 3 of Hyperband (arXiv:1603.06560) keeps more of few trials."""
 RUNGS = (1 / 9, 1 / 3, 1.0)
-"""Fractions of the whole training at which a trial is judged; the last one is its end."""
+"""Fractions of the whole training at which a trial is evaluated: powers of 1 / `ETA`, as in the paper."""
 
 
 def goes_on(quality: float, others: Sequence[float], eta: int = ETA) -> bool:

@@ -27,7 +27,7 @@ RIDGE = 1e-3
 """Weight of the prior in a fit of relative errors: latencies known to 3 %, terms free to change them by 100 %."""
 
 FEWEST_JUDGES = 5
-"""Networks that a predictor is judged on, below which all are."""
+"""Minimum networks for the error of a predictor; with fewer, all networks are used."""
 
 
 class Predictor(Protocol):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import optuna
 
 STARTUP = 10
-"""Trials that TPE draws at random before it models anything."""
+"""Trials that TPE draws at random before it models anything: Optuna's default."""
 
 COUNTS, REASON, LOST, REPLACES = "counts", "reason", "lost", "replaces"
 """User attributes of trials: it was trained, why it failed, a kill ended it, the number of the lost one it repeats."""

@@ -23,6 +23,8 @@ from omgoptim.text import clean_json
 Form = Literal["text", "markdown", "json"]
 FORMS: tuple[Form, ...] = ("text", "markdown", "json")
 _WIDTH_OF_A_PIPE = 110
+"""Characters of a line where the output is no terminal."""
+
 GUARD_FAILED, INTERRUPTED = 4, 130
 """Exit codes beside those of errors."""
 

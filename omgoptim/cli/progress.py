@@ -138,6 +138,8 @@ class StageLines:
 
 
 MOST_STAGES, MOST_RECORDS, MOST_BARS = 10, 10, 40
+"""Maximum stages, records and bars that fit a terminal."""
+
 _STYLE = {"kept": "green", "rolled_back": "yellow", "failed": "red"}
 
 

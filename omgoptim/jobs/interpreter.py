@@ -27,7 +27,11 @@ REQUIRED = (
     "psutil", "typing_extensions",
 )  # fmt: skip
 OLDEST = (3, 10)
+"""Oldest supported Python: `requires-python` of pyproject.toml."""
+
 CHECK_LIMIT_S = 10.0
+"""Time limit for starting a Python, which imports nothing but the standard library."""
+
 OWN = "the Python that omgoptim itself runs in"
 
 _COMMAND = re.compile(r"(?:python|pypy)\d*(?:\.\d+)*t?(?:\.exe)?")

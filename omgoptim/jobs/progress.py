@@ -26,6 +26,8 @@ from omgoptim.reports import Candidate, Epoch, RunState, Step
 from omgoptim.text import clean
 
 HEARTBEAT_S = 5.0
+"""Longest time between two writes of the state: clients get progress at least every 10 s."""
+
 SHORTEST_STEP_S = 0.2
 """A state that only moved its fraction is written at most this often."""
 MOST_PUBLISHED = 2_000
@@ -173,6 +175,8 @@ KEEP = 0.7
 """Weight of earlier runs in the mean; the newest has the rest."""
 
 MOST_KINDS = 200
+"""Maximum kinds of run whose shares are stored, the newest ones."""
+
 SHORTEST_RUN_S = 2.0
 """A shorter run says nothing about how time is shared."""
 

@@ -22,7 +22,7 @@ from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests import parse
 from omgoptim.requests.command import command_of
 
-FOREIGN = "this run was made by someone else, or its request or report was changed: its commands are not shown"
+FOREIGN = "this run was started by another user, or its request or report was changed: its commands are not shown"
 ENDED = ("done", "failed", "cancelled")
 
 START_GRACE_S = 10.0

@@ -20,7 +20,8 @@ from omgoptim.reports import EfficiencyReport, Gain, Gains, GainsBy, Measurement
 from omgoptim.requests import ModelRequest, Request
 
 WAITING, WAITING_UNDER_LOAD = 0.5, 0.8
-"""Share of its time above which a process is said to wait; on an overloaded machine the share is less certain."""
+"""Share of its time above which a process is said to wait: the majority; larger on an overloaded machine, where the
+share is less certain."""
 
 PLAUSIBLE_ENGINE = 30.0
 """Maximum plausible speedup by the engine alone; above it the original mostly ran something else than kernels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omgoptim.errors import RequestError, argument
+from omgoptim.errors import argument
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.security.file_integrity import can_seal
 from omgoptim.models.security.path_policy import PathPolicy
@@ -17,12 +17,7 @@ from omgoptim.requests import ModelRequest
 def free_output(request: ModelRequest, context: RunContext) -> Path | None:
     """Return the output folder of a request, if it has one; raise before any work if it exists."""
     output: str | None = getattr(request, "output", None)
-    if output is None:
-        return None
-    folder = PathPolicy.of(context.project, request.allow_path).inside(output, "output")
-    if folder.exists():
-        raise RequestError(f"output '{output}' exists already", "nothing is overwritten", "name a new folder")
-    return folder
+    return None if output is None else PathPolicy.of(context.project, request.allow_path).new_folder(output, "output")
 
 
 def with_output(

@@ -44,6 +44,8 @@ MOST_BYTES = 200 * 2**20
 """Maximum size of the files that are transferred through the log."""
 
 POLL_S = 1.0
+"""Seconds between two queries of a job's status and log."""
+
 SUBMISSIONS = 5
 """Maximum attempts to submit a job: in each, the head waits ten seconds for its agent."""
 

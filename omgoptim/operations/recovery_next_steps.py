@@ -22,7 +22,8 @@ MOST_EPOCHS, MOST_ROUNDS, MOST_LAYER_RATIO = 10_000, 100, 0.97
 """Bounds of suggested arguments; the first two are those of the requests."""
 
 MOST_KEPT = 0.99
-"""Share of a layer, or of its energy, above which a factorization that keeps more is not proposed."""
+"""Share of a layer, or of its energy, up to which a factorization that keeps more is suggested: two factors of nearly
+full rank are larger than the weight."""
 
 MIN_SUGGESTED_SPEEDUP = 1.1
 """Minimum speedup that is suggested as a target; less is within the noise of a quick timing (`AS_FAST_ONCE`)."""

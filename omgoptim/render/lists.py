@@ -9,6 +9,7 @@ from statistics import fmean
 from omgoptim.reports import Candidate, EfficiencyReport, SensitivityPoint, Skip
 
 _RANK = {"chosen": 0, "finalist": 1, "planned": 2, "dropped": 3, "failed": 4, "skipped": 5}
+"""Order of candidates by status."""
 
 
 def guard_of(report: EfficiencyReport) -> float | None:

@@ -43,6 +43,8 @@ Context = ServerRequestContext[Any, Any]
 REPORT_URI = "omgoptim://runs/{run_id}/report"
 _PREFIX, _SUFFIX = REPORT_URI.split("{run_id}")
 _LISTED_REPORTS = 10
+"""Maximum number of reports in the list of resources."""
+
 LONGEST_ARGUMENTS = 4_000
 """Characters that a prompt's arguments may have."""
 

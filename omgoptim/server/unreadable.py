@@ -25,6 +25,7 @@ from omgoptim.text import clean
 
 _TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]|-?\d+')
 _MOST_OF_AN_ID = 200
+"""Maximum characters of a request's id that is read."""
 
 
 class AnsweredStream:

@@ -215,7 +215,7 @@ def test_an_agent_sends_the_project_only_to_the_head_that_the_user_named(
 
     monkeypatch.setenv("OMGOPTIM_PROJECT", str(here))
     asked = parse("optimize", {"model": "net.py:net", "on": "http://head:8265"})
-    with pytest.raises(RequestError, match="the project is not sent to http://head:8265"):
+    with pytest.raises(RequestError, match="the project cannot be sent to http://head:8265"):
         resolve_call(asked)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265/")
     assert resolve_call(asked)[1] == asked

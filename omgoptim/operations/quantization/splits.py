@@ -15,7 +15,8 @@ from omgoptim.techniques.registry import technique_of
 from omgoptim.text import plural
 
 SELECTION_SAMPLES, MAX_SELECTION_SAMPLES = 256, 1024
-"""Minimum and maximum number of selection samples; more for models that are cheap to run."""
+"""Minimum and maximum number of selection samples, more for models that are cheap to run: the standard error of an
+accuracy is up to 0.031 and 0.016 with these."""
 
 SELECTION_MACS = 5e11
 """Multiply-accumulates of one pass over the selection samples, which bounds their number above the minimum: ten
@@ -26,7 +27,7 @@ MIN_UNUSED_SAMPLES = 32
 accuracy is wider than 0.3."""
 
 EPOCH_SAMPLES = 1000
-"""Number of selection samples where epochs are selected too, since their differences are small."""
+"""Number of selection samples where epochs are selected too, as `datasets.SELECTION_SAMPLES`."""
 
 
 @dataclass(frozen=True, slots=True)
