@@ -187,9 +187,9 @@ def await_report(folder: RunFolder, shape: Shape) -> int:
     screen = console(sys.stderr)
     screen.print(f"run {folder.id}", style="dim", markup=False, highlight=False, soft_wrap=True)
     try:
-        with display(screen) as shown:
+        with display(screen) as show_progress:
             for state in follow(folder, timeout_s=None):
-                shown.show(state)
+                show_progress(state)
     except KeyboardInterrupt:
         state = cancel(folder)
         if state.status == "cancelled":

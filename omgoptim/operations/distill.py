@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -112,18 +113,13 @@ def _final_model(
     if kept.stopped:
         warnings.append(f"training ended early: {kept.stopped}")
 
-    def measure_control(chosen: FinalChoice[NamedArtifact]) -> Control:
-        if control is None or other is None:
-            raise ValueError("there is no control")
-        return _control(job, student, control, other.module, control_kept, chosen)
-
     return FinalModel(
         name=f"student {student.name}",
         module=kept.module,
         loaded=student.loaded,
         changes=student.changes,
         warnings=warnings,
-        control=measure_control if control is not None else None,
+        control=partial(_control, job, student, control, other.module, control_kept) if control and other else None,
         training=training_record(job, student, distilled),
         candidates=candidates,
     )

@@ -103,8 +103,13 @@ def slower_sentence(parts: GainsBy | None, engine: str, precision: str) -> str:
     )
 
 
-def waiting_share(timing: Timing, load: float) -> float | None:
-    """Return the share of its time that a process neither computed nor waited for a core, if that is most of it."""
+def waiting_share(timing: Timing, load: float, device: str) -> float | None:
+    """Return the share of its time that a process neither computed nor waited for a core, if that is most of it.
+
+    None on a GPU, whose computations look like waiting.
+    """
+    if device != "cpu":
+        return None
     most = WAITING if load <= OVERLOADED else WAITING_UNDER_LOAD
     return timing.idle if timing.idle is not None and timing.idle > most else None
 
@@ -119,7 +124,7 @@ def waiting_sentence(share: float) -> str:
 
 def waiting_warnings(before: Timing, after: Timing, load: float, device: str) -> list[str]:
     """Return the warning on an original that waits, with or without its artifact."""
-    waits = waiting_share(before, load) if device == "cpu" else None
+    waits = waiting_share(before, load, device)
     if waits is None:
         return []
     return [wait_removed_sentence(before, after, load, device) or waiting_sentence(waits)]
@@ -137,8 +142,8 @@ def wait_removed_sentence(
         device: that both ran on.
         original: name of the original in the sentence.
     """
-    waits = waiting_share(before, load) if device == "cpu" else None
-    if waits is None or (after is not None and waiting_share(after, load) is not None):
+    waits = waiting_share(before, load, device)
+    if waits is None or (after is not None and waiting_share(after, load, device) is not None):
         return ""
     doubt = "Implausible speedup" if load <= OVERLOADED else "Any speedup would be implausible"
     return (

@@ -56,7 +56,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     chance = chance_level_summary(metric_name, quality, loaded.evaluation.targets)
     if before.macs is None and loaded.macs and loaded.macs.macs is not None:  # an artifact without a count
         before = before.model_copy(update={"macs": loaded.macs.macs, "flops": 2 * loaded.macs.macs})
-    waits = waiting_share(timing, raced.load) if loaded.device == "cpu" else None
+    waits = waiting_share(timing, raced.load, loaded.device)
     warnings = [
         *([waiting_sentence(waits)] if waits is not None else []),
         *loaded.notes,
