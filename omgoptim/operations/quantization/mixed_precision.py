@@ -96,13 +96,8 @@ def search_mixed_precision(
     start, guard = time.monotonic(), request.max_quality_drop
     with Evaluators(loaded.bench) as evaluators:
         evaluators.begin(base.built.folder, base.built.spec.runtime)  # starts while the layers are ranked
-        trials = CandidateEvaluator(
-            evaluators,
-            given.builder,
-            given.screening,
-            start + request.guard_time_s,
-            reserved_names={result.built.spec.name for result in results},
-        )
+        names, deadline = {result.name for result in results}, start + request.guard_time_s
+        trials = CandidateEvaluator(evaluators, given.builder, given.screening, deadline, reserved_names=names)
         limit_s = request.guard_time_s * RANKING_SHARE
         params = base.built.spec.params
         noise, predict, unknown = _ranking(params, given.builder, limit_s)
