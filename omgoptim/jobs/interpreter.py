@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,10 +150,7 @@ def allowed_python(project: Path, named: str, served: Sequence[Path]) -> Path:
 
 def _found_pythons(project: Path) -> list[Path]:
     """Return all Pythons that are found without being named."""
-    found = [Path(sys.executable)]
-    folders = [project / ".venv"]
-    folders += [Path(os.environ[name]) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if os.environ.get(name)]
-    found += [python for folder in folders if (python := _python_in(folder)) is not None]
+    found = [Path(sys.executable), *(python for python, _ in _of_environments(project))]
     variable = os.environ.get("OMGOPTIM_PYTHON")
     if variable:
         with suppress(SetupError):
@@ -220,13 +217,17 @@ def _choose(project: Path, explicit: str | None) -> tuple[Path, str]:
     for value, source in ((explicit, "the argument 'python'"), (os.environ.get("OMGOPTIM_PYTHON"), "OMGOPTIM_PYTHON")):
         if value:
             return _named(project, value, source), source
+    return next(_of_environments(project), (Path(sys.executable), OWN))
+
+
+def _of_environments(project: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the Pythons of the project's environment and of the active ones, each with its source."""
     folders = [(str(project / ".venv"), "the project's .venv")]
     folders += [(os.environ.get(name, ""), name) for name in ("VIRTUAL_ENV", "CONDA_PREFIX")]
     for folder, source in folders:
-        found = _python_in(Path(folder)) if folder else None
-        if found:
-            return found, source
-    return Path(sys.executable), OWN
+        python = _python_in(Path(folder)) if folder else None
+        if python is not None:
+            yield python, source
 
 
 def _named(project: Path, value: str, source: str) -> Path:
