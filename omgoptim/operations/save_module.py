@@ -75,7 +75,8 @@ def save(
         runtime: engine of the artifact.
         folder: of the artifact, written atomically.
         context: of the run.
-        to_time_only: omit what timing does not need: the programs of other engines, and the counts.
+        to_time_only: omit what timing does not need: the programs of other engines, the counts, and the recipe where
+            the engine runs a program.
 
     Returns:
         Notes on programs that could not be exported.
@@ -95,6 +96,13 @@ def save(
             raise program.error or OmgoptimError("the changed model has no program")
         elif program.error is not None:
             notes.append(f"the artifact has no {PROGRAM}: {program.error.what}")
+    target: Any = programs[0] if on_program else placed(module, loaded.device)
+    settings = SessionSettings(loaded.bench.threads, loaded.device)
+    check = output_check(runtime, target, loaded.signature, settings, loaded.example)
+    manifest = Manifest(runtime, "float32", loaded.signature, device=loaded.device)
+    if to_time_only and on_program:
+        artifacts.save_program(folder, programs[0], manifest, check)
+        return notes
     recipe = recipe_of(loaded)
     as_pt2 = recipe.kind == "pt2"
     if as_pt2 or not to_time_only:
@@ -111,11 +119,7 @@ def save(
     if not as_pt2:
         base = replace(recipe, surgery=None)
         recipe = replace(base, surgery=compute_diff(build(base, loaded.policy), module))
-    target: Any = programs[0] if on_program else placed(module, loaded.device)
-    settings = SessionSettings(loaded.bench.threads, loaded.device)
-    check = output_check(runtime, target, loaded.signature, settings, loaded.example)
-    plain = Manifest(runtime, "float32", loaded.signature, device=loaded.device)
-    manifest = plain if to_time_only else _counted(plain, module, loaded)
+    manifest = manifest if to_time_only else _counted(manifest, module, loaded)
     artifacts.save_module(folder, module, recipe, manifest, check, programs)
     return notes
 

@@ -15,6 +15,7 @@ from omgoptim.architecture_search.propose import DEFAULT
 from omgoptim.architecture_search.study import optuna_library
 from omgoptim.errors import DataError, RequestError, TechniqueError, argument
 from omgoptim.executors import Executor, executor_on
+from omgoptim.measure.measuring_process import ProcessPool
 from omgoptim.measure.size import count_params
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
@@ -106,16 +107,18 @@ def _searched(job: Job[SearchRequest], searched: Searched, executor: Executor | 
     if searched.alone:
         job = _with_trained_reference(job, searched, folder, began)
     recipe = Recipe("pt2", "") if searched.function is not None else None
-    costs = costs_of(job, baseline_on(job.runtime, job.loaded, context), recipe, folder)
-    predictions = None
-    if searched.product is not None:
-        predictions = measured_first(searched.product, searched, costs, folder, request.trials)
-        _refuse_too_slow(predictions)
-    elif searched.function is not None:
-        _refuse_all_too_slow(searched, costs, folder, request.seed)
-    rule = replace(DEFAULT, hints=quality_hints(job, searched, folder))
-    trials = Trials(job, searched, costs, predictions, None if searched.alone else job.original, began, rule, executor)
-    found, control = search_both(trials, folder)
+    with ProcessPool() as pool:
+        costs = costs_of(job, baseline_on(job.runtime, job.loaded, context), recipe, folder, pool)
+        predictions = None
+        if searched.product is not None:
+            predictions = measured_first(searched.product, searched, costs, folder, request.trials)
+            _refuse_too_slow(predictions)
+        elif searched.function is not None:
+            _refuse_all_too_slow(searched, costs, folder, request.seed)
+        rule = replace(DEFAULT, hints=quality_hints(job, searched, folder))
+        teacher = None if searched.alone else job.original
+        trials = Trials(job, searched, costs, predictions, teacher, began, rule, executor)
+        found, control = search_both(trials, folder)
     chosen = measured(job, costs.baseline, _entries(found, control))
     reports = {one.slug: search_report(trials, found, control, chosen, one) for one in chosen.finalists}
     report = save_finalists(chosen, reports)
@@ -207,7 +210,8 @@ def _refuse_all_too_slow(searched: Searched, costs: Costs, folder: Path, seed: i
     if (folder / "study.log").exists():  # a search that goes on
         return
     smallest = min(drawn_networks(searched, seed), key=lambda module: count_params(module)[0])
-    load = max(costs.measure(smallest, costs.job.context.work / "smallest").loads.values(), default=0.0)
+    whole = costs.job.context.work / "smallest" / "artifact"  # what cannot be delivered fails before any training
+    load = max(costs.measure(smallest, whole).loads.values(), default=0.0)
     if load > FAR_OVER_SMALLEST:
         raise TechniqueError(
             "no network of the space meets the targets",

@@ -133,12 +133,13 @@ def _measure(
     """Measure networks in one launch; return the reasons of those that failed."""
     costs = found.costs
     reasons: list[str] = []
-    saved = []
+    saved: list[tuple[dict[str, Option], Path]] = []
     scratch = costs.job.context.work / "first"
     shutil.rmtree(scratch, ignore_errors=True)
     for number, configuration in enumerate(configurations):
         try:
-            costs.save(searched.to_time(configuration), scratch / str(number), to_time_only=True)
+            whole = not found.configurations and not saved  # what cannot be delivered fails before any training
+            costs.save(searched.to_time(configuration), scratch / str(number), to_time_only=not whole)
             saved.append((configuration, scratch / str(number)))
         except OmgoptimError as error:
             reasons.append(error.reason)
