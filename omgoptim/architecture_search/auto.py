@@ -1,6 +1,6 @@
 """Search space of a given model: its layers cut into stages, and the possible replacements of each stage.
 
-Each option is tried once by itself: options that cannot be applied, or save nothing, are dropped. A configuration is
+Each option is tried once alone: options that cannot be applied or save no parameters are dropped. A configuration is
 built by applying the options stage by stage on the model's own weights; narrowing comes last, since it also changes the
 layers of the next stage that read its channels. The size of the images is a choice of its own, applied at the end.
 """

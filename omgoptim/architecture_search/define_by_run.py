@@ -94,7 +94,7 @@ def look(function: Callable[[Any], Any], seed: int, calls: int = LOOKS) -> Look:
     """Call a space with random options and infer what it varies.
 
     Raises:
-        UserCodeError: every call failed, or none asked for anything.
+        UserCodeError: every call failed, or none requested a choice.
     """
     seen: list[Mapping[str, tuple[Option, ...] | None]] = []
     reasons = []

@@ -1,6 +1,6 @@
-"""Drive a search: choose, run, tell, until enough trials were trained. The one writer of the study.
+"""Loop of a search: propose a trial, run it and record its result, until enough trials were trained.
 
-A trial that is too slow costs a measurement and does not count. After a kill, `drive` on the same folder goes on.
+A trial that is too slow costs a measurement and does not count. After a kill, `drive` on the same folder resumes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Trial = Callable[[TrialSpec, Path], TrialResult]
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A trial that was begun."""
+    """A started trial."""
 
     wait: Callable[[], TrialResult]
     """Waits for its end, and returns its result."""
     rejected: bool = False
-    """True if it ended already, because it misses a target."""
+    """True if it has ended, because it misses a target."""
 
 
 REJECTED_PER_TRIAL = 10
@@ -46,7 +46,7 @@ class Plan:
     data: str
     epochs: int
     in_flight: int = 1
-    """Trials that are begun before the first of them has ended.
+    """Number of trials in flight at the same time.
 
     A trial is proposed from the results of all but the latest `in_flight - 1` before it, whichever of those have ended:
     which trials a search has depends on this number, and not on how many workers run them.
@@ -68,7 +68,7 @@ class Driven:
 
 @dataclass(frozen=True, slots=True)
 class TrialLoop:
-    """Runs the trials of a search in a folder; a search that was begun there goes on."""
+    """Runs the trials of a search in a folder; a search that was started there is resumed."""
 
     trial: Trial
     """Runs one trial."""
@@ -115,7 +115,7 @@ class TrialLoop:
                 break
             asked, started = in_flight.popleft()
             results[asked.number] = found = started.wait()
-            _tell(search, asked, found)
+            _record(search, asked, found)
             exhausted = exhausted or len(results) >= plan.trials * (1 + REJECTED_PER_TRIAL)
         return _ended(search, results, exhausted and len(search) < plan.trials, nearest)
 
@@ -201,7 +201,7 @@ def drive_conditional(
     return loop.run(again, begin)
 
 
-def _tell(search: Search, asked: Any, result: TrialResult) -> None:
+def _record(search: Search, asked: Any, result: TrialResult) -> None:
     ended = result.for_study()
     if isinstance(ended, Finished):
         search.finish(asked, ended)

@@ -1,7 +1,7 @@
 """Asynchronous successive halving (ASHA): a trial continues while it is in the best third at its rung.
 
 Source: Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning, arXiv:1810.05934. Differs: a trial is
-judged once, when it reaches a rung, and not promoted later.
+evaluated once, when it reaches a rung, and not promoted later.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def comparable(histories: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     """Return the quality each trial is expected to end with.
 
     The last quality of a trial, plus the mean gain from rung to rung of the trials that went on: paired differences,
-    so that promoting only the best does not pass for a gain. Shape [trials].
+    so that the selection of the best trials is not counted as a gain. Shape [trials].
     """
     longest = max((len(history) for history in histories), default=0)
     gains = np.zeros(max(longest, 1))

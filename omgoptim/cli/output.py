@@ -94,10 +94,10 @@ def _shape(as_json: bool, form: str | None, detail: str | None) -> Shape:
 
 
 def form_of(as_json: bool, given: str | None) -> Form:
-    """Return the form that was asked for.
+    """Return the requested form.
 
     Raises:
-        RequestError: there is no such form, or two of them were asked for.
+        RequestError: there is no such form, or two of them were requested.
     """
     found = next((form for form in FORMS if form == given), None)
     if given is not None and found is None:

@@ -1,7 +1,7 @@
 """Choice of the Python that runs the worker, and the packages that it lacks.
 
-The user's model needs the user's packages, so the worker runs in the user's Python. Only omgoptim itself is brought
-along: `bootstrap.py` loads it from its own folder without opening the rest of that folder to the user's Python.
+The user's model needs the user's packages, so the worker runs in the user's Python. Only omgoptim itself is
+added: `bootstrap.py` loads it from its own folder, without making the rest of that folder importable.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ for name in sys.argv[1:]:
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """A Python that was asked for its version and its packages."""
+    """A Python with its version and missing packages."""
 
     path: Path
     found_by: str

@@ -1,8 +1,8 @@
 """Progress of a run, written to its folder by the worker, and the estimate of the remaining time.
 
-A run reports fixed fractions at its stages; what share of its time they stand for differs by verb, method and machine.
-So each finished run stores the shares of its time at which it passed each fraction, and the next run of that kind reads
-its fractions through the mean of them. Between two reports the estimate counts down; it never grows by itself.
+A run reports fixed fractions at its stages; the share of its time at a fraction differs by verb, method and machine.
+Each finished run stores its share of time at each fraction, and the next run of that kind converts its fractions by
+their mean. Between two reports the estimate counts down; it never grows by itself.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class RemainingTime:
             self._left, self._at = elapsed * (1 - share) / share, now
 
     def share(self, fraction: float) -> float:
-        """Return the share of the whole time, 0..1, that a fraction stands for."""
+        """Return the share of the whole time, 0..1, at a fraction of the progress."""
         return interpolate(fraction, GRID, self.shares)
 
     def left(self, now: float) -> float | None:

@@ -1,7 +1,7 @@
 """States of runs, corrected on every read.
 
-A worker holds its run's lock for its whole life. A run whose worker is gone is not running, whatever its state file
-says: whoever reads it first takes the lock and writes how it ended.
+A worker holds its run's lock until it exits. A run whose worker is gone is not running, whatever its state file says:
+the first reader takes the lock and writes the final state.
 """
 
 from __future__ import annotations

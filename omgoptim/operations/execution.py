@@ -82,7 +82,7 @@ def sent(verb: str, request: ModelRequest, context: RunContext, threads: int) ->
         verb: that is done.
         request: of the run.
         context: of the run.
-        threads: of each worker, unless fewer were asked for.
+        threads: of each worker, unless the request has fewer.
     """
     asked = request.model_dump(mode="json")
     asked |= {name: value for name, value in HERE.items() if name in asked}

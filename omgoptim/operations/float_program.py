@@ -48,7 +48,7 @@ def float_program(loaded: LoadedModel, context: RunContext, name: str = "float",
         loaded: the original.
         context: of the run.
         name: of the folder that it is put in.
-        or_at_one: export at batch 1 where the batch cannot be free; the caller goes on with `at_batch_one`.
+        or_at_one: export at batch 1 where the batch cannot be dynamic; the caller then uses `at_batch_one`.
     """
     if loaded.program is not None:
         return Program(loaded.program, graph_traits(loaded.program))

@@ -53,7 +53,7 @@ class Entry(_Line):
     step: str = Field(min_length=1)
     """Verb or trial: quantize, prune, search trial."""
     settings: dict[str, Any] = {}
-    """As the step was asked for."""
+    """Arguments of the step."""
     predicted: Amounts = Amounts()
     measured: Amounts = Amounts()
     seconds: float = Field(0.0, ge=0)
@@ -112,7 +112,7 @@ class Ledger:
         return self._by_key.get(key)
 
     def append(self, entry: Entry) -> None:
-        """Write an entry and wait until it is on disk; a torn last line is cut off first."""
+        """Write an entry and wait until it is on disk; an incomplete last line is removed first."""
         line = (entry.model_dump_json(exclude_defaults=True) + "\n").encode()
         with open(self.path, "ab") as file:
             if file.tell() > self._whole:
@@ -129,7 +129,7 @@ class Ledger:
 
 
 def _read(path: Path) -> Iterator[tuple[Entry, int]]:
-    """Yield each entry with the offset of its end; the last line may be torn by a kill and is passed over then."""
+    """Yield each entry with the offset of its end; an incomplete last line, after a kill, is skipped."""
     try:
         with open(path, "rb") as file:
             data = file.read(MOST_BYTES + 1)

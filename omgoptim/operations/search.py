@@ -153,7 +153,7 @@ def _with_trained_reference(
 
 
 def _engine(request: SearchRequest, loaded: LoadedModel, context: RunContext) -> str:
-    """Return the engine of the result: what was asked for; else onnxruntime where it takes the model."""
+    """Return the requested engine; for `auto` onnxruntime, where the model can be exported for it."""
     if request.runtime != "auto":
         if request.precision == "int8" and ENGINES[request.runtime].runs == "module":
             raise RequestError(
@@ -207,7 +207,7 @@ def _refuse_all_too_slow(searched: Searched, costs: Costs, folder: Path, seed: i
     Raises:
         TechniqueError: with how far it is over.
     """
-    if (folder / "study.log").exists():  # a search that goes on
+    if (folder / "study.log").exists():  # the search is resumed
         return
     smallest = min(drawn_networks(searched, seed), key=lambda module: count_params(module)[0])
     whole = costs.job.context.work / "smallest" / "artifact"  # what cannot be delivered fails before any training

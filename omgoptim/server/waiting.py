@@ -38,7 +38,7 @@ Report = Callable[[float, float | None, str | None], Awaitable[None]]
 
 
 def longest_wait(progress: bool = False) -> float:
-    """Seconds that a call may wait at most: OMGOPTIM_MAX_WAIT_S, else by whether the client asked for progress."""
+    """Return the maximum wait of a call in seconds: OMGOPTIM_MAX_WAIT_S, else more if the client requested progress."""
     text = os.environ.get("OMGOPTIM_MAX_WAIT_S", "")
     default = HIGHEST_WITH_PROGRESS_S if progress else HIGHEST_DEFAULT_S
     try:

@@ -80,8 +80,8 @@ def plan_candidates(request: QuantizeRequest, loaded: LoadedModel, program: Prog
     """Return the candidates of a request, and the skipped combinations with their reasons.
 
     Raises:
-        SetupError: the engine that was asked for is not installed.
-        RequestError: the scheme that was asked for does not exist on that engine.
+        SetupError: the requested engine is not installed.
+        RequestError: the requested scheme does not exist on that engine.
     """
     skipped: list[Candidate] = []
     specs: list[CandidateSpec] = []

@@ -95,7 +95,7 @@ def final_race(
     """Measure the original and the finalists in full and choose the artifact.
 
     The first finalist in the order of preference that passes the guard on the evaluation data is chosen, float32 that
-    was not asked for after all others; where none does, the first.
+    was not requested after all others; where none does, the first.
 
     Args:
         request: with the guard, the timing and the seed.

@@ -195,9 +195,9 @@ def noise_note(explanation: Explanation) -> str:
 def finding_text(finding: Finding) -> str:
     """Return `spread channels in a, b: the ranges differ by 40x. Fix: … (recovered +0.0120)`."""
     where = f" in {paths_text(finding.paths, 3)}" if finding.paths else ""
-    brought = "" if finding.recovered is None else f" (recovered {finding.recovered:+.4f})"
+    recovered = "" if finding.recovered is None else f" (recovered {finding.recovered:+.4f})"
     evidence = plain(finding.evidence, 200).rstrip(".")
-    return f"{plain(finding.name, 60)}{where}: {evidence}. Fix: {plain(finding.fix, 200)}{brought}"
+    return f"{plain(finding.name, 60)}{where}: {evidence}. Fix: {plain(finding.fix, 200)}{recovered}"
 
 
 def time_share_text(time: TimeShare) -> str:
