@@ -94,12 +94,12 @@ def saved(net: nn.Module, folder: Path, weights: Path, name: str, runtime: str) 
     if ENGINES[runtime].runs == "program":
         return program(net, folder, name, runtime)
     recipe = Recipe("callable", MODEL, {"weights": str(weights)}, str(folder))
-    surgery = compute_diff(build(recipe, PathPolicy(folder)), net)
+    diff = compute_diff(build(recipe, PathPolicy(folder)), net)
     example = {"x": np.zeros((2, 1, 28, 28), np.float32)}
     settings = SessionSettings(usable_cores())
     outputs = ENGINES["torch_eager"].open(net, SIGNATURE, settings).run(example)
     manifest = Manifest("torch_eager", "float32", SIGNATURE)
-    whole = Recipe("callable", MODEL, {"weights": str(weights)}, str(folder), surgery=surgery)
+    whole = Recipe("callable", MODEL, {"weights": str(weights)}, str(folder), structural_diff=diff)
     artifacts.save_module(folder / name, net, whole, manifest, OutputCheck(example, outputs))
     return folder / name
 

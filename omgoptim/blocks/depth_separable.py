@@ -114,9 +114,7 @@ class DepthSeparableConv(nn.Module):
             ValueError: the convolution is grouped or does not pad with zeros.
         """
         if conv.groups != 1 or conv.padding_mode != "zeros":
-            raise ValueError(
-                f"a convolution in {conv.groups} groups, padded with {conv.padding_mode}, has no such form"
-            )
+            raise ValueError(f"groups must be 1 and padding_mode zeros, not {conv.groups} and {conv.padding_mode}")
         block = cls.like(conv, norm, activation)
         w_IOK = conv.weight.detach().double().transpose(0, 1).flatten(2)
         left, values, right = torch.linalg.svd(w_IOK, full_matrices=False)

@@ -52,14 +52,14 @@ def sizes(value: Numbers, dims: int) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value,) * dims
     if len(value) != dims:
-        raise ValueError(f"{list(value)} are not {dims} sizes")
+        raise ValueError(f"{dims} sizes are needed, not {list(value)}")
     return tuple(int(each) for each in value)
 
 
 def check_dims(dims: int) -> int:
     """Return the number of spatial dimensions, if there is such a convolution here."""
     if dims not in CONVS:
-        raise ValueError(f"dims {dims} is neither 1 nor 2")
+        raise ValueError(f"dims must be 1 or 2, not {dims}")
     return dims
 
 

@@ -78,7 +78,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         refuse_others(options, [])
         if not expansion >= 1:
-            raise ValueError(f"expansion {expansion} is below 1")
+            raise ValueError(f"expansion must be at least 1, not {expansion}")
         self.in_channels, self.out_channels, self.dims = in_channels, out_channels, check_dims(dims)
         stride, dilation, padding = options.get("stride", 1), options.get("dilation", 1), options.get("padding", 1)
         self.kernel_size, self.stride, self.dilation = (sizes(n, dims) for n in (kernel_size, stride, dilation))
@@ -129,7 +129,7 @@ class InvertedResidual(nn.Module):
             ValueError: the convolution is grouped or does not pad with zeros.
         """
         if conv.groups != 1 or conv.padding_mode != "zeros":
-            raise ValueError(f"a convolution in {conv.groups} groups, padding {conv.padding_mode}, has no such form")
+            raise ValueError(f"groups must be 1 and padding_mode zeros, not {conv.groups} and {conv.padding_mode}")
         block = cls.like(conv, expansion)
         w_IOK = conv.weight.detach().double().transpose(0, 1).flatten(2)
         inputs, outputs, _ = w_IOK.shape

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): a frozen layer plus a trainable product of two thin weights, merged afterwards.
+"""Low-rank adapters (LoRA): a frozen layer plus a trainable low-rank product, merged afterwards.
 
 LoRA saves memory while training (optimizer state and gradients of the thin weights only). Merged, the layer is the
 plain one that it was before: nothing is saved, and nothing lost, at inference.
@@ -33,7 +33,7 @@ class _LoRA(nn.Module):
         if rank < 1:
             raise ValueError(f"rank must be at least 1, not {rank}")
         if mask is not None and mask.shape != weight.shape:
-            raise ValueError(f"the mask is {tuple(mask.shape)}, and the weight {tuple(weight.shape)}")
+            raise ValueError(f"the mask has shape {tuple(mask.shape)}, the weight {tuple(weight.shape)}")
         rows, columns = weight.shape[0], weight[0].numel()
         self.base, self.alpha, self.merged = base.requires_grad_(False), alpha, False
         self.rank = min(rank, rows, columns)

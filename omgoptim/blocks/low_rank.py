@@ -116,20 +116,20 @@ class _LowRankConv2d(nn.Module):
             options.get("padding", 0),
         )
         if padding_mode != "zeros":
-            raise ValueError(f"padding_mode '{padding_mode}' has no exact form as a product: only zeros has")
+            raise ValueError(f"padding_mode '{padding_mode}' cannot be factorized exactly: only zeros can")
         if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(f"{in_channels} and {out_channels} channels do not divide into {groups} groups")
+            raise ValueError(f"{in_channels} and {out_channels} channels are not divisible by {groups} groups")
         if groups > 1 and in_channels == groups:
-            raise ValueError(f"a depthwise convolution (groups {groups} = in_channels) has no low-rank form")
+            raise ValueError(f"a depthwise convolution (groups {groups} = in_channels) cannot be factorized")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         stride, dilation = options.get("stride", 1), options.get("dilation", 1)
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
         self.padding: Pair | str = padding if isinstance(padding, str) else _pair(padding)
         if isinstance(self.padding, str):
             if self.padding not in ("same", "valid"):
-                raise ValueError(f"padding '{padding}' is neither numbers, 'same' nor 'valid'")
+                raise ValueError(f"padding must be integers, 'same' or 'valid', not '{padding}'")
             if self.padding == "same" and self.stride != (1, 1):
-                raise ValueError("padding 'same' goes with stride 1 only")
+                raise ValueError("padding 'same' needs stride 1")
 
     @property
     def group_shape(self) -> tuple[int, int, int, int]:
@@ -297,7 +297,7 @@ def _pair(value: Numbers) -> Pair:
 
 def _check_rank(name: str, rank: int, most: int) -> None:
     if not 1 <= rank <= most:
-        raise ValueError(f"{name} {rank} is not in 1..{most}")
+        raise ValueError(f"{name} must be between 1 and {most}, not {rank}")
 
 
 def _arguments(layer: nn.Conv2d) -> dict[str, Any]:

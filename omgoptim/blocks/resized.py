@@ -34,7 +34,7 @@ class ResizedConv2d(nn.Conv2d):
     def __init__(self, *args: Any, scale: float, **more: Any) -> None:
         super().__init__(*args, **more)
         if not scale > 0:
-            raise ValueError(f"scale {scale} is not above 0")
+            raise ValueError(f"scale must be above 0, not {scale}")
         self.scale = scale
 
     @classmethod

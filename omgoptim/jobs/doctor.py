@@ -30,6 +30,8 @@ from omgoptim.requests.base import TargetAddress
 from omgoptim.text import clean
 
 INSPECT_LIMIT_S = 180.0
+"""Time limit for importing all packages of a Python, torch among them."""
+
 INSPECT = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
     "import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -250,7 +252,7 @@ def target_doctor(request: DoctorRequest, target: str) -> DoctorReport:
     address = TargetAddress.parse(target)
     connection = Connection(address)
     try:
-        machine = target_machine.look_at(connection)
+        machine = target_machine.describe_machine(connection)
         freed = int(connection.request("clean")["freed_bytes"]) if request.clean else None
     except TargetLost as lost:
         fix = f"check that `ssh {address.login}` connects, then run doctor again"

@@ -21,13 +21,13 @@ from omgoptim.models.entry_scales import slice_sums, small_slices
 from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec, RunningMoments, as_rows
 
 RUINED_ERROR = 0.5
-"""Relative error above which an output counts as ruined: a quarter of its variance is lost (R^2 below 0.75)."""
+"""Relative error above which an output counts as ruined. Chosen: a quarter of its variance is lost (R^2 below 0.75)."""
 
 RUINED_AGREEMENT = 0.5
-"""Fraction of equal classes or integers below which an output counts as ruined."""
+"""Fraction of equal classes or integers below which an output counts as ruined. Chosen: most predictions differ."""
 
 RUINED_PART = 0.9
-"""Relative error above which entries of a far smaller scale count as ruined: close to predicting their mean."""
+"""Relative error above which entries of a far smaller scale count as ruined. Chosen: close to predicting their mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +168,9 @@ def cosine_outputs(outputs: ModelOutputs) -> list[OutputSpec]:
     if not found:
         shown = ", ".join(f"{spec.name} ({spec.kind})" for spec in outputs.compared)
         raise DataError(
-            "the cosine is not defined for any output of the model",
-            f"the cosine of a single number is its sign, and that of a constant is always 1; the outputs are: {shown}",
-            "use metric auto, which compares numbers by their error",
+            "cosine similarity is not meaningful for any output of the model",
+            f"it is only the sign of a single number, and always 1 for constant outputs; the outputs are: {shown}",
+            "use metric auto, which compares single numbers by their error",
         )
     return found
 
@@ -180,8 +180,8 @@ def _scores(spec: OutputSpec, candidate: Sequence[Arrays], original: Sequence[Ar
     if len(candidate[0]) <= spec.index:
         raise DataError(
             f"output '{spec.name}' of the original is missing",
-            f"{len(candidate[0])} outputs were given",
-            f"let the model return the same outputs, or leave it out: ignore_outputs={spec.name}",
+            f"the compressed model returns {len(candidate[0])} outputs",
+            f"let the model return the same outputs, or ignore this one: {argument('ignore_outputs', [spec.name])}",
         )
     if spec.kind in ("class_scores", "integers"):
         equal = [_equal(spec, m[spec.index], o[spec.index]) for m, o in zip(candidate, original, strict=True)]
@@ -246,9 +246,9 @@ def _finite_rows(
     a, b = np.where(same, 0.0, a), np.where(same, 0.0, b)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise DataError(
-            f"output '{spec.name}' is infinite in other places than the original's",
+            f"output '{spec.name}' is infinite where the original's is finite, or the reverse",
             "no relative error can be computed from an infinite difference",
-            "return large finite values instead of inf, or leave the output out: "
+            "return large finite values instead of inf, or ignore the output: "
             f"{argument('ignore_outputs', [spec.name])}",
         )
     return a, b

@@ -25,10 +25,10 @@ BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
 """Names of the built-in metrics, without `auto`."""
 
 OUTPUT_DETECTION_BATCHES = 8
-"""Batches from which outputs are detected, if they were not described before: enough to see labels and batch lengths of
-all kinds, while the outputs of a whole set may exceed the memory."""
+"""Batches from which outputs are detected, if they were not described before. Chosen: enough to see labels and batch
+lengths of all kinds, while the outputs of a whole set may exceed the memory."""
 
-CUSTOM_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
+CUSTOM_METRIC_FIX = f"give your own metric: {argument('metric', 'file.py:callable')}"
 
 
 def token_log_likelihoods(
@@ -54,9 +54,9 @@ def token_log_likelihoods(
         scores, target = batch[index], np.asarray(raw)
         if scores.shape[:-1] != target.shape or not np.issubdtype(target.dtype, np.integer):
             raise DataError(
-                "metric perplexity does not fit the outputs",
-                f"outputs are {scores.shape}, targets {target.shape} of {target.dtype}",
-                "it needs integer targets, one for each row of class scores",
+                "metric perplexity does not fit the outputs and targets",
+                f"outputs have shape {scores.shape}, targets {target.shape} and dtype {target.dtype}",
+                "it needs an integer target for each row of logits",
             )
         counted = target != IGNORED
         picked = np.take_along_axis(_log_probabilities(scores), np.where(counted, target, 0)[..., None], -1)[..., 0]
@@ -90,7 +90,7 @@ def negative_kl(
 def _log_probabilities(scores: NDArray[Any]) -> NDArray[np.float64]:
     """Convert logits, or probabilities if every row is one, to log-probabilities over the last axis."""
     if scores.ndim < 2 or scores.shape[-1] < 2:
-        raise DataError("metric needs class scores", f"the output is {scores.shape}", "use metric auto or cosine")
+        raise DataError("the metric needs class scores", f"the output is {scores.shape}", "use metric auto or cosine")
     rows = scores.astype(np.float64)
     if (rows >= 0).all() and np.allclose(rows.sum(-1), 1.0, atol=1e-3):
         return np.asarray(np.log(np.maximum(rows, 1e-12)))
@@ -203,7 +203,7 @@ def builtin_metric(
     if name == "kl":
         return _kl(original, targets, outputs)
     if name != "top1_agreement" and not labelled:
-        raise DataError(f"metric '{name}' needs targets", "the data has none", "use metric auto, or give targets")
+        raise DataError(f"metric '{name}' needs targets", "the data has no targets", "use metric auto, or give targets")
     outputs = outputs or detect_outputs(original, targets, name)
     if name == "top1_agreement":
         return _top1_agreement(outputs)
@@ -232,8 +232,8 @@ def _metric_of_targets(outputs: ModelOutputs, targets: list[Any]) -> str:
     if kind in ("classes", "values"):
         return "top1" if kind == "classes" else "r2"
     raise DataError(
-        "there is no built-in metric for the data's targets",
-        f"they are {np.asarray(targets[0]).dtype}; integers are read as classes, floats as values",
+        "no built-in metric fits the data's targets",
+        f"their dtype is {np.asarray(targets[0]).dtype}; integers are treated as classes, floats as regression values",
         CUSTOM_METRIC_FIX,
     )
 
@@ -243,7 +243,7 @@ def _top1_agreement(outputs: ModelOutputs) -> Metric:
     scores = tuple(spec for spec in outputs.compared if spec.kind == "class_scores")
     if not scores:
         raise DataError(
-            "no output of the model is known to be class scores",
+            "no output of the model was identified as class scores (logits or probabilities)",
             ", ".join(f"{spec.name} is {spec.kind}" for spec in outputs.specs),
             f"use metric auto, or name the output: {argument('target_output', 'NAME')}",
         )
@@ -285,7 +285,7 @@ def _predicted(spec: OutputSpec, scores: NDArray[Any], target: NDArray[Any]) -> 
     if layout is None:
         raise DataError(
             "the targets do not fit the outputs",
-            f"output '{spec.name}' is {scores.shape}, integer targets {target.shape}",
+            f"output '{spec.name}' has shape {scores.shape}, the integer targets {target.shape}",
             CUSTOM_METRIC_FIX,
         )
     axis, classes = layout
@@ -304,15 +304,15 @@ def _r2(index: int) -> Callable[[Sequence[Arrays], list[Any]], float]:
         try:
             actual = np.concatenate([np.asarray(t, np.float64).reshape(len(t), -1) for t in targets])
         except (TypeError, ValueError) as error:
-            raise DataError("metric r2 needs targets that are numbers", str(error)) from error
+            raise DataError("metric r2 needs numeric targets", str(error)) from error
         if predicted.shape != actual.shape:
             raise DataError("the targets do not fit the outputs", f"outputs {predicted.shape}, targets {actual.shape}")
         spread = float(((actual - actual.mean(0)) ** 2).sum())
         if spread == 0:
             raise DataError(
-                "r2 is not defined where all targets are the same",
-                f"{len(actual)} samples, and no spread to explain",
-                f"give more evaluation samples, or a metric of your own: {argument('metric', 'file.py:callable')}",
+                "r2 is not defined if all targets are equal",
+                f"the variance of the {len(actual)} targets is zero",
+                f"give more evaluation samples, or your own metric: {argument('metric', 'file.py:callable')}",
             )
         return 1.0 - float(((actual - predicted) ** 2).sum()) / spread
 

@@ -27,19 +27,19 @@ from omgoptim.runtimes import Session
 from omgoptim.runtimes.engine import Kernel, engine_message
 
 MIN_SAMPLE_S = 1e-4
-"""Seconds below which calls are timed in batches: the clock itself would count."""
+"""Seconds below which calls are timed in batches. Chosen: the clock itself would count."""
 
 WARM_UP_FRACTION = 0.25
 """Fraction at the start of a turn that is dropped: caches and thread pools warm up."""
 
 BUSY_CORE = 0.5
-"""Busy cores below which a process waits for most of the time, or shares its core with others."""
+"""Busy cores below which a process waits or shares its core with others for most of the time. Chosen."""
 
 SPIN_COUNT = 2_000_000
 """Additions that measure how much of a core is free: about 20 ms."""
 
 LAYER_TIMING_S = 1.0
-"""Seconds for which a model is called to time its layers."""
+"""Seconds for which a model is called to time its layers. Chosen: some calls even of slow models."""
 
 
 class MeasuringServer:
@@ -133,8 +133,8 @@ class MeasuringServer:
                 where = Path(inputs).stem + (f", row {int(np.argwhere(np.isnan(array))[0][0])}" if array.ndim else "")
                 raise ModelError(
                     f"the model's outputs contain NaN on the evaluation data with {self.manifest.runtime}",
-                    f"output {index} of batch {where}: {int(np.isnan(array).sum())} of {array.size} values",
-                    "check that sample, and the weights",
+                    f"output {index} of batch {where}: {int(np.isnan(array).sum())} of {array.size} values are NaN",
+                    "check that sample and the weights",
                 )
         np.savez(target, **{str(index): array for index, array in enumerate(arrays)})  # type: ignore[arg-type]
         return {}

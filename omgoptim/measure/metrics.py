@@ -19,13 +19,13 @@ from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten
 
 SHUFFLED_SAMPLES, FEWEST_SHUFFLED = 256, 16
-"""Largest and smallest number of shuffled samples."""
+"""Largest and smallest number of shuffled samples. Chosen: time against chance."""
 
 SHUFFLES, SIGNIFICANT = 8, 5.0
-"""Times that outputs are shuffled, and standard deviations of the results by which the model's own must lie below."""
+"""Times that outputs are shuffled, and standard deviations that the model's own result must lie below. Chosen."""
 
 SLOW_METRIC_S = 0.5
-"""Seconds of a call above which a metric is not called for shuffled outputs."""
+"""Seconds of a call above which a metric is not called for shuffled outputs. Chosen: `SHUFFLES` calls then take 4 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def resolve_metric(
             raise DataError(
                 f"metric '{name}' is not callable",
                 f"it is a {type(function).__name__}",
-                "give metric(outputs, targets)",
+                "give a callable metric(outputs, targets) -> float",
             )
         metric = _user_metric(name.rpartition(":")[2], function, signature, limit_s, outputs)
         refuse_lower_is_better(metric, original, targets)
@@ -92,7 +92,7 @@ def _user_metric(
         try:
             return float(value)
         except (TypeError, ValueError, RuntimeError) as error:  # the last is torch's, for more than one element
-            raise DataError(f"the metric {name} returned a {type(value).__name__}", "a float is needed") from error
+            raise DataError(f"metric {name} returned a {type(value).__name__}", "it must return a float") from error
 
     reads = None if described.target is None else frozenset([described.target])
     return Metric(name, whole=whole, outputs=described, reads=reads)
@@ -130,10 +130,10 @@ def refuse_lower_is_better(metric: Metric, original: Sequence[Arrays], targets: 
     if not min(others) > own or not mean - own > SIGNIFICANT * spread:
         return
     raise DataError(
-        f"metric {metric.name} is higher for shuffled outputs than for the model's own",
-        f"it gives {own:.4g} for the original and about {mean:.4g} where samples have each other's outputs: lower "
-        "seems to be better, and a metric must be higher where the model is better",
-        "return its negative; if higher is better, the data or the weights are wrong",
+        f"metric {metric.name} rates randomly permuted outputs above the model's own",
+        f"it is {own:.4g} for the original model and about {mean:.4g} with outputs permuted between samples; "
+        "a metric must be higher for better predictions",
+        "if lower is better, return its negative; otherwise check the data and the weights",
     )
 
 
@@ -176,7 +176,7 @@ def _joined_targets(targets: list[Any]) -> Any:
 def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs) -> Metric:
     found = _torchmetrics_class(name)
     if not targets or targets[0] is None:
-        raise DataError(f"metric '{name}' needs targets", "the data has none", "use metric auto")
+        raise DataError(f"metric '{name}' needs targets", "the data has no targets", "use metric auto")
     index = 0 if len(outputs.specs) == 1 else outputs.require_target(CUSTOM_METRIC_FIX).index
     arguments = _class_arguments(name, found, original[0][index])
 
@@ -186,9 +186,9 @@ def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any], outp
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             lines = str(error).strip().splitlines()
             raise DataError(
-                f"torchmetrics' {name} does not take these outputs and targets",
+                f"torchmetrics' {name} does not accept these outputs and targets",
                 lines[0] if lines else type(error).__name__,
-                f"give a metric of your own: {argument('metric', 'file.py:callable')}",
+                f"give your own metric: {argument('metric', 'file.py:callable')}",
             ) from error
 
     sign = -1 if converting_errors(lambda: found(**arguments)).higher_is_better is False else 1
@@ -221,7 +221,7 @@ def _torchmetrics_class(name: str) -> Any:
         ) from error
     known = {key for key in (*torchmetrics.__all__, *classification.__all__) if key[0].isupper()}
     if name not in known:
-        raise DataError(f"torchmetrics has no '{name}'", did_you_mean(name, known)[:600])
+        raise DataError(f"torchmetrics has no metric '{name}'", did_you_mean(name, known)[:600])
     return getattr(torchmetrics, name, None) or getattr(classification, name)
 
 

@@ -98,7 +98,7 @@ def count_program(path: Path, sample: Mapping[str, NDArray[Any]]) -> ProgramMacs
     try:
         by_node = _count(path, sample)
     except (UncountableProgram, ModelError) as error:
-        log.warning("the multiply-accumulates of %s were not counted: %s", path.name, error)
+        log.warning("the MACs of %s were not counted: %s", path.name, error)
         return ProgramMacs(None, {}, str(error))
     return ProgramMacs(sum(by_node.values()), by_node)
 
@@ -106,7 +106,7 @@ def count_program(path: Path, sample: Mapping[str, NDArray[Any]]) -> ProgramMacs
 def _count(path: Path, sample: Mapping[str, NDArray[Any]]) -> dict[str, int]:
     model = load(path, weights=False)
     if model.functions:
-        raise UncountableProgram("the program defines functions of its own")
+        raise UncountableProgram("the program defines model-local functions")
     counted = [node for node in model.graph.node if _rule(node)]
     needed = {name for node in counted for name in (*node.input, node.output[0]) if name}
     shapes = _inferred(model, sample) if needed else {}
@@ -123,7 +123,7 @@ def _of_node(node: NodeProto, shapes: Shapes) -> int:
     try:
         return rule(_Node(node, shapes))
     except (IndexError, KeyError) as error:
-        raise UncountableProgram(f"the shapes of {node.op_type} {node.name} do not fit its rule: {error}") from error
+        raise UncountableProgram(f"the shapes of {node.op_type} {node.name} are not as expected: {error}") from error
 
 
 def _rule(node: NodeProto) -> Callable[[_Node], int] | None:
@@ -135,13 +135,13 @@ def _rule(node: NodeProto) -> Callable[[_Node], int] | None:
     for body in bodies(node):
         for graph in graphs(body):
             if any(_rule(inner) for inner in graph.node):
-                raise UncountableProgram(f"how often the body of {node.op_type} {node.name} runs depends on values")
+                raise UncountableProgram(f"the number of iterations of {node.op_type} {node.name} depends on the data")
     standard = node.domain in STANDARD
     if (standard or node.domain == CONTRIB) and node.op_type in RULES:
         return RULES[node.op_type]
     if (standard and node.op_type not in NO_RULE) or (node.domain == CONTRIB and node.op_type in NO_PRODUCTS):
         return None
-    raise UncountableProgram(f"there is no rule for the operator {node.domain or 'ai.onnx'}.{node.op_type}")
+    raise UncountableProgram(f"operator {node.domain or 'ai.onnx'}.{node.op_type} is not supported")
 
 
 # Shapes
@@ -177,7 +177,7 @@ def _fix(value: onnx.ValueInfoProto, shape: Sequence[int]) -> None:
     if kind.HasField("shape") and (
         len(stated) != len(shape) or any(s not in (None, size) for s, size in zip(stated, shape, strict=True))
     ):
-        raise UncountableProgram(f"input '{value.name}' has the fixed shape {stated}, and one sample is {list(shape)}")
+        raise UncountableProgram(f"input '{value.name}' has the fixed shape {stated}, but one sample has {list(shape)}")
     del kind.shape.dim[:]
     for size in shape:
         kind.shape.dim.add().dim_value = size
@@ -206,7 +206,7 @@ def _measured(path: Path, names: Sequence[str], sample: Mapping[str, NDArray[Any
         except Exception as error:  # ONNX Runtime's errors have no common base
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UncountableProgram(
-                f"the shape of '{names[0]}' is not known, and the program did not run: {reason}"
+                f"the shape of '{names[0]}' is unknown, and running the program failed: {reason}"
             ) from error
     return {name: tuple(int(size) for size in np.asarray(shape)) for name, shape in zip(names, found, strict=True)}
 
@@ -254,7 +254,7 @@ def _einsum(node: _Node) -> int:
     if len(terms) == 1:
         return 0
     if len(terms) > 2 or "." in equation:
-        raise UncountableProgram(f"there is no rule for Einsum {equation}")
+        raise UncountableProgram(f"Einsum {equation} is not supported")
     sizes: dict[str, int] = {}
     for position, term in enumerate(terms):
         for letter, size in zip(term, node.input(position), strict=True):
@@ -266,7 +266,7 @@ def _attention(node: _Node) -> int:
     """Count scores and their product with the values: query (B, H, L, E), key (B, G, S, E), value (B, G, S, V)."""
     query, key, value = (node.input(position) for position in range(3))
     if node.proto.domain not in STANDARD or node.has(4) or len(query) != 4:
-        raise UncountableProgram(f"there is no rule for this form of {node.proto.op_type} {node.proto.name}")
+        raise UncountableProgram(f"this form of {node.proto.op_type} {node.proto.name} is not supported")
     return prod(query[:3]) * key[2] * (query[3] + value[3])
 
 

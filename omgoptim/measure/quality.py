@@ -39,13 +39,13 @@ MIN_RESAMPLES = 40
 """Minimum number of resamples for a 2.5 % quantile."""
 
 BUDGET_S = 20.0
-"""Longest time, in seconds, of recomputing a metric for its interval: about that of one evaluation."""
+"""Longest time, in seconds, of recomputing a metric for its interval. Chosen: about that of one evaluation."""
 
 MAX_FAILING = 0.1
-"""Fraction of resamples on which a metric may fail (a class is missing, say) before the interval is unknown."""
+"""Fraction of resamples on which a metric may fail before the interval is unknown. Chosen: the rest is biased."""
 
 LOST_RECALL = 0.1
-"""Drop of a class's recall that its 95 % interval must exceed for the class to count as lost."""
+"""Drop of recall that a class's 95 % interval must exceed to count as lost. Chosen: smaller drops are noisy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _sample_scores(
         raise ValueError(f"metric {metric.name} has no score per sample")
     scores = metric.per_sample(outputs, targets, original)
     if not len(scores):
-        raise DataError("no sample of the data counts for the metric", f"every target is {IGNORED}")
+        raise DataError("the data has no target that the metric counts", f"every target is {IGNORED}")
     return scores
 
 
@@ -250,7 +250,7 @@ def agreement_of_outputs(
 def _finite(value: Any, name: str) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise DataError(f"metric {name} returned {number}", "a metric must give a finite number, higher is better")
+        raise DataError(f"metric {name} returned {number}", "a metric must return a finite number; higher is better")
     return number
 
 

@@ -22,10 +22,10 @@ ROOT = "(model)"
 """Path of the model itself: the work that its own forward does outside its children."""
 
 MIN_CALLS = 5
-"""Minimum number of calls for a median."""
+"""Minimum number of calls for a median. Chosen: two of five may be disturbed."""
 
 MAX_CALLS = 1000
-"""Maximum number of calls, for small models."""
+"""Maximum number of calls, for small models. Chosen: more do not narrow a median noticeably."""
 
 
 def module_paths(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

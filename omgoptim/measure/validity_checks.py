@@ -21,13 +21,13 @@ from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples, batch_length
 
 ABOVE_CHANCE = 0.99
-"""Accuracy above this is never at chance level, even if almost all labels are the same."""
+"""Accuracy above this is never at chance level, even if almost all labels are equal. Chosen: few sets are so uneven."""
 
 FEW_CLASSES = 0.5
-"""Fraction of the expected number of classes up to which data is said to hold few."""
+"""Fraction of the expected number of classes up to which data is said to cover few. Chosen: random draws exceed it."""
 
 MAX_SAMPLES = 32
-"""Limit of the samples of the test, which runs each of them alone."""
+"""Limit of the samples of the test. Chosen by time: it runs each of them alone."""
 
 MIN_SAMPLES, TIME_LIMIT_S = 8, 3.0
 """Samples that always run, and the time limit in seconds for the others: a slow model is checked on fewer."""
@@ -36,7 +36,7 @@ TOLERANCE, COARSE = 1e-3, 5e-2
 """Differences up to this fraction of an output's scale are rounding, of float32 and half precision."""
 
 OFFSET = 1e-2
-"""Least scale of a float32 output as a fraction of its largest value: rounding grows with values, not their spread."""
+"""Least scale of a float32 output over its largest value. Chosen: rounding grows with values, not their spread."""
 
 Run = Callable[[NamedBatch], Sequence[NDArray[Any]]]
 
@@ -60,9 +60,7 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
     if metric == "r2":
         if value > 0:
             return None
-        return (
-            f"the original model is at chance level: its r2 is {value:.4f}, and the mean of the targets alone gives 0"
-        )
+        return f"the original model is at chance level: its r2 is {value:.4f}, and predicting the mean target gives 0"
     if metric != "top1_accuracy" or value >= ABOVE_CHANCE:
         return None
     labels = [np.asarray(target) for target in targets if target is not None]
@@ -77,8 +75,8 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
     if value > most_frequent + 2 * math.sqrt(most_frequent * (1 - most_frequent) / joined.size):
         return None
     return (
-        f"the original model is at chance level: its accuracy is {value:.4f}, and the most frequent class "
-        f"alone gives {most_frequent:.4f} ({joined.size:,} labels)"
+        f"the original model is at chance level: its accuracy is {value:.4f}, and always predicting "
+        f"the most frequent class gives {most_frequent:.4f} ({joined.size:,} labels)"
     )
 
 
@@ -87,11 +85,11 @@ def chance_level_summary(metric: str | None, value: float | None, targets: Seque
     why = chance_level_reason(metric, value, targets) if metric else None
     if why is None:
         return ""
-    return f"{why[0].upper()}{why[1:]}. Its data, weights or metric are likely wrong, and the numbers not meaningful."
+    return f"{why[0].upper()}{why[1:]}. The data, weights or metric are probably wrong, and the results not meaningful."
 
 
 def missing_classes_notes(outputs: ModelOutputs, targets: Sequence[Any]) -> list[str]:
-    """Return a note if labels of one class a sample name less than half of the classes that so many samples would.
+    """Return a note if class labels cover less than half of the classes expected of so many samples.
 
     Uniform classes are expected: n samples of C classes name C (1 - (1 - 1 / C)^n) of them.
 
@@ -113,8 +111,8 @@ def missing_classes_notes(outputs: ModelOutputs, targets: Sequence[Any]) -> list
     if not joined.size or found > FEW_CLASSES * classes * (1 - (1 - 1 / classes) ** joined.size):
         return []
     return [
-        f"the {joined.size:,} evaluation samples hold {found} of {classes:,} classes: if the data is sorted by class, "
-        "shuffle it where it is loaded, since only its first samples are used"
+        f"the {joined.size:,} evaluation samples cover {found} of {classes:,} classes: if the data is sorted by class, "
+        "shuffle it in the data callable, since only its first samples are used"
     ]
 
 
@@ -153,9 +151,9 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
     if not differing:
         return None
     return (
-        f"the outputs for a sample depend on the rest of its batch: {len(differing)} of {len(singles)} samples have "
-        f"other outputs alone than in a batch of {size} (by up to {max(differing):.1%} of the outputs' scale), as "
-        f"with {cause or 'a branch on values, or statistics over the batch'}"
+        f"the outputs for a sample depend on the other samples of its batch: {len(differing)} of {len(singles)} "
+        f"samples have different outputs alone and in a batch of {size} (by up to {max(differing):.1%} of the "
+        f"outputs' scale); possible cause: {cause or 'data-dependent control flow, or statistics over the batch'}"
     )
 
 

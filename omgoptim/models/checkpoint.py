@@ -159,9 +159,9 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
         if "Unsupported operand" in str(error):  # what torch says of bytes that are none of its pickles
             raise _unreadable(path, "torch.save did not write it") from error
         raise ModelError(
-            f"checkpoint {path.name} holds more than tensors, so opening it would run code",
-            "it is a pickled module, or has pickled objects besides its weights",
-            "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), and name the class as the model",
+            f"checkpoint {path.name} contains more than tensors, and opening it would run code",
+            "it is a pickled module, or contains pickled objects beside the weights",
+            "save only the weights: torch.save(model.state_dict(), 'weights.pt'), and give the class as the model",
         ) from error
     except (RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
         lines = str(error).splitlines()
@@ -169,7 +169,7 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
             raise _unreadable(path, "it is a TorchScript archive, not a state dict") from error
         raise _unreadable(path, lines[0] if lines else "it is empty or truncated") from error
     if not isinstance(loaded, Mapping):
-        raise ModelError(f"checkpoint {path.name} holds a {type(loaded).__name__}", "a state dict was expected")
+        raise ModelError(f"checkpoint {path.name} contains a {type(loaded).__name__}", "a state dict is needed")
     try:
         return _with_tensors(loaded)
     except RecursionError as error:  # a dict within itself, for instance
@@ -236,9 +236,9 @@ def _choose(fitting: list[EntrySet], weights: WeightSet) -> tuple[EntrySet, list
     if weights != "auto" and not (averaged if weights == "ema" else plain):
         kind = "averaged (EMA)" if weights == "ema" else "plain"
         raise ModelError(
-            f"the checkpoint holds no {kind} weights",
+            f"the checkpoint has no {kind} weights",
             f"the weights that fit the model are under {listed([one.name for one in fitting])}",
-            "leave weights out to take these",
+            "omit the argument weights to use these",
         )
     among = plain if weights == "plain" else averaged or plain
     exact = [one for one in among if not one.nest and not one.prefix]
@@ -247,16 +247,16 @@ def _choose(fitting: list[EntrySet], weights: WeightSet) -> tuple[EntrySet, list
         names = [f"'{one.name}'" for one in different]
         raise ModelError(
             "several sets of weights in the checkpoint fit the model",
-            f"they are under {listed(names)} and are not the same",
+            f"they are under {listed(names)} and differ",
             "save only the intended weights: torch.save(model.state_dict(), 'weights.pt')",
         )
     chosen = different[0]
     if chosen.averaged and plain:
         return chosen, [
-            f"the averaged weights (EMA) were used; weights=plain takes the plain ones under '{plain[0].name}'"
+            f"the averaged weights (EMA) were used; weights=plain uses the plain ones under '{plain[0].name}'"
         ]
     if chosen.averaged:
-        return chosen, ["these are averaged weights (EMA); the file has no others"]
+        return chosen, ["the weights are averaged (EMA); the file has no others"]
     if averaged:
         return chosen, [f"the plain weights were used, not the averaged ones (EMA) under '{averaged[0].name}'"]
     return chosen, []
@@ -272,8 +272,8 @@ def _only(key: str, some: list[tuple[str, Tensor]]) -> Tensor:
     """Return the tensor of a key; several file keys for it must agree."""
     if any(tensor.shape != some[0][1].shape or not torch.equal(tensor, some[0][1]) for _, tensor in some[1:]):
         raise ModelError(
-            f"the checkpoint holds several tensors for '{key}'",
-            f"{listed([name for name, _ in some])} are not the same",
+            f"the checkpoint has several tensors for '{key}'",
+            f"{listed([name for name, _ in some])} differ",
             "save only the intended weights: torch.save(model.state_dict(), 'weights.pt')",
         )
     return some[0][1]
@@ -291,9 +291,9 @@ def _completed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
         first = next(iter(given.values()), own[key])
         if any(other is not first and not torch.equal(first, other) for other in given.values()):  # NaN is unequal
             raise ModelError(
-                "the checkpoint unties weights that the model shares",
-                f"{listed(list(given))} are one weight in the model, and differ in the file",
-                "build the model without the tie, or give the checkpoint of the tied model",
+                "weights that are tied in the model differ in the checkpoint",
+                f"tied in the model: {listed(list(given))}",
+                "build the model without tied weights, or give a checkpoint of the tied model",
             )
         whole[key] = first
     return whole
@@ -317,6 +317,6 @@ def _does_not_fit(problems: Sequence[tuple[str, Sequence[str]]]) -> ModelError:
     return ModelError(
         "the checkpoint does not fit the model",
         "; ".join(f"{label}: {listed(keys)}" for label, keys in problems if keys),
-        f"give the model's own arguments, {argument('model_kwargs', {'width': 64})} for instance, "
+        f"give the arguments that the model was trained with, for instance {argument('model_kwargs', {'width': 64})}, "
         "or the checkpoint of this architecture",
     )

@@ -197,9 +197,7 @@ def prefix_notes(chosen: EntrySet) -> list[str]:
     inside = Counter(part for raw, name in keys for part in raw[skip:-1] if part in WRAPPERS and part not in name)
     notes += [f"'{part}.' was dropped inside {count} keys" for part, count in inside.items()]
     lacking = Counter(raw[-1] for raw, name in keys if raw[-1] != name[-1])
-    notes += [
-        f"'{ending}' is read as this model's spelling of it ({count} entries)" for ending, count in lacking.items()
-    ]
+    notes += [f"'{ending}' was mapped to this model's names ({count} keys)" for ending, count in lacking.items()]
     return notes
 
 
@@ -217,17 +215,17 @@ def filling_notes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> lis
     notes = []
     shared = [key for key in own if key not in state and any(alias in state for alias in tied[key])]
     if shared:
-        notes.append(f"{listed(shared)} is stored once, with the weight that it is tied to")
+        notes.append(f"{listed(shared)}: taken from the weight that it is tied to")
     counters = [key for key in own if key not in state and key not in shared]
     if counters:
-        notes.append(f"the file has no {COUNTER} for {len(counters)} norms, which evaluation does not read")
+        notes.append(f"the file lacks {COUNTER} of {len(counters)} norms, which evaluation does not use")
     return notes
 
 
 def nan_notes(state: Mapping[str, Tensor]) -> list[str]:
     """Name the entries that hold NaN, as those of a diverged training do."""
     broken = [key for key, tensor in state.items() if tensor.is_floating_point() and tensor.isnan().any()]
-    return [f"NaN in {listed(broken)}"] if broken else []
+    return [f"weights contain NaN: {listed(broken)}"] if broken else []
 
 
 def left_out_notes(fitting: Sequence[EntrySet], entries: Sequence[Entry]) -> list[str]:
@@ -235,7 +233,7 @@ def left_out_notes(fitting: Sequence[EntrySet], entries: Sequence[Entry]) -> lis
     used = {(one.nest, key) for one in fitting for some in one.found.values() for key, _ in some}
     others = [".".join((*nest, key)) for nest, key, _ in entries if (nest, key) not in used]
     beside = [name for name in others if not _of_optimizer(name)]
-    return [f"left out, since the model has no such entry: {listed(beside)}"] if beside else []
+    return [f"ignored, since the model has no such key: {listed(beside)}"] if beside else []
 
 
 def _of_optimizer(name: str) -> bool:
@@ -264,7 +262,7 @@ def unlike_entries(one: EntrySet, own: Mapping[str, Tensor]) -> list[str]:
     for key, some in one.found.items():
         theirs, ours = some[0][1], own[key]
         if theirs.shape != ours.shape:
-            unlike.append(f"{key} is {tuple(theirs.shape)} in the file and {tuple(ours.shape)} in the model")
+            unlike.append(f"{key} has shape {tuple(theirs.shape)} in the file and {tuple(ours.shape)} in the model")
         elif theirs.is_floating_point() != ours.is_floating_point():
             unlike.append(f"{key} is {_dtype(theirs)} in the file and {_dtype(ours)} in the model")
     return unlike

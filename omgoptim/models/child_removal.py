@@ -50,7 +50,7 @@ def keep_children(module: nn.Module, path: str, indices: Sequence[int]) -> None:
         raise ValueError(f"'{path}' is a {type(container).__name__}, not a ModuleList or Sequential")
     indices, before = list(indices), len(container)
     if not indices or sorted(set(indices)) != indices or indices[0] < 0 or indices[-1] >= before:
-        raise ValueError(f"'{path}' has {before} layers, of which {indices} cannot be kept")
+        raise ValueError(f"'{path}' has {before} layers: {indices} are not valid indices to keep")
     names, children = list(container._modules), list(container._modules.values())
     numbered = names == [str(index) for index in range(before)]
     kept = {str(new) if numbered else names[old]: children[old] for new, old in enumerate(indices)}

@@ -52,7 +52,7 @@ class DataSource:
         """
         found = take_samples(self.batches("eval"), samples)
         if not found:
-            what, why = "the eval data is empty", "the data gave no batch for split 'eval'"
+            what, why = "the evaluation data is empty", "the data yielded no batch for split='eval'"
             raise DataError(what, why, "give at least one sample")
         return found
 
@@ -109,7 +109,7 @@ def from_callable(
         collation: properties of the model, for data that yields samples.
     """
     if not callable(load):
-        raise DataError(f"the data is a {type(load).__name__}", "a callable that takes split= is needed")
+        raise DataError(f"the data is a {type(load).__name__}", "a callable with the argument split is needed")
     called = _by_split(load)
     how = collation or Collation()
 
@@ -146,9 +146,9 @@ def _by_split(load: Callable[..., Any]) -> Callable[[str], Any]:
     if len(needed) == 1 == len(by_place[:1]) and needed[0] is by_place[0]:
         return lambda split: load(split)
     raise DataError(
-        "the data callable takes no argument 'split'",
-        f"it takes ({', '.join(parameters)})",
-        "write it as def load(split): …, for split 'train', 'calibration' and 'eval'",
+        "the data callable has no argument 'split'",
+        f"its arguments are ({', '.join(parameters)})",
+        "define it as def load(split): …, where split is 'train', 'calibration' or 'eval'",
     )
 
 
@@ -174,7 +174,7 @@ def as_batches(
             "return [(inputs, target)] for one batch, or torch.utils.data.TensorDataset(inputs, target)",
         )
     if how.are_samples(loaded):
-        how.note("the data's list holds samples without a batch dimension; they were put into batches")
+        how.note("the data's list contains samples without a batch dimension; they were collated into batches")
         return how.batches(loaded, batch, shuffled)
     return map(split_target, loaded)
 
@@ -203,14 +203,14 @@ def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed
             named = all(spec.name for spec in inputs)
             yield RawBatch({str(s.name): t for s, t in zip(inputs, drawn, strict=True)} if named else tuple(drawn))
 
-    note = "no data was given: the inputs are random"
+    note = "no data was given: inputs are random"
     return DataSource(batches, lambda _size: batches("train"), real=False, notes=[note])
 
 
 def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
     arrays = read_arrays(path)
     if not arrays:
-        raise DataError(f"data {path.name} has no array")
+        raise DataError(f"data {path.name} contains no array")
     suffixed = {
         name: name.rpartition("_")[::2] for name in arrays if name.endswith(("_train", "_calibration", "_eval"))
     }
@@ -236,7 +236,7 @@ def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
             "calibration": {name: array[calibration] for name, array in arrays.items()},
             "eval": {name: array[evaluation] for name, array in arrays.items()},
         }
-        notes.append(f"{path.name} has no splits: {cutoff} of its {count} samples calibrate, the others evaluate")
+        notes.append(f"{path.name} has no splits: calibration uses {cutoff} of {count} samples, evaluation the others")
     by_split.setdefault("train", by_split["calibration"])
 
     def rows(split: Split, size: int, shuffled: bool) -> Iterator[RawBatch]:
@@ -259,7 +259,7 @@ def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
 def _same_length(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if 0 in lengths.values() or len(set(lengths.values())) > 1:
-        raise DataError(f"data {where} does not hold arrays of one length", f"lengths: {lengths}")
+        raise DataError(f"the arrays of data {where} are empty or of different lengths", f"lengths: {lengths}")
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -302,16 +302,16 @@ def _claimed_bytes(path: Path) -> int:
             name = entry.filename.removesuffix(".npy")
             if dtype.hasobject:
                 raise DataError(
-                    f"array '{name}' of {path.name} holds Python objects",
-                    "reading them would run code: they are pickled",
+                    f"array '{name}' of {path.name} contains Python objects",
+                    "they are pickled, and reading them would run code",
                     "save arrays of numbers: np.savez('data.npz', x=np.asarray(rows, dtype=np.float32))",
                 )
             size = prod(shape) * dtype.itemsize
             if size > entry.file_size:
                 raise DataError(
                     f"array '{name}' of {path.name} does not match its header",
-                    f"a shape of {shape} in {dtype} takes {size:,} bytes, and the entry has {entry.file_size:,}",
-                    "write the file again",
+                    f"shape {shape} of {dtype} needs {size:,} bytes, but the entry has {entry.file_size:,}",
+                    "save the file again",
                 )
             total += size
     return total

@@ -13,7 +13,7 @@ ROUNDING = 1e-6
 """Root mean square about the mean, over that about zero, at which an output is constant: the rounding of float32."""
 
 SCALE_GAP = 10.0
-"""Ratio of spreads between neighbours in size from which entries of an output are of another scale."""
+"""Ratio of neighbouring spreads from which entries of an output are of another scale. Chosen: boxes beside scores."""
 
 MOST_SLICES, FEW_SLICES = 512, 16
 """Longest axis whose slices are compared; up to the second they need not be neighbours to be of one scale."""

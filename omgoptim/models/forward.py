@@ -41,7 +41,7 @@ def name_inputs(module: nn.Module | None, raw: Any, names: Sequence[str] = ()) -
             return name_inputs(module, next(iter(raw.values())), names)
         if not keys:
             raise DataError(
-                "no key of the data's batches is an argument of the model",
+                "no key of the data's batches is an argument of the model's forward",
                 f"the batches have {', '.join(map(str, raw))}; the model takes {', '.join(sorted(known))}",
             )
         order = [*(p.name for p in parameters), *names]
@@ -54,10 +54,10 @@ def name_inputs(module: nn.Module | None, raw: Any, names: Sequence[str] = ()) -
         positional.append(f"{variadic}_{len(positional)}")
     if len(values) > len(positional):
         raise DataError(
-            f"the data's batches hold {len(values)} inputs and the model takes {len(positional)}",
-            f"it takes {', '.join(positional)}; in a batch the last element is the target",
-            "yield (inputs, target), inputs a tensor, a tuple with one entry per argument of forward, or a dict; "
-            "let forward take the tensors of a list one by one",
+            f"the data's batches have {len(values)} inputs, and the model takes {len(positional)}",
+            f"it takes {', '.join(positional)}; the last element of a batch is the target",
+            "yield (inputs, target), inputs as a tensor, a tuple with one entry per argument of forward, or a dict; "
+            "pass a list of tensors as separate arguments",
         )
     return [(name, as_tensor(value, name), False) for name, value in zip(positional, values, strict=False)]
 
@@ -69,7 +69,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
     try:
         return torch.as_tensor(np.asarray(value))
     except (TypeError, ValueError) as error:
-        raise DataError(f"input '{name}' is a {type(value).__name__}", "inputs are tensors or arrays") from error
+        raise DataError(f"input '{name}' is a {type(value).__name__}", "inputs must be tensors or arrays") from error
 
 
 def to_numpy(tensor: Tensor) -> NDArray[Any]:
@@ -87,17 +87,17 @@ def input_tensors(batches: Sequence[list[tuple[str, Tensor, bool]]]) -> tuple[In
     names = [name for name, _, _ in batches[0]]
     other = next((found for batch in batches if (found := [name for name, _, _ in batch]) != names), None)
     if other is not None:
-        raise DataError(
-            "the batches do not hold the same inputs", f"one has {', '.join(names)}; one {', '.join(other)}"
-        )
+        raise DataError("batches have different inputs", f"one has {', '.join(names)}; another {', '.join(other)}")
     inputs = []
     for index, (name, tensor, keyword) in enumerate(batches[0]):
         if tensor.ndim == 0:
-            raise DataError(f"input '{name}' is a single number", "every input needs a batch dimension first")
+            raise DataError(f"input '{name}' is a scalar", "every input needs a batch dimension as its first")
         shapes = [batch[index][1].shape for batch in batches]
         kinds = {f"{batch[index][1].dtype} with {batch[index][1].ndim} dimensions" for batch in batches}
         if len(kinds) > 1:
-            raise DataError(f"input '{name}' differs between batches", " and ".join(sorted(kinds)))
+            raise DataError(
+                f"dtype or dimensions of input '{name}' differ between batches", " and ".join(sorted(kinds))
+            )
         shape = [
             size if all(s[axis] == size for s in shapes) else f"{name}_{axis}" for axis, size in enumerate(tensor.shape)
         ]
@@ -122,11 +122,11 @@ def first_forward(module: nn.Module, inputs: tuple[InputTensor, ...], batch: Map
         said = lines[0] if lines else type(error).__name__
         said = said if isinstance(error, RuntimeError) or not lines else f"{type(error).__name__}: {said}"
         shapes = ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}{tuple(t.shape)}" for name, t in batch.items())
-        place = f"layer '{inside[-1]}'" if inside and inside[-1] else "its own forward"
+        place = f"layer '{inside[-1]}'" if inside and inside[-1] else "its forward method"
         raise ModelError(
             f"the model does not run on its inputs: {place} failed",
             f"{said}; inputs: {shapes}",
-            "check the shapes and dtypes that the data or the argument inputs give; the run's log has the traceback",
+            "check the shapes and dtypes of the data or of the argument inputs; the run's log has the traceback",
         ) from error
     try:
         structure = structure_of(result)
@@ -134,7 +134,7 @@ def first_forward(module: nn.Module, inputs: tuple[InputTensor, ...], batch: Map
         raise ModelError(
             "the model's output cannot be measured",
             str(error),
-            "return tensors, or tuples, lists or dicts of tensors: wrap the model in a module that does",
+            "wrap the model in a module that returns tensors, or tuples, lists or dicts of tensors",
         ) from error
     leaves = flatten(result)
     if not leaves:
@@ -176,6 +176,6 @@ def refuse_nan(tensors: Sequence[Tensor], what: str) -> None:
         if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
             raise ModelError(
                 f"{what} contain NaN",
-                f"{int(torch.isnan(tensor).sum())} of {tensor.numel()} values, on real inputs",
-                "check the weights and the inputs' range before compressing",
+                f"{int(torch.isnan(tensor).sum())} of {tensor.numel()} values are NaN",
+                "check the weights and the range of the inputs before compressing",
             )

@@ -25,4 +25,4 @@ def refuse_unknown(globs: Iterable[str], paths: Collection[str]) -> None:
     """Raise NoLayerChanged if a glob matches none of the paths."""
     for glob in globs:
         if not any(matches(glob, path) for path in paths):
-            raise NoLayerChanged(f"'{glob}' names no layer of this model", did_you_mean(glob, set(paths)))
+            raise NoLayerChanged(f"'{glob}' matches no layer of this model", did_you_mean(glob, set(paths)))

@@ -25,11 +25,11 @@ of draws."""
 LabelForm = Literal["index", "whole", "one_hot", "binary", "signed", "count"]
 
 EVIDENCE: dict[LabelForm, str] = {
-    "index": "the integer labels fit it",
-    "whole": "the labels, whole numbers, fit it",
-    "one_hot": "the one-hot labels fit it",
-    "binary": "the labels of 0 and 1 fit it",
-    "signed": "the labels of -1 and 1 fit it",
+    "index": "integer labels fit its shape",
+    "whole": "labels that are whole numbers fit its shape",
+    "one_hot": "one-hot labels fit its shape",
+    "binary": "0/1 labels fit its shape",
+    "signed": "-1/1 labels fit its shape",
     "count": "",
 }
 
@@ -75,7 +75,7 @@ def refuse_out_of_range(labels: Any, classes: int) -> None:
     if len(wrong):
         raise DataError(
             f"label {int(wrong[0])} is out of range",
-            f"the model scores {classes} classes, so labels are 0 to {classes - 1} (or -100: left out)",
+            f"the model has {classes} classes, so labels must be 0 to {classes - 1}, or -100 to be ignored",
             "check the labels of the data, or the number of outputs of the model",
         )
 

@@ -105,7 +105,7 @@ class Manifest:
         if manifest.runtime not in ENGINES or manifest.precision not in TOLERANCE:
             raise ArtifactError(
                 f"artifact {folder} is damaged or of another version of omgoptim",
-                f"{MANIFEST} names runtime '{manifest.runtime}' and precision '{manifest.precision}'",
+                f"{MANIFEST} has runtime '{manifest.runtime}' and precision '{manifest.precision}'",
             )
         return manifest
 
@@ -141,7 +141,7 @@ def json_object(text: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if not isinstance(record, dict):
-        raise ValueError("it holds no object")
+        raise ValueError("it is not a JSON object")
     return record
 
 
@@ -210,21 +210,21 @@ def _refuse_other_types(manifest: Manifest) -> None:
     counts = (manifest.params, manifest.nonzero_params, manifest.macs, manifest.dense_size_bytes)
     texts = (manifest.runtime, manifest.precision, manifest.device, *manifest.lineage)
     if not all(isinstance(text, str) for text in texts):
-        raise TypeError("runtime, precision, device and lineage are texts")
+        raise TypeError("runtime, precision, device and lineage must be strings")
     if not all(count is None or _is_count(count) for count in counts):
-        raise TypeError("a count is not a number")
+        raise TypeError("a count is not an integer")
     for tensor in manifest.signature.inputs:
         sizes = all(isinstance(size, str) or _is_count(size) for size in tensor.shape)
         if not (isinstance(tensor.name, str) and isinstance(tensor.keyword, bool) and sizes):
             raise TypeError("an input of the signature is malformed")
         if tensor.dtype != "bfloat16" and np.dtype(tensor.dtype).kind not in "fiub":
-            raise TypeError("an input of the signature holds no numbers")
+            raise TypeError("an input of the signature has no numeric dtype")
     _ = manifest.signature.output_names  # walks the structure of the outputs
     if not isinstance(manifest.files, dict) or len(manifest.files) > MAX_FILES:
-        raise TypeError(f"files is an object of at most {MAX_FILES} files")
+        raise TypeError(f"files must be an object with at most {MAX_FILES} entries")
     for entry in manifest.files.values():
         if not (isinstance(entry, dict) and _is_count(entry.get("bytes")) and isinstance(entry.get("sha256"), str)):
-            raise TypeError("a file has its bytes and its sha256")
+            raise TypeError("an entry of files needs its size in bytes and its sha256")
 
 
 def _macs_check(record: Any) -> MacsCheck:
@@ -239,7 +239,7 @@ def _is_count(value: object) -> bool:
 
 def _foreign_file(folder: Path, why: str) -> ArtifactError:
     return ArtifactError(
-        f"artifact {folder} names a file that is not its own",
+        f"artifact {folder} refers to a file outside itself",
         f"{why}; every file of an artifact is a regular file inside its folder",
         "use an artifact that omgoptim wrote",
     )

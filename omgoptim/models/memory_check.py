@@ -36,7 +36,7 @@ def refuse_beyond_memory(
     smaller = "model" if kind is ModelError else "file"
     raise kind(
         f"{what} does not fit into memory",
-        f"it needs about {needed_bytes / 1e9:.1f} GB at least, and {available / 1e9:.1f} GB are free",
+        f"it needs at least about {needed_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free",
         f"free some memory, use a machine with more, or start from a smaller {smaller}",
     )
 

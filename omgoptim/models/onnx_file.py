@@ -167,9 +167,9 @@ def declared_signature(program: Path) -> Signature:
         kind = tensor.type.removeprefix("tensor(").removesuffix(")")
         if not tensor.shape or (isinstance(tensor.shape[0], int) and tensor.shape[0] != 1):
             raise ModelError(
-                f"{program.name} takes no batch of any size",
+                f"{program.name} has no dynamic batch dimension",
                 f"the first dimension of input '{tensor.name}' is {tensor.shape[0] if tensor.shape else 'missing'}; "
-                "latency is measured at batch 1, throughput and quality at others",
+                "latency is measured at batch size 1, throughput and quality at others",
                 "export a dynamic batch: torch.onnx.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))",
             )
         shape = [size if isinstance(size, int) else f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape)]

@@ -238,7 +238,7 @@ def select_layers(found: Sequence[OnnxLayer], targets: Sequence[str], ignore: Se
     for glob in (*targets, *ignore):
         if not any(_names(glob, layer) for layer in found):
             raise NoLayerChanged(
-                f"'{glob}' names no layer of this model", did_you_mean(glob, {layer.path for layer in found})
+                f"'{glob}' matches no layer of this model", did_you_mean(glob, {layer.path for layer in found})
             )
     return [
         layer

@@ -45,7 +45,7 @@ class OpenedModel:
         """
         names = self.manifest.signature.input_names
         if len(args) > len(names):
-            raise ModelError(f"the model takes {len(names)} inputs and was given {len(args)}", ", ".join(names))
+            raise ModelError(f"the model takes {len(names)} inputs, not {len(args)}", ", ".join(names))
         given = dict(zip(names, args, strict=False))
         twice, unknown = given.keys() & kwargs.keys(), kwargs.keys() - set(names)
         given |= kwargs
@@ -66,13 +66,12 @@ class OpenedModel:
         other = next((name for name, array in inputs.items() if size and array.shape[:1] != (size,)), None)
         if other is not None:
             raise ModelError(
-                f"this artifact takes a batch of {size} and was given {inputs[other].shape[0]} samples"
+                f"this artifact has the fixed batch size {size} and was called with {inputs[other].shape[0]} samples"
                 if inputs[other].ndim
-                else f"this artifact takes a batch of {size} and was given a single number",
-                f"input '{other}'; the code of the model it was made of fixes the batch, so that it was exported at "
-                f"{size}",
-                f"call it with {size} sample{'s' * (size != 1)} at a time; or write x.shape[0] where the model's code "
-                "has the batch as a number, and compress it again",
+                else f"this artifact has the fixed batch size {size} and was called with a scalar",
+                f"input '{other}'; the model's code fixes the batch size, so the program was exported with {size}",
+                f"call it with {size} sample{'s' * (size != 1)} at a time; or use x.shape[0] instead of a fixed "
+                "batch size in the model's code, and compress it again",
             )
 
     def eval(self) -> OpenedModel:
@@ -88,8 +87,8 @@ class OpenedModel:
         if mode:
             raise ModelError(
                 "an opened artifact cannot be trained",
-                f"it is a program of {self.manifest.runtime} that only computes outputs",
-                "train the original; prune, factorize, distill and quantize with scheme qat train it themselves",
+                f"it is a {self.manifest.runtime} program, which only supports inference",
+                "train the original model; prune, factorize, distill and quantize with scheme qat include training",
             )
         return self
 
@@ -97,8 +96,8 @@ class OpenedModel:
         """Raise an error that explains why a method of a module is missing."""
         if name in _OF_A_MODULE:
             raise AttributeError(
-                f"an opened artifact has no '{name}': it is a program of an engine, not a torch.nn.Module. "
-                "Call it with inputs; model.manifest says what it holds"
+                f"an opened artifact has no '{name}': it is an inference engine's program, not a torch.nn.Module. "
+                "Call it with inputs; model.manifest describes it"
             )
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
@@ -138,7 +137,7 @@ def _to_array(value: Any, takes: InputTensor) -> NDArray[Any]:
     array: NDArray[Any] = np.asarray(value)
     dtype = np.dtype("float32" if takes.dtype == "bfloat16" else takes.dtype)
     if not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise ModelError(f"input '{takes.name}' holds {array.dtype}", f"the model takes {takes.dtype}")
+        raise ModelError(f"input '{takes.name}' has dtype {array.dtype}", f"the model takes {takes.dtype}")
     return array.astype(dtype, copy=False)
 
 

@@ -30,8 +30,8 @@ CLASS_NAMES = re.compile(r"(^|_)(logits?|scores?|probs?|probabilit(y|ies))(_|$)"
 
 
 NO_SIGN = (
-    "floating, with no sign of another kind: labels that fit, rows that sum to one, a name such as logits or metric "
-    "top1_agreement would make it class scores"
+    "floating point, with no evidence of class scores (labels that fit its shape, rows that sum to one, a name such as "
+    "logits, or metric top1_agreement)"
 )
 """Evidence of values."""
 
@@ -81,13 +81,13 @@ def describe_outputs(
     ]
     if not any(spec.weight for spec in specs):
         raise DataError(
-            "the model's output is a single number",
-            "quality is compared sample by sample, and it has no batch dimension",
-            "let forward return its predictions, without a loss",
+            "the model's output is a scalar",
+            "quality is compared per sample, and a scalar has no batch dimension",
+            "let forward return its predictions instead of a loss",
         )
     specs = [replace(spec, weight=0.0) if spec.index in left_out else spec for spec in specs]
     if not any(spec.weight for spec in specs):
-        raise RequestError("every output of the model is ignored", ", ".join(names), "leave one to be compared")
+        raise RequestError("every output of the model is ignored", ", ".join(names), "keep at least one output")
     specs = [_counted_classes(spec, options.class_count) for spec in specs]
     chosen = None if options.target_output is None else output_index(options.target_output, names)
     return _with_labels(tuple(specs), reference, targets, chosen, options.metric)
@@ -117,15 +117,15 @@ def _plain_spec(
     scales = EntryScales.of(shape, axis, moments.squares, moments.count)
     spec = replace(spec, spread=moments.scale, constant=moments.constant, scales=scales)
     if not first.ndim:
-        return replace(spec, kind="number", weight=0.0, evidence="one number for the whole batch: left out")
+        return replace(spec, kind="number", weight=0.0, evidence="a scalar for the whole batch: not compared")
     if all(size == 1 for size in sample_shape(shape, axis)):
-        return replace(spec, kind="number", evidence="one number a sample")
+        return replace(spec, kind="number", evidence="one number per sample")
     state = next((tensor for place, tensor in enumerate(inputs) if count > 1 and _returns(spec, tensor, place)), None)
     if state is not None:
-        return replace(spec, kind="state", evidence=f"of the shape of the input '{state.name}'")
+        return replace(spec, kind="state", evidence=f"same shape as the input '{state.name}'")
     sums_to_one = first.ndim == 2 and axis == 0 and all(_is_distribution(array) for array in arrays)
     if sums_to_one or (axis == 0 and CLASS_NAMES.search(name.lower())):
-        evidence = "each row is not negative and sums to one" if sums_to_one else f"it is called '{name}'"
+        evidence = "its rows are non-negative and sum to one" if sums_to_one else f"its name is '{name}'"
         place = 1 if first.ndim == 4 else -1
         return replace(spec, kind="class_scores", evidence=evidence, class_axis=place, probabilities=sums_to_one)
     return spec
@@ -135,7 +135,7 @@ def _counted_classes(spec: OutputSpec, count: int | None) -> OutputSpec:
     """Mark a two-dimensional output as class scores if it has as many entries as the model has classes."""
     if spec.kind != "values" or spec.batch_axis != 0 or len(spec.shape) != 2 or spec.shape[1] != count:
         return spec
-    return replace(spec, kind="class_scores", class_axis=-1, evidence=f"the model says that it has {count} classes")
+    return replace(spec, kind="class_scores", class_axis=-1, evidence=f"the model's config declares {count} classes")
 
 
 def _batch_axis(arrays: Arrays, lengths: Sequence[int]) -> int | None:
@@ -287,13 +287,13 @@ def _scores_by_metric(specs: tuple[OutputSpec, ...], chosen: int | None) -> tupl
     if len(picked) != 1 and not known:
         names = ", ".join(specs[index].name for index in able) or "none"
         raise DataError(
-            "it is not known which output holds scores of classes",
-            f"metric top1_agreement compares classes, and the outputs that could hold them are: {names}",
+            "it is ambiguous which output has the class scores (logits or probabilities)",
+            f"metric top1_agreement compares predicted classes, and these outputs could be class scores: {names}",
             f"name it: {argument('target_output', 'NAME')}",
         )
     index = picked[0]
     if specs[index].kind == "class_scores":
         return specs
     place = 1 if len(specs[index].shape) == 4 else -1
-    spec = replace(specs[index], kind="class_scores", class_axis=place, evidence="metric top1_agreement says so")
+    spec = replace(specs[index], kind="class_scores", class_axis=place, evidence="required by metric top1_agreement")
     return (*specs[:index], spec, *specs[index + 1 :])

@@ -109,20 +109,20 @@ class ModelOutputs:
         """
         if self.target is not None:
             return self.specs[self.target]
-        shown = "; ".join(f"{spec.name} is {_shape_words(spec.shape)}" for spec in self.specs)
+        shown = "; ".join(f"{spec.name} has shape {_shape_words(spec.shape)}" for spec in self.specs)
         kind = {"classes": "integer", "values": "float"}.get(self.labels, "")
         if len(self.fitting) > 1:
             names = [self.specs[index].name for index in self.fitting]
             raise DataError(
-                "the labels fit more than one output of the model",
-                f"{kind} labels {self.label_shape} fit {', '.join(names)} ({shown})",
-                f"name the output that they belong to: {argument('target_output', names[-1])}"
+                "the labels fit the shapes of several outputs of the model",
+                f"{kind} labels of shape {self.label_shape} fit {', '.join(names)} ({shown})",
+                f"name the output that they are for: {argument('target_output', names[-1])}"
                 + (f", or {fix}" if fix else ""),
             )
         raise DataError(
             "the targets do not fit the outputs",
-            f"{kind} targets {self.label_shape}; {shown}".strip(),
-            fix or f"give a metric of your own: {argument('metric', 'file.py:callable')}",
+            f"{kind} targets have shape {self.label_shape}; {shown}".strip(),
+            fix or f"give your own metric: {argument('metric', 'file.py:callable')}",
         )
 
 

@@ -27,7 +27,7 @@ MASK = "attention_mask"
 """Input name of Hugging Face's attention masks."""
 
 MAX_EXAMINED = 16
-"""Entries of a list that are examined to distinguish samples from batches; each may be a file that is read."""
+"""Entries of a list that are examined to distinguish samples from batches. Chosen: each may be a file that is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,12 @@ def batch_size(inputs: Any) -> int:
     first = inputs
     while isinstance(first, (Mapping, tuple, list)):
         if not first:
-            raise DataError("a batch of the data holds no inputs")
+            raise DataError("a batch of the data has no inputs")
         first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
     if not hasattr(first, "shape") or not first.shape:
-        raise DataError(f"a batch's first input is a {type(first).__name__}", "a tensor with the batch first is needed")
+        raise DataError(
+            f"the first input of a batch is a {type(first).__name__}", "a tensor with a batch dimension is needed"
+        )
     return int(first.shape[0])
 
 
@@ -141,14 +143,14 @@ class Collation:
             _refuse_some_absent([split_target(sample).target for sample in group])
             if not self.padded and self._takes_mask and len({_shapes(sample) for sample in group}) > 1:
                 self.padded = True
-                self.note(f"samples of different lengths were padded, and {MASK} made for them")
+                self.note(f"samples of different lengths were padded, and {MASK} was created for them")
             if self.padded:
                 yield self._padded(group)
                 continue
             for sample in group:
                 waiting.setdefault(_shapes(sample), []).append(sample)
             if len(waiting) > 1:
-                self.note("samples differ in shape: each batch holds samples of one shape")
+                self.note("samples differ in shape: each batch has samples of one shape")
             for shape in [shape for shape, some in waiting.items() if len(some) >= batch or len(waiting) == 1]:
                 yield split_target(collate(waiting.pop(shape)))
         for some in waiting.values():
@@ -186,11 +188,11 @@ class Collation:
             return True
         if len(raws) > 1 and not _same_answers(whole, one):
             raise DataError(
-                "the entries of the data's list may be batches or samples",
-                f"the inputs of each are {known[0]}, and the model runs on them with and without a batch dimension in "
-                "front, with different outputs",
-                "samples: return a Dataset, torch.utils.data.TensorDataset(inputs, targets) for instance; batches: "
-                "return iter(list)",
+                "the entries of the data's list could be batches or samples",
+                f"their inputs are {known[0]}; the model runs on them both with and without an added batch dimension, "
+                "with different outputs",
+                "samples: return a Dataset such as torch.utils.data.TensorDataset(inputs, targets); batches: return "
+                "iter(list)",
             )
         return False
 
@@ -242,8 +244,8 @@ def collate(samples: Sequence[Any]) -> Any:
         other = next((sample for sample in samples if sample.keys() != first.keys()), None)
         if other is not None:
             raise DataError(
-                "the samples do not hold the same keys",
-                f"one has {', '.join(map(str, first))}; one {', '.join(map(str, other))}",
+                "samples have different keys",
+                f"one has {', '.join(map(str, first))}; another {', '.join(map(str, other))}",
             )
         return {key: collate([sample[key] for sample in samples]) for key in first}
     if isinstance(first, (tuple, list)) and not _is_numbers(first):
@@ -258,9 +260,9 @@ def _refuse_some_absent(values: Sequence[Any]) -> bool:
     absent = sum(value is None for value in values)
     if 0 < absent < len(values):
         raise DataError(
-            "some samples of the data have a target and some have None",
+            "some samples of the data have a target, others have None",
             f"{absent} of {len(values)} samples of a batch have none",
-            "give every sample a target (-100 where none counts), or none",
+            "give every sample a target (-100 to ignore it), or give none",
         )
     return bool(absent)
 
@@ -270,9 +272,9 @@ def _stacked(values: Sequence[Any], fill: int) -> Tensor:
     tensors = [torch.as_tensor(value) for value in values]
     if len({tensor.ndim for tensor in tensors}) > 1:
         raise DataError(
-            "the samples differ in their number of dimensions",
-            f"{tuple(tensors[0].shape)} and others",
-            "give the DataLoader a collate_fn of your own",
+            "samples have different numbers of dimensions",
+            f"one has shape {tuple(tensors[0].shape)}",
+            "give the DataLoader your own collate_fn",
         )
     whole = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
     stacked = tensors[0].new_full((len(tensors), *whole), fill)

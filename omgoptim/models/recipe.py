@@ -45,7 +45,7 @@ class Recipe:
     """The project it was built in, searched after the request's project. It confers no rights: the file must be one
     that the request may read."""
     limit_s: float = 300.0
-    surgery: StructuralDiff | None = None
+    structural_diff: StructuralDiff | None = None
     """Structural changes after the code built the module: shapes, and layers replaced by blocks."""
 
     @property
@@ -56,27 +56,28 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as plain JSON values."""
         plain = {name: getattr(self, name) for name in self.__slots__}
-        return plain | {"surgery": self.surgery.to_json() if self.surgery else None}
+        return plain | {"structural_diff": self.structural_diff.to_json() if self.structural_diff else None}
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Recipe:
-        """Create the recipe from the result of `to_json`; `allowed`, a field of older recipes, is ignored.
+        """Create the recipe from the result of `to_json`; the older key `surgery` is read, `allowed` is ignored.
 
         Raises:
             ValueError: it is something else.
             ArtifactError: its structural changes are.
         """
-        known = {name: value for name, value in record.items() if name != "allowed"}
+        renamed = {"surgery": "structural_diff"}
+        known = {renamed.get(name, name): value for name, value in record.items() if name != "allowed"}
         texts = [known.get(name) for name in ("kind", "spec", "project")]
-        limit_s, surgery = known.get("limit_s", 300.0), known.get("surgery")
+        limit_s, changes = known.get("limit_s", 300.0), known.get("structural_diff")
         is_number = isinstance(limit_s, (int, float)) and not isinstance(limit_s, bool) and 0 < limit_s < 1e9
         if set(known) - set(Recipe.__slots__) or not all(isinstance(text, str) for text in texts) or not is_number:
-            raise ValueError("the recipe's fields are not those of a recipe")
+            raise ValueError("a field is missing or unknown")
         if known["kind"] not in KINDS or not isinstance(known.get("kwargs"), dict):
-            raise ValueError("the recipe is of an unknown kind, or its arguments are not an object")
-        if surgery and known["kind"] == "pt2":
+            raise ValueError("its kind is unknown, or its arguments are not an object")
+        if changes and known["kind"] == "pt2":
             raise ValueError("a recipe of kind pt2 has no structural changes")
-        return Recipe(**(known | {"surgery": _diff_of(surgery) if surgery else None}))
+        return Recipe(**(known | {"structural_diff": _diff_of(changes) if changes else None}))
 
 
 def _diff_of(record: Mapping[str, Any]) -> StructuralDiff:
@@ -149,11 +150,11 @@ def refuse_foreign_recipe(folder: Path, manifest: Manifest, policy: PathPolicy) 
         return
     calls = recipe.kind == "callable"
     runs = f"calls '{recipe.spec[:200]}'" if calls else f"builds '{recipe.spec[:200]}' with {recipe.kind}"
-    way_out = f"; or take its {PROGRAM}, which holds no code" if PROGRAM in manifest.files else ""
+    way_out = f"; or use its {PROGRAM}, which contains no code" if PROGRAM in manifest.files else ""
     raise ArtifactError(
-        f"artifact {folder} was not made by you, and opening it runs code",
-        f"its recipe {runs}, with arguments of the recipe; no key of this user sealed its manifest",
-        f"if you know where it is from, open it with {argument('trust_artifact', True)}, or in Python with "
+        f"artifact {folder} was not created by this user, and opening it runs code",
+        f"its recipe {runs} with arguments of its own, and its manifest is not signed with this user's key",
+        f"if you trust its origin, open it with {argument('trust_artifact', True)}, or in Python with "
         f"omgoptim.open_artifact(…, trust=True); an agent cannot{way_out}",
     )
 
@@ -196,9 +197,9 @@ def read_record(folder: Path, manifest: Manifest) -> RecipeRecord:
         built = RecipeRecord(recipe, dict(record["aliases"]), dict(record.get("packed", {})))
         sizes = [size for shape in built.packed.values() for size in shape]
         if not all(isinstance(name, str) for name in built.aliases.values()):
-            raise TypeError("an alias is not a name")
+            raise TypeError("an alias of a tied weight is not a string")
         if not all(type(size) is int and size >= 0 for size in sizes):
-            raise TypeError("a packed weight's shape is not one")
+            raise TypeError("a packed weight's shape is not valid")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"artifact {folder} is damaged", f"{RECIPE} cannot be read: {error}") from error
     if recipe.kind != "pt2":

@@ -41,7 +41,7 @@ def _number(text: str) -> float:
 
 
 def _refuse_number(text: str) -> float:
-    raise ValueError(f"it holds the number {text[:40]}")
+    raise ValueError(f"it contains the number {text[:40]}, which no report contains")
 
 
 def seal_report(file: Path, run: str, text: str) -> None:

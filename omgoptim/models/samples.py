@@ -93,7 +93,7 @@ def named_samples(named: Sequence[Sequence[tuple[str, Tensor, bool]]], raw: Sequ
     for batch, item in zip(batches, raw, strict=True):
         lengths = {name: len(array) for name, array in batch.items()}
         if len(set(lengths.values())) != 1:
-            raise DataError("the inputs of a batch have different lengths", f"{lengths}; dimension 0 is the batch")
+            raise DataError("the inputs of a batch have different batch sizes", f"{lengths}; dimension 0 is the batch")
         targets.append(_target(item.target, batch_length(batch)))
     return Samples(batches, targets)
 
@@ -114,7 +114,7 @@ def _target(target: Any, length: int) -> Any:
         array = array[None]
     if len(array) != length:
         raise DataError(
-            f"a batch of {length} samples has a target of length {len(array)}",
+            f"a batch of {length} samples has a target with {len(array)} rows",
             "inputs and target need the same first dimension",
             "yield (inputs, target); three or more elements are read as (input, input, …, target)",
         )

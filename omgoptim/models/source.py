@@ -80,7 +80,7 @@ def load_source(
         refuse_beyond_memory(weight_bytes(path), f"loading {path.name}")
     if (artifact is not None or model.endswith((".onnx", ".pt2"))) and (checkpoint or kwargs):
         given = "a checkpoint was" if checkpoint else "model_kwargs were"
-        raise ModelError(f"'{model}' is complete: it carries its own weights", f"{given} given with it", "leave it out")
+        raise ModelError(f"'{model}' already contains its weights", f"{given} given with it", "leave it out")
     if artifact is not None:
         return Source(artifact=artifact)
     if model.endswith(".onnx") and model.partition(":")[0] not in ("hf", *PRETRAINED):
@@ -120,7 +120,7 @@ def _recipe_of(model: str, policy: PathPolicy, recipe: Recipe, has_checkpoint: b
     raise UnknownModelError(
         f"'{model}' is not a model",
         "no run, artifact folder or file of that name was found in the project",
-        "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
+        "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run's id",
     )
 
 
@@ -155,8 +155,8 @@ def _constructed(recipe: Recipe, policy: PathPolicy) -> nn.Module:
         module = _BUILDERS[recipe.kind](replace(recipe, spec=str(folder)))
     else:
         module = _BUILDERS[recipe.kind](recipe)
-    if recipe.surgery is not None:
-        apply_diff(module, recipe.surgery)
+    if recipe.structural_diff is not None:
+        apply_diff(module, recipe.structural_diff)
     _refuse_uninitialized(module, recipe)
     return module
 
@@ -166,9 +166,9 @@ def _refuse_uninitialized(module: nn.Module, recipe: Recipe) -> None:
     waiting = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
     if waiting:
         raise ModelError(
-            "the model has lazy layers whose sizes are not known yet",
-            f"uninitialized: {', '.join(waiting[:4])}",
-            f"run the module once on an example batch in {recipe.spec or 'its builder'}, before it returns it",
+            "the model has uninitialized lazy layers",
+            ", ".join(waiting[:4]),
+            f"run the module once on an example batch in {recipe.spec or 'its builder'} before returning it",
         )
 
 
@@ -177,7 +177,7 @@ def training_mode_notes(module: nn.Module) -> list[str]:
     kinds = {type(layer).__name__ for layer in module.modules() if layer.training and isinstance(layer, WITH_MODES)}
     if not kinds:
         return []
-    return [f"the model came in training mode; it has {', '.join(sorted(kinds))}, and is measured in eval mode"]
+    return [f"the model was in training mode and has {', '.join(sorted(kinds))}; it is measured in eval mode"]
 
 
 def find_artifact(model: str, policy: PathPolicy) -> Path | None:
@@ -186,7 +186,7 @@ def find_artifact(model: str, policy: PathPolicy) -> Path | None:
         run = policy.project / RUNS / model
         if _is_folder(run) and (run.is_symlink() or (run / "artifact").is_symlink()):
             raise ModelError(
-                f"run '{model}' is not in this project", "its folder is a link", f"name the folder: {run.resolve()}"
+                f"run '{model}' is not in this project", "its folder is a link", f"give the folder: {run.resolve()}"
             )
         if _is_folder(run, "artifact") and (run / "artifact" / MANIFEST).is_file():
             return _checked(run / "artifact", policy)
@@ -194,14 +194,14 @@ def find_artifact(model: str, policy: PathPolicy) -> Path | None:
             raise ModelError(
                 f"run '{model}' has no artifact",
                 _run_status(run),
-                "name a finished run that makes one, such as a quantize; omgoptim runs list shows them",
+                "give a finished run that saves one, such as a quantize run; `omgoptim runs list` shows them",
             )
     if _is_folder(policy.project, model):
         folder = policy.file(model, "model")
         if (folder / MANIFEST).is_file():
             return _checked(folder, policy)
         raise ModelError(
-            f"'{model}' is a folder without {MANIFEST}", "so it is not an artifact", "for Hugging Face: hf:FOLDER"
+            f"folder '{model}' is not an artifact", f"it has no {MANIFEST}", "for a Hugging Face model, give hf:FOLDER"
         )
     return None
 
@@ -228,9 +228,9 @@ def _run_status(run: Path) -> str:
 
 def _refused_pickle(model: str) -> ModelError:
     return ModelError(
-        f"'{model}' is a pickle: opening it as a whole model would run whatever code it holds",
+        f"'{model}' is a pickled model, and opening it would run the code in it",
         "omgoptim never unpickles a model",
-        f"name its class and weights: {argument('model', 'net.py:Net')} {argument('checkpoint', str(model))}; or, only "
+        f"give its class and weights: {argument('model', 'net.py:Net')} {argument('checkpoint', str(model))}; or, only "
         f"if you trust where {model} comes from, open it in Python yourself and export it with torch.export.save(…, "
         "'model.pt2') or torch.onnx.export",
     )
@@ -245,7 +245,7 @@ def _build_callable(recipe: Recipe, policy: PathPolicy) -> nn.Module:
         return _unshared(target)
     if not callable(target):
         raise ModelError(
-            f"'{recipe.spec}' is a {type(target).__name__}", "a callable that returns an nn.Module is needed"
+            f"'{recipe.spec}' is a {type(target).__name__}", "a callable that returns a torch.nn.Module is needed"
         )
     require_arguments(name, target, recipe.kwargs)
     built = call_user(f"calling {name}", recipe.limit_s, target, **recipe.kwargs)
@@ -253,7 +253,7 @@ def _build_callable(recipe: Recipe, policy: PathPolicy) -> nn.Module:
         raise ModelError(
             f"{name} returned a {type(built).__name__}, not a torch.nn.Module",
             f"the model was given as '{recipe.spec}'",
-            "name the class, or a function that builds and returns the module",
+            "give the class, or a function that builds and returns the module",
         )
     return _unshared(built)
 
@@ -323,7 +323,7 @@ def _optional(package: str, extra: str) -> Any:
         ) from error
     except (ImportError, RuntimeError, AttributeError) as error:
         raise SetupError(
-            f"{package} is installed but does not import", str(error).splitlines()[0], "omgoptim doctor says what fits"
+            f"{package} is installed but cannot be imported", str(error).splitlines()[0], "see `omgoptim doctor`"
         ) from error
 
 

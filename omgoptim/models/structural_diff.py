@@ -55,7 +55,7 @@ class StructuralDiff:
             "shapes",
             "kept",
         }:
-            raise _damaged("it must hold attributes, blocks, shapes and kept, and nothing else")
+            raise _damaged("its keys must be attributes, blocks, shapes and kept")
         if not all(isinstance(part, Mapping) for part in record.values()):
             raise _damaged("attributes, blocks, shapes and kept must be objects")
         for path, values in record["attributes"].items():
@@ -91,7 +91,7 @@ def compute_diff(fresh: nn.Module, changed: nn.Module) -> StructuralDiff | None:
     try:
         fresh, kept = kept_children(fresh, changed)
     except KeyError as error:
-        raise _not_recordable(error.args[0], "it lost layers that the built module does not have") from error
+        raise _not_recordable(error.args[0], "layers were removed that the built module does not have") from error
     before, after = _paths(fresh), _paths(changed)
     blocks, replaced = _blocks(before, after)
     reference = {path: layer for path, layer in before.items() if not _below(path, blocks)}
@@ -99,7 +99,7 @@ def compute_diff(fresh: nn.Module, changed: nn.Module) -> StructuralDiff | None:
         reference.update(block.named_modules(prefix=path, remove_duplicate=False))
     for path in sorted(reference.keys() ^ after.keys()):
         whose = "was added" if path in after else "is gone"
-        raise _not_recordable(path, f"the layer {whose}, and only changed shapes and blocks of omgoptim are recorded")
+        raise _not_recordable(path, f"the layer {whose}; only changed shapes and blocks of omgoptim can be saved")
     for path, layer in reference.items():
         if type(layer).__qualname__ != type(after[path]).__qualname__:
             kinds = f"{type(layer).__name__} became {type(after[path]).__name__}"
@@ -126,7 +126,7 @@ def apply_diff(module: nn.Module, diff: StructuralDiff) -> None:
         try:
             keep_children(module, path, indices)
         except (AttributeError, ValueError) as error:
-            raise _other_module(f"layers {indices} of '{path}' cannot be kept: {error}") from error
+            raise _other_module(f"layers {indices} of '{path}' do not exist: {error}") from error
     for path, block in diff.blocks.items():
         _put_block(module, path, block)
     for path, values in diff.attributes.items():
@@ -145,7 +145,7 @@ def apply_diff(module: nn.Module, diff: StructuralDiff) -> None:
         old = tensors.get(name)
         aliases = [name] if old is None else names[id(old)]
         if any(diff.shapes.get(alias, shape) != shape for alias in aliases):
-            raise _damaged(f"'{name}' shares its tensor with {', '.join(aliases)}, and their shapes differ")
+            raise _damaged(f"'{name}' is tied to {', '.join(aliases)}, but their shapes differ")
         done.update(aliases)
         new = _resized(module, name, old, shape)
         for alias in aliases:
@@ -222,11 +222,11 @@ def _changed_shapes(path: str, before: nn.Module, after: nn.Module) -> dict[str,
             full = f"{path}.{name}" if path else name
             was, now = old.get(name), new.get(name)
             if name not in old or (was is not None and now is None):
-                raise _not_recordable(full, "the tensor was added" if name not in old else "the tensor is gone")
+                raise _not_recordable(full, "the tensor was added" if name not in old else "the tensor was removed")
             if now is None or (was is not None and was.shape == now.shape):
                 continue
             if name in after._non_persistent_buffers_set:
-                raise _not_recordable(full, "a buffer with persistent=False changed its shape, and no file holds it")
+                raise _not_recordable(full, "a buffer with persistent=False, which is not saved, changed its shape")
             shapes[full] = list(now.shape)
     return shapes
 
@@ -241,8 +241,8 @@ def _refuse_changed_ties(fresh: nn.Module, changed: nn.Module, blocks: Mapping[s
     for name in before.keys() & after.keys():
         if before[name] != after[name]:
             cut = before[name] != name
-            what = f"was shared with {before[name]}" if cut else f"is shared with {after[name]} now"
-            raise _not_recordable(name, f"it {what}, and sharing must stay as the model's code makes it")
+            what = f"was tied to {before[name]}" if cut else f"is now tied to {after[name]}"
+            raise _not_recordable(name, f"it {what}; tied weights must stay as in the model's code")
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -275,14 +275,14 @@ def _put_block(module: nn.Module, path: str, record: Mapping[str, Any]) -> None:
         kind = record["kind"]
         if kind not in BLOCKS:
             raise ArtifactError(
-                f"the artifact holds a block of kind '{kind}' at '{path}'",
-                f"this omgoptim knows {', '.join(sorted(BLOCKS))}",
-                "open it with the omgoptim that wrote it, or a later one",
+                f"the artifact has a block of unknown kind '{kind}' at '{path}'",
+                f"this version of omgoptim has {', '.join(sorted(BLOCKS))}",
+                "open it with the version of omgoptim that wrote it, or a later one",
             )
         try:
             block = _built(kind, {key: value for key, value in record.items() if key != "kind"})
         except (TypeError, ValueError, KeyError) as error:
-            raise _damaged(f"no {kind} can be built for '{path}': {error}") from error
+            raise _damaged(f"building block {kind} for '{path}' failed: {error}") from error
         like = next((p for p in replaced.parameters() if p.is_floating_point()), None)
         block = block if like is None else block.to(device=like.device, dtype=like.dtype)
     _layer(module, parent)._modules[name] = block.train(replaced.training)
@@ -314,7 +314,7 @@ def _put_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _not_recordable(path: str, why: str) -> TechniqueError:
     return TechniqueError(
-        "the changed model cannot be saved as a recipe and weights", f"'{path}': {why}", f"ignore '{path}'"
+        "the changed model cannot be saved as a recipe and weights", f"'{path}': {why}", f"add '{path}' to ignore"
     )
 
 

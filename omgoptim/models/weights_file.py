@@ -29,7 +29,7 @@ MASK, VALUES = ".mask", ".values"
 ENTRY_OVERHEAD_BYTES = 128
 """Approximate bytes of an additional tensor in a safetensors header, with its shape in the recipe."""
 MIN_PACKING_GAIN = 0.02
-"""Smallest fraction of the weights' bytes that packing has to save: every reader has to unpack them."""
+"""Smallest fraction of the weights' bytes that packing has to save. Chosen: every reader has to unpack them."""
 
 
 def distinct_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -79,7 +79,7 @@ def load_weights(folder: Path, manifest: Manifest, module: nn.Module, built: Rec
         raise ArtifactError(
             f"the weights of artifact {folder} do not fit the module that {built.recipe.spec} builds now",
             str(error),
-            "the model's code changed since the run: restore it, or run again",
+            "the model's code changed since the run: restore it, or run the compression again",
         ) from error
 
 
@@ -126,11 +126,11 @@ def unpack(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> di
         mask, values = dense.pop(name + MASK, None), dense.pop(name + VALUES, None)
         count = math.prod(shape)
         if mask is None or values is None or len(mask) != math.ceil(count / 8):
-            raise ArtifactError(f"the packed weight '{name}' is damaged", f"its parts are not those of shape {shape}")
+            raise ArtifactError(f"the packed weight '{name}' is damaged", f"its parts do not match shape {shape}")
         kept = torch.from_numpy(np.unpackbits(mask.numpy(), count=count).astype(bool))
         if int(kept.sum()) != len(values):
             raise ArtifactError(
-                f"the packed weight '{name}' is damaged", f"{len(values)} values for {int(kept.sum())} places"
+                f"the packed weight '{name}' is damaged", f"{len(values)} values for {int(kept.sum())} positions"
             )
         flat = torch.zeros(count, dtype=values.dtype)
         flat[kept] = values

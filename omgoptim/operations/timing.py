@@ -27,7 +27,8 @@ OVERLOADED = 0.45
 """Load above which no speedup is reported: thread pools wait for cores then."""
 
 AS_FAST, AS_FAST_ONCE, AS_FAST_UNDER_LOAD = 1.02, 1.1, 1.25
-"""Factors within which times count as equal: over several launches, in a single one, on a busy machine."""
+"""Factors within which times count as equal: over several launches, in a single one, on an overloaded machine. The
+interval of five launches is about 3 % wide on each side; one process differs from another by more (docs/timing.md)."""
 
 PATIENCE_S = {"quick": 0.0, "standard": 20.0, "careful": 60.0}
 """Seconds that a run waits for an idle machine, by timing."""

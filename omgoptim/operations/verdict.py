@@ -150,8 +150,8 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
     if quality is None:
         return []
     warnings = [
-        f"class {lost.label} is recognized less: {lost.before:.0%} -> {lost.after:.0%} of its {lost.samples} samples; "
-        f"the accuracy over all {quality.samples:,} hides it"
+        f"the recall of class {lost.label} fell from {lost.before:.0%} to {lost.after:.0%} ({lost.samples} samples), "
+        f"which the accuracy on all {quality.samples:,} samples hides"
         for lost in quality.lost_classes[:MOST_CLASSES]
     ]
     if not real_data:
@@ -163,8 +163,8 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
         warnings.append(f"{quality.metric} is agreement with the original model, not accuracy: {why}")
     if not math.isfinite(quality.high - quality.low):
         warnings.append(
-            f"the drop of {quality.metric} has no interval: too few samples, samples that cannot be drawn one by one, "
-            "a metric that takes too long to be computed again and again, or one that resamples never change"
+            f"the drop of {quality.metric} has no confidence interval: there are too few samples, samples cannot be "
+            "resampled one by one, or the metric is too slow for a bootstrap or constant over resamples"
         )
     elif not decided(quality, guard):
         needed = samples_needed(quality, guard)

@@ -103,11 +103,6 @@ def quality_text(quality: float | None) -> str:
     return "" if quality is None else f"{quality:.4f}"
 
 
-def plural(count: int, thing: str) -> str:
-    """Return `1 layer`, `3 layers`."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
 def path_text(path: str, limit: int = 80) -> str:
     """Return the path of a layer; the empty path is the model's own."""
     return plain(path, limit) or "the model itself"

@@ -30,7 +30,7 @@ PACKAGES = {
 }
 """Packages that exporting and running need, to a module of each; executorch lists more for other backends."""
 
-ONE_SAMPLE = "an ExecuTorch program has the batch of its export, and on a device that is 1"
+ONE_SAMPLE = "an ExecuTorch program has a fixed batch size, 1 for use on devices"
 """Reason for measuring at batch 1."""
 
 

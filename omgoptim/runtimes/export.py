@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-DYNAMIC_BATCH_FIX = "take the batch from x.shape[0] and pass it on as it is, without int(), range() or a branch on it"
+DYNAMIC_BATCH_FIX = "use x.shape[0] as the batch size in forward, without int(), range() or a branch on it"
 """Advice for a line that fixes the batch."""
 
 MAX_ONE_FILE_BYTES = 2**31 - 2**24
@@ -89,7 +89,7 @@ def _onnx_program(module: nn.Module, batch: Mapping[str, Tensor], signature: Sig
         raise TechniqueError(
             "the model cannot be exported to ONNX",
             _cause(error),
-            "see torch.export's limits (control flow on values, unsupported operators); torch runtimes still work",
+            "see torch.export's limits (data-dependent control flow, unsupported operators), or use a torch runtime",
         ) from error
     if program is None:
         raise TechniqueError("the model cannot be exported to ONNX", "torch.onnx.export returned no program")
@@ -107,8 +107,8 @@ def export_pt2(
     if keywords is not None:
         raise TechniqueError(
             "the model cannot be exported to .pt2",
-            f"'{keywords}' has a keyword of Python as a name, and torch cannot load a program with it",
-            "rename it, with its key in the checkpoint; ONNX programs and torch runtimes take the model as it is",
+            f"'{keywords}' contains a Python keyword, and torch cannot load a program with such a name",
+            "rename the module and its checkpoint keys; ONNX programs and torch runtimes need no change",
         )
     try:
         program = exported_program(module, batch, signature)
@@ -142,7 +142,7 @@ def exported_program(module: nn.Module, batch: Mapping[str, Tensor], signature: 
             raise TechniqueError(
                 "the model cannot be exported",
                 _cause(error),
-                "give it as file.py:callable instead of as a live module: then it is rebuilt from its own code",
+                "give the model as file.py:callable instead of a live module: it is then rebuilt from its code",
             ) from error
 
 
@@ -225,16 +225,16 @@ def fixed_batch_reason(name: str, export: Callable[[], Any]) -> str:
         export: exports the model again.
     """
     line = specializing_line(export)
-    where = f"the batch becomes a Python number in {line}" if line else f"the batch of input '{name}' becomes a number"
-    return f"torch.export fixes the batch to that of the example: {where}"
+    where = f"it becomes a Python int at {line}" if line else f"it becomes a constant in input '{name}'"
+    return f"torch.export specialized the batch size: {where}"
 
 
 def fixed_batch_error(reason: str) -> TechniqueError:
     """Return the error for a model that needs a dynamic batch."""
     return TechniqueError(
-        "the export fixes the batch to that of the example, so no engine can run it at another",
+        "the exported program has a fixed batch size, so no engine can run it at another",
         reason,
-        f"{DYNAMIC_BATCH_FIX}; torch runtimes still work",
+        f"{DYNAMIC_BATCH_FIX}; or use a torch runtime",
     )
 
 

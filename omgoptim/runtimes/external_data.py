@@ -68,8 +68,8 @@ def _refuse_outside(program: Path, location: str) -> None:
     special = set(location) & set("\\:*")  # Windows paths; ONNX Runtime takes `*/_ORT_MEM_ADDR_/*` for a pointer
     if path.is_absolute() or ".." in path.parts or special or not inside or not plain:
         raise ModelError(
-            f"{program.name} is not opened: it names a file outside its folder for its weights",
-            f"the external data of a tensor is at {location[:200]!r}",
+            f"{program.name} is not opened: its external data lies outside its folder",
+            f"a tensor's external data is at {location[:200]!r}",
             "save the model with its weights in one file, or in a file beside it: "
             "onnx.save_model(…, save_as_external_data=True, location='model.onnx.data')",
         )
@@ -110,7 +110,7 @@ def _entry(file: BinaryIO, end: int) -> tuple[str, str]:
         field, wire = divmod(_varint(file), 8)
         length = _varint(file)
         if wire != TEXT or file.tell() + length > end or length > MAX_TEXT:
-            raise MalformedProtobuf("the place of a tensor's weights cannot be read")
+            raise MalformedProtobuf("the location of a tensor's external data cannot be read")
         pair[field] = file.read(length).decode("utf-8", "replace")
     return pair[1], pair[2]
 
@@ -124,4 +124,4 @@ def _varint(file: BinaryIO) -> int:
         value |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             return value
-    raise MalformedProtobuf("it has a number that does not end")
+    raise MalformedProtobuf("it has an unterminated varint")

@@ -55,7 +55,7 @@ def missing(device: str) -> str | None:
 def missing_tensorrt(device: str) -> str | None:
     """Return why ONNX Runtime's TensorRT provider cannot be used, or None."""
     if device != "cuda":
-        return "TensorRT runs on CUDA devices only: ask for device cuda"
+        return "TensorRT needs device cuda"
     reason = missing(device)
     if reason is not None:
         return reason
@@ -154,8 +154,8 @@ def _session(
     if first not in session.get_providers():
         raise ArtifactError(
             f"ONNX Runtime could not use its {first}",
-            f"it fell back to {', '.join(session.get_providers())}: a library of the provider does not load",
-            "install the CUDA, cuDNN and TensorRT versions that this onnxruntime-gpu names",
+            f"it fell back to {', '.join(session.get_providers())}: a library of the provider could not be loaded",
+            "install the CUDA, cuDNN and TensorRT versions that this onnxruntime-gpu requires",
         )
     return session
 

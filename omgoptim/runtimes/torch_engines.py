@@ -47,14 +47,14 @@ def missing(device: str) -> str | None:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        return "torch sees no CUDA device; install a CUDA build of torch or ask for device cpu"
+        return "torch finds no CUDA device: install a CUDA build of torch, or use device cpu"
     return None
 
 
 def missing_compiler(device: str) -> str | None:
     """Return why torch.compile cannot be used on a device, or None."""
     if device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
-        return "torch.compile needs a C++ compiler and none is on the PATH: install g++ or clang"
+        return "torch.compile needs a C++ compiler, and none is on the PATH: install g++ or clang"
     if sys.platform == "win32" and device == "cuda":
         return "torch.compile on CUDA needs Triton, which torch does not ship for Windows"
     return missing(device)

@@ -66,7 +66,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         )
     for name, place in places.items():
         if place.shape != plain[name].shape:
-            raise RuntimeError(f"{name} is {tuple(plain[name].shape)}, and the module's is {tuple(place.shape)}")
+            raise RuntimeError(f"{name} has shape {tuple(plain[name].shape)}, the module's has {tuple(place.shape)}")
         place.data = plain[name]
     for path, layer in packed.items():
         prefix = f"{path}." if path else ""

@@ -39,11 +39,11 @@ FOLD = "(a parametrization: fold it with torch.nn.utils.parametrize.remove_param
 """What to do about a weight that is computed from others."""
 
 NOT_RUN = Refusal(
-    "it did not run for the samples that were tried: the forward does not call it, or only for some inputs", "not_run"
+    "it was not called for the samples that were tried: forward never calls it, or only for some inputs", "not_run"
 )
 """Reason for skipping a layer that a trace did not meet."""
 
-EXCLUDED = Refusal("left as it is by targets or ignore", "excluded")
+EXCLUDED = Refusal("excluded by targets or ignore", "excluded")
 
 WHOLE_MODEL = Refusal("the model itself is this one layer", "unsupported")
 """Reason for not replacing a layer that no module holds."""
@@ -187,16 +187,16 @@ def is_shared(tensor: Tensor | None, owners: Mapping[int, Sequence[tuple[int, st
     return len({owner for owner, _ in owners.get(id(tensor), [])}) > 1
 
 
-def why_not_replaceable(layer: nn.Linear | _ConvNd) -> Refusal | None:
+def replacement_refusal(layer: nn.Linear | _ConvNd) -> Refusal | None:
     """Return why another layer in this one's place would not do what it does; None if it would."""
     if layer._parameters.get("weight") is None:
         return Refusal(f"its weight is computed from other parameters {FOLD}", "unsupported")
     plain = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, _ConvNd) if isinstance(layer, kind))
     for name in ("forward", "_conv_forward"):
         if name in vars(layer) or getattr(type(layer), name, None) is not getattr(plain, name, None):
-            return Refusal(f"{type(layer).__name__} has a forward of its own", "unsupported")
+            return Refusal(f"{type(layer).__name__} overrides forward", "unsupported")
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
-        reason = "hooks are attached to it, which another layer in its place would not have"
+        reason = "it has hooks, which its replacement would not have"
         return Refusal(reason, "unsupported")
     return None
 
@@ -215,7 +215,7 @@ def difference(some: list[Tensor], others: list[Tensor]) -> float:
     """
     largest = 0.0
     if [tensor.shape for tensor in some] != [tensor.shape for tensor in others]:
-        raise ValueError("the outputs have other shapes")
+        raise ValueError("the outputs changed their shapes")
     for one, other in zip(some, others, strict=True):
         if one.numel():
             scale = max(float(other.double().abs().max()), 1e-12)
@@ -262,7 +262,7 @@ def traced(doing: str, call: Callable[[], Any]) -> Any:
     except OmgoptimError:
         raise
     except Exception as error:  # torch-pruning raises whatever its heuristics run into
-        fix = "method magnitude zeroes single weights"
+        fix = "use method magnitude, which prunes single weights"
         raise TechniqueError(f"{doing} failed", error_location(error), fix) from error
 
 

@@ -1,1 +1,1 @@
-"""Training loop, losses, checkpoints, and care for compressed models while they train."""
+"""Training loop, losses, checkpoints, zero masks and fake quantization."""

@@ -19,7 +19,7 @@ from omgoptim.models.samples import Samples, batch_length, forward_args
 from omgoptim.runtimes.signature import Signature
 
 MIN_SAMPLES = 32
-"""Minimum samples of a joined batch: the batch variance of fewer is too noisy, and of one sample undefined."""
+"""Minimum samples of a joined batch. Chosen: the batch variance of fewer is too noisy, and of one sample undefined."""
 
 
 def reestimate(module: nn.Module, signature: Signature, batches: Samples) -> int:

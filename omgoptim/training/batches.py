@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omgoptim.errors import DataError
+from omgoptim.errors import DataError, argument
 from omgoptim.models.data import DataSource
 from omgoptim.models.forward import name_inputs
 from omgoptim.models.outputs import ModelOutputs
@@ -19,7 +19,7 @@ from omgoptim.runtimes.signature import Signature
 from omgoptim.training.modes import seed_everything
 
 MOST_BATCHES = 200_000
-"""Batches of one pass over the train data after which it counts as endless."""
+"""Batches of a pass after which training data counts as endless. Chosen above ImageNet's 160,000 at batch 8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +93,15 @@ class Batches:
                 first, count, samples = first or batch, count + 1, samples + batch.size
                 if count > MOST_BATCHES:
                     raise DataError(
-                        "the training data does not end",
-                        f"it gave more than {MOST_BATCHES:,} batches, and an epoch is one pass over it",
-                        "let load('train') end after each sample once: itertools.islice(batches, count)",
+                        "the training data is endless",
+                        f"it yielded more than {MOST_BATCHES:,} batches; an epoch is one pass over the data",
+                        "end the iterable after one pass, for instance with itertools.islice(batches, count)",
                     )
             if first is None:
                 raise DataError(
-                    "the train data is empty",
-                    "it gave no batch for split 'train'",
-                    "give training samples, or epochs 0",
+                    "the training data is empty",
+                    "it yielded no batch for split='train'",
+                    f"give training samples, or do not train: {argument('epochs', 0)}",
                 )
             self._counted[batch_size], self._samples[batch_size] = (count, first), samples
         return self._counted[batch_size]
@@ -115,15 +115,15 @@ class Batches:
         missing = [name for name in self.signature.input_names if name not in named]
         if missing:
             raise DataError(
-                "a batch of the train data lacks inputs that the evaluation data has",
-                f"it lacks {', '.join(missing)} and holds {', '.join(named)}",
+                "a training batch lacks inputs that the evaluation data has",
+                f"missing: {', '.join(missing)}; present: {', '.join(named)}",
                 "yield the same inputs for every split",
             )
         inputs = {t.name: named[t.name].to(getattr(torch, t.dtype)) for t in self.signature.inputs}
         lengths = {name: len(tensor) if tensor.ndim else 0 for name, tensor in inputs.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise DataError(
-                "the inputs of a batch of the train data have different lengths, or none",
+                "the inputs of a training batch have different batch sizes, or no batch dimension",
                 f"{lengths}; dimension 0 is the batch",
             )
         return Batch(inputs, as_target(raw.target, next(iter(lengths.values()))))
@@ -154,7 +154,7 @@ def as_target(target: Any, length: int) -> Any:
     tensor = target.detach().reshape(1) if target.ndim == 0 else target.detach()
     if len(tensor) != length:
         raise DataError(
-            f"a batch of {length} samples has a target of length {len(tensor)}",
+            f"a batch of {length} samples has a target with {len(tensor)} rows",
             "inputs and target need the same first dimension",
             "yield (inputs, target); three or more elements are read as (input, input, …, target)",
         )

@@ -66,12 +66,12 @@ class ClassScores:
         """Raise a DataError if a label is none of the classes."""
         if not isinstance(target, Tensor):
             raise DataError(
-                "a batch of the train data has no labels",
-                f"its target is a {type(target).__name__}; others are integers",
-                "give every training batch a target, -100 where none counts",
+                "a training batch has no labels",
+                f"its target is a {type(target).__name__}; those of other batches are integer tensors",
+                "give every training batch integer labels, -100 for those to ignore",
             )
         if target.is_floating_point():
-            raise DataError("the targets are integers in some batches of the train data and floats in others")
+            raise DataError("the targets are integers in some training batches and floats in others")
         refuse_out_of_range(target, self.classes)
 
     def rows(self, output: Tensor) -> Tensor:

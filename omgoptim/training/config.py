@@ -31,16 +31,16 @@ LEARNING_RATES: dict[Optimizer, float] = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e
 average begins at 0, without correction)."""
 
 BATCH = 64
-"""Default batch size with enough data; `config_for_data` lowers it for few samples."""
+"""Default batch size with enough data; `config_for_data` lowers it. Chosen: common, and fits in memory."""
 
 MIN_STEPS_PER_EPOCH = 8
-"""Minimum optimizer steps per epoch while the batch can shrink."""
+"""Minimum optimizer steps per epoch while the batch can shrink. Chosen: with fewer, short trainings hardly move."""
 
 MIN_BATCH = 8
-"""Lower bound of the shrunk batch: batch normalization estimates its statistics from one batch."""
+"""Lower bound of the shrunk batch. Chosen: batch normalization estimates its statistics from one batch."""
 
 FEW_STEPS = 100
-"""Total steps below which the default peak learning rate is scaled by sqrt(steps / 100)."""
+"""Total steps below which the default peak rate is scaled by sqrt(steps / 100). Chosen: caution in short trainings."""
 
 MOMENTUM = 0.9
 """Momentum of SGD: the value of the ResNet recipe, arXiv:1512.03385, section 3.4."""
@@ -100,7 +100,7 @@ class TrainingConfig:
         """Return the optimizer with its settings, as "adamw, learning rate 0.001, cosine"."""
         parts = [self.optimizer, f"learning rate {self.learning_rate:.3g}", self.lr_schedule]
         if self.accumulate > 1:
-            parts.append(f"{self.accumulate} batches a step")
+            parts.append(f"{self.accumulate} batches per step")
         if self.mixed_precision != "no":
             parts.append(f"{self.mixed_precision} mixed precision")
         return ", ".join(parts)
@@ -168,7 +168,7 @@ def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | No
     number = "1 optimizer step" if steps == 1 else f"{steps} optimizer steps"
     return (
         f"little training data: {samples:,} training samples give {number} in total, at a peak learning rate of "
-        f"{config.learning_rate:.2g}; more epochs or more training data let training do more"
+        f"{config.learning_rate:.2g}; use more epochs or more training data"
     )
 
 

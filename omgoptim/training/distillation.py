@@ -68,9 +68,9 @@ class DistillationLoss(nn.Module):
     def __init__(self, temperature: float = 4.0, alpha: float = 0.5, kind: Kind = "auto", form: Form = "auto") -> None:
         super().__init__()
         if not temperature > 0 or not 0 <= alpha <= 1:
-            raise ValueError(f"temperature must be above 0 and alpha in 0..1, not {temperature:g} and {alpha:g}")
+            raise ValueError(f"temperature must be above 0, alpha in 0..1, not {temperature:g} and {alpha:g}")
         if kind not in get_args(Kind) or form not in get_args(Form):
-            raise ValueError(f"kind is one of {', '.join(get_args(Kind))} and form one of {', '.join(get_args(Form))}")
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, form of {', '.join(get_args(Form))}")
         self.temperature, self.alpha, self.kind, self.form = temperature, alpha, kind, form
         self._main: _LearnedOutput | None = None
         self._others: tuple[_LearnedOutput, ...] = ()
@@ -124,9 +124,9 @@ class DistillationLoss(nn.Module):
         main = outputs.labelled if outputs.labelled in learnable else learnable[0] if learnable else None
         if main is None:
             raise TechniqueError(
-                "the teacher has no floating output to learn from",
+                "the teacher has no floating-point output to distill from",
                 f"its outputs: {', '.join(f'{spec.name} {spec.dtype}' for spec in outputs.specs)}",
-                "return real numbers (torch.view_as_real for complex ones), or give labels and "
+                "return real tensors (torch.view_as_real for complex ones), or give labels and "
                 f"{argument('loss', 'file.py:callable')}",
             )
         made._count = len(outputs.specs)
@@ -142,10 +142,10 @@ class DistillationLoss(nn.Module):
         made.kind = "classes" if scores is not None else "values"
         if made.kind == "values" and self.form not in ("auto", "mse"):
             raise TechniqueError(
-                f"{self.form} compares scores of classes, and the teacher's outputs are none",
-                f"outputs of shape {tuple(leaves[main.index].shape)} without integer targets that fit them are taken "
-                "for values",
-                "use the output loss auto or mse, or give labels; in Python, kind='classes' says that they are scores",
+                f"output loss {self.form} needs class logits, and the teacher's output is not known to be any",
+                f"without integer labels that fit it, an output of shape {tuple(leaves[main.index].shape)} is read as "
+                "regression values",
+                "use output loss auto or mse, or give integer labels; in Python, kind='classes' marks it as logits",
             )
         if scores is not None and self.form == "dkd":
             scores.check(_labels(leaves[main.index], scores, targets))
@@ -211,7 +211,7 @@ class DistillationLoss(nn.Module):
     def main(self, student: Any, teacher: Any, targets: Any = None, real: Tensor | None = None) -> Tensor:
         """Return the distance to the teacher in the main output, as `soft`; the loss must be resolved."""
         if self._main is None:
-            raise ValueError("this loss is not resolved")
+            raise ValueError("call resolved() first: the loss does not know the model's outputs yet")
         output, goal = self._pair(self._main, student, teacher)
         scores = self._main.scores
         if scores is None:
@@ -252,7 +252,7 @@ class DistillationLoss(nn.Module):
 
     def _hard(self, student: Any, targets: Any) -> Tensor:
         if self._main is None:
-            raise ValueError("this loss is not resolved")
+            raise ValueError("call resolved() first: the loss does not know the model's outputs yet")
         output = tensor_outputs(student, self._count)[self._main.spec.index]
         if targets.is_floating_point():
             return F.mse_loss(output.reshape(targets.shape).float(), targets)
@@ -282,8 +282,8 @@ def other_outputs(student: int, teacher: int) -> DataError:
     """Return the error of a student with another number of outputs than its teacher."""
     return DataError(
         f"the student returns {student} output{'s' if student != 1 else ''} and the teacher {teacher}",
-        "the outputs are compared one by one",
-        "let the student return what the teacher returns, in the same order",
+        "each output of the student is compared with the teacher's output at the same position",
+        "let the student return the same outputs as the teacher, in the same order",
     )
 
 
@@ -291,17 +291,15 @@ def same_shape(student: Tensor, teacher: Tensor) -> None:
     """Raise a DataError if a teacher's output cannot be compared with a student's, entry by entry."""
     if student.shape == teacher.shape:
         return
-    gave = f"the student gives {tuple(student.shape)} and the teacher {tuple(teacher.shape)}"
+    gave = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
     if len(student) != len(teacher):
-        fix = "let both return one row per sample of the batch, their predictions first"
+        fix = "let both return one row per sample, predictions as the first output"
     else:
         fix = (
             "give the student as many outputs as the teacher (the same classes, or a projection to the same width), "
-            "or learn from its layers alone: features relational, alpha 1"
+            "or distill from layers only: features relational, alpha 1"
         )
-    raise DataError(
-        "the student's outputs and the teacher's are of different shapes", f"{gave} for the same batch", fix
-    )
+    raise DataError("the student's and the teacher's outputs have different shapes", f"{gave} for the same batch", fix)
 
 
 def _class_scores(output: Tensor, targets: Any, kind: Kind, form: Form, spec: OutputSpec) -> ClassScores | None:
@@ -334,8 +332,8 @@ def _labels(output: Tensor, scores: ClassScores, targets: Any) -> Tensor:
         got = f"float targets {tuple(targets.shape)}"
     raise DataError(
         "decoupled distillation (dkd) needs the label of each row",
-        f"there are {got} for outputs of shape {tuple(output.shape)}",
-        "use the output loss hinton, which needs none, or give labels",
+        f"given are {got} for outputs of shape {tuple(output.shape)}",
+        "use output loss hinton, which needs none, or give integer labels",
     )
 
 

@@ -36,11 +36,11 @@ from omgoptim.models.globs import is_selected
 from omgoptim.training.modes import eval_mode
 
 NORMS_FROZEN = 1 / 3
-"""Fraction of the steps after which batch normalization uses its running statistics, as it does once it is folded;
-three of eight epochs in torch's own recipe for quantization-aware training."""
+"""Fraction of the steps after which batch normalization uses its running statistics, as once it is folded; three of
+eight epochs in PyTorch's static quantization tutorial."""
 
 RANGES_FIXED = 2 / 3
-"""Fraction of the steps after which the ranges of inputs stay: the last third trains what is converted."""
+"""Fraction of the steps after which ranges stay; four of eight epochs in PyTorch's tutorial. Chosen: better ranges."""
 
 MOMENTUM = 0.01
 """Weight of a batch in the moving average of a range: `averaging_constant` of torch.ao's moving-average observer."""
@@ -267,14 +267,14 @@ def _simulated(module: nn.Module, simulation: Simulation) -> dict[str, Simulated
         return chosen
     if found:
         raise TechniqueError(
-            "targets and ignore leave no layer to train in int8",
-            f"none of the {len(found)} convolutions and Linear layers is meant",
+            "targets and ignore exclude every layer that QAT supports",
+            f"none of the {len(found)} convolutions and Linear layers is selected",
             "widen targets or narrow ignore",
         )
     raise TechniqueError(
-        "there is no layer to train in int8",
-        "the model has no convolution or Linear as a layer with a weight of its own",
-        "scheme dynamic or weight_only needs no training",
+        "the model has no layer that QAT supports",
+        "it has no convolution or Linear layer with a weight that is a parameter of its own",
+        "use scheme dynamic or weight_only, which need no training",
     )
 
 

@@ -222,8 +222,8 @@ def _values(captured: Mapping[tuple[str, Side], Tensor], place: LayerPlace, whos
     found = captured.get((place.path, place.side))
     if found is None:
         raise DataError(
-            f"the layer '{place.path}' of the {whose} was not called",
-            "features are learnt from every batch",
+            f"layer '{place.path}' of the {whose} was not called",
+            "feature distillation needs its activations for every batch",
             "name another layer: feature_layers STUDENT=TEACHER",
         )
     return found.float().movedim(place.axis, -1)

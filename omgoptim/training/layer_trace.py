@@ -159,7 +159,7 @@ def capture_outputs(module: nn.Module, places: Iterable[tuple[str, Side]]) -> It
     def capture(path: str, side: Side, value: Any) -> None:
         tensor = _tensor(value)
         if tensor is None:
-            raise DataError(f"layer '{path}' gives no tensor to learn from", f"it gave a {type(value).__name__}")
+            raise DataError(f"layer '{path}' returns no tensor", f"it returned a {type(value).__name__}")
         captured[path, side] = tensor.clone()
 
     def watched(path: str, side: Side) -> RemovableHandle:

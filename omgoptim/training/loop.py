@@ -81,6 +81,11 @@ class Objective:
     features: FeatureLoss | None = None
     """Distance to the teacher's layers; its adapters are trained, and stay in it."""
 
+    def check(self, target: Any) -> None:
+        """Raise for a target that does not fit the loss on the targets, if there is one."""
+        if self.loss is not None:
+            self.loss.check(target)
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingRound:
@@ -147,8 +152,7 @@ class Trainer:
         adapters = [] if objective.features is None else list(objective.features.parameters())
         with own_randomness(), train_mode(module), teacher_mode(objective.teacher, config.device):
             loss_fn = _combined(objective, module, batches)
-            check = objective.loss.check if objective.loss is not None else lambda _target: None
-            count, first = batches.survey(config.batch, config.seed, check) if config.epochs else (0, None)
+            count, first = batches.survey(config.batch, config.seed, objective.check) if config.epochs else (0, None)
             total = optimizer_steps(config, count)
             with prepared_steps(module, [*parameters, *adapters], config, total, loss_fn, at.masks) as steps:
                 if first is not None:
@@ -178,7 +182,7 @@ def _combined(objective: Objective, module: nn.Module, batches: Batches) -> Comb
     """Return the loss of a batch as a function of the module."""
     teacher, distillation = objective.teacher, objective.distillation
     if objective.features is not None and teacher is None:
-        raise ValueError("features are learnt from a teacher, and there is none")
+        raise ValueError("feature distillation needs a teacher")
     if teacher is not None and distillation is None:
         distillation = DistillationLoss()
     return CombinedLoss(
@@ -215,21 +219,21 @@ def _identity(
 def _refuse(config: TrainingConfig, parameters: list[nn.Parameter], objective: Objective) -> None:
     if config.mixed_precision == "fp16" and config.device == "cpu":
         raise RequestError(
-            "fp16 mixed precision does not train on a CPU",
-            "its gradients need a scaler that exists for GPUs",
-            f"use {argument('mixed_precision', 'bf16')}, or no",
+            "fp16 mixed precision needs a GPU",
+            "fp16 gradients need loss scaling, which torch supports on GPUs",
+            f"use {argument('mixed_precision', 'bf16')} or {argument('mixed_precision', 'no')}",
         )
     if config.epochs and not parameters:
         raise TechniqueError(
-            "the model has nothing to train",
-            "none of its parameters requires a gradient",
+            "the model has no trainable parameter",
+            "requires_grad is False for all of its parameters",
             f"unfreeze some (parameter.requires_grad_(True)), or use {argument('epochs', 0)}",
         )
     if config.epochs and objective.loss is None and objective.teacher is None:
         raise TechniqueError(
-            "there is nothing to learn from",
-            "the train data has no targets, and the original model's outputs are not used",
-            "give targets, or leave distill on",
+            "there is neither a target nor a teacher to train with",
+            "the training data has no targets, and distillation from the original model is off",
+            "give targets, or turn distill on",
         )
 
 

@@ -22,11 +22,9 @@ from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_engines import to_array
 from omgoptim.training.class_scores import ClassScores
 
-OWN_LOSS_FIX = (
-    f"give a loss of your own, {argument('loss', 'file.py:callable')}: loss(outputs, targets) -> a scalar tensor"
-)
+OWN_LOSS_FIX = f"give your own loss, {argument('loss', 'file.py:callable')}: loss(outputs, targets) -> a scalar tensor"
 
-OVER_SCALES = ", each entry in units of its own spread"
+OVER_SCALES = ", each column divided by its own standard deviation"
 """Description of a loss on an output whose entries are of far different scales."""
 
 
@@ -97,9 +95,9 @@ def main_output(outputs: Any) -> Tensor:
     found = next((leaf for leaf in flatten(outputs) if isinstance(leaf, Tensor) and leaf.ndim), None)
     if found is None:
         raise DataError(
-            "the model returns no tensor with a batch dimension to learn from",
+            "the model returns no tensor with a batch dimension to compute a loss on",
             f"it returned a {type(outputs).__name__}",
-            "let forward return its predictions first",
+            "let forward return its predictions as the first output",
         )
     return found
 
@@ -174,7 +172,7 @@ def _labelled(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -
     if not isinstance(target, Tensor):
         raise DataError(
             "no default loss fits the data's targets",
-            f"they are of type {type(target).__name__}; integers are read as classes, floats as values",
+            f"they are of type {type(target).__name__}; integers are treated as classes, floats as regression values",
             OWN_LOSS_FIX,
         )
     count = None if outputs is None else len(outputs.specs)
@@ -250,7 +248,7 @@ def _own_loss(module: nn.Module, outputs_example: Any, target_example: Any, plac
         if found is not None:
             found.check(target_example)
             check = found.check
-    return Loss(f"the loss of {type(module).__name__} itself", function, check, by_the_model=True)
+    return Loss(f"the loss that {type(module).__name__} computes itself", function, check, by_the_model=True)
 
 
 def _user_loss(name: str, function: Callable[[Any, Any], Any], limit_s: float) -> Loss:
@@ -260,11 +258,11 @@ def _user_loss(name: str, function: Callable[[Any, Any], Any], limit_s: float) -
             got = (
                 f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             )
-            raise DataError(f"the loss {name} returned {got}", "one number is needed: a tensor without dimensions")
+            raise DataError(f"the loss {name} returned {got}", "it must return a scalar tensor")
         if torch.is_grad_enabled() and not value.requires_grad:
             raise DataError(
-                f"the loss {name} returned a number without a gradient",
-                "it does not depend on the outputs through torch operations",
+                f"the loss {name} returned a tensor without a gradient",
+                "it is not connected to the outputs by differentiable torch operations",
                 "compute it from the outputs with torch, without .item(), .detach() or numpy",
             )
         return value.reshape(())

@@ -51,7 +51,7 @@ class ZeroMasks:
             elif path in parameters:
                 found = [parameters[path]]
             else:
-                raise TechniqueError(f"the module has no layer and no parameter '{path}' whose zeros could be held")
+                raise TechniqueError(f"the module has no layer or parameter '{path}' to keep at zero")
             chosen |= {id(weight): weight for weight in found}
         return ZeroMasks([(weight, weight.detach() == 0) for weight in chosen.values()])
 
@@ -119,7 +119,7 @@ def recovering(
         TechniqueError: `lora`, and no layer can have an adapter.
     """
     if kind not in ("full", "lora", "none"):
-        raise RequestError(f"recover '{kind}' is none of full, lora, none")
+        raise RequestError(f"recover must be full, lora or none, not '{kind}'")
     if kind == "full":
         yield module
         return
@@ -159,15 +159,15 @@ def adaptable(module: nn.Module) -> Adaptable:
 
 def _not_adaptable(layer: nn.Linear | _ConvNd, owners: Counter[int], places: Counter[int]) -> str | None:
     if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        return f"a {type(layer).__name__} is not called like a plain layer"  # such as attention's out_proj
+        return f"{type(layer).__name__} is not called as a layer with one input"  # such as attention's out_proj
     if not isinstance(layer.weight, nn.Parameter):
-        return "its weight is computed from others"
+        return "its weight is computed from other parameters (a parametrization)"
     if not layer.weight.is_floating_point() or not layer.weight.requires_grad:
         return "its weight is frozen"
     if places[id(layer)] > 1 or owners[id(layer.weight)] > 1:
         return "its weight is shared with another layer"
     if isinstance(layer, _ConvNd) and layer.weight.shape[1] == 1 and layer.groups > 1:
-        return "a depthwise convolution has too few weights for an adapter"
+        return "a depthwise convolution has too few weights for a LoRA adapter"
     return None
 
 
@@ -176,13 +176,13 @@ def _adapt(module: nn.Module, rank: int, alpha: float, masks: ZeroMasks | None, 
     found = adaptable(module)
     if "" in found.layers:
         raise TechniqueError(
-            "the model is a single layer, which cannot be replaced inside it", "", f"use {argument('recover', 'full')}"
+            "the model is one layer, which an adapter cannot replace", "", f"use {argument('recover', 'full')}"
         )
     if not found.layers:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(found.skipped.items())[:4])
         raise TechniqueError(
-            "no layer of the model can have an adapter",
-            reasons or "it has no Linear or convolution inside",
+            "no layer of the model supports a LoRA adapter",
+            reasons or "it has no Linear layer or convolution",
             f"use {argument('recover', 'full')}",
         )
     trained_before = {parameter for parameter in module.parameters() if parameter.requires_grad}

@@ -95,11 +95,11 @@ def test_its_configuration_builds_it_again(arguments: dict[str, Any]) -> None:
 
 
 def test_what_has_no_such_form_is_refused() -> None:
-    with pytest.raises(ValueError, match="2 groups"):
+    with pytest.raises(ValueError, match="not 2"):
         DepthSeparableConv.from_conv(nn.Conv2d(4, 4, 3, groups=2))
     with pytest.raises(ValueError, match="circular"):
         DepthSeparableConv.from_conv(nn.Conv2d(4, 4, 3, padding_mode="circular"))
-    with pytest.raises(ValueError, match="dims 3"):
+    with pytest.raises(ValueError, match="not 3"):
         DepthSeparableConv(4, 4, 3, dims=3)
     with pytest.raises(ValueError, match="are not 1 sizes"):
         DepthSeparableConv(4, 4, (3, 3), dims=1)

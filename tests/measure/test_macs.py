@@ -49,7 +49,7 @@ def test_a_transposed_convolution_costs_its_kernel_at_every_input_position_and_t
     count = count_macs(nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (torch.randn(1, 4, 5, 5),), {})
     assert count.macs == 5 * 5 * 4 * 3 * 9
     assert count.check.thop == 11 * 11 * 6 * 2 * 9
-    assert "input positions" in reasons(count)[ROOT]
+    assert "per input position" in reasons(count)[ROOT]
 
 
 def test_a_two_layer_bidirectional_lstm_costs_every_weight_once_a_step():
@@ -111,7 +111,7 @@ def test_a_transformer_is_counted_layer_by_layer_though_torch_would_fuse_it():
     assert count.by_path["layers.1.self_attn"] == attention
     assert count.by_path["layers.1.linear2"] == linear
     assert "functional" in reasons(count)["layers.0.self_attn"]
-    assert "normalisation" in reasons(count)["layers.0.norm1"]
+    assert "normalization" in reasons(count)["layers.0.norm1"]
     assert "layers.0.linear1" not in reasons(count)
 
 

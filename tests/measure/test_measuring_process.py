@@ -157,7 +157,7 @@ def test_nan_in_an_output_is_an_error_with_its_position(make_module, start, batc
         ModelError, match="the model's outputs contain NaN on the evaluation data with torch_eager"
     ) as raised:
         process.run_samples(inputs, tmp_path / "outputs", fractions.append)
-    assert raised.value.why == "output 0 of batch 000001, row 0: 12 of 12 values"
+    assert raised.value.why == "output 0 of batch 000001, row 0: 12 of 12 values are NaN"
 
 
 def test_outputs_are_written_batch_by_batch(make_program, start, batches, tmp_path):

@@ -56,7 +56,7 @@ def test_a_target_of_minus_100_does_not_count():
 
 
 def test_targets_that_are_all_ignored_are_an_error_and_no_score():
-    with pytest.raises(DataError, match="no sample"):
+    with pytest.raises(DataError, match="no target that the metric counts"):
         value("top1", outputs(one_hot([0, 1])), [np.array([-100, -100])])
 
 
@@ -198,12 +198,12 @@ def test_the_cosine_of_two_zeros_is_one_and_of_zero_and_something_is_zero():
 def test_the_infinite_values_of_a_mask_are_no_difference_and_any_others_are_an_error():
     masked = outputs([[[-np.inf, 1.0, 2.0]], [[-np.inf, 2.0, 4.0]]])
     assert score(agreement_metric(masked), masked, [None], masked) == pytest.approx(1)
-    with pytest.raises(DataError, match="is infinite in other places"):
+    with pytest.raises(DataError, match="is infinite where"):
         score(agreement_metric(masked), outputs([[[-np.inf, np.inf, 2.0]], [[0, 0, 0]]]), [None], masked)
 
 
 def test_an_output_that_is_a_single_number_cannot_be_compared():
-    with pytest.raises(DataError, match="single number"):
+    with pytest.raises(DataError, match="scalar"):
         agreement_metric([[np.float32(1.0).reshape(())]])
 
 

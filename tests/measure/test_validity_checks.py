@@ -74,7 +74,7 @@ def test_statistics_over_the_batch_are_found_and_counted() -> None:
     note = batch_dependence(lambda batch: [batch["x"] - batch["x"].mean(0)], samples(8), "batch statistics")
     assert note is not None
     assert "8 of 8 samples" in note
-    assert note.endswith("as with batch statistics")
+    assert note.endswith("possible cause: batch statistics")
 
 
 def test_an_offset_does_not_hide_statistics_over_the_batch() -> None:
@@ -129,8 +129,8 @@ def test_one_by_one_keeps_every_sample_with_its_target() -> None:
 @pytest.mark.parametrize(
     ("labels", "classes", "said"),
     [
-        (np.zeros(200, np.int64), 10, "the 200 evaluation samples hold 1 of 10 classes"),
-        (np.arange(2000) // 50, 1000, "the 2,000 evaluation samples hold 40 of 1,000 classes"),
+        (np.zeros(200, np.int64), 10, "the 200 evaluation samples cover 1 of 10 classes"),
+        (np.arange(2000) // 50, 1000, "the 2,000 evaluation samples cover 40 of 1,000 classes"),
         (np.arange(2000) % 700, 1000, ""),
         (np.arange(20), 1000, ""),
         (np.zeros((50, 4), np.int64), 10, ""),

@@ -341,7 +341,7 @@ def test_code_that_changed_since_the_run_is_found_by_its_weights_or_by_its_outpu
         assert "code changed since the run" in error.value.fix
     with pytest.raises(ArtifactError, match="does not reproduce its recorded outputs") as error:
         reopened(tmp_path / "artifact", tmp_path, NETS.replace("torch.relu(", "torch.tanh("))
-    assert "of their scale" in error.value.why
+    assert "to their scale" in error.value.why
 
 
 def test_an_output_that_becomes_nan_is_an_error(tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ class Nested(nn.Module):
 
 
 def reopened(fresh: nn.Module, changed: nn.Module) -> nn.Module:
-    surgery = compute_diff(fresh, changed)
-    assert surgery is not None
-    apply_diff(fresh, StructuralDiff.from_json(json.loads(json.dumps(surgery.to_json()))))
+    diff = compute_diff(fresh, changed)
+    assert diff is not None
+    apply_diff(fresh, StructuralDiff.from_json(json.loads(json.dumps(diff.to_json()))))
     load_state(fresh, {name: tensor.clone() for name, tensor in state_of(changed).items()})
     return fresh
 
@@ -86,8 +86,8 @@ def test_two_removals_are_recorded_against_the_stack_as_its_code_builds_it() -> 
     keep_children(changed, "layers", [0, 2, 3, 4])
     halfway = copy.deepcopy(changed)
     keep_children(changed, "layers", [1, 3])
-    surgery = compute_diff(fresh, changed)
-    assert surgery == StructuralDiff(kept={"layers": [2, 4]})
+    diff = compute_diff(fresh, changed)
+    assert diff == StructuralDiff(kept={"layers": [2, 4]})
     again = compute_diff(halfway, changed)
     assert again == StructuralDiff(kept={"layers": [1, 3]})
     assert len(halfway.layers) == 4
@@ -99,9 +99,9 @@ def test_nested_stacks_are_recorded_outermost_first() -> None:
     fresh, changed = Nested(), Nested()
     keep_children(changed, "stages.2", [1, 2])
     keep_children(changed, "stages", [0, 2])
-    surgery = compute_diff(fresh, changed)
-    assert surgery is not None
-    assert list(surgery.kept.items()) == [("stages", [0, 2]), ("stages.1", [1, 2])]
+    diff = compute_diff(fresh, changed)
+    assert diff is not None
+    assert list(diff.kept.items()) == [("stages", [0, 2]), ("stages.1", [1, 2])]
     x = torch.randn(2, 3)
     assert torch.equal(reopened(fresh, changed)(x), changed(x))
 
@@ -110,9 +110,9 @@ def test_blocks_and_widths_in_layers_that_stayed_go_by_their_new_numbers() -> No
     fresh, changed = Stack(), Stack()
     keep_children(changed, "layers", [1, 3])
     changed.layers[1] = LowRankLinear.like(changed.layers[1], 1)  # type: ignore[arg-type]
-    surgery = compute_diff(fresh, changed)
-    assert surgery is not None
-    assert list(surgery.blocks) == ["layers.1"]
+    diff = compute_diff(fresh, changed)
+    assert diff is not None
+    assert list(diff.blocks) == ["layers.1"]
     assert torch.equal(reopened(fresh, changed)(X), changed(X))
 
 
@@ -280,7 +280,11 @@ def test_an_artifact_of_fewer_layers_opens_with_its_ties(tmp_path: Path) -> None
     named = name_inputs(module, x)
     signature = first_forward(module, input_tensors([named]), {name: tensor for name, tensor, _ in named})
     changed = Recipe(
-        "callable", recipe.spec, {}, str(tmp_path), surgery=compute_diff(build(recipe, PathPolicy(tmp_path)), module)
+        "callable",
+        recipe.spec,
+        {},
+        str(tmp_path),
+        structural_diff=compute_diff(build(recipe, PathPolicy(tmp_path)), module),
     )
     manifest = Manifest("torch_eager", "float32", signature)
     with torch.no_grad():

@@ -109,10 +109,10 @@ def test_a_callable_of_one_argument_gets_the_split_by_place_whatever_its_name() 
 
 
 def test_a_callable_that_takes_no_split_is_refused() -> None:
-    with pytest.raises(DataError, match="takes no argument 'split'") as error:
+    with pytest.raises(DataError, match="has no argument 'split'") as error:
         from_callable(lambda name, path: [], 4, 60)
-    assert error.value.why == "it takes (name, path)"
-    with pytest.raises(DataError, match="takes no argument 'split'"):
+    assert error.value.why == "its arguments are (name, path)"
+    with pytest.raises(DataError, match="has no argument 'split'"):
         from_callable(list, 4, 60)
     with pytest.raises(DataError, match="the data is a list"):
         from_callable([X], 4, 60)  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def test_arrays_without_splits_are_divided_once_with_a_note(project: Path, polic
     source = open_data("d.npz", policy, 4, 60, 0)
     calibration, evaluation = (together(list(source.batches(split)))[1] for split in ("calibration", "eval"))
     assert sorted([*calibration.tolist(), *evaluation.tolist()]) == Y.tolist()
-    assert "2 of its 10 samples calibrate" in source.notes[0]
+    assert "calibration uses 2 of 10 samples" in source.notes[0]
     assert torch.equal(calibration, together(list(open_data("d.npz", policy, 4, 60, 0).batches("calibration")))[1])
 
 
@@ -196,10 +196,10 @@ def test_several_arrays_are_inputs_by_name_and_half_precision_can_be_read(projec
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({}, "has no array"),
-        ({"x": X, "y": Y[:4]}, "one length"),
+        ({}, "contains no array"),
+        ({"x": X, "y": Y[:4]}, "different lengths"),
         ({"x_eval": X, "y_eval": Y[:4]}, "split eval"),
-        ({"x": np.float32(3)}, "one length"),
+        ({"x": np.float32(3)}, "different lengths"),
         ({"x_train": X}, "none that ends in _eval"),
         ({"x": np.array([{}, 1], dtype=object)}, "Python objects"),
     ],
@@ -283,7 +283,7 @@ def test_taking_stops_reading_when_it_has_enough() -> None:
 
 
 def test_a_batch_without_a_tensor_has_no_size() -> None:
-    for inputs, said in (({}, "holds no inputs"), ("text", "is a str"), ({"x": [1, 2]}, "is a int")):
+    for inputs, said in (({}, "has no inputs"), ("text", "is a str"), ({"x": [1, 2]}, "is a int")):
         with pytest.raises(DataError, match=said):
             batch_size(inputs)
     assert batch_size(({"x": X},)) == 10

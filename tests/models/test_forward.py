@@ -51,7 +51,7 @@ def test_inputs_that_the_model_does_not_take_are_an_error_that_lists_both_sides(
     with pytest.raises(DataError, match="no key of the data's batches") as error:
         name_inputs(Takes(), {"input_ids": IDS})
     assert error.value.why == "the batches have input_ids; the model takes ids, mask, scale"
-    with pytest.raises(DataError, match="hold 3 inputs and the model takes 2"):
+    with pytest.raises(DataError, match="have 3 inputs, and the model takes 2"):
         name_inputs(Takes(), (X, X, X))
 
 
@@ -73,16 +73,16 @@ def test_the_batch_is_free_and_so_is_a_dimension_that_differs_between_batches() 
 
 
 def test_batches_that_differ_in_kind_are_refused() -> None:
-    with pytest.raises(DataError, match="single number"):
+    with pytest.raises(DataError, match="scalar"):
         input_tensors(named(()))
     with pytest.raises(DataError, match="input 'x' differs between batches") as error:
         input_tensors(named((2, 3), (3,)))
     assert error.value.why == "torch.float32 with 1 dimensions and torch.float32 with 2 dimensions"
     with pytest.raises(DataError, match="differs between batches"):
         input_tensors([[("x", X, False)], [("x", X.double(), False)]])
-    with pytest.raises(DataError, match="do not hold the same inputs") as error:
+    with pytest.raises(DataError, match="have different inputs") as error:
         input_tensors([[("x", X, True), ("mask", X, True)], [("x", X, True)]])
-    assert error.value.why == "one has x, mask; one x"
+    assert error.value.why == "one has x, mask; another x"
 
 
 def run(module: nn.Module, *tensors: Tensor) -> Signature:
@@ -143,7 +143,7 @@ def test_a_failure_of_the_models_own_forward_is_reported_as_one() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x) + torch.ones(3)
 
-    with pytest.raises(ModelError, match="its own forward failed"):
+    with pytest.raises(ModelError, match="its forward method failed"):
         run(Own(), X)
 
 

@@ -153,7 +153,7 @@ def test_a_label_that_is_no_class_is_refused_and_one_that_does_not_count_is_not(
 
 def test_the_chance_level_of_labels_in_other_forms_is_that_of_their_classes() -> None:
     labels = np.repeat(np.eye(2, dtype=np.float32), [30, 70], axis=0)
-    assert "alone gives 0.7000 (100 labels)" in str(chance_level_reason("top1_accuracy", 0.69, [labels]))
+    assert "class gives 0.7000 (100 labels)" in str(chance_level_reason("top1_accuracy", 0.69, [labels]))
     assert chance_level_reason("top1_accuracy", 0.95, [labels]) is None
 
 

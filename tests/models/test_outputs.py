@@ -44,14 +44,14 @@ def test_outputs_of_a_detector_are_values_and_class_scores_and_the_labels_belong
     assert kinds(found) == ["values", "values", "class_scores"]
     assert [spec.shape for spec in found.specs] == [("batch", 4), ("batch", 6), ("batch", 2)]
     assert found.target == 2
-    assert "sums to one" in found.specs[2].evidence
+    assert "sum to one" in found.specs[2].evidence
     assert [spec.compared_by for spec in found.specs] == ["r2_agreement", "r2_agreement", "top1_agreement"]
 
 
 def test_integer_labels_that_fit_one_output_make_it_class_scores():
     found = described((lambda n: floats(n, 3),), labels(3))
     assert kinds(found) == ["class_scores"]
-    assert found.specs[0].evidence == "the integer labels fit it"
+    assert found.specs[0].evidence == "integer labels fit its shape"
     assert kinds(described((lambda n: floats(n, 3),))) == ["values"]
 
 
@@ -59,7 +59,7 @@ def test_labels_that_fit_several_outputs_are_refused_with_the_names():
     heads = (lambda n: floats(n, 4), lambda n: floats(n, 6))
     found = described(heads, labels(2), names=["corners", "classes"])
     assert found.target is None
-    with pytest.raises(DataError, match="more than one output") as raised:
+    with pytest.raises(DataError, match="fit the shapes of several outputs") as raised:
         found.require_target()
     assert "corners, classes" in raised.value.why
     assert "target_output='classes'" in raised.value.fix
@@ -117,7 +117,7 @@ def test_the_batch_axis_is_the_one_that_changes_with_the_batch():
 def test_a_single_number_for_the_whole_batch_is_left_out():
     found = described((lambda n: np.float32(1.0).reshape(()), lambda n: floats(n, 4)))
     assert [spec.weight for spec in found.specs] == [0.0, 1.0]
-    with pytest.raises(DataError, match="single number"):
+    with pytest.raises(DataError, match="scalar"):
         described((lambda n: np.float32(1.0).reshape(()),))
 
 

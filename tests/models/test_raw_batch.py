@@ -49,7 +49,7 @@ def test_a_data_set_without_targets_gives_batches_without_targets() -> None:
 
 
 def test_a_target_in_some_samples_only_is_refused() -> None:
-    with pytest.raises(DataError, match="some have None"):
+    with pytest.raises(DataError, match="others have None"):
         batches(Rows([(ROWS[0], 1), (ROWS[1], None)]))
 
 
@@ -79,7 +79,7 @@ def test_samples_of_different_lengths_share_a_batch_with_their_like_where_there_
     found = list(as_batches(Rows([(ids, index) for index, ids in enumerate(IDS)]), 2, False, how))
     assert [raw.inputs.tolist() for raw in found] == [[[5, 6], [1, 2]], [[7, 8, 9], [3, 4, 5]]]
     assert [raw.target.tolist() for raw in found] == [[0, 2], [1, 3]]
-    assert how.notes == ["samples differ in shape: each batch holds samples of one shape"]
+    assert how.notes == ["samples differ in shape: each batch has samples of one shape"]
 
 
 @pytest.mark.parametrize("form", ["tensor", "dict"])
@@ -108,7 +108,7 @@ def test_a_list_of_samples_is_taken_as_samples_where_ranks_say_so(items: list[An
     before = split_target(items[0]).inputs
     before = next(iter(before.values())) if isinstance(before, dict) else before
     assert first.ndim == before.ndim + 1
-    assert how.notes[0].startswith("the data's list holds samples")
+    assert how.notes[0].startswith("the data's list contains samples")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ class RunningSum(nn.Module):
 
 def test_entries_that_may_be_batches_or_samples_are_refused_where_the_answers_differ() -> None:
     entries = [(torch.arange(8) + start, torch.arange(8)) for start in range(3)]
-    with pytest.raises(DataError, match="may be batches or samples") as error:
+    with pytest.raises(DataError, match="could be batches or samples") as error:
         batches(entries, RunningSum())
     assert "TensorDataset" in error.value.fix
     assert [len(raw.inputs) for raw in batches(iter(entries), RunningSum())] == [8, 8, 8]

@@ -36,9 +36,9 @@ def test_an_array_of_samples_is_no_view_of_the_users_tensor() -> None:
 
 
 def test_inputs_and_targets_of_different_lengths_are_refused() -> None:
-    with pytest.raises(DataError, match="different lengths"):
+    with pytest.raises(DataError, match="different batch sizes"):
         made(a=X, b=X[:3])
-    with pytest.raises(DataError, match="4 samples has a target of length 3"):
+    with pytest.raises(DataError, match="4 samples has a target with 3 rows"):
         made([1, 2, 3])
 
 

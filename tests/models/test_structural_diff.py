@@ -209,9 +209,9 @@ CASES: list[tuple[Callable[[], nn.Module], Tensor]] = [
 
 def reopened(fresh: nn.Module, changed: nn.Module) -> nn.Module:
     """Rebuild a module as an artifact does: the record through JSON, a fresh module, the saved state."""
-    surgery = compute_diff(fresh, changed)
-    assert surgery is not None
-    apply_diff(fresh, StructuralDiff.from_json(json.loads(json.dumps(surgery.to_json()))))
+    diff = compute_diff(fresh, changed)
+    assert diff is not None
+    apply_diff(fresh, StructuralDiff.from_json(json.loads(json.dumps(diff.to_json()))))
     load_state(fresh, {name: tensor.clone() for name, tensor in state_of(changed).items()})
     return fresh
 
@@ -238,9 +238,9 @@ def test_a_frozen_parameter_of_another_shape_stays_frozen_and_keeps_its_dtype() 
     changed, fresh = Residual(), Residual()
     changed.cut()
     fresh.bfloat16().inner.weight.requires_grad_(False)
-    surgery = compute_diff(fresh, changed)
-    assert surgery is not None
-    apply_diff(fresh, surgery)
+    diff = compute_diff(fresh, changed)
+    assert diff is not None
+    apply_diff(fresh, diff)
     assert not fresh.inner.weight.requires_grad
     assert fresh.inner.weight.dtype is torch.bfloat16
     assert fresh.stem.weight.requires_grad
@@ -250,18 +250,18 @@ def test_only_what_changed_is_recorded() -> None:
     fresh, changed = Residual(), Residual()
     assert compute_diff(fresh, changed) is None
     changed.cut()
-    surgery = compute_diff(fresh, changed)
-    assert surgery is not None
-    assert surgery.attributes == {
+    diff = compute_diff(fresh, changed)
+    assert diff is not None
+    assert diff.attributes == {
         "stem": {"out_channels": 5},
         "bn1": {"num_features": 5},
         "inner": {"out_channels": 5, "in_channels": 5},
         "head": {"in_features": 5},
     }
-    assert surgery.shapes["inner.weight"] == [5, 5, 3, 3]
-    assert set(surgery.shapes) >= {"stem.weight", "bn1.running_mean", "inner.bias", "head.weight"}
-    assert "head.bias" not in surgery.shapes
-    assert surgery.blocks == {}
+    assert diff.shapes["inner.weight"] == [5, 5, 3, 3]
+    assert set(diff.shapes) >= {"stem.weight", "bn1.running_mean", "inner.bias", "head.weight"}
+    assert "head.bias" not in diff.shapes
+    assert diff.blocks == {}
 
 
 def test_a_layer_that_got_a_bias_gets_it_again() -> None:
@@ -282,9 +282,9 @@ def test_a_block_in_place_of_a_layer_comes_back_whatever_was_cut_in_it_later() -
     changed.cut_body()
     shrink_linear(changed.head.a, inputs=5)  # type: ignore[arg-type]
     changed.head.in_features = 5
-    surgery = compute_diff(fresh, changed)
-    assert surgery is not None
-    assert surgery.blocks == {
+    diff = compute_diff(fresh, changed)
+    assert diff is not None
+    assert diff.blocks == {
         "head": {"kind": "LowRankLinear", "in_features": 5, "out_features": 4, "rank": 3, "bias": True}
     }
     back = reopened(fresh, changed)
@@ -303,9 +303,9 @@ def test_a_block_shared_under_two_paths_stays_one() -> None:
 def test_a_block_in_half_precision_is_built_in_the_precision_of_the_layer_before() -> None:
     fresh, changed = Residual(), Residual()
     changed.head = low_rank(changed.head, 2)  # type: ignore[assignment]
-    surgery = compute_diff(fresh, changed)
-    assert surgery is not None
-    apply_diff(fresh.bfloat16(), surgery)
+    diff = compute_diff(fresh, changed)
+    assert diff is not None
+    apply_diff(fresh.bfloat16(), diff)
     assert {p.dtype for p in fresh.head.parameters()} == {torch.bfloat16}
 
 
@@ -345,7 +345,7 @@ def test_a_buffer_that_no_file_holds_is_refused_when_its_shape_changed() -> None
 
 
 @pytest.mark.parametrize(
-    "surgery",
+    "diff",
     [
         StructuralDiff(attributes={"gone": {"width": 2}}),
         StructuralDiff(shapes={"gone.weight": [2, 2]}),
@@ -355,9 +355,9 @@ def test_a_buffer_that_no_file_holds_is_refused_when_its_shape_changed() -> None
         StructuralDiff(blocks={"gone": {"kind": "LowRankLinear", "in_features": 2, "out_features": 2, "rank": 1}}),
     ],
 )
-def test_a_surgery_on_another_module_is_an_artifact_error(surgery: StructuralDiff) -> None:
+def test_a_diff_for_another_module_is_an_artifact_error(diff: StructuralDiff) -> None:
     with pytest.raises(ArtifactError):
-        apply_diff(nn.Sequential(nn.Linear(2, 2)), surgery)
+        apply_diff(nn.Sequential(nn.Linear(2, 2)), diff)
 
 
 def test_names_of_one_tensor_with_two_shapes_are_refused() -> None:
@@ -379,6 +379,6 @@ def test_names_of_one_tensor_with_two_shapes_are_refused() -> None:
         {"attributes": {}, "blocks": {}, "shapes": {"a": 4}},
     ],
 )
-def test_what_is_no_surgery_is_refused_when_it_is_read(written: dict[str, object]) -> None:
+def test_what_is_no_diff_is_refused_when_it_is_read(written: dict[str, object]) -> None:
     with pytest.raises(ArtifactError):
         StructuralDiff.from_json(written)

@@ -41,9 +41,9 @@ def test_a_lineage_is_only_what_the_manifests_share(a: tuple[str, ...], b: tuple
 
 def test_two_models_without_a_common_run_are_called_separate_unless_both_came_from_one_source() -> None:
     one, other = {"model": "net.py:build", "checkpoint": None}, {"model": "net.py:small", "checkpoint": None}
-    assert "separate models" in lineage_sentence(one, other)
-    assert "separate models" in lineage_sentence(one, one | {"checkpoint": "weights.pt"})
-    assert "separate models" in lineage_sentence({}, {})
+    assert "no common run" in lineage_sentence(one, other)
+    assert "no common run" in lineage_sentence(one, one | {"checkpoint": "weights.pt"})
+    assert "no common run" in lineage_sentence({}, {})
     assert lineage_sentence(one, one) == " Both were made from net.py:build."
 
 
@@ -106,4 +106,4 @@ def test_a_comparison_of_models_whose_answer_depends_on_the_batch_takes_samples_
     samples, notes, free_batch = read_twice(tmp_path, Centred(), torch.randn(6, 4), None)
     assert len(samples.batches) == 6
     assert not free_batch
-    assert len([note for note in notes if "depend on the rest of its batch" in note]) == 1
+    assert len([note for note in notes if "depend on the other samples of its batch" in note]) == 1

@@ -174,7 +174,7 @@ def test_what_is_inside_the_teacher_is_learnt_and_leaves_nothing_in_the_artifact
     assert report.after is not None
     assert report.after.params == 218
     assert report.training is not None
-    assert "features are learnt too" in (report.training.teacher_outputs or "")
+    assert "feature distillation needs its activations too" in (report.training.teacher_outputs or "")
 
 
 def test_a_live_teacher_and_student_are_copied_and_the_student_travels_as_a_program(
@@ -223,7 +223,7 @@ def test_a_loss_that_is_no_number_ends_the_training_with_the_weights_from_before
         ({"student": "students.py:nothing"}, ModelError, "the student"),
         ({"data": "students.py:mislabelled"}, DataError, "label 10 is out of range"),
         ({"output_loss": "dkd", "data": "students.py:unlabelled"}, DataError, "hinton"),
-        ({"features": "minilm"}, OmgoptimError, "no queries, keys and values"),
+        ({"features": "minilm"}, OmgoptimError, "no query, key and value layers"),
     ],
 )
 def test_bad_input_is_refused_before_training_and_leaves_no_artifact(

@@ -57,7 +57,7 @@ def test_the_target_is_met_and_the_artifact_holds_thin_layers(dense: Path) -> No
     assert report.training is not None
     assert {point.path for point in report.sensitivity} >= {"1", "3"}
     recipe = json.loads((folder / "recipe.json").read_text())["recipe"]
-    assert recipe["surgery"]["blocks"]["3"]["kind"] == "LowRankLinear"
+    assert recipe["structural_diff"]["blocks"]["3"]["kind"] == "LowRankLinear"
     image = torch.zeros(2, 1, 8, 8)
     with torch.no_grad():
         assert torch.allclose(omgoptim.open_artifact(folder)(image), module(image), atol=1e-5)

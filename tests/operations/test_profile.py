@@ -77,7 +77,7 @@ def test_data_that_raises_in_the_middle_shows_its_own_error(project: Path) -> No
 def test_a_live_module_in_training_mode_is_measured_in_eval_mode_and_that_is_said(project: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 3)).train()
     report = omgoptim.profile(module, inputs=["1x1x8x8"], timing="quick", samples=8)
-    assert any("came in training mode; it has Dropout" in warning for warning in report.warnings)
+    assert any("was in training mode and has Dropout" in warning for warning in report.warnings)
     assert module.training
     again = omgoptim.profile(module.eval(), inputs=["1x1x8x8"], timing="quick", samples=8)
     assert not any("training mode" in warning for warning in again.warnings)

@@ -119,6 +119,6 @@ def test_a_session_bound_to_a_device_gives_what_the_plain_one_gives(tmp_path: Pa
 
 
 def test_tensorrt_is_for_gpus_and_says_what_to_install() -> None:
-    assert engine_named("tensorrt").missing("cpu") == "TensorRT runs on CUDA devices only: ask for device cuda"
+    assert engine_named("tensorrt").missing("cpu") == "TensorRT needs device cuda"
     if "TensorrtExecutionProvider" not in __import__("onnxruntime").get_available_providers():
         assert "pip install onnxruntime-gpu" in str(engine_named("tensorrt").missing("cuda"))

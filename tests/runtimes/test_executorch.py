@@ -245,7 +245,7 @@ def test_a_layer_that_is_ignored_stays_in_float_and_an_unknown_name_is_refused(
     outcome, program = lowered(mixed, Static(ignore=["head"]), tmp_path)
     assert {layer.path: layer.dtype for layer in lowered_layers(program)} == {"conv": "int8", "head": "float32"}
     assert [skip.path for skip in outcome.skipped] == ["head"]
-    with pytest.raises(NoLayerChanged, match="'haed' names no layer"):
+    with pytest.raises(NoLayerChanged, match="'haed' matches no layer"):
         lower(mixed, Static(ignore=["haed"]), tmp_path / "other.pte")
 
 

@@ -220,7 +220,7 @@ def test_submodules_named_by_keywords_of_python_are_exported_to_onnx_and_refused
     )
     with pytest.raises(TechniqueError, match=r"\.pt2") as error:
         export_pt2(module, {"x": X}, signature, tmp_path / "model.pt2")
-    assert "'heads.in.weight' has a keyword of Python as a name" in error.value.why
+    assert "'heads.in.weight' contains a Python keyword" in error.value.why
     assert not (tmp_path / "model.pt2").exists()
 
 

@@ -88,7 +88,7 @@ def test_a_module_of_another_architecture_is_refused_by_keys_or_by_shapes() -> N
     state = state_of(built("head", 1))
     with pytest.raises(KeyError, match=r"missing \['bias', 'weight'\]"):
         load_state(built("linear", 1), state)
-    with pytest.raises(RuntimeError, match=r"bias is \(1,\), and the module's is \(2,\)"):
+    with pytest.raises(RuntimeError, match=r"bias has shape \(1,\), the module's has \(2,\)"):
         load_state(built("linear", 1), {"weight": torch.zeros(2, 3), "bias": torch.zeros(1)})
 
 

@@ -47,7 +47,7 @@ def test_a_survey_counts_once_and_shows_every_target() -> None:
 
 def test_train_data_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omgoptim.training.batches.MOST_BATCHES", 50)
-    with pytest.raises(DataError, match="the training data does not end"):
+    with pytest.raises(DataError, match="the training data is endless"):
         batches(itertools.repeat((X[:4], Y[:4]))).survey(4, 0, lambda _target: None)
 
 
@@ -75,5 +75,5 @@ def test_targets_become_tensors_where_they_are_numbers() -> None:
     boxes = [{"boxes": 1}, {"boxes": 2}]
     assert as_target(boxes, 2) is boxes
     assert as_target(["a", "b"], 2) == ["a", "b"]
-    with pytest.raises(DataError, match="target of length 3"):
+    with pytest.raises(DataError, match="target with 3 rows"):
         as_target([1, 2, 3], 2)

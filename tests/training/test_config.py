@@ -176,6 +176,6 @@ def test_a_plan_is_the_request_with_its_defaults_filled_in() -> None:
     request = PruneRequest(model="net.py:build", optimizer="sgd", train_batch=7, lr_schedule="linear", accumulate=2)
     config = TrainingConfig.of(request, epochs=3, device="cpu", seed=5)
     assert (config.epochs, config.batch, config.seed, config.learning_rate) == (3, 7, 5, LEARNING_RATES["sgd"])
-    assert config.summary == "sgd, learning rate 0.01, linear, 2 batches a step"
+    assert config.summary == "sgd, learning rate 0.01, linear, 2 batches per step"
     given = TrainingConfig.of(PruneRequest(model="net.py:build", learning_rate=0.3), 1, "cpu", 0)
     assert given.learning_rate == 0.3

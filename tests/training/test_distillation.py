@@ -211,4 +211,4 @@ def test_scores_beside_boxes_in_pixels_are_learnt_as_much_as_the_boxes(main: boo
         student[:, channel] += spreads[channel]
         distances.append(float(loss.soft(wrapped(student), wrapped(teacher))))
     assert distances == pytest.approx([1 / 6] * 6, rel=0.1)  # one standard deviation wrong in one of six channels
-    assert ("each entry in units of its own spread" in loss.name) == main
+    assert ("each column divided by its own standard deviation" in loss.name) == main

@@ -82,7 +82,7 @@ def test_a_teacher_is_asked_once_about_each_sample_and_the_student_learns_the_sa
 ) -> None:
     teacher, student = Counted(net(seed=1)).eval(), net()
     fitted = distilled(teacher, student)
-    assert fitted.teacher_outputs == "computed once for 96 samples and kept (1.15 kB)"
+    assert fitted.teacher_outputs == "computed once for 96 samples and cached (1.15 kB)"
     assert teacher.calls == 1 + 1 + 1 + 6  # settled on, tried, one example, one pass of six batches
     monkeypatch.setattr(training_state, "cache_outputs", lambda *_: (None, "computed for every batch"))
     again, other = Counted(net(seed=1)).eval(), net()
@@ -97,12 +97,12 @@ def test_what_is_done_with_the_teachers_outputs_is_said() -> None:
     def words(**more: Any) -> str | None:
         return distilled(net(seed=1), net(), **more).teacher_outputs
 
-    assert words(config=TrainingConfig(epochs=1, batch=16)) == "computed for every batch: there is one epoch"
+    assert words(config=TrainingConfig(epochs=1, batch=16)) == "computed for every batch: there is only one epoch"
     assert words(alpha=1.0) is None
     student = net()
     features = features_of("fitnets", student, net(seed=1, width=8), X[:4])
     fitted = distilled(net(seed=1, width=8), student, features=features)
-    assert fitted.teacher_outputs == "computed for every batch: features are learnt too"
+    assert fitted.teacher_outputs == "computed for every batch: feature distillation needs its activations too"
     assert fit(net(), batches_of(net(), X, Y), cross_entropy(net(), X, Y), PLAN, None).teacher_outputs is None
 
 
@@ -284,7 +284,7 @@ def test_a_distillation_killed_in_its_second_epoch_ends_with_the_same_bits(
 
 def test_a_finished_distillation_says_what_it_did_without_doing_it_again(tmp_path: Path) -> None:
     first, _, _ = cut_distillation(tmp_path, "outputs")
-    assert first.teacher_outputs == "computed once for 48 samples and kept (576 bytes)"
+    assert first.teacher_outputs == "computed once for 48 samples and cached (576 bytes)"
     again, _, _ = cut_distillation(tmp_path, "outputs", killed_pass=2)  # one pass to count, and no other
     assert again.teacher_outputs == first.teacher_outputs
 

@@ -332,10 +332,10 @@ def test_alpha_weighs_targets_against_the_teacher() -> None:
 
 def test_nothing_to_train_and_nothing_to_learn_from_are_refused() -> None:
     module = net()
-    with pytest.raises(TechniqueError, match="nothing to learn from"):
+    with pytest.raises(TechniqueError, match="neither a target nor a teacher"):
         fit(module, batches_of(module, X, None), None, PLAN, None)
     module.requires_grad_(False)
-    with pytest.raises(TechniqueError, match="nothing to train"):
+    with pytest.raises(TechniqueError, match="no trainable parameter"):
         trained(module)
 
 

@@ -92,7 +92,7 @@ def test_targets_of_far_different_scales_each_count_in_units_of_their_own_spread
     spreads = torch.tensor([100.0, 100.0, 0.1])
     outputs = drawn(400, 3).detach() * spreads
     loss = of(outputs, outputs)
-    assert loss.name == "mean squared error, each entry in units of its own spread"
+    assert loss.name == "mean squared error, each column divided by its own standard deviation"
     errors = []
     for column, spread in enumerate((100.0, 100.0, 0.1)):
         wrong = outputs.clone()
@@ -105,7 +105,7 @@ def test_a_label_out_of_range_is_said_with_the_range(of: Callable[..., Loss]) ->
     labels = torch.tensor([0, 10])
     with pytest.raises(DataError, match="label 10 is out of range") as error:
         of(drawn(2, 10), labels)
-    assert "10 classes, so labels are 0 to 9" in error.value.why
+    assert "10 classes, so labels must be 0 to 9" in error.value.why
     loss = of(drawn(2, 10), torch.tensor([0, 9]))
     with pytest.raises(DataError, match="label -1 "):
         loss.check(torch.tensor([-1, -100]))

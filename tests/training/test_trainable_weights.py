@@ -171,7 +171,7 @@ def test_full_and_none_change_nothing_but_what_is_trained() -> None:
     with recovering(module, "none"):
         assert not any(parameter.requires_grad for parameter in module.parameters())
     assert [p.requires_grad for p in module.fc.parameters()] == [True, False]
-    with pytest.raises(RequestError, match="full, lora, none"), recovering(module, "partial"):
+    with pytest.raises(RequestError, match="full, lora or none"), recovering(module, "partial"):
         pass
 
 

@@ -188,7 +188,7 @@ def test_an_artifact_without_this_users_seal_runs_nothing_unless_it_is_trusted(
     (project / "net.py").write_text(f"open({str(mark)!r}, 'w').close()\n{net}")
     rewritten(project / "small", "manifest.json", lambda record: record.update(origin=origin))
     for said in refused(project / "small"):
-        assert "was not made by you, and opening it runs code" in said
+        assert "was not created by this user, and opening it runs code" in said
         assert "calls 'net.py:Net'" in said
         assert "`trust_artifact=True`" in said
         assert "trust=True)" in said
@@ -202,7 +202,7 @@ def test_an_artifact_of_another_user_runs_nothing_unless_it_is_trusted(
 ) -> None:
     monkeypatch.setenv("OMGOPTIM_STATE_DIR", str(tmp_path / "another-user"))
     for said in refused(project / "small"):
-        assert "was not made by you" in said
+        assert "was not created by this user" in said
     make(project / "mine", Recipe("callable", "net.py:Net", {}, str(project)))
     assert omgoptim.open_artifact("mine")(X).shape == (2, 2)
     assert omgoptim.open_artifact("small", trust=True)(X).shape == (2, 2)
@@ -215,7 +215,7 @@ def test_one_changed_byte_in_any_file_is_refused(project: Path, name: str) -> No
     text[text.index(b"net.py") if name == "recipe.json" else len(text) // 2] ^= 1
     path.write_bytes(text)
     for said in refused(project / "small"):
-        assert "damaged" in said or "not an artifact" in said or "was not made by you" in said
+        assert "damaged" in said or "not an artifact" in said or "was not created by this user" in said
 
 
 def test_what_a_recipe_says_of_its_own_rights_grants_nothing(project: Path, tmp_path: Path, mark: Path) -> None:
@@ -228,7 +228,7 @@ def test_what_a_recipe_says_of_its_own_rights_grants_nothing(project: Path, tmp_
 
     rewritten(project / "small", "recipe.json", widen)
     for said in refused(project / "small"):
-        assert "was not made by you" in said
+        assert "was not created by this user" in said
     for said in refused(project / "small", trust=True):
         assert "outside the project" in said
     rewritten(project / "small", "recipe.json", lambda record: record["recipe"].update(spec="evil.py:Net"))
@@ -288,7 +288,7 @@ def test_a_callable_that_the_project_does_not_define_is_never_called(project: Pa
     kwargs = payloads(project, mark)[spec]
     with pytest.raises(RequestError, match="is not code of the project") as error:
         load_source(spec, PathPolicy(project), kwargs=kwargs)
-    assert "write a function in a file of yours" in error.value.fix
+    assert "call it in a function of the project" in error.value.fix
     make(project / "recipe", Recipe("callable", spec, kwargs, str(project)))
     for said in (*refused(project / "recipe"), *refused(project / "recipe", trust=True)):
         assert "is not code of the project" in said
@@ -355,7 +355,7 @@ def test_a_recipe_of_a_model_library_is_refused_as_every_other_that_runs_code(pr
     rewritten(project / kind, "manifest.json", lambda record: record.pop("origin"))
     for said in refused(project / kind):
         assert f"with {kind}" in said
-        assert "was not made by you" in said
+        assert "was not created by this user" in said
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ WRONG_RECIPES: list[dict[str, Any]] = [
     {"kwargs": []},
     {"limit_s": True},
     {"limit_s": -1},
-    {"surgery": [1]},
+    {"structural_diff": [1]},
     {"further": 1},
     {"kind": "pt2"},
 ]
@@ -561,7 +561,7 @@ def test_an_agent_can_neither_open_a_foreign_artifact_nor_allow_itself_to(projec
     trust, module, plain = anyio.run(answers)
     assert "'trust_artifact' cannot be given to a tool" in trust["error"]["what"]
     assert "'allow_module' cannot be given to a tool" in module["error"]["what"]
-    assert "was not made by you" in plain["error"]["what"]
+    assert "was not created by this user" in plain["error"]["what"]
 
 
 def test_no_tool_takes_what_is_the_users_to_grant() -> None:

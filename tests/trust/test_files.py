@@ -435,7 +435,7 @@ def test_an_onnx_file_whose_weights_lie_outside_its_folder_is_refused_by_every_r
         *(lambda engine=engine: ENGINES[engine].open(program, signature, settings) for engine in PROGRAM_ENGINES),
     ]
     for reader in readers:
-        with pytest.raises(ModelError, match="it names a file outside its folder for its weights"):
+        with pytest.raises(ModelError, match="its external data lies outside its folder"):
             reader()
 
 

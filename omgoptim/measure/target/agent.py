@@ -108,7 +108,7 @@ class Agent:
         scratch = Path(payload)
         if sha256(scratch) != digest:
             raise ArtifactError(
-                "a file was changed on its way to the target",
+                "a file was corrupted on its way to the target",
                 f"its sha256 is not {digest}",
                 "start the run again; if the error comes back, check the disk and the memory of the target",
             )

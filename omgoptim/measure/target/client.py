@@ -25,7 +25,7 @@ from omgoptim.runtimes import engine_named
 T = TypeVar("T")
 
 MOST_LOSSES = 5
-"""Lost connections during one launch or evaluation after which it is given up."""
+"""Lost connections during one launch or evaluation after which it is given up. Chosen: patience against hanging."""
 POLL_S = 1.0
 """Seconds between two attempts to connect or to take the lock."""
 
@@ -87,7 +87,7 @@ class Target:
             raise SetupError(
                 f"the connection to {self.address} ended",
                 str(lost),
-                "keep the target awake and its ssh server up (ssh to it and wait a minute), then start the run again",
+                "check that the target stays awake and its ssh server running, then start the run again",
             ) from None
         except OmgoptimError:
             self.connection.close()
@@ -216,8 +216,8 @@ class Target:
         if engine_named(str(record["runtime"])).runs == "module":
             raise SetupError(
                 f"artifact {folder} cannot be measured on a target",
-                f"it runs on {record['runtime']}: torch, the model's code and its packages are not sent there",
-                "quantize for runtime onnxruntime or openvino",
+                f"it needs runtime {record['runtime']}: torch and the model's code are not copied to a target",
+                "use runtime onnxruntime or openvino",
             )
         opened = {name: entry for name, entry in record["files"].items() if not entry.get("beside") or name == CHECK}
         record = {name: value for name, value in record.items() if name != SEAL}

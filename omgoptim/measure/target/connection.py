@@ -45,7 +45,7 @@ PING_S = 5.0
 SPACE_BYTES = 64 * 2**20
 """Minimum free space, for the package and buffered results."""
 MOST_BANNER_LINES = 1000
-"""Lines that a login shell may print before the agent's answer."""
+"""Lines that a login shell may print before the agent's answer. Chosen: a safeguard."""
 
 
 class TargetLost(Exception):
@@ -73,7 +73,7 @@ class Connection:
             )  # fmt: skip
         except OSError as error:
             self._scratch.cleanup()
-            raise SetupError("ssh cannot be started", str(error), "install OpenSSH's client") from None
+            raise SetupError("ssh cannot be started", str(error), "install the OpenSSH client") from None
         self._threads = [threading.Thread(target=task, daemon=True) for task in (self._read, self._log_stderr)]
         for thread in self._threads:
             thread.start()
@@ -111,7 +111,7 @@ class Connection:
             self._frames.put(None)
             raise TargetLost(self._last_lines())
         if "failure" in frame:
-            raise OSError(f"data from {self.address} cannot be stored: {frame['failure']}")
+            raise OSError(f"a file cannot be stored on {self.address}: {frame['failure']}")
         if "error" in frame:
             error = OmgoptimError.from_dict(frame["error"])
             raise type(error)(f"{error.what} (on {self.address})", error.why, error.fix, error.log)
@@ -146,14 +146,14 @@ class Connection:
         if hello.get("refused") == "python":
             oldest = ".".join(map(str, OLDEST))
             found = (
-                f"it has {hello['found']}, too old"
+                f"found {hello['found']}, which is too old"
                 if hello["found"]
-                else "no Python is on the PATH of a non-interactive shell there"
+                else "no Python is on the PATH of its non-interactive shell"
             )
             raise SetupError(
                 f"{self.address} has no Python {oldest} or newer",
-                f"{found} ({hello['uname']}); omgoptim measures there with Python, numpy and an engine",
-                f"install Python {oldest} or newer there as python3",
+                f"{found} ({hello['uname']}); measuring needs Python, numpy and an engine on the target",
+                f"install Python {oldest} or newer as python3 on the target",
             )
         if hello.get("refused") == "disk" or hello["free"] < SPACE_BYTES:
             why = hello.get("found") or f"{hello['free'] / 2**20:.0f} MiB are free in {hello['cache']}"
@@ -163,7 +163,7 @@ class Connection:
                 self._send_package(package)
             self.receive()
         except TargetLost as lost:
-            raise SetupError(f"{self.address} cannot be used", str(lost), "read what it printed in the log") from None
+            raise SetupError(f"{self.address} cannot be used", str(lost), "the run's log has its output") from None
 
     def _send_package(self, package: MeasuringPackage) -> None:
         if self._process.stdin is None:
@@ -179,8 +179,8 @@ class Connection:
         return SetupError(
             f"{self.address} cannot be reached",
             why,
-            f"make this work in a shell: {command} (log in with a key that needs no prompt; accept a "
-            "new host's key by connecting once by hand)",
+            f"make this command work without a prompt: {command} (use a key without passphrase or an agent; connect "
+            "once by hand to accept the host key)",
         )
 
     def _last_lines(self) -> str:

@@ -42,7 +42,7 @@ def read_frame(stream: BinaryIO, scratch: Path) -> dict[str, Any] | None:
         return None
     record = json.loads(line)
     if not isinstance(record, dict):
-        raise ValueError("it holds no object")
+        raise ValueError("it is not a JSON object")
     left = int(record.pop(SIZE, -1))
     if left < 0:
         return record

@@ -48,7 +48,7 @@ def packages_folder() -> str:
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def look_at(connection: Connection) -> Machine:
+def describe_machine(connection: Connection) -> Machine:
     """Describe a target without changing it."""
     return _machine(connection.request("machine"), _versions(connection))
 
@@ -83,11 +83,11 @@ def prepare_machine(connection: Connection, runtime: str) -> tuple[Machine, list
             python = record["python"]
             raise SetupError(
                 f"{connection.address} lacks {' and '.join(missing)}",
-                f"{record['uname']}, Python {record['python_version']}: {problem or 'it does not import there'}",
-                f"run there: {python} -m pip install {' '.join(missing)}",
+                f"{record['uname']}, Python {record['python_version']}: {problem or 'the import failed'}",
+                f"run on the target: {python} -m pip install {' '.join(missing)}",
             )
     notes = [
-        f"{name} was not measured: {connection.address} lacks it, and it could not be installed there"
+        f"{name} was not measured: it is not installed on {connection.address}, and installing it failed"
         for name in engines
         if found.get(name) is None
     ]
@@ -124,9 +124,7 @@ def _install(connection: Connection, record: dict[str, Any], names: list[str]) -
         return None
     here, there = platform_key(), [*record["platform"], ".".join(record["python_version"].split(".")[:2])]
     if here != there:
-        return (
-            f"pip there: {failed}; packages of this machine are for {' '.join(here)}, the target is {' '.join(there)}"
-        )
+        return f"pip on the target: {failed}; packages here are for {' '.join(here)}, the target is {' '.join(there)}"
     try:
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "packages.tar"
@@ -135,5 +133,5 @@ def _install(connection: Connection, record: dict[str, Any], names: list[str]) -
             connection.request("put", archive, digest=digest)
             connection.request("unpack", digest=digest, wanted=packages_folder())
     except (OmgoptimError, OSError) as error:
-        return f"pip there: {failed}; copying from this machine: {error}"
+        return f"pip on the target: {failed}; copying from this machine: {error}"
     return None

@@ -20,7 +20,7 @@ MOST_BYTES = 4 * 2**30
 """Bound of the contents, the size of some ten large models; the least recently used go first."""
 
 KEPT = 3
-"""Versions of the measuring package and sets of packages that are kept, for runs of several omgoptim versions."""
+"""Versions of the measuring package, and sets of packages, that are kept. Chosen by disk space."""
 
 LOCK = "measuring.lock"
 
@@ -97,10 +97,10 @@ class Store:
             try:
                 record = json.loads(note.read_text(encoding="utf-8"))
                 return (
-                    f"{record['holder']} has been measuring there for {max(0.0, time.time() - record['since']):.0f} s"
+                    f"{record['holder']} has been measuring on it for {max(0.0, time.time() - record['since']):.0f} s"
                 )
             except (OSError, ValueError, KeyError, TypeError):
-                return "another run is measuring there"
+                return "another run is measuring on it"
         self._measuring = taken
         note.write_text(json.dumps({"holder": holder, "since": time.time()}), encoding="utf-8")
         return None
@@ -123,7 +123,7 @@ class Store:
         """
         other = self.hold("doctor")
         if other is not None:
-            raise SetupError("the target is in use", other, "wait until that run is done")
+            raise SetupError("the target is in use", other, "wait until that run has finished")
         size = self.size_bytes()
         shutil.rmtree(self.folder, ignore_errors=True)
         return size

@@ -27,7 +27,7 @@ from omgoptim.models._pt2.validators import Validator
 
 ALTERNATIVES = (
     "give the model's source (file.py:callable) and its weights as a checkpoint, or the model as ONNX; "
-    "a program that is yours can be exported again with torch.export.save"
+    "or, if it is your own program, export it again with torch.export.save"
 )
 ROOT = "model"
 """Folder of the archive, as torch.export.save names it."""
@@ -64,7 +64,7 @@ def open_pt2(path: Path) -> nn.Module:
             checked = _checked_copy(archive)
     except RejectedProgram as refused:
         raise ModelError(
-            f"{path.name} is not opened: it contains more than the tensors and operators of a model",
+            f"{path.name} is not opened: it contains more than a model's tensors and operators",
             f"{refused.where}: {refused.why}",
             ALTERNATIVES,
         ) from refused
@@ -122,24 +122,24 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     found: dict[str, zipfile.ZipInfo] = {}
     listed = archive.infolist()
     if not listed or len(listed) > MAX_MEMBERS:
-        raise RejectedProgram("the archive", f"it has {len(listed)} members")
+        raise RejectedProgram("the archive", f"it has {len(listed)} entries; 1 to {MAX_MEMBERS} are allowed")
     folder = listed[0].filename.partition("/")[0]
     for member in listed:
         root, _, name = member.filename.partition("/")
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            raise RejectedProgram(_short(member.filename), "it is compressed, and torch.export.save compresses nothing")
+            raise RejectedProgram(_short(member.filename), "it is compressed, which torch.export.save never does")
         if not name or root != folder or ".." in name.split("/") or "\\" in name or not name.isprintable():
             if member.filename == "version" or member.filename.startswith("serialized_"):
                 raise RejectedProgram(
-                    member.filename, "the file is of the format before torch 2.9, whose weights are pickles"
+                    member.filename, "the file has the format of torch before 2.9, which stores weights as pickles"
                 )
-            raise RejectedProgram(_short(member.filename), "an exported program has no member of this name")
+            raise RejectedProgram(_short(member.filename), "exported programs have no entry of this name")
         if name in found:
-            raise RejectedProgram(_short(name), "it is there twice")
+            raise RejectedProgram(_short(name), "it occurs twice")
         found[name] = member
     size = archive.fp.seek(0, io.SEEK_END) if archive.fp is not None else 0
     if sum(member.file_size for member in listed) > size:
-        raise RejectedProgram("the archive", "its members overlap")
+        raise RejectedProgram("the archive", "its entries overlap")
     return found
 
 
@@ -149,7 +149,7 @@ def _refuse_other_formats(archive: zipfile.ZipFile, members: dict[str, zipfile.Z
         if name.startswith(("data/weights/", "data/constants/")):
             if not TENSOR_FILE.fullmatch(name) and name not in CONFIGS.values():
                 raise RejectedProgram(
-                    _short(name), "it is a pickle or an object of a custom class, and only plain tensors are read"
+                    _short(name), "it is a pickle or an object of a custom class; only plain tensors are allowed"
                 )
         elif name.startswith("data/aotinductor/"):
             raise RejectedProgram(_short(name), "it is compiled code")
@@ -157,21 +157,21 @@ def _refuse_other_formats(archive: zipfile.ZipFile, members: dict[str, zipfile.Z
             if member.file_size > 1000:
                 raise RejectedProgram(_short(name), "it is too long")
         elif name not in (MODEL, INPUTS) and not name.startswith("extra/"):
-            raise RejectedProgram(_short(name), "torch.export.save writes no member of this name")
+            raise RejectedProgram(_short(name), "torch.export.save writes no entry of this name")
     for name, value in (FORMAT, VERSION):
         if name not in members:
             raise RejectedProgram(name, "it is missing: torch.export.save of torch 2.9 or later did not write the file")
         if archive.read(members[name]).strip() != value:
-            raise RejectedProgram(name, f"it is another than {value.decode()!r}, which is read here")
+            raise RejectedProgram(name, f"it differs from the supported {value.decode()!r}")
     if "byteorder" in members and archive.read(members["byteorder"]).strip() != b"little":
-        raise RejectedProgram("byteorder", "numbers in another byte order are not read")
+        raise RejectedProgram("byteorder", "this byte order is not supported")
 
 
 def _json(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], name: str, check: Validator) -> dict[str, Any]:
     if name not in members:
         raise RejectedProgram(name, "it is missing")
     if members[name].file_size > MAX_JSON_BYTES:
-        raise RejectedProgram(name, f"it has {members[name].file_size} bytes")
+        raise RejectedProgram(name, f"it is too large ({members[name].file_size} bytes)")
     try:
         value = json.loads(archive.read(members[name]).decode())
     except ValueError as error:
@@ -186,18 +186,18 @@ def _check_tensors(config: dict[str, Any], folder: str, members: dict[str, zipfi
         where = _short(f"{CONFIGS[folder]}[{name!r}]")
         meta = entry.get("tensor_meta")
         if entry.get("use_pickle") is not False or meta is None:
-            raise RejectedProgram(where, "it is a pickle; plain tensors are read")
+            raise RejectedProgram(where, "it is a pickle; only plain tensors are allowed")
         file = folder + entry.get("path_name", "")
         if not TENSOR_FILE.fullmatch(file) or file not in members:
-            raise RejectedProgram(where, f"its file {file[:80]!r} is not there")
+            raise RejectedProgram(where, f"its file {file[:80]!r} is missing")
         sizes = [size["as_int"] for size in meta["sizes"]]
         strides = [stride["as_int"] for stride in meta["strides"]]
         first = meta["storage_offset"]["as_int"]
         if len(sizes) != len(strides) or min([first, *sizes, *strides]) < 0:
-            raise RejectedProgram(where, "its shape is not one")
+            raise RejectedProgram(where, "its shape is not valid")
         numbers = 0 if 0 in sizes else 1 + first + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
         if numbers * ITEM_BYTES.get(meta["dtype"], 2**40) > members[file].file_size:
-            raise RejectedProgram(where, f"its shape {sizes[:8]} is more than its {members[file].file_size} bytes")
+            raise RejectedProgram(where, f"its shape {sizes[:8]} needs more than its {members[file].file_size} bytes")
 
 
 def _check_example_inputs(data: bytes) -> None:
@@ -210,15 +210,15 @@ def _check_example_inputs(data: bytes) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as inner:
             if any(member.file_size != member.compress_size for member in inner.infolist()):
-                raise RejectedProgram(INPUTS, "a part of it is compressed, and torch.save compresses nothing")
+                raise RejectedProgram(INPUTS, "an entry is compressed, which torch.save never does")
             if sum(member.file_size for member in inner.infolist()) > len(data):
-                raise RejectedProgram(INPUTS, "its members overlap")
+                raise RejectedProgram(INPUTS, "its entries overlap")
         torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except RejectedProgram:
         raise
     except pickle.UnpicklingError as error:
         raise RejectedProgram(
-            INPUTS, "the example inputs are a pickle of more than tensors, which would run code"
+            INPUTS, "the example inputs are a pickle of more than tensors, and opening it would run code"
         ) from error
     except Exception as error:  # damaged in any way: torch's reader raises kinds of its own
         raise RejectedProgram(INPUTS, "the example inputs cannot be read") from error

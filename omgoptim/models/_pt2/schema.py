@@ -54,9 +54,9 @@ def tree(root: str) -> Validator:
         try:
             version, tree = json.loads(value)
         except (ValueError, TypeError) as error:
-            raise RejectedProgram(where, "it is not a structure of inputs or outputs") from error
+            raise RejectedProgram(where, "it is not a pytree of inputs or outputs") from error
         if version != 1:
-            raise RejectedProgram(where, "its structure is of another version")
+            raise RejectedProgram(where, "its pytree has an unsupported version")
         return json.dumps([1, _node(tree, where, 0, () if root == "inputs" else (None,))])
 
     return check
@@ -68,15 +68,15 @@ def _node(value: Any, where: str, depth: int, place: tuple[int | None, ...]) -> 
         return dict(LEAF)
     kind, context, children = (mapping(value, where).get(part) for part in LEAF)
     if depth > PYTREE_DEPTH or not isinstance(children, list) or not isinstance(context, str):
-        raise RejectedProgram(where, "its structure is not understood")
+        raise RejectedProgram(where, "its pytree is not valid")
     if kind not in CONTAINERS and not _is_output_record(kind):
         raise RejectedProgram(
-            where, f"inputs or outputs in a {str(kind)[:80]!r}: tuples, lists and dictionaries are read"
+            where, f"inputs or outputs are in a {str(kind)[:80]!r}: only tuples, lists and dictionaries are supported"
         )
     try:
         keys = json.loads(context)
     except ValueError as error:
-        raise RejectedProgram(where, "its structure is not understood") from error
+        raise RejectedProgram(where, "its pytree is not valid") from error
     for key in keys if isinstance(keys, list) else [keys]:
         if place == (1,) and kind == "builtins.dict":
             name(key, f"{where}: a keyword argument")
@@ -233,7 +233,7 @@ _CALL = object_of(
 def _schema_version(value: Any, where: str) -> Any:
     version = object_of(major=integer, minor=integer)(value, where)
     if version.get("major") != SCHEMA_MAJOR:
-        raise RejectedProgram(where, f"it is of schema version {version.get('major')}, and {SCHEMA_MAJOR} is read")
+        raise RejectedProgram(where, f"its schema version is {version.get('major')}, not {SCHEMA_MAJOR}")
     return version
 
 

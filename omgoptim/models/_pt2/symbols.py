@@ -60,7 +60,7 @@ def check_expression(value: Any, where: str) -> str:
     except (SyntaxError, ValueError, MemoryError) as error:
         raise RejectedProgram(where, f"{value[:80]!r} is not a symbolic expression") from error
     if _bits(tree.body, where) > MAX_BITS:
-        raise RejectedProgram(where, f"{value[:80]!r} would be an enormous number")
+        raise RejectedProgram(where, f"{value[:80]!r} would be too large a number")
     return value
 
 
@@ -84,7 +84,7 @@ def _bits(node: ast.expr, where: str) -> int:
         return max(_bits(part, where) for part in node.values)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return _call(node, node.func.id, where)
-    raise RejectedProgram(where, f"a symbolic expression with {ast.unparse(node)[:80]!r} in it")
+    raise RejectedProgram(where, f"a symbolic expression contains the unsupported {ast.unparse(node)[:80]!r}")
 
 
 def _call(node: ast.Call, function: str, where: str) -> int:
@@ -93,11 +93,11 @@ def _call(node: ast.Call, function: str, where: str) -> int:
     if function in NUMBERS:
         return _number(node, where)
     if function not in FUNCTIONS or node.keywords:
-        raise RejectedProgram(where, f"a symbolic expression that calls {function[:80]!r}")
+        raise RejectedProgram(where, f"a symbolic expression calls {function[:80]!r}, which is not allowed")
     sizes = [_bits(argument, where) for argument in node.args]
     if function in POWERS:
         if len(sizes) != 2:
-            raise RejectedProgram(where, f"{function} of {len(sizes)} arguments")
+            raise RejectedProgram(where, f"{function} is called with {len(sizes)} arguments")
         return _limited(sizes[0] * _exponent(node.args[1], where), where)
     return _limited(sum(sizes), where)
 
@@ -106,9 +106,9 @@ def _symbol(node: ast.Call, where: str) -> int:
     named = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
     plain = all(isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool) and k.arg for k in node.keywords)
     if len(node.args) != 1 or not plain or not named or not isinstance(named[0], str):
-        raise RejectedProgram(where, "a symbol that is not understood")
+        raise RejectedProgram(where, "it contains a malformed symbol")
     if not SYMBOL.fullmatch(named[0]):
-        raise RejectedProgram(where, f"a symbol named {named[0][:80]!r}")
+        raise RejectedProgram(where, f"it contains a symbol with the invalid name {named[0][:80]!r}")
     return 64
 
 
@@ -121,10 +121,10 @@ def _number(node: ast.Call, where: str) -> int:
             exponent = value.partition("e")[2]
             value = float(value) if re.fullmatch(r"[-+]?\d{1,3}|", exponent) else None
         if not isinstance(value, (int, float)):
-            raise RejectedProgram(where, "a number that is not understood")
+            raise RejectedProgram(where, "it contains a malformed number")
         bits += value.bit_length() if isinstance(value, int) else 64
     if any(k.arg != "precision" or not _literal(k.value, 200) for k in node.keywords):
-        raise RejectedProgram(where, "a number that is not understood")
+        raise RejectedProgram(where, "it contains a malformed number")
     return _limited(max(64, bits), where)
 
 
@@ -144,7 +144,7 @@ def _exponent(node: ast.expr, where: str) -> int:
         return _literal(node, 64)
     elif isinstance(node, ast.Name) and FREE_SYMBOL.fullmatch(node.id):
         return 1
-    raise RejectedProgram(where, "the exponent of a power is not a small number")
+    raise RejectedProgram(where, "the exponent of a power is not a small constant")
 
 
 def _literal(node: ast.expr, limit: int) -> int:
@@ -158,5 +158,5 @@ def _literal(node: ast.expr, limit: int) -> int:
 
 def _limited(bits: int, where: str) -> int:
     if bits > MAX_BITS:
-        raise RejectedProgram(where, "a symbolic expression whose value would be an enormous number")
+        raise RejectedProgram(where, "the value of a symbolic expression would be too large")
     return bits

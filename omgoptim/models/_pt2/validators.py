@@ -84,7 +84,7 @@ def one_of(**kinds: Validator) -> Validator:
     def check(value: Any, where: str) -> dict[str, Any]:
         names = list(mapping(value, where))
         if len(names) != 1 or names[0] not in kinds:
-            raise RejectedProgram(where, f"its kind is unknown: {', '.join(names)[:80]!r}")
+            raise RejectedProgram(where, f"it is of an unknown kind: {', '.join(names)[:80]!r}")
         return {names[0]: kinds[names[0]](value[names[0]], f"{where}.{names[0]}")}
 
     return check
@@ -152,7 +152,7 @@ def flag(value: Any, where: str) -> bool:
 def text(value: Any, where: str) -> str:
     """Validate a line of printable text without double quotes or backslashes: engines write it into generated code."""
     if not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable() or set(value) & set('"\\'):
-        raise RejectedProgram(where, "it is not a plain line of text")
+        raise RejectedProgram(where, "it is not a single line of printable text")
     return value
 
 
@@ -169,7 +169,7 @@ def name(value: Any, where: str) -> str:
     if not isinstance(value, str) or len(value) > 1000 or not IDENTIFIER.fullmatch(value):
         raise RejectedProgram(where, f"{str(value)[:80]!r} is not a plain identifier")
     if keyword.iskeyword(value) or (value.startswith("__") and value.endswith("__")):
-        raise RejectedProgram(where, f"{value[:80]!r} is reserved in Python")
+        raise RejectedProgram(where, f"{value[:80]!r} is a reserved word of Python")
     return value
 
 
@@ -182,7 +182,7 @@ def path(value: Any, where: str) -> str:
     if not isinstance(value, str) or len(value) > 2000 or not PATH.fullmatch(value):
         raise RejectedProgram(where, f"{str(value)[:80]!r} is not a module path")
     if any(part.startswith("__") for part in value.split(".")):
-        raise RejectedProgram(where, f"{value[:80]!r} names an internal attribute of Python")
+        raise RejectedProgram(where, f"{value[:80]!r} is an internal attribute of Python")
     return value
 
 

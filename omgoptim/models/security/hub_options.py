@@ -50,9 +50,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 """Model names of timm and torchvision."""
 BRANCH = re.compile(r"[\w\-]+([./][\w\-]+)*")
 """Names of branches, tags and commits."""
-REMOTE_CODE_FIX = (
-    "if you trust the repository's authors as you would to run their code: --allow-remote-code in the shell"
-)
+REMOTE_CODE_FIX = "if you trust the repository's authors to run code on this machine: --allow-remote-code in the shell"
 MAX_JSON_BYTES = 2**28
 """Limit of a JSON file in a model's folder: 256 MiB, since tokenizers are large."""
 UNSAFE_CONFIG_KEYS = (
@@ -97,11 +95,11 @@ def check_options(kind: str, spec: str, kwargs: Mapping[str, Any]) -> None:
     pattern = REPOSITORY if kind == "hf" else NAME
     if not pattern.fullmatch(spec) and not (kind == "hf" and Path(spec).is_dir()):
         raise ModelError(
-            f"{kind}:{spec[:200]} is not the name of a model of {kind}",
-            "a name has letters, digits, dots and underscores; other forms name files or code",
-            f"for a repository or a folder: hf:ID or hf:FOLDER; {REMOTE_CODE_FIX}"
+            f"{kind}:{spec[:200]} is not a model name of {kind}",
+            "a name has only letters, digits, dots and underscores; anything else could refer to files or code",
+            f"for a repository or folder use hf:ID or hf:FOLDER; {REMOTE_CODE_FIX}"
             if kind != "hf"
-            else "hf:ID or hf:FOLDER",
+            else "use hf:ID or hf:FOLDER",
         )
     for path, value in _walk(kwargs, ()):
         option = path[-1]
@@ -112,7 +110,7 @@ def check_options(kind: str, spec: str, kwargs: Mapping[str, Any]) -> None:
             raise _refused(f"the option {option}={str(value)[:80]!r}", "it can run code or open a pickle", allowed)
         branch = option == "revision" and isinstance(value, str) and BRANCH.fullmatch(value) and ".." not in value
         if isinstance(value, str) and option != "token" and not branch and _is_place(value):
-            raise _refused(f"the option {option}={value[:80]!r}", "it names a file or a repository of its own", [])
+            raise _refused(f"the option {option}={value[:80]!r}", "it refers to another file or repository", [])
 
 
 def check_folder(folder: Path, subfolder: str | None = None) -> None:
@@ -138,9 +136,9 @@ def check_folder(folder: Path, subfolder: str | None = None) -> None:
         if (place / "adapter_config.json").exists():
             raise _refused(
                 f"the adapter in folder {folder.name}",
-                "its adapter_config.json names another model at any location",
+                "its adapter_config.json can refer to a model anywhere",
                 [],
-                "merge it into its model first, with PeftModel.merge_and_unload() and save_pretrained(); ",
+                "merge it into its base model with PeftModel.merge_and_unload() and save_pretrained(); ",
             )
         config = _json(place / "config.json")
         check_config(config, folder.name)
@@ -174,8 +172,8 @@ def _refuse_link(path: Path, root: Path) -> None:
     home = root.parent.parent if cached else root
     if path.is_symlink() and not path.is_dir() and not path.resolve().is_relative_to(home):
         raise ModelError(
-            f"folder {root.name} is not opened: {path.name} is a link out of it",
-            f"it leads to {path.resolve()}",
+            f"folder {root.name} is not opened: {path.name} links outside it",
+            f"it links to {path.resolve()}",
             "copy the file into the folder",
         )
 
@@ -187,7 +185,7 @@ def _check_index(path: Path) -> None:
     for place in {str(place) for place in places.values()}:
         if _is_place(place) or not (path.parent / place).resolve().is_relative_to(path.parent.resolve()):
             raise ModelError(
-                f"{path.name} names a file outside its folder", f"it is {place[:200]!r}", "save the model again"
+                f"{path.name} refers to a file outside its folder", f"it is {place[:200]!r}", "save the model again"
             )
 
 
@@ -199,7 +197,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path.name} cannot be read", f"{type(error).__name__}: {error}") from error
     if not isinstance(read, dict):
-        raise ModelError(f"{path.name} cannot be read", f"it holds a {type(read).__name__}")
+        raise ModelError(f"{path.name} cannot be read", f"it contains a {type(read).__name__}")
     return read
 
 
@@ -223,4 +221,4 @@ def _is_place(text: str) -> bool:
 
 def _refused(what: str, why: str, allowed: list[str], first: str = "") -> ModelError:
     values = f"allowed: {', '.join(allowed)}; " if allowed else ""
-    return ModelError(f"{what} is refused", why, f"{first}{values}leave it out; {REMOTE_CODE_FIX}")
+    return ModelError(f"{what} is refused", why, f"{first}{values}omit it; {REMOTE_CODE_FIX}")

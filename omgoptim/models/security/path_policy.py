@@ -66,6 +66,17 @@ class PathPolicy:
         allowed = tuple(Path(folder) for folder in record["allowed"])
         return PathPolicy(Path(record["project"]), allowed, tuple(record["modules"]), record["trusted"])
 
+    def new_folder(self, text: str, what: str) -> Path:
+        """Resolve the folder to create that `text` names, relative to the project.
+
+        Raises:
+            RequestError: it lies outside of the project and of the allowed folders, or exists already.
+        """
+        folder = self.inside(text, what)
+        if folder.exists():
+            raise RequestError(f"{what} '{text}' exists already", "nothing is overwritten", "name a new folder")
+        return folder
+
     def file(self, text: str, what: str) -> Path:
         """Resolve the existing file or folder that `text` names, relative to the project.
 
@@ -78,7 +89,7 @@ class PathPolicy:
             raise error_about(what)(
                 f"{what} '{text}' does not exist",
                 f"looked for {path}",
-                f"paths are relative to the project; give another one with {argument('project', 'FOLDER')}",
+                f"paths are relative to the project; set another project with {argument('project', 'FOLDER')}",
             )
         if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
             raise error_about(what)(f"{what} '{text}' is not a regular file", f"{path} is a pipe or a device")

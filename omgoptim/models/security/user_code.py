@@ -47,7 +47,7 @@ LAYERS = ("torch.nn", "torch.nn.modules")
 """Packages whose layer classes may be named as a model or a loss: their arguments are numbers."""
 
 MAX_WRAPPERS = 8
-"""Depth of decorators that are unwrapped."""
+"""Depth of decorators that are unwrapped. Chosen: a safeguard against cycles."""
 
 
 class _UserCodeTimeout(BaseException):
@@ -65,7 +65,7 @@ def load_callable(spec: str, policy: PathPolicy, what: str, limit_s: float) -> A
     source, _, name = spec.rpartition(":")
     if not source or not name.replace(".", "").isidentifier():
         raise error_about(what)(
-            f"{what} '{spec}' names no callable", "it must read file.py:callable or package.module:callable"
+            f"{what} '{spec}' is not a callable", "the form is file.py:callable or package.module:callable"
         )
     module = call_user(f"importing {source}", limit_s, _import_source, source, policy, spec, what)
     found: Any = module
@@ -105,22 +105,22 @@ def call_user(doing: str, limit_s: float, function: Callable[..., Result], *args
             raise _raised(doing, error) from error
         raise SetupError(
             f"{doing} needs the package '{package}', which this Python does not have",
-            f"the run used {sys.executable}",
+            f"the run used Python {sys.executable}",
             f"{sys.executable} -m pip install {DISTRIBUTIONS.get(package, package)}",
         ) from error
     except _UserCodeTimeout:
         traceback.print_exc()
         raise UserCodeError(
             f"{doing} did not return within {limit_s:g} s",
-            "the run's log shows where it was",
+            "the run's log shows where it was running",
             f"make it faster, or raise the limit with {argument('time_limit_s', 3600)}",
         ) from None
     except SystemExit as error:
         traceback.print_exc()
         raise UserCodeError(
             f"{doing} called sys.exit({error.code!r})",
-            "the code ends the process that imports it",
-            "keep command-line code under: if __name__ == '__main__':",
+            "importing or calling it ends the process",
+            "move command-line code under if __name__ == '__main__':",
         ) from error
     except Exception as error:
         traceback.print_exc()
@@ -139,7 +139,7 @@ def require_arguments(name: str, target: Callable[..., Any], kwargs: Mapping[str
         raise ModelError(
             f"{name} cannot be called with these arguments",
             f"it takes {name}{signature}: {error}",
-            f"give what it needs by name, {argument('model_kwargs', {'width': 64})} for instance, or name a function "
+            f"give its arguments by name, for instance {argument('model_kwargs', {'width': 64})}, or give a function "
             "without arguments",
         ) from error
 
@@ -195,8 +195,8 @@ def _require_module(source: str, what: str) -> None:
     if spec is None:
         raise error_about(what)(
             f"{what}: there is no module '{source}'",
-            "looked in the project and in the packages of the Python that runs the model",
-            "a file is given with its ending: path/to/file.py:callable",
+            "it is neither in the project nor installed in the Python that runs the model",
+            "give a file with its extension: path/to/file.py:callable",
         )
 
 
@@ -342,6 +342,6 @@ def foreign_code(spec: str, what: str, why: str, module: str) -> RequestError:
     )
     return RequestError(
         f"{what} '{spec[:200]}' is not code of the project",
-        f"{why[:300]}; only what the project's own files define is run",
-        f"write a function in a file of yours that calls it, and name that{allow} (OMGOPTIM_ALLOW_MODULE for a server)",
+        f"{why[:300]}; only code that the project's files define is run",
+        f"call it in a function of the project, and give that function{allow} (OMGOPTIM_ALLOW_MODULE for a server)",
     )

@@ -31,7 +31,7 @@ WORST = 1.0
 def quality_hints(job: Job[SearchRequest], searched: Searched, folder: Path) -> Load | None:
     """Score each option alone on the selection samples; None for a user's space, or where the budget is short.
 
-    Scores of a search that was cut off are read.
+    Scores of an interrupted search are read.
     """
     minutes, space = job.request.budget_minutes, searched.product
     if space is None or searched.parameters is not None or minutes is None or minutes < LEAST_MINUTES:

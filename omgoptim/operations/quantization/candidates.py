@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from omgoptim.errors import RequestError, SetupError
 from omgoptim.models.onnx_graph import GraphTraits
@@ -48,6 +47,11 @@ class CandidateSpec:
         noted = f", {self.note}" if self.note else ""
         return f"{self.scheme}{'' if algorithm == 'auto' else f'-{algorithm}'}{noted} on {self.runtime}"
 
+    def record(self, status: str, why: str, **measured: float | None) -> Candidate:
+        """Return the candidate's record for the report, with what was measured of it."""
+        known = {"name": self.name, "scheme": self.scheme, "runtime": self.runtime, "status": status, "why": why}
+        return Candidate.model_validate(known | measured)
+
     @property
     def key(self) -> str:
         """Parameters in JSON: candidates of one key have the same program on every engine that runs programs."""
@@ -76,8 +80,8 @@ def plan_candidates(request: QuantizeRequest, loaded: LoadedModel, program: Prog
     """Return the candidates of a request, and the skipped combinations with their reasons.
 
     Raises:
-        SetupError: the engine that was asked for is not installed.
-        RequestError: the scheme that was asked for does not exist on that engine.
+        SetupError: the requested engine is not installed.
+        RequestError: the requested scheme does not exist on that engine.
     """
     skipped: list[Candidate] = []
     specs: list[CandidateSpec] = []
@@ -89,7 +93,7 @@ def plan_candidates(request: QuantizeRequest, loaded: LoadedModel, program: Prog
             if reason is None:
                 specs.append(spec)
             else:
-                skipped.append(_candidate(spec, "skipped", reason))
+                skipped.append(spec.record("skipped", reason))
     if request.runtime != "auto":
         reason = ENGINES[request.runtime].missing(loaded.device)
         if reason:
@@ -101,7 +105,7 @@ def plan_candidates(request: QuantizeRequest, loaded: LoadedModel, program: Prog
         raise RequestError(
             "no candidate is possible for this request",
             why or "no engine runs this scheme",
-            "use scheme auto, runtime auto",
+            "leave scheme and runtime out",
         )
     return CandidatePlan(specs, skipped)
 
@@ -124,15 +128,8 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
         schemes += variants(static, program.path)
     schemes += [Dynamic(), Bf16(), Fp32()]
     schemes += [Fp16()] if request.device == "cuda" else []
-    skipped.append(
-        Candidate(
-            name="fp32 on torch_compile",
-            scheme="fp32",
-            runtime="torch_compile",
-            status="skipped",
-            why="compiles in every process, which takes long; request it with runtime torch_compile",
-        )
-    )
+    why = "compiles in every process, which takes long; request it with runtime torch_compile"
+    skipped.append(CandidateSpec(Fp32(), "torch_compile").record("skipped", why))
     return schemes
 
 
@@ -174,7 +171,7 @@ def _skip_reason(spec: CandidateSpec, loaded: LoadedModel, program: Program, aut
     if missing:
         return missing
     if not spec.on_module and not spec.is_lowered and program.error is not None:
-        return f"{program.error.what}: {program.error.why}"
+        return program.error.reason
     if spec.on_module and (getattr(spec.params, "targets", []) or getattr(spec.params, "ignore", [])):
         return "torch quantizes every layer of a kind: targets and ignore need another runtime"
     if spec.is_lowered and getattr(spec.params, "algorithm", "auto") != "auto":
@@ -211,7 +208,3 @@ def _no_benefit(spec: CandidateSpec, loaded: LoadedModel, traits: GraphTraits | 
     if isinstance(params, Bf16) and loaded.device == "cpu" and not set(loaded.bench.cpu_features) & set(BF16_UNITS):
         return "this processor has no bfloat16 instructions"
     return None
-
-
-def _candidate(spec: CandidateSpec, status: Literal["skipped", "planned"], why: str) -> Candidate:
-    return Candidate(name=spec.name, scheme=spec.scheme, runtime=spec.runtime, status=status, why=why)

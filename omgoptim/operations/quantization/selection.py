@@ -140,10 +140,10 @@ def finalists(results: Sequence[CandidateResult], guard: float, preference: Pref
     """
     for result in results:
         if result.error is not None:
-            result.status, result.why = "failed", f"{result.error.what}: {result.error.why}".strip(": ")
+            result.status, result.why = "failed", result.error.reason
     usable = [result for result in alive(results) if not result.reference]
     if not usable:
-        reasons = "; ".join(f"{result.built.spec.name}: {result.why}" for result in results if result.why)
+        reasons = "; ".join(f"{result.name}: {result.why}" for result in results if result.why)
         raise TechniqueError("no candidate could be measured", reasons)
     order = ordered(results, guard, preference)
     if order:

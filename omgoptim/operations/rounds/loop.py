@@ -15,7 +15,7 @@ from omgoptim.measure.macs import count_macs
 from omgoptim.measure.quality import Quality
 from omgoptim.measure.size import count_params
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.datasets import one_sample
+from omgoptim.operations.datasets import SELECTION_SAMPLES, one_sample
 from omgoptim.operations.final_measurement import MeasuredArtifact
 from omgoptim.operations.per_sample_check import refuse_partial
 from omgoptim.operations.report_builder import FinalModel
@@ -34,6 +34,9 @@ from omgoptim.training.trainable_weights import ZeroMasks, recovering
 COLLAPSE_DROP = 0.5
 """Quality drop, as a fraction of the original's quality, after which no further round runs: more compression only
 loses more, and no guard allows half of the quality."""
+
+MIN_REPORTED_GAIN = 0.5 / SELECTION_SAMPLES
+"""Minimum quality gain by batch-norm re-estimation that is reported: smaller than one of the selection samples."""
 
 RoundsJob = Job[PruneRequest | FactorizeRequest]
 """A run of prune or factorize."""
@@ -104,15 +107,13 @@ def _evaluate_compressed(job: RoundsJob, state: RoundState) -> None:
 
 def _train(job: RoundsJob, state: RoundState, number: int, folder: Path, keep_zeros: bool) -> None:
     request, datasets, device = job.request, job.datasets, job.loaded.device
-    start, end = job.span(number, (0.4, 1.0))
-    masks = ZeroMasks.of(state.module, [change.path for change in state.outcome.changed]) if keep_zeros else None
-    check = datasets.loss.check if datasets.loss is not None else lambda _target: None
-    plan = TrainingConfig.of(request, datasets.epochs, device, request.seed)
-    plan = config_for_data(plan, request, datasets.batches, check)
 
-    def progress(stage: str, done: float | None) -> None:
-        doing = stage if job.rounds == 1 else f"round {number} of {job.rounds}: {stage}"
-        job.context.progress(doing, None if done is None else start + (end - start) * done)
+    masks = ZeroMasks.of(state.module, [change.path for change in state.outcome.changed]) if keep_zeros else None
+    plan = TrainingConfig.of(request, datasets.epochs, device, request.seed)
+    plan = config_for_data(plan, request, datasets.batches, Objective(datasets.loss).check)
+
+    prefix = "" if job.rounds == 1 else f"round {number} of {job.rounds}: "
+    progress = job.context.part(*job.span(number, (0.4, 1.0)), prefix)
 
     with recovering(state.module, request.recover, request.lora_rank, request.lora_alpha, masks) as trainable:
         objective = Objective(datasets.loss)
@@ -197,11 +198,11 @@ def choose_round(job: RoundsJob, states: list[RoundState]) -> ChosenRound:
 def _why(job: RoundsJob, state: RoundState, chosen: RoundState, last: RoundState) -> str:
     drop, guard = job.drop(state.quality), job.request.max_quality_drop
     if state is chosen and holds(drop, guard):
-        return "the goal, within the guard" if state is last else "the last round within the guard"
+        return "reaches the goal within the guard" if state is last else "the last round within the guard"
     if state is chosen:
         return "no round passed the quality guard; this one has the smallest loss"
     if collapsed(job, state):
-        return "collapsed: discarded"
+        return "the quality collapsed: discarded"
     return "intermediate round" if holds(drop, guard) else f"lost {drop:.4f}, more than the guard {guard:g}"
 
 
@@ -274,7 +275,7 @@ def final_model_of(
     if training is not None and job.request.recover == "lora":
         warnings.append(LORA_NOTE)
     gain = reestimation_gain(kept.state)
-    improved = gain is not None and gain > 0.0005
+    improved = gain is not None and gain > MIN_REPORTED_GAIN
     words = (
         f"Re-estimating batch-norm statistics alone changed quality by {gain:+.4f} on the selection samples."
         if improved

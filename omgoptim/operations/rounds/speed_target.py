@@ -28,7 +28,7 @@ from omgoptim.techniques.prune._latency.latency_table import (
     TimeTable,
     floor_ms,
     full_ms,
-    next_aim,
+    next_target,
     predicted_ms,
 )
 from omgoptim.techniques.prune._latency.layer_benchmark import measure_tile_size
@@ -38,7 +38,7 @@ from omgoptim.techniques.registry import Outcome
 from omgoptim.training.modes import placed
 
 SEARCH_TIMING = TimingPlan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
-"""Timing within the search; the reported time comes from the full measurement afterwards."""
+"""Timing within the search, of fewer launches than `standard`: the full measurement follows."""
 
 MAX_ATTEMPTS = 6
 """Maximum number of measured attempts; each exports, saves and times the model."""
@@ -53,7 +53,8 @@ MIN_TARGET_FACTOR = 1.001
 """Minimum ratio of a knapsack target to the least time that the knapsack can reach."""
 
 NOISE_FACTOR = 0.97
-"""Fraction of the target speed that counts as reached if the target lies in the interval."""
+"""Fraction of the target speed that counts as reached if the target lies in the interval, which is about 3 % wide on
+each side for five launches (docs/timing.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def _attempts(
     attempts: list[PrunedWidths] = []
     history: list[MeasuredCut] = []
     while len(attempts) < MAX_ATTEMPTS and not _reached(attempts, target):
-        wanted = next_aim(history, target)
+        wanted = next_target(history, target)
         beyond = wanted <= least * MIN_TARGET_FACTOR  # below the narrowest allowed widths
         widths = narrowest if beyond else choose_widths(table, importance, wanted, max_layer_ratio)
         if any(attempt.widths == widths for attempt in attempts):
@@ -209,12 +210,12 @@ def _unreachable_note(
     floor = floor_ms(table, params.max_layer_ratio) / full_ms(table)
     left = best.fraction - predicted_ms(table, best.widths) / full_ms(table)
     why = (
-        f"with every group at its narrowest (max_layer_ratio {params.max_layer_ratio:g}) its layers still take "
+        f"with every group at its minimum width (max_layer_ratio {params.max_layer_ratio:g}) the layers still take "
         f"{floor:.0%} of their time"
     )
     if left > 0.05:
-        why += f", and about {left * start_fraction * original_ms:.2g} ms of a call are spent outside of them"
-    return f"{asked:.3g}x the speed is beyond reach: {measured:.3g}x is the fastest measured attempt; {why}"
+        why += f", and about {left * start_fraction * original_ms:.2g} ms per call are spent outside of them"
+    return f"a speedup of {asked:.3g}x is not reachable: the fastest measured attempt is {measured:.3g}x; {why}"
 
 
 def missed_speed(method: Structured, measured: MeasuredArtifact) -> str | None:

@@ -1,4 +1,4 @@
-"""Make the student by writing the teacher's convolutions as depth-separable ones.
+"""Replace the teacher's convolutions by depthwise-separable ones.
 
 What it does: every dense k x k convolution (in -> out) becomes one kernel for each input channel and a 1x1 mix, in *
 (k k + out) weights instead of in * out * k k. The kernels are the nearest to the teacher's weights (the first singular
@@ -25,7 +25,7 @@ from omgoptim.techniques.distill._student.derivation import derive
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
-WORDS = BlockNames("depthwise", "a depth-separable one")
+WORDS = BlockNames("depthwise", "a depthwise-separable convolution")
 
 
 @module_technique(Depthwise, needs_data=False, source="arXiv:1704.04861")
@@ -40,5 +40,5 @@ def apply(module: nn.Module, params: Depthwise, run: ModuleRun) -> Outcome:
 
 
 def replace(module: nn.Module, selection: LayerSelection, run: ModuleRun, fit: bool) -> Outcome:
-    """Replace dense convolutions by depth-separable ones."""
+    """Replace dense convolutions by depthwise-separable ones."""
     return replace_convolutions(module, DepthSeparableConv.from_conv, WORDS, selection, run, fit=fit)

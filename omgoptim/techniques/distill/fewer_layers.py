@@ -1,4 +1,4 @@
-"""Make the student of every n-th of the teacher's repeated layers, as DistilBERT.
+"""Keep every n-th of the teacher's repeated layers, as DistilBERT does.
 
 What it does: finds layers that repeat, of one class and shape, each giving the shape that it gets: children of a
 ModuleList or Sequential, groups of neighbours (convolution, normalization, ReLU), or lists that the code runs side by
@@ -25,7 +25,7 @@ from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 @module_technique(FewerLayers, needs_data=False, source="arXiv:1910.01108")
 def apply(module: nn.Module, params: FewerLayers, run: ModuleRun) -> Outcome:
-    """Leave layers out of `module`, a copy of the teacher, in place.
+    """Remove layers of `module`, a copy of the teacher, in place.
 
     Raises:
         TechniqueError: no layer repeats, or what is left does not run.

@@ -1,4 +1,4 @@
-"""Make the student by putting MobileNetV2's inverted residual blocks in place of the teacher's convolutions.
+"""Replace the teacher's convolutions by MobileNetV2's inverted residual blocks.
 
 What it does: every dense k x k convolution (in -> out) becomes 1x1 to `expansion` times in, a kernel for each of those
 channels, and 1x1 to out, each with a batch normalization, ReLU6 after the first two. It begins near to the convolution:

@@ -1,11 +1,11 @@
-"""Make the student by writing the teacher's large weights as products of two thin ones.
+"""Factorize the teacher's large weights into two low-rank factors.
 
 What it does: every Linear (and convolution) that gets smaller by it keeps `rank_ratio` of its parameters, as factorize
 does: by what loses least of its outputs where there is data (whitened), else of its weight (svd).
 Use when: transformers and networks with large Linear layers; it keeps every layer and every width, so it is the
 mildest student. With `width` and `depth` below 1 the teacher is first cut to those.
 What you really get: storage and memory by the parameters; time on every engine where ranks are well below half of the
-layer's width, since two thin products cost more than one of the same work.
+layer's width, since two narrow matrix products take longer than one with as many MACs.
 Limits: attention's packed projections, embeddings, recurrent layers, shared weights and depthwise convolutions stay.
 `initialize` random keeps the shape of the plain SVD and forgets its weights.
 Source: arXiv:2403.07378 (SVD-LLM), as factorize has it; here the factors are a start, and distillation trains them.
@@ -38,7 +38,7 @@ def apply(module: nn.Module, params: LowRank, run: ModuleRun) -> Outcome:
 
 
 def replace(rank_ratio: float, module: nn.Module, selection: LayerSelection, run: ModuleRun, fit: bool) -> Outcome:
-    """Replace large weights by products of two thin ones.
+    """Replace large weights by two low-rank factors.
 
     Raises:
         TechniqueError: no layer can be factorized.
@@ -49,7 +49,7 @@ def replace(rank_ratio: float, module: nn.Module, selection: LayerSelection, run
         free = [path for path, layer in layers if layer.weight.requires_grad or selection.targets]
         targets = [path for path in free if selection.includes(path)]
         if not targets:
-            raise TechniqueError("no layer can be factorized", "targets and ignore leave no Linear layer and no Conv2d")
+            raise TechniqueError("no layer can be factorized", "targets and ignore select no Linear layer or Conv2d")
     if fit and run.real:
         whitened = Whitened(rank_ratio=rank_ratio, targets=targets)
         return factorize(module, whitened, run, samples=whitened.calibration_samples)

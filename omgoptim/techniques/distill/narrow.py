@@ -1,4 +1,4 @@
-"""Make the student by removing channels, heads and hidden units from the teacher: pruned, then distilled.
+"""Remove the teacher's least important channels, heads and hidden units; distillation follows.
 
 What it does: keeps `width` of the channels of every group that hangs together, of attention heads and of the hidden
 units of LSTM, GRU and RNN layers, those with the largest weights, at least one each; with `depth` below 1 every n-th of

@@ -1,4 +1,4 @@
-"""Write a weight as a product of two thin ones so that the layer's output on data changes least.
+"""Replace weights by the two low-rank factors that change the layer's output on data least.
 
 What it does: with C = S S' the second moment of a layer's inputs (centred: the bias takes up what the mean input
 loses) and G = R R' what its outputs do to the model's, the SVD of R' W S is cut to rank k and taken back. Layers are
@@ -9,7 +9,7 @@ order.
 Use when: large Linear layers or convolutions, and some hundred samples. No labels. Takes a forward and a backward over
 the samples, and up to 32 forwards of the original and the compressed model.
 What you really get: storage and memory by the parameters that go; time on every engine if ranks fall well below
-in * out / (in + out), since two thin products cost more than one of the same work; `per=time` measures that.
+in * out / (in + out), since two narrow products take longer than one with as many MACs; `per=time` measures that.
 Limits: half the parameters cost visible quality without training afterwards. Convolutions whose patches have more than
 12,288 values, depthwise and transposed ones, attention's packed projections, shared weights and recurrent layers stay.
 Where no gradient reaches a layer, or the model has none to give, G is left out.

@@ -36,7 +36,7 @@ MASKED_DAMPING = 1e-2
 """Digits example, 90 % sparsity, 64 samples: relative output error 0.417 up to this value, 0.423 at 0.1."""
 
 MOST_FEATURES = 8192
-"""Maximum inputs of a fitted layer: its second moments take half a gigabyte."""
+"""Maximum inputs of a fitted layer. Chosen by memory: its second moments take half a gigabyte."""
 
 
 def reconstruct_channels(
@@ -111,7 +111,7 @@ def reconstructed(
     if not fitted:
         return outcome
     layers = "1 layer" if len(fitted) == 1 else f"{len(fitted)} layers"
-    note = f"The remaining weights of {layers} were fitted to the outputs of the dense model, without labels."
+    note = f"The remaining weights of {layers} were fitted by least squares to the dense outputs; no labels were used."
     return replace(outcome, notes=[*outcome.notes, note])
 
 

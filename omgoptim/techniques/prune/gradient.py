@@ -1,4 +1,4 @@
-"""Zero the weights whose loss would change least.
+"""Zero the weights whose removal would change the loss least.
 
 What it does: runs the model forward and backward on training batches. sensitivity scores a weight by |w g|, g being the
 mean gradient of the loss over the batches: how much the loss changes, to first order, when the weight goes. movement
@@ -32,9 +32,9 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import Selectio
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 STEP = 0.01
-"""Learning rate of the gradient descent steps of movement, after which the weights are restored."""
+"""Learning rate of movement's steps, after which weights are restored. Chosen: SGD's rate in training/config.py."""
 
-UNREACHED = "no gradient of the loss reaches it"
+UNREACHED = "the loss has no gradient with respect to it"
 
 
 @module_technique(Gradient, needs_data=True, source="arXiv:1810.02340")
@@ -51,8 +51,8 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
     skipped = [Skip(path=w.path, reason=UNREACHED, kind="not_run") for w in selection.weights if w.path not in scores]
     if not reached:
         raise TechniqueError(
-            "no gradient of the loss reaches a selected weight",
-            "the loss does not depend on them, or the forward cuts gradients off",
+            "the loss has no gradient with respect to the selected weights",
+            "the loss does not depend on them, or forward detaches them from the graph",
             "use method magnitude or wanda",
         )
     aim = SparsityTarget(
@@ -93,8 +93,8 @@ def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iter
         with evaluation_mode(module), torch.enable_grad(), torch.backends.cudnn.flags(enabled=not on_a_gpu):
             loss = run.loss(module(*args, **kwargs), target)
             if not bool(torch.isfinite(loss)):
-                why = f"batch {done + 1} of the training data gives {loss:g}"
-                raise TechniqueError("the loss is not a number", why)
+                why = f"the loss is {loss:g} on batch {done + 1} of the training data"
+                raise TechniqueError("the saliency cannot be computed", why)
             found = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
         run.progress("gradients", (done + 1) / total)
         reached = ((w.path, g) for w, g in zip(weights, found, strict=False) if g is not None)

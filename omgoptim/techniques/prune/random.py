@@ -1,4 +1,4 @@
-"""Zero weights drawn at random: the control that any other method has to beat.
+"""Zero weights drawn at random: the baseline for every other method.
 
 What it does: gives each selected weight a random score, and zeroes the lowest; the same seed gives the same weights,
 and more of them where more is asked for. Shares among layers, and fits what stays, as magnitude does.

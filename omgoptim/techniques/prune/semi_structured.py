@@ -24,7 +24,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import SemiStructured
 from omgoptim.techniques.prune._reconstruction import reconstructed
-from omgoptim.techniques.prune._unstructured.masking import keep_of_every, nothing_zeroed, outcome_of, zero_where
+from omgoptim.techniques.prune._unstructured.masking import n_of_m_mask, nothing_zeroed, outcome_of, zero_where
 from omgoptim.techniques.prune._unstructured.parameter_selection import (
     Selection,
     Weight,
@@ -34,7 +34,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import (
     to_rows,
 )
 from omgoptim.techniques.prune._unstructured.saliency import input_norms, wanda
-from omgoptim.techniques.prune.wanda import only_seen
+from omgoptim.techniques.prune.wanda import with_known_inputs
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 
@@ -51,12 +51,12 @@ def apply(module: nn.Module, params: SemiStructured, run: ModuleRun) -> Outcome:
     norms: dict[str, Tensor] = {}
     if params.score == "wanda":
         norms = input_norms(module, selection.weights, run)
-        selection = only_seen(selection, set(norms))
+        selection = with_known_inputs(selection, set(norms))
     before = [int((weight.parameter == 0).sum()) for weight in selection.weights]
     for weight in selection.weights:
         rows = to_rows(weight.parameter.detach(), weight.layer)
         scores = wanda(rows, norms[weight.path]) if norms else rows.abs()
-        mask = keep_of_every(scores, rows, n, m)
+        mask = n_of_m_mask(scores, rows, n, m)
         zero_where(weight, from_rows(mask, weight.layer, tuple(weight.parameter.shape)))
     if selection.zeros <= sum(before):
         raise nothing_zeroed(selection, (m - n) / m)
@@ -80,8 +80,8 @@ def _divisible(selection: Selection, m: int) -> Selection:
             )
     if not fitting:
         raise TechniqueError(
-            f"no layer's inputs are divisible by {m}",
-            f"inputs of {', '.join(sizes[:10])}",
-            "choose a pattern whose second number divides them, or method magnitude",
+            f"no layer has a number of inputs divisible by {m}",
+            f"their numbers of inputs: {', '.join(sizes[:10])}",
+            "use an N:M pattern whose M divides them, or method magnitude",
         )
     return Selection(fitting, [*selection.skipped, *skipped])

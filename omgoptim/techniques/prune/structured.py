@@ -33,7 +33,7 @@ from omgoptim.techniques.prune._channels.channel_allocation import (
     by_operations,
     original_widths,
     round_widths,
-    wanted_widths,
+    target_widths,
 )
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
@@ -43,7 +43,7 @@ from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 CORRECTIONS = 5
-"""Maximum corrections when predicted and counted MACs disagree; each scales the target by their ratio."""
+"""Maximum corrections when predicted and counted MACs disagree; each scales the target. Chosen: a safeguard."""
 
 
 @module_technique(Structured, needs_data=False, source="arXiv:2301.12900")
@@ -61,7 +61,7 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
     if params.importance in ("taylor", "hessian") and not run.real:
         raise DataError(
             f"importance {params.importance} needs data",
-            "it reads the gradients of the loss, and there are only random inputs",
+            "it uses gradients of the loss, and without data there are only random inputs",
             "give data, or use importance magnitude",
         )
     groups = find_groups(module, params, run)
@@ -71,7 +71,7 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
     full = original_widths(groups, module, run.original)
 
     def widths_at(ratio: float, round_to: int | None) -> Widths:
-        wanted = wanted_widths(module, groups, scores, full, params, ratio)
+        wanted = target_widths(module, groups, scores, full, params, ratio)
         return round_widths(groups, wanted, full, params.max_layer_ratio, round_to)
 
     if params.target_macs_ratio is None:
@@ -108,8 +108,8 @@ def keep_only(
     if not (params.reconstruct and run.real):
         return outcome
     fitted = reconstruct_channels(module, before, left, run)
-    layers = "1 layer that lost inputs was" if len(fitted) == 1 else f"{len(fitted)} layers that lost inputs were"
-    note = f"{layers} fitted to their former outputs, on inputs without labels."
+    layers = "1 layer with pruned inputs was" if len(fitted) == 1 else f"{len(fitted)} layers with pruned inputs were"
+    note = f"{layers} fitted by least squares to the unpruned outputs; no labels were used."
     return replace(outcome, notes=[*outcome.notes, note]) if fitted else outcome
 
 
@@ -132,9 +132,9 @@ def _within(
             return keep
         predicted *= goal / counted
     raise TechniqueError(
-        f"the target of {goal:,.0f} multiply-accumulates was not reached",
-        f"{counted:,} are left: some groups had to be put back",
-        "see which layers were skipped, or give a pruning_ratio",
+        f"the target of {goal:,.0f} MACs was not reached",
+        f"{counted:,} MACs remain: pruning some groups had to be undone",
+        "raise target_macs_ratio, or give a pruning_ratio instead",
     )
 
 
@@ -143,7 +143,7 @@ def _operations(module: nn.Module, run: ModuleRun) -> int:
     macs = count_macs(module, probe.args, probe.kwargs).macs
     if macs is None:
         raise TechniqueError(
-            "the model's multiply-accumulates cannot be counted", "target_macs_ratio aims at them", "give a ratio"
+            "the model's MACs cannot be counted", "target_macs_ratio needs their count", "use pruning_ratio"
         )
     return macs
 
@@ -154,15 +154,15 @@ def nothing_to_remove(groups: Groups) -> TechniqueError:
     ranked = sorted(groups.skipped, key=lambda skip: rank.get(skip.kind, 1))
     why = f"{ranked[0].path or 'the model'}: {ranked[0].reason}" if ranked else "it has no convolution or Linear"
     fails = any(skip.kind == "forward_fails" for skip in ranked)
-    fix = SIZES_FIX if fails else "method magnitude zeroes single weights"
-    return TechniqueError("structured pruning can remove nothing from this model", why, fix)
+    fix = SIZES_FIX if fails else "use method magnitude, which prunes single weights"
+    return TechniqueError("no channel or head of this model can be removed", why, fix)
 
 
 def _too_little(groups: Groups, params: Structured) -> TechniqueError:
     widest = max(groups.groups, key=lambda group: group.width)
     step = widest.step(params.round_to)
     return TechniqueError(
-        "nothing would be removed",
-        f"the widest group, {widest.name}, has {widest.width} channels, which can only be removed {step} at a time",
-        "ask for more, or for a smaller round_to",
+        "the target would remove no channel",
+        f"the widest group, {widest.name}, has {widest.width} channels, removable only in steps of {step}",
+        "raise the pruning ratio, or lower round_to",
     )

@@ -25,7 +25,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import Selectio
 from omgoptim.techniques.prune._unstructured.saliency import input_norms, wanda
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
-UNSEEN = "hooks see no inputs of its weight: it did not run, or another layer reads it; method magnitude can prune it"
+UNSEEN = "no inputs of its weight were seen: it did not run, or another layer reads it; method magnitude can prune it"
 
 
 @module_technique(Wanda, needs_data=True, source="arXiv:2306.11695")
@@ -37,7 +37,7 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
     """
     selection = select(module, params.targets, params.ignore)
     norms = input_norms(module, selection.weights, run)
-    seen = only_seen(selection, set(norms))
+    seen = with_known_inputs(selection, set(norms))
     scores = {}
     for weight in seen.weights:
         rows = wanda(to_rows(weight.parameter.detach(), weight.layer), norms[weight.path])
@@ -47,7 +47,7 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
     return zero_and_reconstruct(module, seen, scores, aim, params, run)
 
 
-def only_seen(selection: Selection, paths: set[str]) -> Selection:
+def with_known_inputs(selection: Selection, paths: set[str]) -> Selection:
     """Return the weights whose inputs were seen; the others are skipped.
 
     Raises:
@@ -61,8 +61,8 @@ def only_seen(selection: Selection, paths: set[str]) -> Selection:
     weights = [weight for weight in selection.weights if weight.path in paths]
     if not weights:
         raise TechniqueError(
-            "hooks see the inputs of no layer",
-            f"the selected weights are {', '.join(skip.path for skip in unseen[:5])}",
+            "Wanda finds no layer inputs",
+            f"forward hooks do not see the inputs of these weights: {', '.join(skip.path for skip in unseen[:5])}",
             "use method magnitude",
         )
     return Selection(weights, [*selection.skipped, *unseen])

@@ -32,13 +32,13 @@ from omgoptim.techniques.quantize._onnx.program import as_technique_error, finis
 from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, quantize_embeddings, store_recurrent
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
-CONV_REASON = "a dynamic int8 convolution is slower than float in ONNX Runtime; scheme static quantizes it, with data"
+CONV_REASON = "a dynamic int8 convolution is slower than float in ONNX Runtime; use scheme static (needs data)"
 REASONS = {
     **dict.fromkeys(CONV, CONV_REASON),
-    **dict.fromkeys(("GRU", "RNN"), "its weights are no stored constants"),
-    "Gemm": "a Gemm that scales or transposes its input has no int8 form",
-    "MatMul": "its weight is not a plain constant on the right-hand side",
-    "LSTM": "its weights are no stored constants",
+    **dict.fromkeys(("GRU", "RNN"), "its weights are computed, not stored as constants"),
+    "Gemm": "a Gemm with alpha, beta or transA set has no dynamic int8 kernel",
+    "MatMul": "its second operand is not a constant weight",
+    "LSTM": "its weights are computed, not stored as constants",
 }
 
 
@@ -67,7 +67,7 @@ def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outco
     left = [layer for layer in chosen if any(layer.node == node.name for node in quantized.graph.node)]
     store_recurrent(quantized, left, per_channel)
     stored = dict.fromkeys((layer.node for layer in left if layer.op in RECURRENT), STORED)
-    precision = f"int8 weight {params.granularity.replace('_', ' ')}, 8-bit activations at run time"
+    precision = f"int8 weight {params.granularity.replace('_', ' ')}, 8-bit activations quantized at run time"
     result = outcome(before, chosen, quantized, REASONS, precision, stored)
     if not result.changed:
         raise no_layer_left("dynamic quantization", before, chosen) or _nothing_changed(chosen)
@@ -115,5 +115,5 @@ def _nothing_changed(chosen: Sequence[OnnxLayer]) -> NoLayerChanged:
     ops = {layer.op for layer in chosen}
     reasons = "; ".join(sorted({REASONS.get(op, op) for op in ops}))
     if ops & set(CONV):
-        return NoLayerChanged(what, reasons, "scheme static, with data, quantizes convolutions", schemes=["static"])
-    return NoLayerChanged(what, reasons, "scheme static with data, or scheme bf16", schemes=["static", "bf16"])
+        return NoLayerChanged(what, reasons, "use scheme static (needs data)", schemes=["static"])
+    return NoLayerChanged(what, reasons, "use scheme static (needs data) or bf16", schemes=["static", "bf16"])

@@ -28,4 +28,4 @@ def apply(source: Path, target: Path, params: Fp16, run: ProgramRun) -> Outcome:
         TechniqueError: no weight could be stored so.
     """
     del params, run
-    return write_half(source, target, "float16", 1, "scheme bf16 has float32's range")  # opset: as it is
+    return write_half(source, target, "float16", 1, "use scheme bf16: float32's range")  # opset: as it is

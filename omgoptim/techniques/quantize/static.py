@@ -46,12 +46,12 @@ from omgoptim.techniques.quantize._ptq.calibration import Batch, batches_for
 from omgoptim.techniques.quantize._ptq.state import PtqTask, apply_preset
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
-KEPT = "first layer kept in float: little work, and most of the quantization noise in int8"
+KEPT = "first layer, kept in float: it is cheap, and in int8 it adds most of the quantization noise"
 RECURRENT_REASON = "static quantization does not support recurrent layers; "
 REASONS = {
     "LSTM": RECURRENT_REASON + "scheme dynamic quantizes an LSTM",
-    "GRU": RECURRENT_REASON + "scheme dynamic stores a GRU in int8, computed in float",
-    "RNN": RECURRENT_REASON + "scheme dynamic stores an RNN in int8, computed in float",
+    "GRU": RECURRENT_REASON + "scheme dynamic stores a GRU's weights in int8 and computes in float",
+    "RNN": RECURRENT_REASON + "scheme dynamic stores an RNN's weights in int8 and computes in float",
 }
 
 
@@ -82,8 +82,8 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
     algorithm = variants(params, source)[0].algorithm
     if algorithm == "onnxruntime" and has_attention(original):
         raise TechniqueError(
-            "ONNX Runtime's static quantization ruins networks with attention",
-            "plain ranges over all ops, the mask's huge constant among them, leave nothing of the output",
+            "static quantization with algorithm onnxruntime destroys the outputs of networks with attention",
+            "it quantizes every operator per tensor, also attention masks with their very large constants",
             "use algorithm nncf, or scheme dynamic",
         )
     batches = batches_for(original, run, params.calibration_samples)
@@ -135,7 +135,7 @@ def changes(
     result = outcome(before, chosen, quantized, REASONS, precision)
     if not result.changed:
         why = "; ".join(sorted({skip.reason for skip in result.skipped}))
-        fix = "scheme dynamic, or scheme bf16"
+        fix = "use scheme dynamic or bf16"
         raise NoLayerChanged("static quantization changed no layer", why, fix, schemes=["dynamic", "bf16"])
     paths = {layer.path for layer in kept}
     skipped = [

@@ -60,17 +60,18 @@ SMALLEST_GROUP = 16
 """Smallest group size of ONNX Runtime's MatMulNBits (docs/ContribOperators.md: a power of 2, 16 at least)."""
 
 WIDEST = 4096
-"""Maximum inputs of a layer for GPTQ: a Hessian of 67 MB, and some 70 billion operations for its inverse."""
+"""Maximum inputs of a layer for GPTQ. Chosen: a Hessian of 67 MB, and some 70 billion operations for its inverse."""
 
 SAMPLES = 64
 """Calibration samples that moments are collected from, half of them to fit to and half to judge by: MiniLM in int4 has
 a mean cosine of 0.985 with them, 0.967 without data (CONTRIBUTING.md)."""
 
-SPEED_NOTE = "Weights are dequantized at run time: the file is smaller, often not faster."
+SPEED_NOTE = "Weights are dequantized at run time: the file is smaller, but inference is often not faster."
 REASONS = {
-    **dict.fromkeys(CONV, "weight_only packs Linear layers; scheme static quantizes convolutions, with data"),
+    **dict.fromkeys(CONV, "weight_only quantizes Linear layers; scheme static (needs data) quantizes convolutions"),
     **dict.fromkeys(
-        ("MatMul", "Gemm"), "its weight is not a plain matrix, is small, or no group of 16 or more fits its inputs"
+        ("MatMul", "Gemm"),
+        "its weight is not a constant matrix, is small, or has no group size of 16 or more that divides its inputs",
     ),
 }
 
@@ -201,7 +202,7 @@ def _nothing_changed(chosen: Sequence[OnnxLayer]) -> NoLayerChanged:
     what = "weight-only quantization would change no layer"
     reasons = "; ".join(sorted({REASONS.get(layer.op, layer.op) for layer in chosen}))
     if {layer.op for layer in chosen} & set(CONV):
-        fix = "scheme static, with data, quantizes convolutions; or scheme bf16"
+        fix = "use scheme static (needs data), which quantizes convolutions, or bf16"
         return NoLayerChanged(what, reasons, fix, schemes=["static", "bf16"])
-    fix = "a smaller group_size, scheme dynamic, or scheme bf16"
+    fix = "use a smaller group_size, or scheme dynamic or bf16"
     return NoLayerChanged(what, reasons, fix, schemes=["dynamic", "bf16"])

@@ -31,10 +31,10 @@ not read: torch's `key_padding_mask` marks the padding instead.
 """
 
 MOST_PATCHES = 256
-"""Maximum patches of one sample, evenly spread: neighbouring patches of an image are similar."""
+"""Maximum patches of one sample, evenly spread. Chosen: neighbouring patches of an image are similar."""
 
 BATCH = 16
-"""Samples per forward: the gradients of the outputs have to fit in memory."""
+"""Samples per forward. Chosen by memory: the gradients of the outputs have to fit."""
 
 Hook = Callable[[nn.Module, Any, Any], None]
 """`hook(layer, input, output)`: the layer's first argument, and its output, which is None before the call."""

@@ -24,11 +24,11 @@ STEPS, TOLERANCE = 30, 1e-4
 bounds the condition number, and the weights change by less than their float32 rounding noise on data after that."""
 
 INPUT_DAMPING = 1e-6
-"""Damping of an input's second moment, as a fraction of its mean diagonal: above the rounding of sums of products of
-float32 inputs (6e-8), so that collinear inputs leave a factor, and far below any input that counts."""
+"""Damping of an input's second moment, as a fraction of its mean diagonal. Chosen: above the rounding of sums of
+products of float32 inputs (6e-8), so that collinear inputs leave a factor, and far below any input that matters."""
 
 INFLUENCE_DAMPING = 1.0
-"""Damping of the outputs' influence: it is a rough estimate from few gradients."""
+"""Damping of the outputs' influence. Chosen large: it is a rough estimate from few gradients."""
 
 DAMPING_STEPS = 12
 """Attempts at a Cholesky factor, each with ten times the damping, where rounding left a moment indefinite: the last has

@@ -33,10 +33,10 @@ from omgoptim.techniques.reconstruction.inputs import (
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_TARGETS = 2**26
-"""Maximum values of Y in memory, 256 MiB in float32; with more, the layers are fitted in several forwards."""
+"""Maximum values of Y in memory, 256 MiB in float32. Chosen: with more, the layers are fitted in several forwards."""
 
 CHUNK = 2**24
-"""Maximum values of U in memory, 64 MiB in float32."""
+"""Maximum values of U in memory, 64 MiB in float32. Chosen by memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ ANGLE_WEIGHT = 2.0
 """Weight of the angle term beside the distance term: arXiv:1904.05068, section 4 (lambda 1 and 2)."""
 
 ANGLE_ROWS = 128
-"""Maximum samples per batch whose angles are compared: memory grows with their cube (2 M angles, 8 MB at 128)."""
+"""Maximum samples per batch whose angles are compared. Chosen by memory, which grows with their cube: 8 MB."""
 
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -51,15 +51,15 @@ def pairs_of(student: Trace, teacher: Trace, requested: Sequence[str], positions
     if not pairs:
         raise TechniqueError(
             "no layers of the student and the teacher could be paired",
-            "they have no repeated layers, no maps of the same kind and no layers in the same places",
-            "name them: feature_layers STUDENT=TEACHER, by module path",
+            "they have no repeated layers, no feature maps of the same kind and no layers at the same positions",
+            "name the pairs by module path: feature_layers STUDENT=TEACHER",
         )
     for one, other in pairs:
         if len(one.grid) != len(other.grid) or one.sequence != other.sequence or (positions and not one.grid):
             raise TechniqueError(
-                f"the layers '{one.path}' and '{other.path}' cannot be compared",
-                f"the student's gives {one.shape}, the teacher's {other.shape}",
-                "pair maps with maps and sequences with sequences" + (", no vectors" if positions else ""),
+                f"the outputs of layers '{one.path}' and '{other.path}' cannot be compared",
+                f"the student's has shape {one.shape}, the teacher's {other.shape}",
+                "pair maps with maps and sequences with sequences" + (", not vectors" if positions else ""),
             )
     return pairs
 
@@ -90,9 +90,9 @@ def layer_named(path: str, traced: Trace, whose: str) -> LayerOutput:
         return traced.by_path[path]
     known = [seen.path for seen in traced.seen if seen.path]
     raise RequestError(
-        f"'{path}' is not a layer of the {whose} that gives values for each sample",
-        did_you_mean(path, known) or "it has no layers that do",
-        "name a layer of the list, as STUDENT=TEACHER, or one path for both",
+        f"the {whose} has no layer '{path}' with an output per sample",
+        did_you_mean(path, known) or "none of its layers has one",
+        "name a known layer as STUDENT=TEACHER, or one path for both",
     )
 
 
@@ -193,18 +193,18 @@ def attention_of(traced: Trace, requested: str | None, whose: str) -> tuple[Laye
         if requested in found:
             return found[requested]
         raise RequestError(
-            f"'{requested}' is not a self-attention of the {whose} with query, key and value layers",
+            f"'{requested}' is not a self-attention of the {whose} with separate query, key and value layers",
             did_you_mean(requested, found) or "it has none",
-            "name the module that holds the three, as STUDENT=TEACHER, or one path for both",
+            "name the module that contains the three layers, as STUDENT=TEACHER, or one path for both",
         )
     if found:
         return list(found.values())[-1]
     raise TechniqueError(
-        f"minilm finds no queries, keys and values in the {whose}",
-        f"'{traced.fused}' computes all three in one, which is not supported"
+        f"features minilm finds no query, key and value layers in the {whose}",
+        f"'{traced.fused}' computes the three in one projection, which is not supported"
         if traced.fused is not None
-        else f"no layer of it has three layers called {', '.join('/'.join(names) for names in NAMES[:3])} or so",
-        "use features fitnets or relational",
+        else f"no module has three layers with names such as {', '.join('/'.join(names) for names in NAMES[:3])}",
+        "use features fitnets or relational instead",
     )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from omgoptim.training._loop.training_state import Progress
 
 LIMIT_BYTES = 512 * 2**20
-"""Memory limit of the cache: ImageNet's 1.28 M logits of 1,000 classes (5 GB) do not fit, CIFAR's and GLUE's do."""
+"""Memory limit of the cache. Chosen: CIFAR's and GLUE's logits fit, ImageNet's 1.28 M of 1,000 classes do not."""
 
 PASS = 1
 """Part of the seed of the caching passes: differs from every epoch of every round (rounds begin at 1)."""
@@ -123,12 +123,12 @@ def cache_outputs(
         The outputs, or None where they cannot be kept, with the reason in the words beside.
     """
     if config.epochs < 2:
-        return None, f"{EVERY}: there is one epoch"
+        return None, f"{EVERY}: there is only one epoch"
     example = compute(first)
     if not example.has_rows(first.size):
-        return None, f"{EVERY}: there is not one for each sample"
+        return None, f"{EVERY}: they have no row per sample"
     if example.nbytes * count > LIMIT_BYTES:
-        return None, f"{EVERY}: kept they would take {_size(example.nbytes * count)}"
+        return None, f"{EVERY}: a cache would take {_size(example.nbytes * count)}"
     if _changing(batches, config, first):
         return None, f"{EVERY}: the inputs are augmented"
     cache, reported = TeacherOutputs(), 0.0
@@ -137,14 +137,14 @@ def cache_outputs(
         if not cache.holds(batch):
             outputs = compute(batch)
             if not outputs.has_rows(batch.size):
-                return None, f"{EVERY}: there is not one for each sample"
+                return None, f"{EVERY}: they have no row per sample"
             cache.add(batch, outputs)
         if cache.size_bytes > LIMIT_BYTES:
-            return None, f"{EVERY}: kept they would take more than {_size(LIMIT_BYTES)}"
+            return None, f"{EVERY}: a cache would take more than {_size(LIMIT_BYTES)}"
         if time.perf_counter() - reported > 1.0:
             reported = time.perf_counter()
-            progress(f"training: the teacher's outputs, batch {number} of {count}", 0.0)
-    return cache, f"computed once for {len(cache):,} samples and kept ({_size(cache.size_bytes)})"
+            progress(f"training: computing the teacher's outputs, batch {number} of {count}", 0.0)
+    return cache, f"computed once for {len(cache):,} samples and cached ({_size(cache.size_bytes)})"
 
 
 def _changing(batches: Batches, config: TrainingConfig, first: Batch) -> bool:

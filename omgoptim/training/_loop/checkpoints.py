@@ -83,7 +83,7 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
     """
     if not path.is_file():
         return None
-    start_over = f"train with another checkpoint folder, or delete {path} to start over"
+    start_over = f"use another checkpoint folder, or delete {path} to start over"
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
         written = record.pop("format")
@@ -97,13 +97,13 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
     except pickle.UnpicklingError as error:  # objects other than tensors and plain values: never loaded
         raise ArtifactError(f"{path} is not a checkpoint", str(error).splitlines()[0], start_over) from error
     differing = [
-        f"{name} was {checkpoint.identity.get(name)!r} and is {identity.get(name)!r}"
+        f"{name} was {checkpoint.identity.get(name)!r} and is {identity.get(name)!r} now"
         for name in sorted({*identity, *checkpoint.identity})
         if checkpoint.identity.get(name) != identity.get(name)
     ]
     if differing:
         raise RunError(
-            f"checkpoint {path} belongs to another training",
+            f"checkpoint {path} is of a training with other settings",
             "; ".join(text[:200] for text in differing[:4]),
             start_over,
         )

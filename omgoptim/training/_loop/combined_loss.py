@@ -93,8 +93,8 @@ class CombinedLoss:
         if not value.requires_grad:
             raise DataError(
                 "the loss has no gradient",
-                "no trained parameter affects the outputs: all are frozen, or forward runs under no_grad or detaches",
-                f"let forward keep its graph, or do not train: {argument('epochs', 0)}",
+                "the outputs depend on no trainable parameter: all are frozen, or forward uses no_grad or detach",
+                f"remove no_grad and detach from forward, or do not train: {argument('epochs', 0)}",
             )
 
     def __call__(self, called: nn.Module, batch: Batch, teacher_outputs: Any = None) -> Tensor:
@@ -165,7 +165,7 @@ class CombinedLoss:
         kind = type(module).__name__
         if distillation.form == "dkd" and any(part in kind for part in ("CausalLM", "LMHead")):
             raise TechniqueError(
-                "decoupled distillation (dkd) does not know the labels of a causal language model's rows",
-                f"{kind} shifts its labels itself",
-                "use the output loss hinton",
+                "decoupled distillation (dkd) does not support causal language models",
+                f"dkd needs the label of each row of the logits, and {kind} shifts its labels internally",
+                "use output loss hinton",
             )

@@ -132,9 +132,9 @@ class Steps:
             raise
         except RuntimeError as error:
             raise ModelError(
-                "the model cannot be trained: its gradients cannot be computed",
+                "the model cannot be trained: its backward pass failed",
                 str(error).partition(" Hint: ")[0],
-                "write forward without operations in place on what a layer gave (x = x + 1, not x.add_(1)), "
+                "avoid in-place operations on layer outputs in forward (x = x + 1, not x.add_(1)), "
                 f"or do not train: {argument('epochs', 0)}",
             ) from error
 
@@ -236,7 +236,7 @@ def _accelerate() -> Any:
         ) from error
     except (ImportError, RuntimeError, AttributeError) as error:
         raise SetupError(
-            "accelerate is installed but does not import",
+            "accelerate is installed but cannot be imported",
             str(error).splitlines()[0] if str(error) else type(error).__name__,
             f'{sys.executable} -m pip install --upgrade "accelerate>=1.6"',
         ) from error
@@ -259,8 +259,8 @@ def share_of(batch: Batch, rank: int, ranks: int) -> Batch | None:
         target = target[start:end]
     elif target is not None:
         raise TechniqueError(
-            "the training data cannot be divided among workers",
-            f"the target of a batch is a {type(target).__name__}, not one value for each sample",
+            "the training data cannot be split across workers",
+            f"the target of a batch is a {type(target).__name__}, not a tensor with one row per sample",
             "train with one worker, or give targets as tensors",
         )
     return Batch({name: tensor[start:end] for name, tensor in batch.inputs.items()}, target)

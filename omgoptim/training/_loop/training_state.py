@@ -99,7 +99,7 @@ class TrainingState:
         """Cache the teacher's outputs for all samples where that is possible and saves time."""
         started, loss_fn = time.perf_counter(), self.steps.loss_fn
         if loss_fn.features is not None:
-            self.teacher_outputs = f"{EVERY}: features are learnt too"
+            self.teacher_outputs = f"{EVERY}: feature distillation needs its activations too"
         elif loss_fn.learns_outputs:
             loss_fn.cache, self.teacher_outputs = cache_outputs(
                 batches,
@@ -124,9 +124,9 @@ class TrainingState:
         loss = self.steps.epoch(batches.epoch(config.batch), ProgressReporter(progress, config.epochs, epoch, count))
         score = None
         if not math.isfinite(loss):
-            self.stopped = f"the loss was {loss:g} in epoch {epoch}; the weights are those {self._of_best}"
+            self.stopped = f"the loss was {loss:g} in epoch {epoch}; the weights {self._of_best} were restored"
         elif not all(bool(torch.isfinite(parameter).all()) for parameter in self.steps.parameters):
-            self.stopped = f"a weight was NaN or infinite after epoch {epoch}; the weights are those {self._of_best}"
+            self.stopped = f"a weight was NaN or infinite in epoch {epoch}; the weights {self._of_best} were restored"
         else:
             score = from_first(self.evaluator.score(self.module) if self.evaluator else None, self.steps.ranks)
             if score is None or self._competes(score):
@@ -148,7 +148,7 @@ class TrainingState:
         if self.is_running and config.patience and score is not None:
             waited = epoch - self.scores.index(max(self.scores))  # an equal score is no better one
             if waited >= config.patience:
-                self.stopped = f"no better quality in {waited} epoch{'s' if waited > 1 else ''}"
+                self.stopped = f"early stopping: no better quality for {waited} epoch{'s' if waited > 1 else ''}"
 
     def _competes(self, score: float) -> bool:
         """Return whether the current weights replace the best so far.

@@ -190,7 +190,7 @@ def test_one_run_at_a_time_measures_there(server, connect):
         assert not entered.is_set()
     assert entered.wait(20)
     thread.join()
-    assert said[0].startswith(f"waiting for {server.url}: run-1 has been measuring there for")
+    assert said[0].startswith(f"waiting for {server.url}: run-1 has been measuring on it for")
 
 
 def test_the_lock_of_a_run_that_is_gone_is_free(server, connect):

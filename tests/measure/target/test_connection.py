@@ -11,7 +11,7 @@ from ssh_server import Server, write_config, write_script
 from omgoptim.errors import SetupError
 from omgoptim.measure.target import connection
 from omgoptim.measure.target.connection import Connection, ssh_command
-from omgoptim.measure.target.machine import look_at, prepare_machine
+from omgoptim.measure.target.machine import describe_machine, prepare_machine
 from omgoptim.requests.base import TargetAddress
 
 
@@ -96,7 +96,7 @@ def test_a_target_with_an_old_python(own_server):
     write_script(own_server.bin / "python3", 'case "$2" in *"sys.exit"*) exit 1 ;; *) echo 3.8.10 ;; esac')
     error = refusal(own_server)
     assert error.what == f"{own_server.url} has no Python 3.10 or newer"
-    assert "python3 3.8.10, too old" in error.why
+    assert "python3 3.8.10, which is too old" in error.why
 
 
 def test_a_newer_python_under_another_name_is_found(own_server):
@@ -131,7 +131,7 @@ def test_another_architecture_without_packages(own_server):
     try:
         with pytest.raises(SetupError, match="lacks numpy and onnxruntime") as raised:
             prepare_machine(opened, "onnxruntime")
-        assert look_at(opened).versions == {}
+        assert describe_machine(opened).versions == {}
     finally:
         opened.close()
     assert raised.value.why.startswith("Linux riscv64, Python ")

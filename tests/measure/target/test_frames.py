@@ -44,5 +44,5 @@ def test_a_payload_that_cannot_be_stored_is_said_and_the_next_frame_read(written
 
 
 def test_what_is_no_object_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no object"):
+    with pytest.raises(ValueError, match="not a JSON object"):
         read_frame(io.BytesIO(b"[1]\n"), tmp_path / "scratch")

@@ -82,7 +82,7 @@ def test_cleaning_removes_everything_unless_a_run_measures(open_store, tmp_path)
     assert other.hold("run-1") is None
     with pytest.raises(SetupError, match="is in use") as raised:
         store.clean()
-    assert "run-1 has been measuring there" in raised.value.why
+    assert "run-1 has been measuring on it" in raised.value.why
     other.release()
     assert store.clean() >= 1000
     assert not (tmp_path / "cache").exists()

@@ -68,7 +68,7 @@ def test_a_file_may_have_the_name_of_a_module_that_is_loaded_already(write: Writ
 
 @pytest.mark.parametrize("spec", ["net.py", "net.py:", ":build", "net.py:1st", "net.py:build()"])
 def test_a_spec_that_names_no_callable_is_an_error_with_the_right_form(spec: str, policy: PathPolicy) -> None:
-    with pytest.raises(ModelError, match="names no callable") as error:
+    with pytest.raises(ModelError, match="is not a callable") as error:
         load(spec, policy)
     assert "file.py:callable or package.module:callable" in error.value.why
 

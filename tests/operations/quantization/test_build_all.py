@@ -57,7 +57,7 @@ def test_a_glob_that_leaves_no_layer_is_left_out_of_the_call() -> None:
 
 
 def test_a_glob_that_names_no_layer_has_the_call_for_its_fix() -> None:
-    error = NoLayerChanged("'nothing' names no layer of this model", "Known: 0, 3.")
+    error = NoLayerChanged("'nothing' matches no layer of this model", "Known: 0, 3.")
     assert fixed(error, request(targets=["nothing"])) == "omgoptim quantize net.py:net --scheme dynamic"
 
 

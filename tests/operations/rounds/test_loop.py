@@ -65,7 +65,7 @@ def test_each_round_says_why_it_is_kept_or_not() -> None:
         "intermediate round",
         "the last round within the guard",
         "lost 0.1000, more than the guard 0.02",
-        "collapsed: discarded",
+        "the quality collapsed: discarded",
     ]
 
 

@@ -70,9 +70,9 @@ def reopened() -> Callable[[nn.Module, nn.Module], nn.Module]:
 
     def call(teacher: nn.Module, student: nn.Module) -> nn.Module:
         fresh = copy.deepcopy(teacher)
-        surgery = compute_diff(fresh, student)
-        assert surgery is not None
-        apply_diff(fresh, StructuralDiff.from_json(json.loads(json.dumps(surgery.to_json()))))
+        diff = compute_diff(fresh, student)
+        assert diff is not None
+        apply_diff(fresh, StructuralDiff.from_json(json.loads(json.dumps(diff.to_json()))))
         load_state(fresh, {name: tensor.clone() for name, tensor in state_of(student).items()})
         return fresh
 

@@ -49,7 +49,9 @@ def test_a_student_of_one_dimension_learns_from_the_start_that_it_has(run_of: An
 
 def test_a_model_without_convolutions_is_refused(run_of: Any, drawn: Any) -> None:
     teacher = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    with pytest.raises(TechniqueError, match="no convolution of this model can become a depth-separable one") as error:
+    with pytest.raises(
+        TechniqueError, match="no convolution of this model can be replaced by a depthwise-separable convolution"
+    ) as error:
         apply_to_module(teacher, Depthwise(), run_of(teacher, drawn(4, 4)))
     assert error.value.why == "it has no convolution"
     assert "student narrow" in error.value.fix

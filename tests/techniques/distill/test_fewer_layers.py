@@ -58,7 +58,7 @@ def test_a_plain_chain_loses_layers_too(run_of: Any, drawn: Any) -> None:
 
 def test_layers_without_repeats_are_refused(run_of: Any, drawn: Any) -> None:
     module = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4))
-    with pytest.raises(TechniqueError, match="no layer can be left out") as refused:
+    with pytest.raises(TechniqueError, match="no layer of this model can be removed") as refused:
         apply_to_module(module, FewerLayers(), run_of(module, drawn(8, 4)))
     assert "no layer repeats" in refused.value.why
     assert "student narrow" in refused.value.fix
@@ -66,7 +66,7 @@ def test_layers_without_repeats_are_refused(run_of: Any, drawn: Any) -> None:
 
 def test_keeping_more_layers_than_there_are_is_refused_with_the_number(run_of: Any, drawn: Any) -> None:
     module = nets.Vit(8, *(nets.FusedAttention(8, 2) for _ in range(3)))
-    with pytest.raises(TechniqueError, match="no layer can be left out") as refused:
+    with pytest.raises(TechniqueError, match="no layer of this model can be removed") as refused:
         apply_to_module(module, FewerLayers(keep_layers=3), run_of(module, drawn(2, 3, 16, 16)))
     assert "repeats 3" in refused.value.why
 
@@ -83,4 +83,4 @@ def test_the_layers_of_one_recurrent_module_stay_and_are_reported(run_of: Any, d
     module = Heard()
     with pytest.raises(TechniqueError) as refused:
         apply_to_module(module, FewerLayers(), run_of(module, drawn(2, 5, 3)))
-    assert "holds its 3 layers as one module" in refused.value.why
+    assert "is one module: its 3 layers" in refused.value.why

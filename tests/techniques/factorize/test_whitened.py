@@ -106,7 +106,7 @@ def test_a_single_layer_loses_exactly_the_cut_off_singular_values(
     least = values[3:].norm() / values.norm()
     reached = (given - wanted).norm() / (wanted - wanted.mean(0)).norm()
     assert float(reached) >= float(least) * (1 - 1e-4)
-    told = float(outcome.changed[0].after.split("changes by ")[1].rstrip("%")) / 100
+    told = float(outcome.changed[0].after.split("output: ")[1].rstrip("%")) / 100
     assert told == pytest.approx(float(reached), abs=1e-3)
 
 
@@ -183,7 +183,10 @@ def test_a_rank_that_makes_a_layer_no_smaller_leaves_it_with_the_numbers(run_of:
     module = net()
     changed, outcome = factorized(module, Svd(rank=22), run_of(module, x=torch.ones(2, 32)))
     reasons = {skip.path: skip.reason for skip in outcome.skipped}
-    assert "rank 22 has 2,112 weights, it has 2,048; only a rank below 21.3 is smaller" in reasons["body.0"]
+    assert (
+        "rank 22 needs 2,112 weights, the dense layer 2,048; the layer shrinks only below rank 21.3"
+        in reasons["body.0"]
+    )
     assert "shared with another layer" in reasons["tied"]
     assert isinstance(changed.body[2], LowRankLinear)
     assert changed.again.weight is changed.tied.weight
@@ -212,7 +215,7 @@ def test_inputs_that_are_no_numbers_leave_a_layer_whole(run_of: RunOf, factorize
     module = Broken().eval()
     changed, outcome = factorized(module, Whitened(rank=2), run_of(module, x=torch.rand(16, 8)))
     assert [change.path for change in outcome.changed] == ["fine"]
-    assert outcome.skipped[0].reason == "its inputs on the calibration samples hold NaN or infinity"
+    assert outcome.skipped[0].reason == "its inputs on the calibration samples contain NaN or infinity"
     assert changed.hurt.weight.shape == (8, 8)
 
 

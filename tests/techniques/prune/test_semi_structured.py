@@ -64,7 +64,7 @@ def test_layers_that_m_does_not_divide_are_left_alone_with_their_sizes(run_of: R
         ("0", "its 3 inputs are not divisible by 4"),
         ("3", "its 6 inputs are not divisible by 4"),
     ]
-    with pytest.raises(TechniqueError, match="no layer's inputs are divisible by 16") as error:
+    with pytest.raises(TechniqueError, match="no layer has a number of inputs divisible by 16") as error:
         prune(net, run_of(net, [drawn(2, 3, 5, 5)]), pattern="8:16")
     assert error.value.why == "inputs of 0: 3, 1: 8, 3: 6"
 

@@ -74,7 +74,7 @@ def test_weights_without_visible_inputs_stay_do_not_count_and_are_reported(run_o
         ("rnn.weight_hh_l0", UNSEEN),
         ("idle", UNSEEN),
     }
-    with pytest.raises(TechniqueError, match="hooks see the inputs of no layer") as error:
+    with pytest.raises(TechniqueError, match="Wanda finds no layer inputs") as error:
         apply_to_module(net, Wanda(targets=["rnn"]), run_of(net, [drawn(2, 5, 4)]))
     assert "use method magnitude" in error.value.fix
 

@@ -115,7 +115,7 @@ def test_a_glob_on_a_module_means_all_layers_inside(program, apply):
 
 
 def test_a_glob_that_names_no_layer_is_an_error_that_offers_the_nearest(program, apply):
-    with pytest.raises(TechniqueError, match="'haed' names no layer") as caught:
+    with pytest.raises(TechniqueError, match="'haed' matches no layer") as caught:
         apply(program("mlp"), Dynamic(ignore=["haed"]))
     assert "'head'" in caught.value.why
 

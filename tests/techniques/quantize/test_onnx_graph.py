@@ -90,7 +90,7 @@ def test_select_matches_a_path_or_a_module_around_it_and_ignore_wins(program):
     found = find_layers(load(program("encoder").path))
     paths = {layer.path for layer in select_layers(found, ["layer", "head"], ["layer.linear?"])}
     assert paths == {"layer.self_attn", "layer.self_attn.out_proj", "head"}
-    with pytest.raises(TechniqueError, match="names no layer"):
+    with pytest.raises(TechniqueError, match="matches no layer"):
         select_layers(found, ["decoder"], [])
 
 

@@ -149,7 +149,7 @@ def test_a_group_that_does_not_divide_the_inputs_becomes_the_largest_that_does(t
     )
     with pytest.raises(TechniqueError, match="no layer") as caught:
         apply(odd, WeightOnly())
-    assert "no group of 16" in caught.value.why
+    assert "no group size of 16" in caught.value.why
 
 
 def test_a_network_of_convolutions_is_an_error_that_names_the_scheme_that_helps(program, apply):

@@ -156,5 +156,5 @@ def test_attention_in_one_projection_is_refused_by_name() -> None:
     assert "self_attn.in_proj_weight" in error.value.why
     assert "fitnets or relational" in error.value.fix
     plain = nn.Sequential(nn.Linear(8, 8)).eval()
-    with pytest.raises(TechniqueError, match="no queries, keys and values in the student"):
+    with pytest.raises(TechniqueError, match="no query, key and value layers in the student"):
         attention_of(traced(plain, torch.randn(2, 5, 8)), None, "student")

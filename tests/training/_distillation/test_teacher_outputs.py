@@ -87,7 +87,7 @@ def test_every_sample_is_computed_once_and_served_in_any_order() -> None:
 
     store, words = kept(batches_of(TEACHER, X, Y), asked=counted)
     assert store is not None
-    assert words == "computed once for 96 samples and kept (1.15 kB)"
+    assert words == "computed once for 96 samples and cached (1.15 kB)"
     assert asked == [16] * 7  # one of another pass, to see what they are like
     shuffled = Batch({"x": X.flip(0)})
     torch.testing.assert_close(store.of(shuffled), taught(shuffled))
@@ -129,15 +129,18 @@ def test_inputs_that_change_from_pass_to_pass_are_seen_before_the_teacher_is_ask
 
 def test_outputs_that_serve_once_or_are_not_one_for_each_sample_are_not_kept() -> None:
     batches = batches_of(TEACHER, X, Y)
-    assert kept(batches, TrainingConfig(epochs=1, batch=16)) == (None, "computed for every batch: there is one epoch")
+    assert kept(batches, TrainingConfig(epochs=1, batch=16)) == (
+        None,
+        "computed for every batch: there is only one epoch",
+    )
     none, words = kept(batches, asked=lambda batch: TeacherOutput([taught(batch)[0].T]))
     assert none is None
-    assert "not one for each sample" in words
+    assert "no row per sample" in words
 
 
 def test_outputs_that_need_too_much_memory_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_outputs, "LIMIT_BYTES", 1000)
-    assert kept(batches_of(TEACHER, X, Y)) == (None, "computed for every batch: kept they would take 1.15 kB")
+    assert kept(batches_of(TEACHER, X, Y)) == (None, "computed for every batch: a cache would take 1.15 kB")
 
 
 def test_the_same_seed_fills_them_with_the_same_bits() -> None:

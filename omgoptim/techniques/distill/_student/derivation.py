@@ -42,7 +42,7 @@ Replace = Callable[[nn.Module, LayerSelection, ModuleRun, bool], Outcome]
 """`replace(module, selection, run, fit)`: replaces layers of the module; may change nothing."""
 
 NO_REPEATS = (
-    "no layer repeats: no ModuleList or Sequential has equal neighbours with outputs of the shape of their inputs"
+    "no layer repeats: no ModuleList or Sequential has consecutive equal layers whose output has the input's shape"
 )
 
 
@@ -58,12 +58,12 @@ def output_shapes(module: nn.Module, run: ModuleRun) -> Shapes:
             torch.manual_seed(0)
             result = module(*probe.args, **probe.kwargs)
     except Exception as error:  # whatever a user's forward raises without what it expects
-        place = f"layer '{inside[-1]}'" if inside and inside[-1] else "the model's own forward"
+        place = f"layer '{inside[-1]}'" if inside and inside[-1] else "the model's forward method"
         raise TechniqueError(
             "the student does not run",
             f"{place} failed: {error_location(error)}",
-            "name that layer, or what the forward takes from it, in ignore; sizes are best written from the tensors "
-            "themselves (x.flatten(1), x.shape, len(self.layers)); or give a student of your own",
+            "add the layer whose size forward assumes to ignore; or compute sizes from the tensors (x.flatten(1), "
+            "x.shape, len(self.layers)) instead of fixed numbers; or give your own student",
         ) from error
     return [tuple(leaf.shape) for leaf in flatten(result) if isinstance(leaf, Tensor)]
 
@@ -73,9 +73,9 @@ def refuse_other_shapes(student: nn.Module, teacher: Shapes, run: ModuleRun) -> 
     shapes = output_shapes(student, run)
     if shapes != teacher:
         raise TechniqueError(
-            "the student gives outputs of other shapes than its teacher",
-            f"{shapes} instead of {teacher}, for two samples",
-            "name the layers that write the outputs in ignore",
+            "the student's outputs have other shapes than the teacher's",
+            f"student {shapes}, teacher {teacher}, for a batch of 2",
+            "add the layers that compute the outputs to ignore",
         )
 
 
@@ -169,7 +169,7 @@ def reduce_depth(
     before = paths_of(module)
     spans = tuple(span for stack in stacks for span in _spans(module, stack, keep[stack]))
     whole = [
-        Skip(path=path, reason=f"{count(stack)} layers stay, and it repeats {len(stack.units)}", kind="no_benefit")
+        Skip(path=path, reason=f"{count(stack)} layers are kept, and it has {len(stack.units)}", kind="no_benefit")
         for stack in stacks
         if count(stack) >= len(stack.units)
         for path in stack.paths
@@ -177,7 +177,7 @@ def reduce_depth(
     changed = drop_layers(module, stacks, keep)
     if changed:
         selection = selection.after(before, module)
-    one_module = "{} holds its {} layers as one module: they stay"
+    one_module = "the {} is one module: its {} layers cannot be removed one by one"
     skipped = [
         Skip(path=path, reason=one_module.format(type(layer).__name__, layer.num_layers), kind="unsupported")
         for path, layer in module.named_modules()
@@ -224,9 +224,7 @@ def bridge_gaps(module: nn.Module, teacher: nn.Module, short: Shortened, run: Mo
     fitted = fit_spans(module, teacher, short.spans, run)
     if not fitted:
         return short.outcome
-    note = (
-        f"{len(fitted)} of the kept layers were fitted to the outputs of the removed ones after them, without labels."
-    )
+    note = f"{len(fitted)} kept layers were fitted, without labels, to the outputs of the removed layers after them."
     return dataclasses.replace(short.outcome, notes=[*short.outcome.notes, note])
 
 
@@ -249,16 +247,16 @@ def _unchanged(params: Derived, skipped: Sequence[Skip]) -> TechniqueError:
     reasons = list(dict.fromkeys(f"{skip.path}: {skip.reason}" for skip in skipped))[:3]
     if isinstance(params, FewerLayers):
         return TechniqueError(
-            "no layer can be left out of this model",
+            "no layer of this model can be removed",
             "; ".join(reasons) or NO_REPEATS,
-            "student narrow for fewer channels, or depthwise or low_rank; or give a student of your own",
+            "use student narrow (fewer channels), depthwise or low_rank, or give your own student",
         )
     return TechniqueError(
         "no layer of this model can be narrowed",
-        "; ".join(reasons) or "no channels, heads or hidden units can go"
+        "; ".join(reasons) or "it has no removable channels, heads or hidden units"
         if params.width < 1
         else "width and depth are 1",
-        "student fewer_layers where layers repeat, low_rank for large Linear layers; or give a student of your own",
+        "use student fewer_layers (repeated layers) or low_rank (large Linear layers), or give your own student",
     )
 
 

@@ -30,7 +30,7 @@ from omgoptim.techniques.reconstruction.least_squares import ridge
 from omgoptim.techniques.registry import ModuleRun
 
 HELD = 1e-3
-"""Damping towards the former weight, as a fraction of an input's mean energy: holds directions without samples only."""
+"""Damping towards the former weight, of an input's mean energy. Chosen small: for directions without samples."""
 
 CLOSE = 1e-3
 """Relative difference of two sums of float32 layers that differ only in the order of additions, with a margin: one

@@ -18,7 +18,7 @@ from omgoptim.reports import Change, Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.distill._student.recurrent import Recurrent, find_recurrent, narrow_units
-from omgoptim.techniques.prune._channels.channel_allocation import best, round_widths, wanted_widths
+from omgoptim.techniques.prune._channels.channel_allocation import best, round_widths, target_widths
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
 from omgoptim.techniques.prune._channels.importance import importance_of
@@ -64,7 +64,7 @@ def find_narrowing(module: nn.Module, selection: LayerSelection, run: ModuleRun)
     except TechniqueError as error:
         if not recurrent:
             raise
-        groups = Groups([], [Skip(path="(model)", reason=f"{error.what}: {error.why}", kind="unsupported")])
+        groups = Groups([], [Skip(path="(model)", reason=error.reason, kind="unsupported")])
     shrinking = {each.path for each in recurrent}
     skipped += [skip for skip in groups.skipped if skip.path not in shrinking]
     return Narrowing(groups, importance_of(module, groups, asked, run), recurrent, skipped)
@@ -113,7 +113,7 @@ def _units(full: int, width: float, round_to: int | None) -> int:
 def _widths(module: nn.Module, narrowing: Narrowing, width: float, round_to: int | None) -> dict[str, int]:
     full = {group.name: group.width for group in narrowing.groups.groups}
     params = Structured(max_layer_ratio=1 - LEAST)
-    wanted = wanted_widths(module, narrowing.groups, narrowing.scores, full, params, 1 - width)
+    wanted = target_widths(module, narrowing.groups, narrowing.scores, full, params, 1 - width)
 
     def rounded(step: int) -> dict[str, int]:
         return round_widths(narrowing.groups, wanted, full, params.max_layer_ratio, step)

@@ -49,22 +49,22 @@ ON_THE_CURVE = 3
 BUILDS = ON_THE_CURVE + 10
 """Maximum evaluations beside that at the upper end: ten bisections end a search over 1,000 steps."""
 CLOSE = 0.97
-"""Fraction of the goal at which the search stops: the last 3 % of the size are not worth more builds."""
+"""Fraction of the goal at which the search stops. Chosen: the last 3 % of the size would cost more builds."""
 STEPS = 1000
-"""Resolution of the search: x is a multiple of 1/1000."""
+"""Resolution of the search: x is a multiple of 1/1000. Chosen: finer than one channel of most layers."""
 
 LEAST = 0.02
-"""Minimum width and rank ratio that is tried: a fiftieth of a layer."""
+"""Minimum width and rank ratio that is tried, a fiftieth of a layer. Chosen: less is hard to train."""
 MOST_RANK = 0.9
 """Maximum rank ratio: above it two factors save less than 10 % of the parameters and cost time."""
 LARGE = 32
-"""Minimum inputs and outputs of a Linear layer that is factorized: a smaller one has under 1,024 weights to save."""
+"""Minimum inputs and outputs of a Linear layer that is factorized. Chosen: others have under 1,024 weights."""
 DEEPER, WIDER = math.log(1.2), math.log(1.1)
 """Logarithms of depth and width per step of compound scaling: arXiv:1905.11946 (1.2 and 1.1)."""
 PLAIN_WIDTHS = (1.0, 0.75)
-"""Widths that are tried when `keep_layers` decides the size: all channels, and about half of their weights."""
+"""Widths tried when `keep_layers` decides the size. Chosen: all channels, and about half of their weights."""
 FOR_SPEED = (2.0, 4.0)
-"""Compressions per unit of requested speedup, when speedup is the only target: time falls by less than parameters."""
+"""Compressions per requested speedup, if that is the only target. Chosen: time falls by less than parameters."""
 
 
 def largest_within(
@@ -182,7 +182,7 @@ class StudentBuilder:
         if not fit:
             return module, outcome
         if not outcome.changed:
-            raise TechniqueError("the student would equal the teacher", "nothing can be removed, or nothing has to be")
+            raise TechniqueError("the student would equal the teacher", "nothing can or has to be removed")
         return module, finish_student(module, params, outcome, self._shapes, self._run)
 
     def _base(self, kept: tuple[int, ...]) -> _Base:
@@ -222,7 +222,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    """A way of derivation, of any size."""
+    """Derivation method, at any size."""
 
     name: str
     at: Callable[[float], Derived]
@@ -235,7 +235,7 @@ class _Method:
 def proposals(
     teacher: nn.Module, auto: Auto, run: ModuleRun, compression: float | None
 ) -> tuple[list[Proposal], list[tuple[str, str]]]:
-    """Return the most promising students, the best first, and the ways without one: name and reason.
+    """Return the most promising students, best first, and the methods without one, each with the reason.
 
     Args:
         teacher: brought to the run's device; else not changed.
@@ -262,7 +262,7 @@ def proposals(
                 continue
             proposal = _proposal(builder, params, run)
         except OmgoptimError as error:
-            passed_over.append((way.name, f"{error.what}: {error.why}" if error.why else error.what))
+            passed_over.append((way.name, error.reason))
             continue
         found.setdefault(tuple((name, tensor.shape) for name, tensor in proposal.module.state_dict().items()), proposal)
     likeliest = sorted(found.values(), key=lambda each: (-(each.macs or 0), -each.params_count))
@@ -272,7 +272,7 @@ def proposals(
 def _methods_with_goals(
     builder: StudentBuilder, auto: Auto, compression: float | None
 ) -> Iterator[tuple[_Method, float | None]]:
-    """Return every way that suits the teacher, with the most parameters that its student may have."""
+    """Return every method that suits the teacher, with the parameter budget of its student."""
     total = builder.params
     if compression is not None:
         for way in _methods(builder, auto, compression):
@@ -280,7 +280,7 @@ def _methods_with_goals(
     elif auto.keep_layers is not None:
         for way in _methods(builder, auto, 1.0):
             for width in PLAIN_WIDTHS if way.power > 1 else (1.0,):
-                yield _Method(f"{way.name} at width {width:g}", partial(_at_width, way, width)), None
+                yield _Method(f"{way.name}, width {width:g}", partial(_at_width, way, width)), None
     else:
         for times in FOR_SPEED:
             wished = times * (auto.target_speedup or 1.0)
@@ -293,7 +293,7 @@ def _at_width(way: _Method, width: float, _: float) -> Derived:
 
 
 def _methods(builder: StudentBuilder, auto: Auto, compression: float) -> Iterator[_Method]:
-    """Return the ways that suit the teacher; with layers to keep, every one keeps them."""
+    """Return the methods that suit the teacher; with layers to keep, each keeps them."""
     globs = {"targets": auto.targets, "ignore": auto.ignore}
     shares = {round(auto.keep_layers / len(stack.units), 4) for stack in builder.stacks} if auto.keep_layers else {1.0}
     depth = min(1.0, *shares)
@@ -337,7 +337,7 @@ def _largest_within_goal(builder: StudentBuilder, way: _Method, goal: float) -> 
 
     x, fewest = largest_within(count, goal, LEAST, way.most, way.power)
     if x is None:
-        return None, f"its smallest student has {fewest:,} parameters, and at most {goal:,.0f} are asked for"
+        return None, f"its smallest student has {fewest:,} parameters, more than the target of {goal:,.0f}"
     return way.at(x), ""
 
 

@@ -44,7 +44,7 @@ WIDTHS = (
 """Attribute names for the width of recurrent layers."""
 
 NEAR = 1e-2
-"""Tolerance of a float32 mean of equal integers."""
+"""Tolerance of a float32 mean of equal integers. Chosen: far above rounding, far below 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +205,10 @@ def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun)
         refusal = _refusal(path, layer, selection, owners)
         recurrent = None if refusal else _find_readers(module, path, run)
         if recurrent is not None:
-            refusal = _tied_reader(module, recurrent, owners) or _why_not_removable(module, recurrent, run)
+            refusal = _tied_reader(module, recurrent, owners) or _removal_refusal(module, recurrent, run)
             if refusal:
                 recurrent = replace(recurrent, numbers=_width_attributes(module, path, layer.hidden_size))
-                refusal = _why_not_removable(module, recurrent, run) if recurrent.numbers else refusal
+                refusal = _removal_refusal(module, recurrent, run) if recurrent.numbers else refusal
         if refusal:
             skipped.append(refusal.skip(path))
         elif recurrent is not None:
@@ -223,13 +223,13 @@ def _refusal(
         return EXCLUDED
     reason = ""
     if layer.proj_size:
-        reason = "its outputs are projections of its hidden units (proj_size)"
+        reason = "it projects its hidden states (proj_size), which is not supported"
     elif layer.hidden_size < 2:
-        reason = "it has one hidden unit"
+        reason = "it has only one hidden unit"
     elif other := {tensor.dtype for tensor in layer.parameters()} - {torch.float32, torch.float64}:
         reason = f"its weights are {str(other.pop()).removeprefix('torch.')}"
     elif any(name not in layer._parameters for name in layer._flat_weights_names):
-        reason = "its weights are computed from others (a parametrization)"
+        reason = "its weights are computed from other parameters (a parametrization)"
     return Refusal(reason, "unsupported") if reason else frozen_or_shared(layer, owners)
 
 
@@ -239,7 +239,7 @@ def _tied_reader(
     for reader in recurrent.readers:
         for name, tensor in module.get_submodule(reader.path)._parameters.items():
             if is_shared(tensor, owners):
-                return Refusal(f"{reader.path}.{name}, which reads it, is shared with another layer", "tied")
+                return Refusal(f"{reader.path}.{name}, which reads its output, is shared with another layer", "tied")
     return None
 
 
@@ -330,7 +330,7 @@ def _width_attributes(module: nn.Module, path: str, width: int) -> tuple[tuple[s
     )
 
 
-def _why_not_removable(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> Refusal | None:
+def _removal_refusal(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> Refusal | None:
     """Return why the layer cannot lose half of its units, tried on copies; None if it can."""
     probe, keep = Probe.of(run), recurrent.width // 2
     ignoring, smaller = copy.deepcopy(module), copy.deepcopy(module)
@@ -340,10 +340,10 @@ def _why_not_removable(module: nn.Module, recurrent: Recurrent, run: ModuleRun) 
         outputs, expected = probe.outputs(smaller), probe.outputs(ignoring)
         apart = difference(outputs, expected)
     except DoesNotRun as error:
-        return Refusal(f"with fewer hidden units the model does not run: {error}", "forward_fails")
+        return Refusal(f"the model does not run with fewer hidden units: {error}", "forward_fails")
     except ValueError:
-        return Refusal("its hidden units are the model's outputs", "model_output")
+        return Refusal("its hidden units are outputs of the model", "model_output")
     if apart > tolerance_of(expected):
-        mixed = "something on their way mixes its hidden units (a normalization or a product over them)"
+        mixed = "a later operation mixes its hidden units (a normalization or a matrix product over them)"
         return Refusal(mixed, "unsupported")
     return None

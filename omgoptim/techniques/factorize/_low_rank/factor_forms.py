@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from omgoptim.techniques.factorize._low_rank.problem import Form, Option, Problem, ladder_of
+from omgoptim.techniques.factorize._low_rank.problem import Form, Option, Problem, options_by_rank
 from omgoptim.techniques.reconstruction.least_squares import (
     INPUT_DAMPING,
     Factors,
@@ -33,25 +33,25 @@ SWEEPS = 3
 """Sweeps of orthogonal iteration; on the digits example more than one change the output error by less than 0.001."""
 
 TUCKER_STEPS = 48
-"""Steps of each side from rank 1 to the full rank, 2 % of it each."""
+"""Steps of each side from rank 1 to the full rank, 2 % of it each. Chosen: finer steps cost a projection each."""
 
 
-def ladder(problem: Problem, form: Form, round_to: int = 1) -> list[Option]:
+def rank_options(problem: Problem, form: Form, round_to: int = 1) -> list[Option]:
     """Return the options of a form for a layer, the smallest first; the last one has full rank."""
     if form == "tucker2":
-        return _tucker_ladder(problem, round_to)
+        return _tucker_options(problem, round_to)
     groups, out, inside, height, width = problem.weight.shape
     values = _spatial_values if form == "spatial" else _matrix_values
     totals = torch.stack([values(problem, group) for group in range(groups)]).sum(0)
     per_rank = inside * height + out * width if form == "spatial" else inside * height * width + out
-    return ladder_of(form, totals.tolist(), groups * per_rank, round_to)
+    return options_by_rank(form, totals.tolist(), groups * per_rank, round_to)
 
 
 def option_at(problem: Problem, form: Form, rank: int) -> Option:
     """Return the option with a fixed rank, of a matrix or of both sides of tucker2; at most that of the layer."""
     if form == "tucker2":
         return _tucker_option(problem, min(rank, problem.weight.shape[2]), min(rank, problem.weight.shape[1]))
-    options = ladder(problem, form)
+    options = rank_options(problem, form)
     return options[min(rank, len(options)) - 1]
 
 
@@ -135,7 +135,7 @@ def _tucker_params(problem: Problem, rank_in: int, rank_out: int) -> int:
     return groups * (rank_in * inside + rank_in * rank_out * height * width + rank_out * out)
 
 
-def _tucker_ladder(problem: Problem, round_to: int) -> list[Option]:
+def _tucker_options(problem: Problem, round_to: int) -> list[Option]:
     """Return pairs of ranks from the smallest up: each step raises the side that regains more per parameter."""
     _, out, inside, _, _ = problem.weight.shape
     left_in, left_out = _truncation_errors(problem, "in"), _truncation_errors(problem, "out")

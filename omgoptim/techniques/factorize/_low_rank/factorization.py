@@ -44,7 +44,7 @@ SMALLEST_SHARE = 1e-9
 """Lower bound of the kept share before its logarithm: below float32's precision of an energy."""
 
 RUNGS = 256
-"""Maximum options of a layer in the allocation: steps of 0.4 % of its ranks."""
+"""Maximum options of a layer in the allocation: steps of 0.4 % of its ranks. Chosen: more cost time and memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def options_of_layer(layer: DenseLayer, problem: Problem, params: Factorization)
         options = [forms.option_at(problem, kind, params.rank) for kind in kinds]
         options = [min(options, key=lambda option: (option.error, option.params))]
     else:
-        options = pareto([option for kind in kinds for option in forms.ladder(problem, kind, params.round_to)])
+        options = pareto([option for kind in kinds for option in forms.rank_options(problem, kind, params.round_to)])
     plain = replace(problem, influence=None, roots={}).energy
     return LayerOptions(layer.weight.numel(), problem.energy, plain, tuple(options), problem.influence is not None)
 
@@ -91,87 +91,87 @@ def options_of_layer(layer: DenseLayer, problem: Problem, params: Factorization)
 def choose_ranks(
     module: nn.Module,
     layers: Mapping[str, DenseLayer],
-    ladders: Mapping[str, LayerOptions],
+    layer_options: Mapping[str, LayerOptions],
     params: Factorization,
     run: ModuleRun,
     skipped: list[Skip],
 ) -> dict[str, Option]:
-    """Return the option of each layer by path, in the order of the ladders; dense layers go to `skipped`.
+    """Return the option of each layer by path, in the same order; dense layers go to `skipped`.
 
     Raises:
         TechniqueError: a target that is out of reach.
     """
     chosen: dict[str, Option] = {}
     compression = params.compression
-    for path, ladder in ladders.items():
+    for path, candidate in layer_options.items():
         if compression is not None:
             break
-        option, wanted = _option_of_one(ladder, params)
-        if option is not None and option.params < ladder.params:
+        option, wanted = _option_of_one(candidate, params)
+        if option is not None and option.params < candidate.params:
             chosen[path] = option
         else:
-            skipped.append(_no_smaller(layers[path], ladder, option, wanted).skip(path))
+            skipped.append(_no_smaller(layers[path], candidate, option, wanted).skip(path))
     if compression is None:
         return chosen
-    shared = _rank_choices(module, layers, ladders, params, run, skipped)
+    shared = _rank_choices(module, layers, layer_options, params, run, skipped)
     total = count_params(module)[0]
     elsewhere = total - sum(layer.params for layer in shared.values())
     chosen = allocate_ranks(shared, elsewhere, total, compression)
     whole = Refusal("kept dense: factorizing other layers loses less at the same size", "no_benefit")
     skipped += [whole.skip(path) for path in shared if path not in chosen]
-    return {path: chosen[path] for path in ladders if path in chosen}
+    return {path: chosen[path] for path in layer_options if path in chosen}
 
 
-def _option_of_one(ladder: LayerOptions, params: Factorization) -> tuple[Option | None, str]:
+def _option_of_one(candidate: LayerOptions, params: Factorization) -> tuple[Option | None, str]:
     """Return the option under a target for each layer alone, and the target in words."""
     if params.rank is not None:
-        return ladder.options[0], f"rank {params.rank}"
+        return candidate.options[0], f"rank {params.rank}"
     if params.energy is not None:
-        return with_energy(ladder.options, params.energy, ladder.energy), f"{params.energy:.1%} of the energy"
+        return with_energy(candidate.options, params.energy, candidate.energy), f"{params.energy:.1%} of the energy"
     ratio = params.rank_ratio or 0.5
-    return within(ladder.options, int(ratio * ladder.params)), f"at most {ratio:.0%} of its weights"
+    return within(candidate.options, int(ratio * candidate.params)), f"at most {ratio:.0%} of its weights"
 
 
-def _no_smaller(layer: DenseLayer, ladder: LayerOptions, option: Option | None, wanted: str) -> Refusal:
+def _no_smaller(layer: DenseLayer, candidate: LayerOptions, option: Option | None, wanted: str) -> Refusal:
     if option is None:
-        least = f"the smallest has {ladder.options[0].params:,}" if ladder.options else "there is none"
-        return Refusal(f"none of its ranks has {wanted}: {least} of {ladder.params:,} weights", "no_benefit")
+        least = f"the smallest needs {candidate.options[0].params:,}" if candidate.options else "none is smaller"
+        return Refusal(f"no rank has {wanted}: {least} of {candidate.params:,} weights", "no_benefit")
     bound = ""
     if isinstance(layer, nn.Linear):
-        below = ladder.params / (layer.in_features + layer.out_features)
-        bound = f"; only a rank below {below:.1f} is smaller"
-    sizes = f"{option} has {option.params:,} weights, it has {ladder.params:,}{bound}"
-    return Refusal(f"{wanted} would make it no smaller: {sizes}", "no_benefit")
+        below = candidate.params / (layer.in_features + layer.out_features)
+        bound = f"; the layer shrinks only below rank {below:.1f}"
+    sizes = f"{option} needs {option.params:,} weights, the dense layer {candidate.params:,}{bound}"
+    return Refusal(f"{wanted} would not make it smaller: {sizes}", "no_benefit")
 
 
 def _rank_choices(
     module: nn.Module,
     layers: Mapping[str, DenseLayer],
-    ladders: Mapping[str, LayerOptions],
+    layer_options: Mapping[str, LayerOptions],
     params: Factorization,
     run: ModuleRun,
     skipped: list[Skip],
 ) -> dict[str, RankChoice]:
     """Return the layers with a smaller, and where required faster, option."""
-    comparable = all(ladder.comparable for ladder in ladders.values())
+    comparable = all(candidate.comparable for candidate in layer_options.values())
     found: dict[str, RankChoice] = {}
-    for path, ladder in ladders.items():
-        options = _thinned(ladder.smaller)
+    for path, candidate in layer_options.items():
+        options = _thinned(candidate.smaller)
         if not options:
-            skipped.append(_no_smaller(layers[path], ladder, ladder.options[0], "any rank").skip(path))
+            skipped.append(_no_smaller(layers[path], candidate, candidate.options[0], "any rank").skip(path))
             continue
-        losses = tuple(option.error if comparable else _share_lost(option, ladder) for option in options)
-        found[path] = RankChoice(ladder.params, tuple(options), losses)
+        losses = tuple(option.error if comparable else _share_lost(option, candidate) for option in options)
+        found[path] = RankChoice(candidate.params, tuple(options), losses)
     return found if params.per == "bytes" else measure_times(module, found, run, skipped)
 
 
-def _share_lost(option: Option, ladder: LayerOptions) -> float:
+def _share_lost(option: Option, candidate: LayerOptions) -> float:
     """Return -log of the share of its energy that a layer keeps.
 
     The sum over layers corresponds to the product of all shares. For layers whose effects on the model are unknown: a
     plain sum of the lost shares would give up whole layers.
     """
-    lost = option.error / ladder.energy if ladder.energy > 0 else 0.0
+    lost = option.error / candidate.energy if candidate.energy > 0 else 0.0
     return -math.log(max(1.0 - lost, SMALLEST_SHARE))
 
 
@@ -195,18 +195,18 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
     paths, skipped = factorizable(module, params, run)
     found, _ = candidates(module, params)
     layers = {path: found[path] for path in paths}
-    ladders = _options_of_weights(layers, params) if samples is None else {}
+    layer_options = _options_of_weights(layers, params) if samples is None else {}
     influence: dict[str, Tensor] = {}
     if samples is not None:
-        ladders, influence = _options_on_inputs(module, layers, params, run, samples, skipped)
+        layer_options, influence = _options_on_inputs(module, layers, params, run, samples, skipped)
     run.progress("choosing ranks", 0.4)
-    chosen = choose_ranks(module, layers, ladders, params, run, skipped) if ladders else {}
+    chosen = choose_ranks(module, layers, layer_options, params, run, skipped) if layer_options else {}
     if not chosen:
         raise _nothing_to_do(skipped)
     if samples is None:
         errors = {path: _replace_by_weight(module, path, layers[path], option) for path, option in chosen.items()}
     else:
-        energies = {path: ladders[path].plain_energy for path in chosen}
+        energies = {path: layer_options[path].plain_energy for path in chosen}
         errors = solve_in_order(module, chosen, influence, energies, run, samples)
     of = "weight" if samples is None else "output"
     changed = [_change(path, layers[path], option, errors[path], of) for path, option in chosen.items()]
@@ -226,23 +226,25 @@ def _options_on_inputs(
     skipped: list[Skip],
 ) -> tuple[dict[str, LayerOptions], dict[str, Tensor]]:
     """Return the candidate ranks and the influence of each layer; a layer without usable inputs is skipped."""
-    run.progress("measuring the influence of layer outputs", 0.0)
+    run.progress("measuring how layer outputs affect the model's output", 0.0)
     influence = output_influence(module, layers, run, samples)
     kept = {}
     for path, layer in layers.items():
         if in_of(layer) > WIDEST and isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
-            reason = f"its patches have {in_of(layer):,} values, and moments are kept of {WIDEST:,} at most"
+            reason = f"its im2col patches have {in_of(layer):,} values, and second moments are limited to {WIDEST:,}"
             skipped.append(Skip(path=path, reason=reason, kind="unsupported"))
         else:
             kept[path] = layer
-    ladders = {}
+    layer_options = {}
     for path, moments in input_moments(module, kept, run, samples):
         if refusal := unusable(moments):
             skipped.append(refusal.skip(path))
             continue
-        ladders[path] = options_of_layer(layers[path], problem_of(layers[path], moments, influence.get(path)), params)
-        run.progress("measuring the moments of layer inputs", 0.1 + 0.3 * len(ladders) / len(kept))
-    return ladders, influence
+        layer_options[path] = options_of_layer(
+            layers[path], problem_of(layers[path], moments, influence.get(path)), params
+        )
+        run.progress("computing second moments of layer inputs", 0.1 + 0.3 * len(layer_options) / len(kept))
+    return layer_options, influence
 
 
 def _replace_by_weight(module: nn.Module, path: str, layer: DenseLayer, option: Option) -> float | None:
@@ -257,14 +259,14 @@ def _replace_by_weight(module: nn.Module, path: str, layer: DenseLayer, option: 
 
 def _change(path: str, layer: DenseLayer, option: Option, error: float | None, of: str) -> Change:
     before = " x ".join(map(str, layer.weight.shape))
-    error_note = "" if error is None else f"; its {of} changes by {error:.1%}"
+    error_note = "" if error is None else f"; relative error of its {of}: {error:.1%}"
     return Change(path=path, what="low rank", before=before, after=f"{option}{error_note}")
 
 
 def _nothing_to_do(skipped: list[Skip]) -> TechniqueError:
     what = "no layer can be factorized"
     if not skipped:
-        return TechniqueError(what, "the model has no Linear layer and no Conv2d", "prune or quantize it instead")
+        return TechniqueError(what, "the model has no Linear layer or Conv2d", "prune or quantize it instead")
     most = Counter(skip.reason for skip in skipped).most_common(3)
     why = "; ".join(f"{count} x {reason}" if count > 1 else reason for reason, count in most)
-    return TechniqueError(what, why, "a smaller rank, energy or rank_ratio, or other targets; else prune or quantize")
+    return TechniqueError(what, why, "use a smaller rank, energy or rank_ratio, or other targets; or prune or quantize")

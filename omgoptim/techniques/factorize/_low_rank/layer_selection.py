@@ -11,18 +11,18 @@ from omgoptim.blocks import BLOCKS, LowRankLinear, SpatialConv2d, Tucker2Conv2d
 from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
-from omgoptim.techniques.probe import EXCLUDED, NOT_RUN, WHOLE_MODEL, Use, uses_of, why_not_replaceable
+from omgoptim.techniques.probe import EXCLUDED, NOT_RUN, WHOLE_MODEL, Use, replacement_refusal, uses_of
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun, Refusal
 
 OTHER_KINDS: dict[type[nn.Module], str] = {
-    nn.MultiheadAttention: "its packed projection is read by the attention itself, not called as a layer",
-    nn.RNNBase: "a recurrent layer's weights are read by one kernel; Linear layers and Conv2d have low-rank forms",
-    nn.RNNCellBase: "a recurrent cell has no low-rank form here; Linear layers and Conv2d have",
-    nn.Embedding: "an embedding is looked up, not multiplied",
-    nn.EmbeddingBag: "an embedding is looked up, not multiplied",
-    nn.Bilinear: "a bilinear layer has no low-rank form here; Linear layers and Conv2d have",
-    nn.modules.conv._ConvNd: "only Linear layers and Conv2d have a low-rank form here",
+    nn.MultiheadAttention: "attention reads its packed projection weight directly instead of calling it as a layer",
+    nn.RNNBase: "a recurrent layer runs as one fused kernel; only Linear layers and Conv2d are factorized",
+    nn.RNNCellBase: "a recurrent cell runs as one fused kernel; only Linear layers and Conv2d are factorized",
+    nn.Embedding: "an embedding is a table lookup, not a matrix product",
+    nn.EmbeddingBag: "an embedding is a table lookup, not a matrix product",
+    nn.Bilinear: "only Linear layers and Conv2d are factorized, not bilinear layers",
+    nn.modules.conv._ConvNd: "only Linear layers and Conv2d are factorized",
 }
 
 
@@ -105,37 +105,37 @@ def _refusal(
     """Return why a layer cannot be factorized, or None."""
     if _is_block(layer):
         low = isinstance(layer, (LowRankLinear, SpatialConv2d, Tucker2Conv2d))
-        return Refusal("it is of low rank already" if low else "it is a compact block already", "already_compressed")
+        return Refusal("it is already low-rank" if low else "it is already a compact block", "already_compressed")
     if isinstance(around, nn.MultiheadAttention):
-        return Refusal("the attention around it reads its weight itself instead of calling it", "unsupported")
+        return Refusal("the enclosing attention reads its weight directly instead of calling it", "unsupported")
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         return Refusal(next(why for kind, why in OTHER_KINDS.items() if isinstance(layer, kind)), "unsupported")
-    if refusal := why_not_replaceable(layer):
+    if refusal := replacement_refusal(layer):
         return refusal
     weight = layer.weight
     if not weight.is_floating_point():
-        return Refusal(f"its weight is {str(weight.dtype).removeprefix('torch.')}", "unsupported")
+        return Refusal(f"its weight is {str(weight.dtype).removeprefix('torch.')}, not float", "unsupported")
     for parameter in layer.parameters(recurse=False):
         if len(owners[_place(parameter)]) > 1:
             shared = f"its parameters are shared with another layer: {', '.join(owners[_place(parameter)].values())}"
             return Refusal(shared, "tied")
     if not (weight.requires_grad or frozen_model or params.targets):
-        frozen = "it is frozen (requires_grad is False); name it in targets to factorize it all the same"
+        frozen = "it is frozen (requires_grad is False); name it in targets to factorize it anyway"
         return Refusal(frozen, "excluded")
     if weight.numel() == 0 or min(weight.shape[0], weight[0].numel()) < 2:
         shape = " x ".join(map(str, weight.shape))
-        return Refusal(f"its weight of {shape} has at most rank 1 as it is", "no_benefit")
+        return Refusal(f"its {shape} weight already has rank 1", "no_benefit")
     return _conv_refusal(layer, params) if isinstance(layer, nn.Conv2d) else None
 
 
 def _conv_refusal(layer: nn.Conv2d, params: Factorization) -> Refusal | None:
     if params.convolution == "skip":
-        return Refusal("convolutions are left as they are (convolution=skip)", "excluded")
+        return Refusal("convolutions are excluded (convolution=skip)", "excluded")
     if layer.groups > 1 and layer.in_channels == layer.groups:
-        depthwise = "it is depthwise: each output sees one channel, so there is nothing to factorize"
+        depthwise = "it is depthwise: each output channel reads one input channel, so there is nothing to factorize"
         return Refusal(depthwise, "unsupported")
     if layer.padding_mode != "zeros":
-        padding = f"padding_mode {layer.padding_mode} has no exact form as a product; only zeros has"
+        padding = f"padding_mode {layer.padding_mode} cannot be factorized exactly; only zeros can"
         return Refusal(padding, "unsupported")
     return None
 

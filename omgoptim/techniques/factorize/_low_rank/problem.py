@@ -116,7 +116,7 @@ class Problem:
         return total
 
 
-def ladder_of(form: Form, costs: Sequence[float], params_per_rank: int, round_to: int) -> list[Option]:
+def options_by_rank(form: Form, costs: Sequence[float], params_per_rank: int, round_to: int) -> list[Option]:
     """Return the options of a form with one rank, the smallest first.
 
     Args:
@@ -168,9 +168,9 @@ def problem_of(
 def unusable(moments: InputMoments) -> Refusal | None:
     """Return why the moments of a layer's inputs cannot be used, or None."""
     if not moments.rows:
-        return Refusal("the calibration samples give it no input but padding", "not_run")
+        return Refusal("all of its inputs on the calibration samples are padding", "not_run")
     if not moments.are_finite:
-        return Refusal("its inputs on the calibration samples hold NaN or infinity", "unsupported")
+        return Refusal("its inputs on the calibration samples contain NaN or infinity", "unsupported")
     return None
 
 

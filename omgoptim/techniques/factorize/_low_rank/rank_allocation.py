@@ -16,7 +16,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.techniques.factorize._low_rank.problem import Option
 
 TOLERANCE = 0.02
-"""Largest relative distance of the reached compression from the target, as `CLOSE` of channel allocation."""
+"""Largest relative distance of the reached compression from the target. Chosen: less refuses coarse ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,9 @@ def allocate_ranks(
     reached = total / (elsewhere + sum(_params(layers[path], index) for path, index in chosen.items()))
     if reached > compression * (1 + TOLERANCE):
         raise TechniqueError(
-            f"a compression of {compression:g} cannot be met within {TOLERANCE:.0%}",
-            f"the nearest that the ranks give is {reached:.3g}: they are too coarse",
-            f"round_to 1, or target_compression {reached:.3g}",
+            f"no choice of ranks gives a compression of {compression:g} within {TOLERANCE:.0%}",
+            f"the nearest compression that the candidate ranks reach is {reached:.3g}",
+            f"use round_to 1 (more candidate ranks), or target_compression {reached:.3g}",
         )
     return {path: layers[path].options[index] for path, index in chosen.items() if index >= 0}
 
@@ -170,9 +170,9 @@ def _out_of_reach(
     share = elsewhere / total
     policy = f"{max(1.0, int(best * 0.99 * 100) / 100):g}"
     return TechniqueError(
-        f"a compression of {compression:g} is out of reach: {best:.3g} is the most",
-        f"{elsewhere:,} of {total:,} parameters ({share:.0%}) are in layers that stay: embeddings, norms and the "
-        f"like, those that no rank makes smaller or, per time, faster; "
-        f"the {len(layers)} others need {least:,} at their smallest ranks",
-        f"target_compression at most {policy}, or rank_ratio, which counts the factorized layers alone",
+        f"a compression of {compression:g} cannot be reached: the maximum is {best:.3g}",
+        f"{elsewhere:,} of {total:,} parameters ({share:.0%}) are in layers that are not factorized (embeddings, "
+        f"norms, layers that no rank makes smaller or, with a latency target, faster); the other {len(layers)} need "
+        f"{least:,} at their smallest ranks",
+        f"use target_compression {policy} or less, or rank_ratio, which counts only the factorized layers",
     )

@@ -58,9 +58,7 @@ from omgoptim.techniques.reconstruction.least_squares import fit
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_STAGES = 32
-"""Maximum passes over the samples; in a deeper model neighbours are solved together, so that time grows linearly with
-depth.
-"""
+"""Maximum passes over the samples; in a deeper model neighbours share one. Chosen: keeps time linear in depth."""
 
 KEPT_BYTES = 1_000_000_000
 """Bytes for the inputs of the original's layers in float32, as much as for moments."""
@@ -179,7 +177,7 @@ def solve_in_order(
                 option, given = chosen[path], pairs[leaders[path]]
                 block, errors[path] = _solved(layers[path], option, given, influence.get(path), energies[path])
                 replace_layer(module, path, block)
-            run.progress("fitting low ranks", 0.5 + 0.5 * len(errors) / len(layers))
+            run.progress("fitting the low-rank factors", 0.5 + 0.5 * len(errors) / len(layers))
     return errors
 
 

@@ -27,10 +27,10 @@ HEAD_WIDTHS = ("head_dim", "attention_head_size", "dim_head", "d_head", "head_si
 """Attribute names that attention blocks use, in the order in which they are looked for."""
 
 MOST_LINEARS = 8
-"""Maximum number of Linears in an attention block; a module with more is a model or a stack of blocks."""
+"""Maximum number of Linears in an attention block. Chosen: a module with more is a model or a stack of blocks."""
 
-UNKNOWN = "it looks like attention, but the weights of each head could not be identified"
-MULTIHEAD = "torch.nn.MultiheadAttention ties its width to the model's: its heads cannot be removed"
+UNKNOWN = "it looks like attention, but the weights that belong to each head could not be identified"
+MULTIHEAD = "the width of torch.nn.MultiheadAttention equals the model's embed_dim: its heads cannot be removed"
 
 
 @dataclass(frozen=True, slots=True)

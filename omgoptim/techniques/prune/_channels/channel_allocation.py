@@ -17,7 +17,7 @@ Widths = dict[str, int]
 """Name of a group to its width."""
 
 CLOSE = 0.02
-"""Largest relative distance below the target MACs before widths are rounded to smaller multiples."""
+"""Largest relative distance below the target MACs before rounding is refined. Chosen: exactness against tile sizes."""
 
 FINER = (None, 4, 2, 1)
 """Multiples that widths are rounded to, the default (8) and its halves, tried in this order until the target is met
@@ -33,7 +33,7 @@ def original_widths(groups: Groups, module: nn.Module, original: nn.Module) -> W
     return found
 
 
-def wanted_widths(
+def target_widths(
     module: nn.Module,
     groups: Groups,
     scores: Mapping[str, Tensor],
@@ -136,7 +136,7 @@ class Operations:
         count = count_macs(module, probe.args, probe.kwargs)
         if count.macs is None:
             raise TechniqueError(
-                "the model's multiply-accumulates cannot be counted", "target_macs_ratio aims at them", "use a ratio"
+                "the model's MACs cannot be counted", "target_macs_ratio needs their count", "use pruning_ratio"
             )
         self.now = count.macs
         self._by_path = count.by_path
@@ -194,20 +194,20 @@ def by_operations(
                 low = middle
             else:
                 high = middle
-        found = _given_back(groups, scores, operations, most, widths_at(high, rounding), widths_at(low, rounding))
+        found = _widened(groups, scores, operations, most, widths_at(high, rounding), widths_at(low, rounding))
         if operations.at(found) >= most * (1 - CLOSE):
             break
     if not found:
         least = operations.at(widths_at(1.0, 1 if round_to is None else round_to))
         raise TechniqueError(
-            f"the target of {most:,.0f} multiply-accumulates cannot be reached",
-            f"with as little as max_layer_ratio leaves there are {least:,.0f}, of {operations.now:,} now",
-            "raise max_layer_ratio, widen targets, or ask for less",
+            f"the target of {most:,.0f} MACs cannot be reached",
+            f"pruned as far as max_layer_ratio allows, the model has {least:,.0f} of its {operations.now:,} MACs",
+            "raise max_layer_ratio, select more layers with targets, or raise target_macs_ratio",
         )
     return found
 
 
-def _given_back(
+def _widened(
     groups: Groups, scores: Mapping[str, Tensor], operations: Operations, most: float, narrow: Widths, wide: Widths
 ) -> Widths:
     """Return the narrow widths, with the groups of most importance at their wide one as far as `most` allows."""

@@ -44,10 +44,10 @@ from omgoptim.techniques.prune._channels.groups import (
     Place,
     Side,
     channel_groups,
+    exclusion,
     is_depthwise,
     skips_of_kept,
     why_kept,
-    why_not_requested,
     width_of,
 )
 from omgoptim.techniques.prune._channels.removal import OUTPUTS, Removal
@@ -56,7 +56,7 @@ from omgoptim.techniques.registry import ModuleRun, Refusal
 MOST_SAMPLES = 64
 """Samples that are run one by one: a path that 5 % of the inputs take is met with a probability of 96 %."""
 MOST_WAYS = 8
-"""Maximum execution paths of which a sample is kept: each adds a forward to every verification."""
+"""Maximum execution paths of which a sample is kept. Chosen: each adds a forward to every verification."""
 
 Call = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
@@ -83,7 +83,7 @@ class Coverage:
 
     def _reason(self, count: int) -> str:
         if count == 0:
-            return f"it ran for none of {self.samples} samples: what hangs together with it is unknown"
+            return f"it ran for none of {self.samples} samples: the layers that depend on it are unknown"
         return f"it runs only for some inputs ({count} of {self.samples} samples)"
 
     def why_kept(self, module: nn.Module, group: Group) -> Refusal | None:
@@ -96,11 +96,11 @@ class Coverage:
             return Refusal(partial[group.name], "not_run")
         for place in group.places:
             if place.axis is None and place.path in partial:
-                return Refusal(f"{place.path} holds its channels, and {partial[place.path]}", "not_run")
+                return Refusal(f"its channels are also those of {place.path}: {partial[place.path]}", "not_run")
         for path in partial:
             layer = module.get_submodule(path)
             if self.runs[path] == 0 and group.width in (width_of(layer, "in"), width_of(layer, "out")):
-                return Refusal(f"{path} may read or write its channels, and {partial[path]}", "not_run")
+                return Refusal(f"{path} may read or write its channels: {partial[path]}", "not_run")
         return None
 
 
@@ -179,7 +179,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
     try:
         probe.outputs(module)
     except DoesNotRun as error:
-        raise TechniqueError("the model does not run on a batch of two", str(error)) from error
+        raise TechniqueError("the model does not run with a batch of 2", str(error)) from error
     attentions, skipped = find_heads(module, probe)
     claimed = frozenset().union(*(attention.claimed for attention in attentions))
     candidates: list[Group | _Skipped] = [attention.group for attention in attentions]
@@ -193,7 +193,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
             skipped.append(found.refusal.skip(found.path))
             continue
         refusal = (
-            why_not_requested(found, params)
+            exclusion(found, params)
             or why_kept(module, found.places, owners)
             or known.why_kept(module, found)
             or removal.check(found)
@@ -225,8 +225,8 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
     recurrent = [layer for layer in twin.modules() if isinstance(layer, nn.RNNBase)]
     for path, layer in module.named_modules():
         if isinstance(layer, nn.RNNBase):
-            yield _unsupported(path, f"the width of a recurrent layer ({type(layer).__name__}) stays")
-    graph = traced("following the model's layers with torch-pruning", lambda: _graph(twin, probe, recurrent))
+            yield _unsupported(path, f"the hidden size of a recurrent layer ({type(layer).__name__}) is not pruned")
+    graph = traced("tracing channel dependencies with torch-pruning", lambda: _graph(twin, probe, recurrent))
     limit_positions(graph, twin, probe)
     paths = {layer: path for path, layer in twin.named_modules()}
     written: set[str] = set()
@@ -240,7 +240,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
                 width = pruner.get_out_channels(layer)
                 hanging = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width)))
         except Exception as error:  # noqa: BLE001 - whatever torch-pruning's rules run into: one group less
-            yield _unsupported(path, f"torch-pruning cannot follow its channels: {error_location(error)}")
+            yield _unsupported(path, f"torch-pruning cannot trace its channels: {error_location(error)}")
             continue
         places, reaches_output = _places(graph, hanging, paths)
         written |= {place.path for place in places if place.side == "out"}
@@ -317,7 +317,7 @@ def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) ->
         if layer is None or (channel_groups(layer) == 1 and not isinstance(layer, nn.GroupNorm)):
             continue
         if width_of(layer, place.side) != width:
-            return _unsupported(root, f"{place.path} divides them, together with others, into equal groups")
+            return _unsupported(root, f"{place.path} splits its and other layers' channels into equal groups")
         (norms if isinstance(layer, nn.GroupNorm) else convs).add(channel_groups(layer))
     conv_unit = math.lcm(*convs)
     block = math.lcm(*(width // norm for norm in norms)) if norms else 1
@@ -325,6 +325,6 @@ def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) ->
         return Group(root, width, block, "channels", tuple(places))
     unit = math.lcm(conv_unit, *norms)
     if width % unit or width // unit < 2:
-        return _unsupported(root, f"its {width} channels can only be removed {unit} at a time")
+        return _unsupported(root, f"its {width} channels can only be removed in steps of {unit}")
     blocked = unit == 1 and not norms
     return Group(root, width, unit, "channels", tuple(places), blocked=blocked, exact=not norms)

@@ -130,7 +130,7 @@ def _within_group(keep: Tensor, total: int, groups: int) -> Tensor:
         blocks = torch.arange(groups, device=keep.device).unsqueeze(1)
         if bool((within == within[0]).all()) and bool((keep.view(groups, -1) // size == blocks).all()):
             return within[0]
-    raise ValueError(f"a convolution in {groups} groups can only lose the same channels from each")
+    raise ValueError(f"a convolution with {groups} groups must lose the same channels in each group")
 
 
 def _take(layer: nn.Module, keep: Tensor, **axes: int) -> None:
@@ -264,7 +264,7 @@ def skips_of_kept(module: nn.Module, root: str, writers: Sequence[str], refusal:
     ]
     return [
         refusal.skip(root),
-        *(Refusal(f"its channels go with those of {root}: {refusal.reason}", "tied").skip(path) for path in others),
+        *(Refusal(f"its channels are tied to those of {root}: {refusal.reason}", "tied").skip(path) for path in others),
     ]
 
 
@@ -285,34 +285,34 @@ def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, li
             if width is None:
                 return Refusal(_why_no_width(place.path, layer), "unsupported")
             if place.positions.numel() and int(place.positions.max()) >= width:
-                reason = f"{place.path} is narrower than what reaches it: something in between changes the channels"
+                reason = f"{place.path} reads fewer channels than reach it: an operation in between changes them"
                 return Refusal(reason, "unsupported")
             if "weight" not in layer._parameters:
-                return Refusal(f"the weight of {place.path} is computed from others {FOLD}", "unsupported")
+                return Refusal(f"the weight of {place.path} is computed {FOLD}", "unsupported")
             tensors = [(f"{place.path}.{name}", t) for name, t in layer._parameters.items() if t is not None]
         for name, tensor in tensors:
             if not tensor.requires_grad:
                 return Refusal(f"{name} is frozen (requires_grad is False)", "excluded")
             if is_shared(tensor, owners):
                 others = [other for _, other in owners[id(tensor)] if other != name]
-                return Refusal(f"{name} is tied to {', '.join(others)}, and stays so", "tied")
+                return Refusal(f"{name} is tied to {', '.join(others)}, and the tie must be kept", "tied")
     return None
 
 
 def _why_no_width(path: str, layer: nn.Module) -> str:
     kind = type(layer).__name__
     if isinstance(layer, nn.LayerNorm):
-        return f"{path} ({kind}) normalizes over these channels: without some, the others would change"
-    return f"its channels are those of {path} ({kind}), whose width stays"
+        return f"{path} ({kind}) normalizes over these channels: removing some changes the others"
+    return f"its channels are those of {path} ({kind}), whose width cannot change"
 
 
-def why_not_requested(group: Group, params: Structured) -> Refusal | None:
+def exclusion(group: Group, params: Structured) -> Refusal | None:
     """Return why the request excludes a group: by `ignore`, or since `targets` names no layer that shrinks."""
     ignored = next((path for path in group.writers if any(matches(glob, path) for glob in params.ignore)), None)
     if ignored is not None:
-        return Refusal(f"ignore names {ignored}", "excluded")
+        return Refusal(f"{ignored} is excluded by ignore", "excluded")
     if params.targets and not any(matches(glob, path) for glob in params.targets for path in group.writers):
-        return Refusal("targets does not name it", "excluded")
+        return Refusal("not selected by targets", "excluded")
     if group.kind == "heads" and not params.prune_heads:
-        return Refusal("prune_heads is off", "excluded")
+        return Refusal("heads are not pruned (prune_heads is off)", "excluded")
     return None

@@ -24,7 +24,7 @@ from omgoptim.techniques.prune._unstructured.saliency import lamp_of_squares
 from omgoptim.techniques.registry import ModuleRun
 
 HESSIAN_SAMPLES = 128
-"""Maximum samples whose gradients are squared, at one backward pass each."""
+"""Maximum samples whose gradients are squared. Chosen: each costs a backward pass."""
 
 Score = Callable[[nn.Module, Place], Tensor | None]
 """Scores of one place: (width of that side,), or None where the criterion does not apply."""
@@ -123,7 +123,7 @@ def _sum_over_weights(module: nn.Module, place: Place, of: Callable[[Tensor], Te
 def _of_gradients(module: nn.Module, groups: list[Group], kind: str, run: ModuleRun) -> Score:
     """Return taylor: |sum of weight x gradient| of each channel, mean over batches; or hessian: weight² x gradient²."""
     if not run.statistics.batches:
-        raise DataError(f"importance {kind} needs data", "there is no batch to take gradients on")
+        raise DataError(f"importance {kind} needs data", "it uses gradients, and there is no batch")
     places = {(place.path, place.side): place for group in groups for place in group.places}
     sums: dict[tuple[str, str], Tensor] = {}
     for args, kwargs, target in _single(run.calls()) if kind == "hessian" else run.calls():
@@ -137,7 +137,7 @@ def _of_gradients(module: nn.Module, groups: list[Group], kind: str, run: Module
                 sums[key] = sums[key] + scores if key in sums else scores
         run.progress(f"importance {kind}", None)
     if not all(bool(torch.isfinite(total).all()) for total in sums.values()):
-        raise DataError(f"importance {kind} is not a number", "the loss has a gradient that is infinite or NaN")
+        raise DataError(f"importance {kind} cannot be computed", "a gradient of the loss is infinite or NaN")
     return lambda _module, place: sums.get((place.path, place.side))
 
 
@@ -158,7 +158,7 @@ def _single(batches: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
             try:
                 yield [arg[one] for arg in args], {k: v[one] for k, v in kwargs.items()}, _rows(target, one)
             except (TypeError, KeyError) as error:
-                raise DataError("importance hessian needs targets that can be cut by sample", str(error)) from error
+                raise DataError("importance hessian needs targets that can be split by sample", str(error)) from error
 
 
 def _rows(target: Any, one: slice) -> Any:
@@ -173,7 +173,9 @@ def _gradients(module: nn.Module, args: Any, kwargs: Any, target: Any, run: Modu
     with evaluation_mode(module), torch.enable_grad(), quiet():
         loss = run.loss(module(*args, **kwargs), target)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise TechniqueError("the loss has no gradient", "importance taylor and hessian need one", "use magnitude")
+            raise TechniqueError(
+                "the loss has no gradient", "importance taylor and hessian use it", "use importance magnitude"
+            )
         found = torch.autograd.grad(loss, list(names.values()), allow_unused=True)
     return {
         name: torch.zeros_like(tensor) if gradient is None else gradient

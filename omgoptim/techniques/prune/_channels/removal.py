@@ -32,12 +32,10 @@ from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
 Key = tuple[str, str]
 """Path and side of a layer, or a parameter."""
 
-OUTPUTS = Refusal("its channels are the model's outputs", "model_output")
-DOES_NOT_RUN = "with fewer channels the model does not run"
-ENOUGH = Refusal(
-    "no channel was removed: the target needs none of them, or rounding of the width keeps them", "no_benefit"
-)
-SIZES_FIX = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
+OUTPUTS = Refusal("its channels are outputs of the model", "model_output")
+DOES_NOT_RUN = "the model does not run with fewer channels"
+ENOUGH = Refusal("no channel was removed: the target does not need it, or round_to keeps all of them", "no_benefit")
+SIZES_FIX = "compute sizes in forward from the tensors (x.flatten(1), x.shape) instead of fixed numbers"
 
 
 def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun) -> Outcome:
@@ -177,7 +175,7 @@ class Removal:
             going, keep = self._positions(place, gone)
             key = (place.path, place.side)
             if not len(keep):
-                raise ValueError(f"{place.path} would be left without channels")
+                raise ValueError(f"{place.path} would have no channels left")
             if place.axis is not None:
                 _replace(self.module, place, keep)
             else:
@@ -198,8 +196,8 @@ def _refusal_of(outputs: list[Tensor], expected: list[Tensor], group: Group) -> 
         return OUTPUTS
     if group.exact and apart > tolerance_of(expected):
         return Refusal(
-            "removing channels changes what the others compute: an operation in between mixes channels "
-            "(a normalization or softmax over them, a split that torch-pruning does not follow)",
+            "removing channels changes the remaining ones: an operation in between mixes channels "
+            "(a normalization or softmax over them, or a split that torch-pruning does not trace)",
             "unsupported",
         )
     return None

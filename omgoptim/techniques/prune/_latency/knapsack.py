@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from omgoptim.techniques.prune._latency.latency_table import TimeTable, allowed, beyond_reach, full_ms, step_edges
+from omgoptim.techniques.prune._latency.latency_table import TimeTable, allowed, full_ms, step_edges, unreachable_target
 
 MOST_STATES = 20_000
-"""Maximum states of the exact knapsack; beyond it the best state of each of as many equal time steps is kept."""
+"""Maximum states of the exact knapsack; beyond, the best of each of as many time steps stays. Chosen by memory."""
 
 TINY = 1e-12
 """Tolerance of comparisons of float64 sums of losses."""
@@ -37,10 +37,10 @@ PRICES = 40
 """Bisection steps of the Lagrange multiplier (loss per millisecond): a range of 1e6 shrinks to a relative 1e-11."""
 
 ROUNDS = 8
-"""Maximum rounds of linearization around the best widths; they end once nothing improves."""
+"""Maximum rounds of linearization around the best widths. Chosen: a safeguard; they end once nothing improves."""
 
 MOST_PAIRS = 200_000
-"""Maximum pairwise changes of one local search sweep; with more, only neighbouring widths are tried."""
+"""Maximum pairwise changes of one local search sweep; with more, only neighbouring widths are tried. Chosen by time."""
 
 
 def multiple_choice(
@@ -109,10 +109,10 @@ def choose_widths(
     problem = problem_of(table, importance, max_layer_ratio)
     lightest = _fastest(problem)
     if problem.ms(lightest) > budget:
-        raise beyond_reach(
-            f"at most {max_layer_ratio:.0%} of a group may go, and then the prunable layers still take "
-            f"{problem.ms(lightest) / full_ms(table):.0%} of their time, {wanted:.0%} wanted",
-            f"their best is {full_ms(table) / problem.ms(lightest):.2f} times as fast",
+        raise unreachable_target(
+            f"with at most {max_layer_ratio:.0%} of each group removed (max_layer_ratio), the prunable layers still "
+            f"take {problem.ms(lightest) / full_ms(table):.0%} of their latency; the target needs {wanted:.0%}",
+            f"their largest speedup is {full_ms(table) / problem.ms(lightest):.2f}x",
         )
     return problem.widths(solve(problem, budget, lightest))
 
@@ -199,11 +199,11 @@ def solve(problem: WidthProblem, budget: float, start: Choice) -> Choice:
     """Return the best choice found that takes at most `budget` ms; `start` must."""
     best = min((start, *_by_price(problem, budget)), key=problem.loss)
     for _ in range(ROUNDS):
-        better = _around(problem, budget, best)
+        better = _linearized(problem, budget, best)
         if better is None or problem.loss(better) >= problem.loss(best) - TINY:
             break
         best = better
-    return _polished(problem, budget, best)
+    return _local_search(problem, budget, best)
 
 
 def _edges(table: TimeTable, name: str, widths: tuple[int, ...]) -> tuple[int, ...]:
@@ -220,10 +220,10 @@ def _edges(table: TimeTable, name: str, widths: tuple[int, ...]) -> tuple[int, .
 
 def _fastest(problem: WidthProblem) -> Choice:
     """Return the choice with the least time, group by group from the narrowest."""
-    return _settled(problem, tuple(0 for _ in problem.names), math.inf)
+    return _coordinate_descent(problem, tuple(0 for _ in problem.names), math.inf)
 
 
-def _settled(problem: WidthProblem, choice: Choice, price: float) -> Choice:
+def _coordinate_descent(problem: WidthProblem, choice: Choice, price: float) -> Choice:
     """Descend by coordinates to the least `loss + price * time`; an infinite price minimizes time alone."""
     for _ in range(50):
         before = choice
@@ -246,7 +246,7 @@ def _by_price(problem: WidthProblem, budget: float) -> list[Choice]:
     found = []
     for _ in range(PRICES):
         price = high if not low else math.sqrt(low * high)
-        choices = [_settled(problem, start, price) for start in (widest, narrowest)]
+        choices = [_coordinate_descent(problem, start, price) for start in (widest, narrowest)]
         within = [choice for choice in choices if problem.ms(choice) <= budget]
         found += within
         if within:
@@ -258,7 +258,7 @@ def _by_price(problem: WidthProblem, budget: float) -> list[Choice]:
     return list(dict.fromkeys(found))
 
 
-def _around(problem: WidthProblem, budget: float, choice: Choice) -> Choice | None:
+def _linearized(problem: WidthProblem, budget: float, choice: Choice) -> Choice | None:
     """Solve the exact knapsack with times linearized around a choice, in the widest range whose result holds.
 
     Where layers depend on two groups, single changes do not add up, so the options are limited to a shrinking range
@@ -283,7 +283,7 @@ def _around(problem: WidthProblem, budget: float, choice: Choice) -> Choice | No
     return None
 
 
-def _polished(problem: WidthProblem, budget: float, choice: Choice) -> Choice:
+def _local_search(problem: WidthProblem, budget: float, choice: Choice) -> Choice:
     """Improve a choice by changing one or two groups at a time within the budget, the best change first."""
     room = budget - problem.ms(choice)
     while True:

@@ -2,8 +2,8 @@
 
 A table holds one measured time per layer and size. Between two measured sizes the larger one counts, so that a table
 never predicts a time that was not measured. Layers outside the table and the calls between layers are not in it:
-`next_aim` computes the next target for the table from the measured times of the cuts so far. Kernels work in tiles of
-channels, so latency rises only at some widths; a fall within the scatter of the measurement is noise and smoothed, a
+`next_target` computes the next target for the table from the measured times of the cuts so far. Kernels work in tiles
+of channels, so latency rises only at some widths; a fall within the scatter of the measurement is noise and smoothed, a
 larger one (a width without a fast kernel) is kept.
 """
 
@@ -19,16 +19,16 @@ import numpy as np
 from omgoptim.errors import TechniqueError
 
 LEAST_FRACTION, MOST_FRACTION = 0.01, 1.0
-"""Bounds of the result of `next_aim`."""
+"""Bounds of the result of `next_target`."""
 
 BOLDEST = 0.5
-"""Lower bound of the result of `next_aim` relative to the previous one: a steep line may be noise."""
+"""Lower bound of the result of `next_target` over the previous one. Chosen: a steep line may be noise."""
 
 MARGIN = 0.01
-"""Relative margin of `next_aim` beyond the target: a target missed by measurement noise costs a round."""
+"""Relative margin of `next_target` beyond the target. Chosen: a target missed by measurement noise costs a round."""
 
 FLAT = 0.02
-"""Minimum relative rise that counts as a step."""
+"""Minimum relative rise that counts as a step. Chosen: lower takes noise for steps, higher misses small ones."""
 
 ROUNDINGS = (8, 16, 32)
 """Tile sizes of kernels, in channels: the float32 numbers of an AVX2, of an AVX-512 and of two AVX-512 registers."""
@@ -37,7 +37,7 @@ DEFAULT_ROUNDING = 8
 """Smallest tile size of the common kernels: 8 float32 fill an AVX2 register."""
 
 CLEARER = 0.5
-"""Maximum residual of a tile size's fit relative to that of a straight line."""
+"""Maximum residual of a tile size's fit over that of a straight line. Chosen: more finds tile sizes in noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class MeasuredCut:
     """Measured fraction of the whole model's time: 1 / speedup."""
 
 
-def next_aim(history: Sequence[MeasuredCut], target: float) -> float:
+def next_target(history: Sequence[MeasuredCut], target: float) -> float:
     """Return the next fraction of the layers' time to request, so that the whole model takes `target` of its time.
 
     Secant method: the uncut model is a known point (all of the layers' time is all of the model's), and the line
@@ -167,12 +167,12 @@ def next_aim(history: Sequence[MeasuredCut], target: float) -> float:
     return _bounded(min(max(aim, BOLDEST * min(last, miss[0])), 0.98 * miss[0]))
 
 
-def beyond_reach(reason: str, best: str) -> TechniqueError:
+def unreachable_target(reason: str, best: str) -> TechniqueError:
     """Return the error for a target that no widths reach, with the best possible value."""
     return TechniqueError(
-        "pruning cannot reach the target",
+        "pruning cannot reach the latency target",
         f"{reason}; {best}",
-        "ask for less, raise max_layer_ratio, or prune less and then quantize: run `omgoptim quantize` on the result",
+        "lower the target, raise max_layer_ratio, or prune less and then quantize the result: `omgoptim quantize`",
     )
 
 

@@ -18,14 +18,14 @@ from torch import Tensor
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, Weight, from_rows, to_rows
-from omgoptim.techniques.prune._unstructured.sparsity_allocation import allot, erdos_renyi, spared
+from omgoptim.techniques.prune._unstructured.sparsity_allocation import erdos_renyi, largest_remainder, small_layers
 from omgoptim.techniques.registry import Outcome
 
 Scope = Literal["global", "per_layer", "per_row", "erdos_renyi"]
 """Scope of the ranking: all layers together, each layer, each row of a layer, or shares by the layers' shapes."""
 
-SPARED_REASON = "left dense: it holds {share:.2f} % of the selected weights, and other layers are pruned more"
-UNTOUCHED_REASON = "all of its weights score above the pruned ones"
+SPARED_REASON = "left dense: it has only {share:.2f} % of the selected weights; other layers are pruned more instead"
+UNTOUCHED_REASON = "the saliency of all its weights is above the pruning threshold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def zero_lowest(selection: Selection, scores: Mapping[str, Tensor], aim: Sparsit
         TechniqueError: no weight became zero.
     """
     weights = selection.weights
-    dense = spared([weight.count for weight in weights], aim.sparsity) if aim.spare_small else set()
+    dense = small_layers([weight.count for weight in weights], aim.sparsity) if aim.spare_small else set()
     free = [weight for index, weight in enumerate(weights) if index not in dense]
     already = sum(_zeros(weight) for index, weight in enumerate(weights) if index in dense)
     total = round(aim.sparsity * selection.count)
@@ -90,7 +90,7 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
             continue
         what_changed = [what, *(f"shared with {path}" for path, _ in weight.shared)]
         if weight.count - zeros == 1 and weight.count > 1:
-            what_changed.append("one weight kept, so that the layer still passes its input on")
+            what_changed.append("one weight kept, so that the layer's output still depends on its input")
         changed.append(
             Change(
                 path=weight.path,
@@ -110,13 +110,13 @@ def nothing_zeroed(selection: Selection, sparsity: float) -> TechniqueError:
     if zeros:
         return TechniqueError(
             "no weight became zero",
-            f"{zeros:,} of the {count:,} selected weights are zero already, and {sparsity:g} of them were asked for",
-            f"ask for more than {zeros / count:.4f}",
+            f"{zeros:,} of the {count:,} selected weights are zero already, which meets a sparsity of {sparsity:g}",
+            f"use a sparsity above {zeros / count:.4f}",
         )
     return TechniqueError(
         "no weight became zero",
-        f"{sparsity:g} of {count:,} selected weights is less than one, or every layer would be left without any",
-        "ask for more, or select more layers",
+        f"a sparsity of {sparsity:g} is less than one of the {count:,} selected weights, or would empty whole layers",
+        "raise the sparsity, or select more layers",
     )
 
 
@@ -134,7 +134,7 @@ def _masks(weights: list[Weight], scores: Mapping[str, Tensor], total: int, scop
     least = [_zeros(weight) for weight in weights]
     most = [max(low, _most(weight, scope)) for weight, low in zip(weights, least, strict=True)]
     wanted = [fraction * count for fraction, count in zip(fractions, counts, strict=True)]
-    given = allot(wanted, total, least, most)
+    given = largest_remainder(wanted, total, least, most)
     if scope == "per_row":
         return [_by_row(weight, score, count) for weight, score, count in zip(weights, ranked, given, strict=True)]
     return [alone(score, value, count) for score, value, count in zip(ranked, values, given, strict=True)]
@@ -142,7 +142,7 @@ def _masks(weights: list[Weight], scores: Mapping[str, Tensor], total: int, scop
 
 def _by_row(weight: Weight, scores: Tensor, count: int) -> Tensor:
     values = weight.parameter.detach()
-    mask = by_row(to_rows(scores, weight.layer), to_rows(values, weight.layer), count)
+    mask = row_mask(to_rows(scores, weight.layer), to_rows(values, weight.layer), count)
     return from_rows(mask, weight.layer, tuple(values.shape))
 
 
@@ -199,7 +199,7 @@ def alone(scores: Tensor, weights: Tensor, count: int) -> Tensor:
     return smallest(ranked(scores.flatten(), weights.flatten()), count).view(weights.shape)
 
 
-def by_row(scores_OI: Tensor, weights_OI: Tensor, count: int) -> Tensor:
+def row_mask(scores_OI: Tensor, weights_OI: Tensor, count: int) -> Tensor:
     """Return the mask (O, I) of one layer with equally many zeros in each row, up to rounding.
 
     The first rows get one more where `count` does not divide; a row keeps its best weight.
@@ -208,14 +208,14 @@ def by_row(scores_OI: Tensor, weights_OI: Tensor, count: int) -> Tensor:
     zeros = (weights_OI == 0).sum(1)
     least = zeros.tolist()
     most = [max(inputs - 1, already) for already in least]
-    counts = torch.tensor(allot([count / outputs] * outputs, count, least, most), device=scores_OI.device)
+    counts = torch.tensor(largest_remainder([count / outputs] * outputs, count, least, most), device=scores_OI.device)
     order = scores_OI.masked_fill(weights_OI == 0, -torch.inf).argsort(dim=1, stable=True)
     ranks = torch.empty_like(order)
     ranks.scatter_(1, order, torch.arange(inputs, device=order.device).expand_as(order).contiguous())
     return ranks < counts[:, None]
 
 
-def keep_of_every(scores_OI: Tensor, weights_OI: Tensor, n: int, m: int) -> Tensor:
+def n_of_m_mask(scores_OI: Tensor, weights_OI: Tensor, n: int, m: int) -> Tensor:
     """Return the mask (O, I) that leaves the n best of every m neighbours of a row; m divides I."""
     grouped = scores_OI.masked_fill(weights_OI == 0, -torch.inf).reshape(-1, m)
     order = grouped.argsort(dim=1, stable=True)

@@ -36,8 +36,8 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NO_WEIGHTS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, ParametrizationList)
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
-EMBEDDING_REASON = "an embedding is pruned only where targets name it: each row is the vector of one token"
-FROZEN_REASON = "frozen: requires_grad is False"
+EMBEDDING_REASON = "embeddings are pruned only if targets names them"
+FROZEN_REASON = "it is frozen (requires_grad is False)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> 
         reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in skipped[:5])
         raise TechniqueError(
             "there is no weight to prune",
-            reasons or "no linear, convolution or recurrent layer was found; a .pt2 program has none",
-            "name other layers in targets" if targets or ignore else "give the module itself, with such layers",
+            reasons or "no Linear, convolution or recurrent layer was found (a .pt2 program has no such modules)",
+            "select other layers with targets" if targets or ignore else "give a module that has such layers",
         )
     return Selection(weights, skipped)
 
@@ -117,7 +117,7 @@ def _refusal(weight: Weight, targets: Sequence[str]) -> Refusal | None:
         path for path, layer in zip(weight.paths, weight.layers, strict=True) if isinstance(layer, EMBEDDINGS)
     ]
     if not parameter.is_floating_point():
-        return Refusal(f"its weight is {str(parameter.dtype).removeprefix('torch.')}, no float", "unsupported")
+        return Refusal(f"its weight is {str(parameter.dtype).removeprefix('torch.')}, not float", "unsupported")
     if not parameter.requires_grad:
         return Refusal(FROZEN_REASON, "excluded")
     unnamed = [path for path in embeddings if not any(_by_name(glob, path) for glob in targets)]
@@ -125,7 +125,7 @@ def _refusal(weight: Weight, targets: Sequence[str]) -> Refusal | None:
         shared = f"it shares its weight with {unnamed[0]}; " if unnamed[0] != weight.path or weight.shared else ""
         return Refusal(shared + EMBEDDING_REASON, "excluded")
     if not bool(torch.isfinite(parameter).all()):
-        return Refusal("its weight holds NaN or infinity", "unsupported")
+        return Refusal("its weight contains NaN or infinity", "unsupported")
     return None
 
 
@@ -149,7 +149,7 @@ def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
             strange += [(_join(path, name), layer, parameter) for name, parameter in own if parameter.ndim > 1]
     for label, layer, parameter in strange:
         if _place(parameter) not in owners:
-            reason = f"a parameter of {type(layer).__name__}, which is not a known layer"
+            reason = f"{type(layer).__name__} is not a supported layer type"
             skipped.append(Skip(path=label, reason=reason, kind="unsupported"))
     weights = [
         Weight(label, parameter, layer, tuple((path, other) for path, other, _ in others))

@@ -44,7 +44,7 @@ def lamp_of_squares(squares: Tensor) -> Tensor:
 
 
 def wanda(rows: Tensor, norms: Tensor) -> Tensor:
-    """Wanda (arXiv:2306.11695): magnitude times the norm of the input that the weight multiplies.
+    """Return the Wanda scores (arXiv:2306.11695): magnitude times the norm of the input that the weight multiplies.
 
     Args:
         rows: weights (O, I).

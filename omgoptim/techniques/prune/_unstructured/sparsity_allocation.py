@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from omgoptim.errors import RequestError, did_you_mean
 
 SMALL = 0.02
-"""Maximum weights of a small layer, as a fraction of the largest layer's."""
+"""Maximum weights of a small layer over the largest layer's. Chosen, as the two below: more sparsity elsewhere."""
 SPARED = 0.01
 """Maximum share of all weights that the small layers, which are left dense, hold together."""
 SPARED_OF_KEPT = 0.1
@@ -46,7 +46,7 @@ def erdos_renyi(shapes: Sequence[tuple[int, ...]], sparsity: float) -> list[floa
     return [0.0] * len(shapes)
 
 
-def allot(wanted: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
+def largest_remainder(wanted: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
     """Return whole numbers near `wanted` that add up to `total`, by largest remainder; of equals the first comes first.
 
     Args:
@@ -72,11 +72,11 @@ def allot(wanted: Sequence[float], total: int, least: Sequence[int], most: Seque
     return given
 
 
-def spared(counts: Sequence[int], sparsity: float) -> set[int]:
+def small_layers(counts: Sequence[int], sparsity: float) -> set[int]:
     """Return the positions of layers that are so small that they stay dense.
 
     A first layer of one channel and a classifier of ten classes hold almost none of a network's weights, and every
-    output passes through each of those. The smallest are spared first.
+    output passes through each of those. The smallest come first.
     """
     limit = min(SPARED, SPARED_OF_KEPT * (1 - sparsity)) * sum(counts)
     chosen: set[int] = set()
@@ -103,12 +103,12 @@ def levels(shape: str, goal: float, rounds: int, start: float = 0.0) -> list[flo
         RequestError: an unknown shape, no round, or a goal that does not lie above the start.
     """
     if rounds < 1:
-        raise RequestError(f"a schedule of {rounds} rounds", "it needs at least one")
+        raise RequestError(f"the pruning schedule has {rounds} rounds", "it needs at least one")
     if not 0 <= start < goal <= 1:
         raise RequestError(
-            f"the schedule cannot go from {start:g} to {goal:g}",
-            "amounts rise, from 0 to 1 at most",
-            f"ask for more than the {start:g} that is gone already" if 0 < start < 1 else "",
+            f"the pruning schedule cannot go from {start:g} to {goal:g}",
+            "the pruned fraction must increase and lie between 0 and 1",
+            f"give more than {start:g}, which is pruned already" if 0 < start < 1 else "",
         )
     if shape == "one_shot":
         return [goal]

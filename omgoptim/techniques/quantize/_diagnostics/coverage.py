@@ -11,13 +11,13 @@ from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.registry import Outcome
 
-IGNORED = "left in float by targets or ignore"
+IGNORED = "excluded by targets or ignore"
 
-ALREADY = "already quantized in the source"
+ALREADY = "already quantized in the source program"
 
 EMBEDDING = "int8 weight, computed in float"
 
-NOT_TAKEN = "the quantizer left it in float"
+NOT_TAKEN = "the quantizer kept it in float"
 
 REPLACED_SUFFIXES = ("_quant", "_MatMul_quant", "_MatMul", "_quantized_rows")
 """Suffixes that rewrites append to the name of the node they replace."""
@@ -70,14 +70,14 @@ def no_layer_left(scheme: str, before: Sequence[OnnxLayer], chosen: Sequence[Onn
         before: every layer of the program.
         chosen: those that are float and that targets and ignore leave.
     """
-    what = f"{scheme} would change no layer"
+    what = f"scheme {scheme} would change no layer"
     if not before:
-        why, fix = "the program has no layer with weights", "scheme fp32 tries other engines"
+        why, fix = "the program has no layer with weights", "use scheme fp32, which compares engines without quantizing"
         return NoLayerChanged(what, why, fix, schemes=["fp32"])
     if all(layer.is_quantized for layer in before):
         return NoLayerChanged(what, "the program is quantized already", "start from the float model")
     if not chosen:
-        return NoLayerChanged(what, "targets and ignore leave no layer to quantize", "widen targets or narrow ignore")
+        return NoLayerChanged(what, "targets and ignore exclude every layer", "widen targets or narrow ignore")
     return None
 
 

@@ -23,26 +23,24 @@ from omgoptim.techniques.quantize._diagnostics.layer_statistics import LayerStat
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation
 
 HUGE = 1e4
-"""Magnitude above which a constant is taken for the fill value of a mask: -65504 in float16, -1e9 and the like."""
+"""Magnitude of a mask's fill value. Chosen: below the common ones, such as -65504 (float16) and -1e9."""
 
 MAX_PATHS = 8
-"""Maximum number of layers that a diagnostic lists."""
+"""Maximum number of layers that a diagnostic lists. Chosen by the length of a report."""
 
 Array = NDArray[Any]
 
 OUTLIERS = 4.0
-"""Ratio of an activation's range to its 99.9th percentile that counts as outliers: 4 means that two of the eight bits
-serve one value in a thousand.
-"""
+"""Ratio of an activation's range to its 99.9th percentile that counts as outliers. Chosen: at 4, two of the eight bits
+serve one value in a thousand."""
 
 SPREAD = 8.0
-"""Ratio of the widest to the typical channel that counts as uneven: 8 leaves the typical channel five of the eight
-bits.
-"""
+"""Ratio of the widest to the typical channel that counts as uneven. Chosen: at 8, the typical channel has five of the
+eight bits."""
 
 UNLIKE = 1.5
-"""Ratio between the range of evaluation inputs and the calibrated one, either way, that counts as different data: more
-than half a bit is lost, or values are clipped."""
+"""Ratio between the ranges of evaluation and calibration inputs, either way, that counts as different data. Chosen:
+more than half a bit is lost, or values are clipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +77,9 @@ def mask_fills(model: ModelProto) -> Iterator[Diagnostic]:
         yield Diagnostic(
             "mask fill",
             worst[:MAX_PATHS],
-            f"{worst[0]} takes a constant of {values[worst[0]]:.3g}: a range that holds it has no level left for "
-            "anything else",
-            "a small fill such as -100 in the model, or algorithm nncf, which leaves masks in float",
+            f"{worst[0]} reads a constant of {values[worst[0]]:.3g}: an int8 range that covers it rounds all other "
+            "values to one level",
+            "fill masks with a small value such as -100 in the model; or algorithm nncf, which keeps masks in float",
         )
 
 
@@ -109,16 +107,16 @@ def gates(model: ModelProto, layers: Sequence[Quantizable]) -> Iterator[Diagnost
         yield Diagnostic(
             "hard-swish",
             swishes[:MAX_PATHS],
-            f"{len(swishes)} activations multiply a value by its own gate: a small negative lobe shares the range of "
-            "large positive values, and each is rounded several times",
-            "ReLU where the model can be trained again, or scheme qat",
+            f"{len(swishes)} activations are x times a gate of x: the small negative values share an int8 range with "
+            "large positive ones, and both factors are quantized",
+            "use ReLU if the model can be retrained, or scheme qat",
         )
     if excited:
         yield Diagnostic(
             "squeeze-excite",
             [by_node[name].layer.path for name in excited][:MAX_PATHS],
-            f"{len(excited)} layers compute gates that scale whole channels, so that their rounding is multiplied",
-            "these layers in float: they are few bytes and little time",
+            f"{len(excited)} layers compute gates that scale whole channels, which amplifies their quantization error",
+            "keep these layers in float: they take few bytes and little time",
             excited,
         )
 
@@ -143,9 +141,9 @@ def unfolded_norms(model: ModelProto) -> Iterator[Diagnostic]:
         yield Diagnostic(
             "unfolded batch norm",
             left[:MAX_PATHS],
-            f"{len(left)} batch norms could not be merged into the layer before them: each is computed in float "
-            "between two conversions",
-            "put each norm right after a convolution or Linear that nothing else reads",
+            f"{len(left)} batch norms could not be folded into the layer before them: each runs in float between a "
+            "dequantize and a quantize",
+            "place each batch norm directly after a convolution or Linear whose output nothing else reads",
         )
 
 
@@ -185,10 +183,10 @@ def _outliers(simulation: Simulation, params: Any) -> Iterator[Diagnostic]:
         yield Diagnostic(
             "activation outliers",
             paths,
-            f"what {paths[0]} is given reaches {max(abs(given.low), abs(given.high)):.3g}, "
+            f"the input of {paths[0]} reaches {max(abs(given.low), abs(given.high)):.3g}, "
             f"{ratios[nodes[0]]:.1f} times its 99.9th percentile of {given.typical:.3g}"
             + _more(ratios, "layers have such inputs"),
-            "a range that clips them (range_method percentile or mse), or these layers in float",
+            "clip the range (range_method percentile or mse), or keep these layers in float",
             nodes,
             {"range_method": "percentile"} if clips else {},
         )
@@ -210,8 +208,8 @@ def _spread_weights(simulation: Simulation, params: Any) -> Iterator[Diagnostic]
         yield Diagnostic(
             "per-tensor depthwise weights" if depthwise else "per-tensor weights",
             paths,
-            f"the widest output channel of {paths[0]} is {ratios[nodes[0]]:.0f} times the typical one, and one scale "
-            f"serves all" + _more(ratios, "layers have such weights"),
+            f"the largest output channel of {paths[0]} has {ratios[nodes[0]]:.0f} times the median range, and all "
+            "share one scale" + _more(ratios, "layers have such weights"),
             "granularity per_channel",
             nodes,
             {"granularity": "per_channel"},
@@ -235,10 +233,10 @@ def _spread_activations(simulation: Simulation, params: Any) -> Iterator[Diagnos
         yield Diagnostic(
             "spread channels",
             paths,
-            f"the widest channel that {paths[0]} is given reaches {typical[nodes[0]] * ratios[nodes[0]]:.3g}, "
-            f"{ratios[nodes[0]]:.0f} times the channels that count for it ({typical[nodes[0]]:.3g}), which are left "
+            f"the largest input channel of {paths[0]} reaches {typical[nodes[0]] * ratios[nodes[0]]:.3g}, "
+            f"{ratios[nodes[0]]:.0f} times the channels that matter most ({typical[nodes[0]]:.3g}), which get only "
             f"{max(1, round(255 / ratios[nodes[0]]))} of 255 levels" + _more(ratios, "layers have such inputs"),
-            "equalize (effort balanced)" if off else "these layers in float: scaling channels did not reach them",
+            "use equalize (effort balanced)" if off else "keep these layers in float: equalization does not reach them",
             nodes,
             {"equalize": True} if off else {},
         )
@@ -294,9 +292,9 @@ def _unlike(simulation: Simulation, evaluation: Sequence[Mapping[str, Array]]) -
         yield Diagnostic(
             "calibration unlike evaluation",
             [worst[1]],
-            f"input {worst[1]} is in {low:.3g} to {high:.3g} in the calibration samples and in {seen[0]:.3g} to "
-            f"{seen[1]:.3g} in the evaluation samples",
-            "calibrate on data prepared exactly as it will come: same scaling, same sources",
+            f"input {worst[1]} ranges from {low:.3g} to {high:.3g} in the calibration samples and from {seen[0]:.3g} "
+            f"to {seen[1]:.3g} in the evaluation samples",
+            "calibrate on data with the preprocessing and the sources of deployment",
         )
 
 

@@ -24,10 +24,10 @@ from omgoptim.techniques.quantize._ptq.calibration import ActivationReader
 Array = NDArray[Any]
 
 AT_ONCE = 8
-"""Samples per run: the inputs of all layers are in memory at the same time."""
+"""Samples per run. Chosen by memory: the inputs of all layers are held at the same time."""
 
 KEPT_VALUES = 20_000
-"""Values of a layer's input that are kept per run for its 99.9th percentile: 20 lie above it."""
+"""Values of a layer's input that are kept per run for its 99.9th percentile. Chosen: 20 lie above it."""
 
 OUTPUT_CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gather": 0}
 """Axis of the weight's output channels by operator; that of a Gemm depends on `transB`."""

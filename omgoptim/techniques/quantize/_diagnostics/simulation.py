@@ -39,7 +39,7 @@ from omgoptim.techniques.quantize._ptq.state import sqnr_db
 Array = NDArray[Any]
 
 SAMPLES = 48
-"""Samples that noise is measured on."""
+"""Samples that noise is measured on. Chosen by time: each layer runs them all."""
 
 NON_FINITE_DB = 0.0
 """SQNR of an output that is not finite where the original is: all noise."""
@@ -111,7 +111,7 @@ class Simulation:
         """Return the outputs on a batch with these nodes quantized."""
         switches = np.zeros(max(1, len(self.layers)), bool)
         switches[[self._index[node] for node in nodes]] = True
-        with as_technique_error("ONNX Runtime cannot run the simulation"):
+        with as_technique_error("ONNX Runtime cannot run the program with simulated quantization"):
             return list(self._session.run(None, {**batch, SWITCHES: switches}))
 
     def sqnr(self, nodes: Collection[str]) -> float:
@@ -157,7 +157,7 @@ def build_simulation(
     scales = getattr(params, "equalize", False) is not False and getattr(params, "algorithm", "auto") != "nncf"
     for share in SHARES if scales and best.layers else ():
         try:
-            with as_technique_error("the channels cannot be scaled"):
+            with as_technique_error("cross-layer equalization failed"):
                 granularity = Static(granularity="per_channel" if rounding.per_channel else "per_tensor")
                 scaled, count = equalize_channels(model, chosen(model), granularity, share, batches=taken)
         except OmgoptimError:  # the technique would leave them, too

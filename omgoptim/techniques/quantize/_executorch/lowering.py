@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = {
     "static": "int8 weight per channel, int8 activations",
-    "dynamic": "int8 weight per channel, 8-bit activations at run time",
+    "dynamic": "int8 weight per channel, 8-bit activations quantized at run time",
 }
 CONV_KINDS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
@@ -127,15 +127,15 @@ def _outcome(
     if not changed:
         why = "; ".join(sorted({skip.reason for skip in skipped})) or "the model has no layer with weights"
         other = "static" if scheme == "dynamic" and set(given.layers.values()) & set(CONV_KINDS) else "fp32"
-        raise NoLayerChanged(f"{scheme} quantization changed no layer", why, f"scheme {other}", schemes=[other])
+        raise NoLayerChanged(f"{scheme} quantization changed no layer", why, f"use scheme {other}", schemes=[other])
     return Outcome(changed, skipped, notes)
 
 
 def _reason(kind: str, layer: PteLayer | None, scheme: str) -> str:
     if kind in ("GRU", "LSTM", "RNN"):
-        return "ExecuTorch's quantizer does not see into recurrent layers"
+        return "ExecuTorch's quantizer does not support recurrent layers"
     if kind == "Embedding":
-        return "XNNPACK has no lookup: the rows stay in float"
+        return "XNNPACK has no embedding operator: the table stays in float"
     if kind in CONV_KINDS and scheme == "dynamic":
-        return "dynamic quantization on ExecuTorch is for Linear; scheme static quantizes convolutions"
-    return "not delegated to XNNPACK" if layer is None else "left in float by targets, ignore or the quantizer"
+        return "dynamic quantization on ExecuTorch supports Linear layers only; scheme static quantizes convolutions"
+    return "not delegated to XNNPACK" if layer is None else "kept in float by targets, ignore or the quantizer"

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from omgoptim.techniques.quantize._executorch.lowering import LoweringInput
 
 MAX_HELD_OUT = 64
-"""Most held-out calibration samples on which weights and ranges are compared; nothing is fitted to them."""
+"""Most held-out calibration samples on which weights and ranges are compared. Chosen: noise against time."""
 
 SAME_DB = 60.0
-"""Least output SQNR of a module whose weights were copied unchanged from its ONNX program."""
+"""Least output SQNR of a module with unchanged weights of its ONNX program. Chosen: rounding against a wrong weight."""
 
 WEIGHT_EPS, ACTIVATION_EPS = 2**-20, 2**-16
 """Least scales. ExecuTorch's own 2**-12 is a coarse step for weights below 0.03, as depthwise layers have."""
@@ -69,7 +69,7 @@ def quantize(
         except Exception as error:  # torchao raises kinds of its own without a common base
             message = next((line for line in str(error).splitlines() if line.strip()), "")
             raise TechniqueError(
-                "ExecuTorch cannot quantize the model", f"{type(error).__name__}: {message[:300]}", "scheme fp32"
+                "ExecuTorch cannot quantize the model", f"{type(error).__name__}: {message[:300]}", "use scheme fp32"
             ) from error
 
 
@@ -78,7 +78,7 @@ def _static(module: fx.GraphModule, given: LoweringInput, params: Static) -> tup
     if any(str(node.target) in ATTENTION for node in module.graph.nodes):
         raise TechniqueError(
             "static quantization of this network is not supported on ExecuTorch",
-            "it has attention, whose outputs plain ranges ruin",
+            "it has attention, and min/max ranges of all activations destroy its outputs",
             "use scheme dynamic",
         )
     params = apply_preset(params, "balanced")  # what nobody left open any more stays
@@ -102,14 +102,14 @@ def _static(module: fx.GraphModule, given: LoweringInput, params: Static) -> tup
     chosen = [max(level, key=lambda m: level[m] + MIN_CHOICE_GAIN_DB * (m == methods[0])) for level in levels]
     best = [level[method] for level, method in zip(levels, chosen, strict=True)]
     index = len(best) - 1 if best[-1] > best[0] + MIN_STEP_GAIN_DB else 0
-    notes.append(f"Activation ranges by {chosen[index]}: SQNR {best[index]:.1f} dB.")
+    notes.append(f"Range method {chosen[index]}: SQNR {best[index]:.1f} dB.")
     if len(best) > 1:
         gain = f"raised SQNR from {best[0]:.1f} to {best[1]:.1f} dB"
         result = gain if index else "did not raise the SQNR and were left out"
         notes.append(f"Equalization, bias correction and rounding of the weights {result}.")
     form, in_float = forms[index]
     if in_float:
-        notes.append(f"In float32, as most of the noise came from there: {', '.join(in_float)}.")
+        notes.append(f"Kept in float32, since most of the quantization noise came from them: {', '.join(in_float)}.")
     if fit[0] is not held[0]:
         _observe(calibrated[index], given, held)
     return _converted(_prepared(form, params, in_float, calibrated[index]), chosen[index]), notes
@@ -132,7 +132,7 @@ def _float_forms(
         except TechniqueError as error:
             found, reason = None, error.what
         else:
-            reason = "the layers of its ONNX program are not those of the module"
+            reason = "the layers of its ONNX program do not match those of the module"
         if found is not None:
             before, after, in_float = found
             if sqnr_db(_outputs(module, given, held[:1]), _outputs(before, given, held[:1])) > SAME_DB:
@@ -226,9 +226,9 @@ def _range_observer(symmetric: bool) -> Any:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if not self.seen.add(x.detach().numpy(), histogram=True):
                 raise DataError(
-                    "an activation of the network is not finite on the calibration data",
-                    "a range read from it would be useless for every sample",
-                    "look for a division by zero or an overflow, or leave the samples out that cause it",
+                    "an activation is not finite on the calibration data",
+                    "no quantization range can be calibrated from it",
+                    "look for a division by zero or an overflow, or remove the samples that cause it",
                 )
             return x
 

@@ -95,7 +95,7 @@ def prepare(model: ModelProto, folder: Path) -> ModelProto:
 
 def infer_shapes(model: ModelProto) -> ModelProto:
     """Infer the type of every tensor; tensors without a type are not quantized."""
-    with as_technique_error("the program's shapes cannot be inferred"):
+    with as_technique_error("shape inference failed on the program"):
         return onnx.shape_inference.infer_shapes(model)
 
 

@@ -119,7 +119,7 @@ def finish(model: ModelProto, source: ModelProto, target: Path) -> None:
     """
     names = [[v.name for v in (*m.graph.input, *m.graph.output)] for m in (source, model)]
     if names[0] != names[1]:
-        raise TechniqueError("the rewritten program has other inputs or outputs", f"{names[1]} instead of {names[0]}")
+        raise TechniqueError("the rewritten program changed its inputs or outputs", f"{names[1]} instead of {names[0]}")
     for values, originals in ((model.graph.input, source.graph.input), (model.graph.output, source.graph.output)):
         kept = list(originals)
         del values[:]
@@ -148,7 +148,7 @@ def copy(source: Path, target: Path) -> None:
     }
     for location in sorted(locations):
         if os.path.isabs(location) or ".." in Path(location).parts:
-            raise ModelError(f"{source} reads weights outside its folder", f"external data at '{location}'")
+            raise ModelError(f"{source} stores weights outside its folder", f"external data at '{location}'")
     shutil.copyfile(source, target)
     for location in sorted(locations):
         other = target.parent / location

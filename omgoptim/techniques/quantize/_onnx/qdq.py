@@ -25,7 +25,7 @@ Range = tuple[float, float]
 """Lowest and highest value of an activation; values outside are clipped."""
 
 CONCAT_RATIO = 4.0
-"""Ratio of ranges above which one scale for both costs the smaller one more than two bits."""
+"""Ratio of ranges above which one scale for both is avoided. Chosen: at 4 it costs the smaller one two bits."""
 
 
 def write_qdq(

@@ -41,18 +41,17 @@ from omgoptim.techniques.quantize._ptq.patch_moments import MomentOptions, Patch
 from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 STEPS, RATE = 400, 0.05
-"""Steps of Adam and its learning rate for the logits of the rounding. The paper takes 10,000 steps, each on a
-batch; here each step sees all samples, as moments."""
+"""Steps of Adam and its learning rate for the logits of the rounding. Chosen: AIMET, the authors' code, takes 10,000
+(`default_num_iterations`), each on a batch; here each step sees all samples, as moments."""
 
 BUDGET = 5e11
-"""Limit of the multiply-accumulates of one layer's optimization: 15 s at the rate of `CHOOSING_MACS`. A layer that
-could make only few steps within it is only flipped.
-"""
+"""Limit of the multiply-accumulates of one layer's optimization; beyond it a layer is only flipped. Chosen: 15 s at the
+rate of `CHOOSING_MACS`."""
 
 PENALTY, WARM_UP = 0.05, 0.2
-"""Weight of the rounding regularizer; share of the steps before it begins. The share is that of the authors' code
-(AIMET, `default_warm_start`). Their weight of 0.01 is for an error in the outputs' units; here it is in units of the
-weights' scale and of the inputs' mean energy."""
+"""Weight of the rounding regularizer; share of the steps before it begins. The share is AIMET's `default_warm_start`.
+Its weight of 0.01 (`default_reg_param`) is for an error in the outputs' units; here it is in units of the weights'
+scale and of the inputs' mean energy."""
 
 BETA_FROM, BETA_TO = 20.0, 2.0
 """Annealing of the regularizer's exponent, as in the authors' code (AIMET, `default_beta_range`)."""
@@ -63,25 +62,24 @@ uncorrelated.
 """
 
 FLOOR = 1e-6
-"""Minimum variance of an input, as a fraction of its mean square: the variance of a single patch is 0."""
+"""Minimum variance of an input over its mean square: that of a single patch is 0. Chosen near float32's precision."""
 
 MAX_PATCH = 4608
-"""Maximum values of a patch for AdaRound, a 3x3 kernel on 512 channels: its second moments take 170 MB in float64."""
+"""Maximum values of a patch, a 3x3 kernel on 512 channels. Chosen by memory: its second moments take 170 MB."""
 
 MAX_PASSES = 32
-"""Maximum passes over the data. With more layers, neighbours share a pass; all but the first of them then account for
-their own rounding only, since their quantized inputs are not known yet.
-"""
+"""Maximum passes over the data. Chosen by time: with more layers, neighbours share a pass, and all but the first of
+them account for their own rounding only."""
 
 SMALL_PATCH = 64
-"""Values of a patch up to which a kernel counts as small: few rounding errors, which do not average out. Depthwise
-kernels up to 8x8 and first 3x3 convolutions of three channels (27) are."""
+"""Values of a patch up to which a kernel counts as small. Chosen: few rounding errors do not average out; depthwise
+kernels up to 8x8 and first 3x3 convolutions (27) are small."""
 
 SMALL_VALUES = 2**23
 """Patch values of a layer that are read for a small kernel: 131,072 patches of 64, for 2,080 different moments."""
 
 SMALL_SAMPLES = 64
-"""Samples for the moments of a small kernel."""
+"""Samples for the moments of a small kernel. Chosen by time."""
 
 
 def round_weights(
@@ -246,7 +244,7 @@ def apply_adaround(
     count = max(1, -(-len(layers) // MAX_PASSES))
     integers: dict[str, NDArray[np.int32]] = {}
     for start in range(0, len(layers), count):
-        task.progress("learning the rounding", start / len(layers))
+        task.progress("AdaRound", start / len(layers))
         block = layers[start : start + count]
         units = {layer.name: floats[layer.name].read() / _scales(layer, stored[layer.name]) for layer in block}
         options = MomentOptions({layer.name for layer in block[1:]}, seed=task.seed, threads=task.threads)

@@ -47,7 +47,7 @@ def quantize_by_onnxruntime(
     """
     if is_large(model):
         quantized = _quantize_large(model, task.chosen, batches, task.params, folder)
-        return quantized, ["Programs over 2 GB get min/max ranges only."]
+        return quantized, ["Min/max ranges only: other range methods do not support programs over 2 GB."]
     return pipeline.quantize(preparation.infer_shapes(model), batches, task, kept)
 
 
@@ -109,7 +109,7 @@ def quantize_by_nncf(
         SetupError: nncf is not installed.
     """
     if not has_nncf():
-        raise SetupError("algorithm nncf needs nncf", "it is not installed", 'pip install "omgoptim[openvino]"')
+        raise SetupError("algorithm nncf needs package nncf", "it is not installed", 'pip install "omgoptim[openvino]"')
     _keep_dims_of_means(model)
     taken = {layer.node for layer in chosen}
     ignored = [layer.node for layer in find_layers(model) if layer.node not in taken]
@@ -139,7 +139,7 @@ def quantize_by_nncf(
         slowly = params.rounding == "adaround" and bool(params.bias_correction)
         quantized = _slowly_if_it_can(apply, notes) if slowly else apply(True)
     if params.rounding == "adaround":
-        notes.append("Algorithm nncf has no AdaRound.")
+        notes.append("Algorithm nncf does not support AdaRound: it was left out.")
     return quantized, notes
 
 
@@ -183,7 +183,7 @@ def _set_ranges(advanced: Any, params: Static) -> list[str]:
         "mse": Estimators.HISTOGRAM,
     }
     if params.range_method not in known:
-        return [f"Algorithm nncf has no range method {params.range_method}: its default was used."]
+        return [f"Algorithm nncf does not support range method {params.range_method}: its default was used."]
     advanced.activations_range_estimator_params = known[params.range_method]
     return []
 

@@ -24,7 +24,7 @@ from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batc
 from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 MAX_PASSES = 24
-"""Maximum number of passes over the data: with more layers than this, neighbours are corrected together."""
+"""Maximum number of passes over the data. Chosen by time: with more layers, neighbours share one."""
 
 
 def correct_biases(

@@ -33,8 +33,8 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
         raise DataError(
             "static quantization needs calibration data",
             "the calibration split is empty, or no data was given",
-            f"give {argument('data', 'file.py:callable')} that answers split='calibration'; "
-            "scheme dynamic needs no data",
+            f"give {argument('data', 'file.py:callable')}, a callable that returns samples for split='calibration'; "
+            "or use scheme dynamic, which needs no data",
         )
     names = [value.name for value in model.graph.input]
     batches: list[Batch] = []
@@ -51,9 +51,9 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
                 kind = "NaN" if np.isnan(array).any() else "an infinite value"
                 raise DataError(
-                    f"the calibration data of input '{name}' holds {kind}",
-                    "a range read from it would be useless for every sample",
-                    "clean the calibration split",
+                    f"the calibration data of input '{name}' contains {kind}",
+                    "no quantization range can be calibrated from it",
+                    "remove or fix these samples of the calibration split",
                 )
         batches.append(batch)
         left -= size
@@ -110,7 +110,7 @@ def split(batches: Sequence[Batch], every: int = 4, *, sliceable: bool = True) -
 
 
 SLICE_BYTES = 2**28
-"""Maximum bytes of captured tensors that are held at once."""
+"""Maximum bytes of captured tensors that are held at once, 256 MiB. Chosen by memory."""
 
 Values = dict[str, NDArray[Any]]
 

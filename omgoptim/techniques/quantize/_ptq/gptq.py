@@ -36,11 +36,11 @@ Float = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 SHRINKS: dict[int, tuple[float, ...]] = {4: (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65), 8: ()}
-"""Clipping ratios of a group's range that are tried besides 1, by bits, in the steps of AWQ's search (arXiv:2306.00978,
-its code): with 256 levels a step is a seventeenth of that with 16, and nothing is clipped."""
+"""Clipping ratios of a group's range that are tried besides 1, by bits: steps of 1/20 as in AWQ's code (llm-awq,
+auto_clip.py, `n_grid`), which goes on to 0.55. With 256 levels rounding is fine enough and nothing is clipped."""
 
 CHUNK = 2**17
-"""Weights per chunk: the temporary arrays of the search fit the processor's cache."""
+"""Weights per chunk. Chosen: the temporary arrays of the search fit the processor's cache."""
 
 DAMPING = 0.01
 """Damping, as a fraction of the mean of H's diagonal, as in arXiv:2210.17323: few samples determine some directions
@@ -198,7 +198,7 @@ Batches = Sequence[Mapping[str, NDArray[Any]]]
 Hessians = dict[str, NDArray[np.float32]]
 
 MAX_PASS_BYTES = 2**28
-"""Maximum bytes of the Hessians that one pass over the batches accumulates."""
+"""Maximum bytes of the Hessians that one pass over the batches accumulates. Chosen: more memory, fewer passes."""
 
 
 def input_hessians(model: ModelProto, widths: Mapping[str, int], batches: Batches, threads: int) -> Hessians:
@@ -223,9 +223,9 @@ def input_hessians(model: ModelProto, widths: Mapping[str, int], batches: Batche
     for name, h_KK in found.items():
         if not np.isfinite(h_KK).all():
             raise DataError(
-                "the calibration data holds NaN or infinity, or the model makes some of it",
-                f"found in '{name}'",
-                "clean the calibration split; scheme weight_only works without data too",
+                "activations contain NaN or infinity on the calibration data",
+                f"first found in tensor '{name}'",
+                "fix the calibration split; weight_only also works without data",
             )
     return found
 

@@ -44,11 +44,11 @@ from omgoptim.techniques.quantize._ptq.state import (
 )
 
 MAX_FLOAT_LAYERS = 3
-"""Maximum number of first layers that may stay in float."""
+"""Maximum number of first layers that may stay in float. Chosen: speed against noise."""
 
 MAX_WORK_SHARE = 0.04
-"""Maximum share of the chosen layers' multiply-accumulates, and of their weights, that layers in float may have: where
-int8 is four times as fast, that takes 12 % more time."""
+"""Maximum share of the chosen layers' MACs, and of their weights, that layers in float may have. Chosen: where int8 is
+four times as fast, 4 % take 12 % more time."""
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
 """Values of `share` in `equalize_channels` that are tried without and with AdaRound."""
@@ -57,15 +57,14 @@ ROUNDED = ("small_kernels", "adaround")
 """Rounding methods that minimize the error of the layers' outputs."""
 
 MUCH_DB = 1.0
-"""Smallest SQNR gain for which first layers stay in float: a fifth of the noise power, for the time that they cost."""
+"""Smallest SQNR gain for which first layers stay in float. Chosen: a fifth of the noise power for their time."""
 
 COMPARISON_MACS = 5e10
-"""Limit of the multiply-accumulates of one comparison of equalized programs, which for a large network takes fewer
-samples: 1.5 s at the rate of `CHOOSING_MACS`.
-"""
+"""Limit of the MACs of one comparison of equalized programs, for which a large network takes fewer samples. Chosen: 1.5
+s at the rate of `CHOOSING_MACS`."""
 
 FEWEST_SAMPLES = 16
-"""Minimum number of samples of such a run, whatever they cost."""
+"""Minimum number of samples of such a run, whatever they cost. Chosen: with fewer an SQNR is chance."""
 
 CORRECTION_MACS, ROUNDING_MACS = 1e12, 2e12
 """Limits of the multiply-accumulates of all runs of bias correction and of AdaRound: half a minute and a minute at the
@@ -200,7 +199,7 @@ def _prepare_settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask
     if fit[0] is held[0]:
         count = sum(map(size_of, held))
         plural = "" if count == 1 else "s"
-        notes.append(f"Steps were fitted and judged on the same {count} sample{plural}: there were no others.")
+        notes.append(f"Steps were fitted and accepted on the same {count} sample{plural}: too few to hold some out.")
     return PtqSettings(
         *(task.chosen, task.params, task.threads, task.seed, task.progress),
         data=CalibrationSplit(fit, held, outputs(model, held, task.threads)),
@@ -284,7 +283,7 @@ def _round_small_kernels(state: PtqState, settings: PtqSettings) -> PtqState:
 
 def _note_small_kernels(state: PtqState, notes: list[str]) -> None:
     if state.rounded:
-        notes.append(f"Small kernels of {_layers(state.rounded)} were rounded for the least output error.")
+        notes.append(f"Small kernels of {_layers(state.rounded)} were rounded to minimize the output error.")
 
 
 def _correct(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:

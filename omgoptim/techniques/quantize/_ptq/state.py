@@ -34,15 +34,15 @@ Outputs = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
 """Outputs of one batch, by name or in order."""
 
 MIN_CHOICE_GAIN_DB = 0.3
-"""Minimum SQNR gain on held-out samples for equalization or another range method: 7 % less noise power. The choice
-is made between several on few samples, where smaller differences are chance."""
+"""Minimum SQNR gain on held-out samples for equalization or another range method. Chosen: 7 % less noise power; among
+several options on few samples smaller differences are chance."""
 
 MIN_STEP_GAIN_DB = 0.05
-"""Minimum SQNR gain, 1 % less noise power, for bias correction, rounding, or the range of one tensor, which cannot harm
-elsewhere."""
+"""Minimum SQNR gain for bias correction, rounding, or the range of one tensor. Chosen: 1 % less noise power, since they
+cannot harm elsewhere."""
 
 MIN_HELD_OUT = 32
-"""Minimum number of held-out samples for choosing ranges one by one: with fewer the choice would overfit them."""
+"""Minimum number of held-out samples for choosing ranges one by one. Chosen: fewer would be overfitted."""
 
 
 def sqnr_db(want: Sequence[Outputs], got: Sequence[Outputs], non_finite_db: float = -math.inf) -> float:

@@ -107,9 +107,9 @@ def frozen() -> nn.Module:
     [
         (nn.Conv2d(8, 8, 1), "kernel of size 1"),
         (nn.Conv2d(8, 8, 3, padding=1, groups=2), "2 groups"),
-        (nn.ConvTranspose2d(8, 8, 3, padding=1), "ConvTranspose2d has no such block"),
+        (nn.ConvTranspose2d(8, 8, 3, padding=1), "not ConvTranspose2d"),
         (nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), "circular"),
-        (own_forward(8, 8, 3), "a forward of its own"),
+        (own_forward(8, 8, 3), "overrides forward"),
         (frozen(), "weight is frozen"),
         (weight_norm(nn.Conv2d(8, 8, 3, padding=1)), "a parametrization"),
     ],
@@ -160,7 +160,7 @@ def test_a_convolution_whose_block_would_not_be_smaller_stays(run_of: RunOf, dra
     run = run_of(module, drawn(2, 8, 6, 6))
     outcome = replace_convolutions(module, lambda conv: InvertedResidual.like(conv, 6), WORDS, ALL, run, fit=False)
     assert [(change.path, change.after) for change in outcome.changed] == [("1", "4,208 of 4,672 parameters")]
-    assert outcome.skipped[0].reason == "a block would have 1,408 parameters, and it has 584"
+    assert outcome.skipped[0].reason == "a block would have 1,408 parameters, not fewer than its 584"
 
 
 def test_a_model_without_such_a_convolution_is_refused_with_the_reasons(run_of: RunOf, drawn: Any) -> None:

@@ -205,7 +205,7 @@ def test_a_glob_that_names_no_layer_is_refused(
     kind: type[Derived], glob: dict[str, list[str]], run_of: RunOf, resnet: Any
 ) -> None:
     teacher = resnet(8, channels=3)
-    with pytest.raises(TechniqueError, match="'nowhere' names no layer"):
+    with pytest.raises(TechniqueError, match="'nowhere' matches no layer"):
         apply_to_module(teacher, kind(**glob), run_of(teacher, IMAGES))
 
 

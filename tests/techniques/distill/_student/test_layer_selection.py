@@ -58,7 +58,7 @@ def test_what_was_not_named_stays_not_named_and_everything_stays_everything() ->
 
 
 def test_a_glob_that_names_no_layer_is_refused() -> None:
-    with pytest.raises(TechniqueError, match="'3' names no layer"):
+    with pytest.raises(TechniqueError, match="'3' matches no layer"):
         LayerSelection.of(stack(), Narrow(ignore=["3"]))
 
 

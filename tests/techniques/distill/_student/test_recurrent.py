@@ -212,7 +212,8 @@ def tied() -> nn.Module:
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize(
-    ("make", "said"), [(projected, "proj_size"), (frozen, "is frozen"), (tied, "out.weight, which reads it, is shared")]
+    ("make", "said"),
+    [(projected, "proj_size"), (frozen, "is frozen"), (tied, "out.weight, which reads its output, is shared")],
 )
 def test_layers_that_cannot_shrink_are_skipped_with_the_reason(
     make: Callable[[], nn.Module], said: str, run_of: RunOf, drawn: Any

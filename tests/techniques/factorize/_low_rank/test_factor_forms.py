@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from omgoptim.blocks import SpatialConv2d, Tucker2Conv2d
-from omgoptim.techniques.factorize._low_rank.factor_forms import ladder, option_at, solve
+from omgoptim.techniques.factorize._low_rank.factor_forms import option_at, rank_options, solve
 from omgoptim.techniques.factorize._low_rank.problem import Form, Option, Problem
 
 
@@ -52,7 +52,7 @@ CASES: list[tuple[Form, tuple[int, ...]]] = [
 @pytest.mark.parametrize("influence", [False, True])
 def test_full_rank_gives_the_weight_back(form: Form, shape: tuple[int, ...], data: bool, influence: bool) -> None:
     of = problem(*shape, data=data, influence=influence)
-    full = ladder(of, form)[-1]
+    full = rank_options(of, form)[-1]
     assert full.error == pytest.approx(0.0, abs=1e-9)
     torch.testing.assert_close(dense(form, full, of), of.weight, rtol=1e-3, atol=1e-3)
 
@@ -60,7 +60,7 @@ def test_full_rank_gives_the_weight_back(form: Form, shape: tuple[int, ...], dat
 @pytest.mark.parametrize(("form", "shape"), CASES)
 def test_parameters_are_those_of_the_factors(form: Form, shape: tuple[int, ...]) -> None:
     of = problem(*shape)
-    for option in ladder(of, form):
+    for option in rank_options(of, form):
         assert sum(factor.numel() for factor in solve(of, option)) == option.params
 
 
@@ -68,13 +68,13 @@ def test_parameters_are_those_of_the_factors(form: Form, shape: tuple[int, ...])
 @pytest.mark.parametrize("influence", [False, True])
 def test_the_error_of_a_linear_option_is_what_its_product_really_costs(data: bool, influence: bool) -> None:
     of = problem(2, 5, 7, 1, 1, data=data, influence=influence)
-    for option in ladder(of, "linear")[:-1]:
+    for option in rank_options(of, "linear")[:-1]:
         assert of.error(of.weight - dense("linear", option, of)) == pytest.approx(option.error, rel=1e-3)
 
 
 def test_the_error_of_a_spatial_option_without_data_is_what_its_product_really_costs() -> None:
     of = problem(1, 6, 4, 3, 2, data=False)
-    for option in ladder(of, "spatial")[:-1]:
+    for option in rank_options(of, "spatial")[:-1]:
         assert of.error(of.weight - dense("spatial", option, of)) == pytest.approx(option.error, rel=1e-3)
 
 
@@ -82,7 +82,7 @@ def test_the_error_of_a_spatial_option_without_data_is_what_its_product_really_c
 def test_knowing_the_inputs_never_costs_more_on_them(form: Form) -> None:
     of = problem(1, 8, 6, 3, 3)
     blind = Problem(of.weight)
-    for option in ladder(of, form)[:-1:4]:
+    for option in rank_options(of, form)[:-1:4]:
         with_data = of.error(of.weight - dense(form, option, of))
         assert with_data <= of.error(of.weight - dense(form, option, blind)) + 1e-6 * of.energy
 
@@ -102,14 +102,14 @@ def test_tucker_is_no_worse_than_the_higher_order_svd() -> None:
 
 def test_options_grow_in_size_and_shrink_in_error() -> None:
     for form, shape in CASES:
-        options = ladder(problem(*shape), form)
+        options = rank_options(problem(*shape), form)
         assert [option.params for option in options] == sorted({option.params for option in options})
         assert all(a.error >= b.error - 1e-12 for a, b in itertools.pairwise(options))
 
 
 def test_ranks_are_multiples_of_what_was_asked() -> None:
-    assert [option.ranks for option in ladder(problem(1, 10, 12, 1, 1), "linear", 4)] == [(4,), (8,), (10,)]
-    for option in ladder(problem(1, 8, 8, 3, 3), "tucker2", 4):
+    assert [option.ranks for option in rank_options(problem(1, 10, 12, 1, 1), "linear", 4)] == [(4,), (8,), (10,)]
+    for option in rank_options(problem(1, 8, 8, 3, 3), "tucker2", 4):
         assert all(rank % 4 == 0 for rank in option.ranks)
 
 

@@ -81,15 +81,15 @@ def test_each_kind_of_layer_that_stays_has_its_reason(run_of: RunOf) -> None:
     expected = {
         "words": "looked up",
         "attention": "packed projection",
-        "attention.out_proj": "reads its weight itself",
-        "own": "OwnLinear has a forward of its own",
+        "attention.out_proj": "reads its weight directly",
+        "own": "OwnLinear overrides forward",
         "normed": "computed from other parameters",
-        "hooked": "hooks are attached",
+        "hooked": "it has hooks",
         "rnn": "recurrent",
-        "low": "of low rank already",
+        "low": "already low-rank",
         "unused": "does not call it",
-        "one": "rank 1 as it is",
-        "empty": "rank 1 as it is",
+        "one": "already has rank 1",
+        "empty": "already has rank 1",
         "frozen": "frozen",
         "twin": "shared with another layer: twin.weight, other_twin.weight",
         "other_twin": "shared with another layer",
@@ -111,7 +111,7 @@ def test_convolutions_without_an_exact_form_stay(run_of: RunOf) -> None:
     }
     with_reasons = found(module, run, convolution="skip")
     assert with_reasons[0] == []
-    assert with_reasons[1]["good"] == "convolutions are left as they are (convolution=skip)"
+    assert with_reasons[1]["good"] == "convolutions are excluded (convolution=skip)"
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # torch's, of a layer without weights
@@ -127,8 +127,8 @@ def test_globs_choose_layers_by_their_path_or_a_module_around_them(run_of: RunOf
     run = run_of(module, input=torch.ones(2, 4))
     assert found(module, run, targets=["0"])[0] == ["0.0", "0.1"]
     assert found(module, run, targets=["0"], ignore=["0.1"])[0] == ["0.0"]
-    assert found(module, run, ignore=["0"])[1] == dict.fromkeys(["0.0", "0.1"], "left as it is by targets or ignore")
-    with pytest.raises(TechniqueError, match=r"'0\.2' names no layer"):
+    assert found(module, run, ignore=["0"])[1] == dict.fromkeys(["0.0", "0.1"], "excluded by targets or ignore")
+    with pytest.raises(TechniqueError, match=r"'0\.2' matches no layer"):
         factorizable(module, Factorization(targets=["0.2"]), run)
 
 

@@ -18,7 +18,7 @@ from omgoptim.techniques.prune._channels.channel_allocation import (
     by_operations,
     original_widths,
     round_widths,
-    wanted_widths,
+    target_widths,
 )
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Group, Groups, Place
@@ -42,7 +42,7 @@ def stack(*widths: int) -> tuple[nn.Module, Groups]:
 def widths(module: nn.Module, groups: Groups, ratio: float, scores: dict[str, Tensor] | None = None, **asked: object):
     params = Structured(**asked)  # type: ignore[arg-type]
     full = {each.name: each.width for each in groups.groups}
-    wanted = wanted_widths(module, groups, scores or {}, full, params, ratio)
+    wanted = target_widths(module, groups, scores or {}, full, params, ratio)
     return round_widths(groups, wanted, full, params.max_layer_ratio, params.round_to)
 
 
@@ -72,7 +72,7 @@ def test_a_ratio_is_of_the_original_width_in_every_round() -> None:
     params = Structured()
     full = {"layer0": 20}
     for ratio, width in ((0.3, 14), (0.5, 10)):
-        wanted = wanted_widths(module, groups, {}, full, params, ratio)
+        wanted = target_widths(module, groups, {}, full, params, ratio)
         assert round_widths(groups, wanted, full, params.max_layer_ratio) == {"layer0": width}
 
 
@@ -146,7 +146,7 @@ def test_the_widest_widths_within_some_operations_are_found(run_of: RunOf) -> No
     full = {each.name: each.width for each in groups.groups}
 
     def at(ratio: float, round_to: int | None) -> Widths:
-        wanted = wanted_widths(module, groups, scores, full, Structured(), ratio)
+        wanted = target_widths(module, groups, scores, full, Structured(), ratio)
         return round_widths(groups, wanted, full, Structured().max_layer_ratio, round_to)
 
     most = operations.now / 2

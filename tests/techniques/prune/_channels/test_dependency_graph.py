@@ -92,7 +92,7 @@ def test_a_layer_that_never_ran_keeps_all_groups_of_its_width_whole(run_of: Any)
     groups = find_groups(model, Structured(), run_of(model, [rows(1, 1, 1, 1)]))
     assert [group.name for group in groups.groups] == ["wide"]
     reasons = {skip.path: skip.reason for skip in groups.skipped}
-    assert "negative may read or write its channels, and it ran for none of 4 samples" in reasons["stem"]
+    assert "negative may read or write its channels: it ran for none of 4 samples" in reasons["stem"]
     assert "ran for none" in reasons["negative"]
 
 
@@ -139,7 +139,7 @@ def test_channels_that_are_added_go_together_and_the_outputs_stay(run_of: RunOf)
         ("conv2", "out"),
         ("head", "in"),
     }
-    assert reasons(groups) == {"head": "its channels are the model's outputs"}
+    assert reasons(groups) == {"head": "its channels are outputs of the model"}
 
 
 def test_units_follow_from_groups_of_convolutions_and_of_norms(run_of: RunOf) -> None:
@@ -362,7 +362,7 @@ class TwoOutputs(nn.Module):
 def test_a_layer_whose_outputs_are_the_models_too_stays(run_of: RunOf) -> None:
     groups = found_in(TwoOutputs(), run_of, torch.randn(3, 4))
     assert groups.groups == []
-    assert reasons(groups)["body"] == "its channels are the model's outputs"
+    assert reasons(groups)["body"] == "its channels are outputs of the model"
 
 
 def test_targets_and_ignore_name_layers_or_what_is_around_them(run_of: RunOf) -> None:
@@ -370,8 +370,8 @@ def test_targets_and_ignore_name_layers_or_what_is_around_them(run_of: RunOf) ->
     assert [group.name for group in found_in(module, run_of, x, targets=["2"]).groups] == ["2.layers.0", "2.layers.6"]
     left = found_in(module, run_of, x, ignore=["*.layers.3"])
     assert [group.name for group in left.groups] == ["0", "2.layers.6"]
-    assert reasons(left)["1.layers.0"] == "ignore names 1.layers.3"
-    with pytest.raises(TechniqueError, match="'nothing' names no layer"):
+    assert reasons(left)["1.layers.0"] == "1.layers.3 is excluded by ignore"
+    with pytest.raises(TechniqueError, match="'nothing' matches no layer"):
         found_in(module, run_of, x, targets=["nothing"])
 
 

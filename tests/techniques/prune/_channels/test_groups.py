@@ -49,7 +49,7 @@ def test_a_grouped_convolution_loses_the_same_channels_from_each_group(kind: typ
 
 def test_other_channels_from_one_group_than_from_another_are_refused() -> None:
     for side, keep in (("in", [0, 3]), ("out", [0, 1, 2])):
-        with pytest.raises(ValueError, match="same channels from each"):
+        with pytest.raises(ValueError, match="same channels in each"):
             cut(nn.Conv2d(4, 4, 1, groups=2), side, torch.tensor(keep))  # type: ignore[arg-type]
 
 

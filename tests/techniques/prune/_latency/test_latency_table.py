@@ -17,7 +17,7 @@ from omgoptim.techniques.prune._latency.latency_table import (
     allowed,
     floor_ms,
     full_ms,
-    next_aim,
+    next_target,
     predicted_ms,
     smooth,
     step_edges,
@@ -139,45 +139,45 @@ def test_a_group_may_lose_at_most_the_ratio(ratio: float, widths: tuple[int, ...
 
 
 def test_the_first_aim_is_the_target_with_a_margin() -> None:
-    assert next_aim([], 0.5) == pytest.approx(0.495)
+    assert next_target([], 0.5) == pytest.approx(0.495)
 
 
 def test_the_second_aim_is_where_the_line_through_the_uncut_model_meets_the_target() -> None:
     # measured = 0.4 + 0.6 * predicted: half of the time is at 0.1583, 0.495 of it
-    assert next_aim([MeasuredCut(0.5, 0.5, 0.7)], 0.5) == pytest.approx(
+    assert next_target([MeasuredCut(0.5, 0.5, 0.7)], 0.5) == pytest.approx(
         0.25
     )  # no less than half of what was asked before
-    assert next_aim([MeasuredCut(0.3, 0.3, 0.58)], 0.5) == pytest.approx((0.495 - 0.4) / 0.6)
+    assert next_target([MeasuredCut(0.3, 0.3, 0.58)], 0.5) == pytest.approx((0.495 - 0.4) / 0.6)
 
 
 def test_an_aim_lies_between_a_cut_that_missed_and_one_that_held() -> None:
     history = [MeasuredCut(0.5, 0.5, 0.6), MeasuredCut(0.3, 0.3, 0.4)]
-    assert next_aim(history, 0.5) == pytest.approx(0.3 + 0.095)  # the line's own answer
+    assert next_target(history, 0.5) == pytest.approx(0.3 + 0.095)  # the line's own answer
     steep = [MeasuredCut(0.5, 0.5, 0.501), MeasuredCut(0.3, 0.3, 0.1)]
-    assert 0.32 <= next_aim(steep, 0.5) <= 0.48
+    assert 0.32 <= next_target(steep, 0.5) <= 0.48
 
 
 def test_after_an_overshoot_more_is_kept() -> None:
-    assert 0.2 < next_aim([MeasuredCut(0.25, 0.2, 0.3)], 0.5) < 1
+    assert 0.2 < next_target([MeasuredCut(0.25, 0.2, 0.3)], 0.5) < 1
 
 
 @pytest.mark.parametrize("measured", [1.0, 1.2])
 def test_a_cut_that_brought_nothing_is_followed_by_a_deeper_one(measured: float) -> None:
-    assert 0.01 <= next_aim([MeasuredCut(0.5, 0.48, measured)], 0.5) < 0.48
+    assert 0.01 <= next_target([MeasuredCut(0.5, 0.48, measured)], 0.5) < 0.48
 
 
 @pytest.mark.parametrize(("fixed", "power"), [(0.0, 1.0), (0.3, 1.0), (0.2, 0.6), (0.1, 1.6)])
 def test_aims_come_to_the_target_whatever_the_model_is_like(fixed: float, power: float) -> None:
     history: list[MeasuredCut] = []
     while len(history) < 8 and not (history and 0.45 <= history[-1].measured <= 0.5):
-        wanted = next_aim(history, 0.5)
+        wanted = next_target(history, 0.5)
         history.append(MeasuredCut(wanted, wanted, fixed + (1 - fixed) * wanted**power))
     assert 0.45 <= history[-1].measured <= 0.5
     assert len(history) <= 5
 
 
 def test_an_aim_is_never_beyond_its_bounds() -> None:
-    assert next_aim([MeasuredCut(0.011, 0.011, 0.9)], 0.1) >= 0.01
+    assert next_target([MeasuredCut(0.011, 0.011, 0.9)], 0.1) >= 0.01
 
 
 def test_a_group_that_is_not_named_keeps_its_full_width() -> None:

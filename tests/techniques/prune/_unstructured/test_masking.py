@@ -11,8 +11,8 @@ from omgoptim.techniques.prune._unstructured.masking import (
     Scope,
     SparsityTarget,
     alone,
-    by_row,
-    keep_of_every,
+    n_of_m_mask,
+    row_mask,
     smallest,
     together,
     zero_lowest,
@@ -61,22 +61,22 @@ def test_the_last_weight_of_a_layer_goes_to_no_one_and_another_layer_gives_inste
 
 def test_each_row_gives_the_same_and_the_first_rows_one_more() -> None:
     scores = torch.arange(12.0).reshape(3, 4)
-    assert by_row(scores, torch.ones(3, 4), 7).sum(1).tolist() == [3, 2, 2]
-    assert by_row(scores, torch.ones(3, 4), 6).tolist() == [[True, True, False, False]] * 3
-    assert by_row(scores, torch.ones(3, 4), 12).sum(1).tolist() == [3, 3, 3]  # a row keeps its best
+    assert row_mask(scores, torch.ones(3, 4), 7).sum(1).tolist() == [3, 2, 2]
+    assert row_mask(scores, torch.ones(3, 4), 6).tolist() == [[True, True, False, False]] * 3
+    assert row_mask(scores, torch.ones(3, 4), 12).sum(1).tolist() == [3, 3, 3]  # a row keeps its best
 
 
 def test_a_row_with_zeros_of_its_own_keeps_them_and_the_others_give_less() -> None:
     weights = torch.ones(2, 4)
     weights[0, :3] = 0
-    mask = by_row(torch.arange(8.0).reshape(2, 4), weights, 4)
+    mask = row_mask(torch.arange(8.0).reshape(2, 4), weights, 4)
     assert mask.tolist() == [[True, True, True, False], [True, False, False, False]]
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (1, 2), (3, 5)])
 def test_n_of_every_m_neighbours_stay_and_they_are_the_best(n: int, m: int) -> None:
     scores = torch.rand(6, 4 * m, generator=torch.Generator().manual_seed(0))
-    mask = keep_of_every(scores, torch.ones_like(scores), n, m)
+    mask = n_of_m_mask(scores, torch.ones_like(scores), n, m)
     for row, gone in zip(scores, mask, strict=True):
         for start in range(0, len(row), m):
             group, lost = row[start : start + m], gone[start : start + m]
@@ -204,7 +204,7 @@ def test_the_outcome_tells_each_layer_and_what_all_make_together() -> None:
         ("1", "by hand", "0.5 % zero", "33.0 % zero (330 of 1,000)")
     ]
     assert [(skip.path, skip.reason) for skip in outcome.skipped] == [
-        ("0", "all of its weights score above the pruned ones")
+        ("0", "the saliency of all its weights is above the pruning threshold")
     ]
     assert outcome.notes == ["30.00 % of the selected weights are zero (330 of 1,100)."]
 
@@ -216,7 +216,7 @@ def test_small_layers_stay_dense_and_are_reported_and_the_count_is_exact() -> No
     assert zeros(module) == round(0.9 * count)
     assert not bool((module[0].weight == 0).any())
     assert [(skip.path, skip.reason) for skip in outcome.skipped] == [
-        ("0", "left dense: it holds 0.20 % of the selected weights, and other layers are pruned more")
+        ("0", "left dense: it has only 0.20 % of the selected weights; other layers are pruned more instead")
     ]
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 400, 3), nn.Linear(400, 10))
     prune(module, 0.9, "per_layer", spare=False)
@@ -231,7 +231,7 @@ def test_a_layer_keeps_its_best_weight_and_the_report_says_so() -> None:
     outcome = prune(module, 0.5)
     assert zeros(module) == 40
     assert module[0].weight.flatten().nonzero().flatten().tolist() == [15]
-    assert outcome.changed[0].what == "by hand, one weight kept, so that the layer still passes its input on"
+    assert outcome.changed[0].what == "by hand, one weight kept, so that the layer's output still depends on its input"
 
 
 def test_more_than_leaves_one_weight_to_each_layer_is_not_taken_and_the_outcome_tells_what_was() -> None:

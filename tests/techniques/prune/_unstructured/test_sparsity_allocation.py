@@ -11,7 +11,12 @@ import sys
 import pytest
 
 from omgoptim.errors import RequestError
-from omgoptim.techniques.prune._unstructured.sparsity_allocation import allot, erdos_renyi, levels, spared
+from omgoptim.techniques.prune._unstructured.sparsity_allocation import (
+    erdos_renyi,
+    largest_remainder,
+    levels,
+    small_layers,
+)
 
 
 def test_erdos_renyi_keeps_weights_in_proportion_to_a_layers_sides() -> None:
@@ -44,18 +49,18 @@ def test_erdos_renyi_holds_the_sparsity_of_all_together(sparsity: float) -> None
 
 
 def test_the_largest_remainders_get_what_rounding_down_left() -> None:
-    assert allot([1.2, 2.7, 3.1], 7, [0, 0, 0], [9, 9, 9]) == [1, 3, 3]
-    assert allot([0.5, 0.5, 0.5, 0.5], 2, [0] * 4, [9] * 4) == [1, 1, 0, 0]
+    assert largest_remainder([1.2, 2.7, 3.1], 7, [0, 0, 0], [9, 9, 9]) == [1, 3, 3]
+    assert largest_remainder([0.5, 0.5, 0.5, 0.5], 2, [0] * 4, [9] * 4) == [1, 1, 0, 0]
 
 
 def test_a_bound_is_kept_and_the_others_take_the_difference_by_their_room() -> None:
-    assert allot([5.0, 5.0, 5.0], 15, [0, 9, 0], [10, 10, 10]) == [3, 9, 3]
-    assert allot([5.0, 5.0, 5.0], 15, [0, 0, 0], [2, 20, 20]) == [2, 7, 6]
+    assert largest_remainder([5.0, 5.0, 5.0], 15, [0, 9, 0], [10, 10, 10]) == [3, 9, 3]
+    assert largest_remainder([5.0, 5.0, 5.0], 15, [0, 0, 0], [2, 20, 20]) == [2, 7, 6]
 
 
 def test_what_the_bounds_forbid_is_taken_as_near_as_they_allow() -> None:
-    assert allot([5.0, 5.0], 10, [0, 0], [3, 4]) == [3, 4]
-    assert allot([0.0, 0.0], 0, [2, 1], [3, 4]) == [2, 1]
+    assert largest_remainder([5.0, 5.0], 10, [0, 0], [3, 4]) == [3, 4]
+    assert largest_remainder([0.0, 0.0], 0, [2, 1], [3, 4]) == [2, 1]
 
 
 def test_any_numbers_within_any_bounds_add_up() -> None:
@@ -66,7 +71,7 @@ def test_any_numbers_within_any_bounds_add_up() -> None:
         least = [draw.randint(0, high) for high in most]
         total = draw.randint(sum(least), sum(most))
         wanted = [draw.random() * 1000 for _ in range(size)]
-        given = allot(wanted, total, least, most)
+        given = largest_remainder(wanted, total, least, most)
         assert sum(given) == total
         assert all(low <= now <= high for low, now, high in zip(least, given, most, strict=True))
 
@@ -75,25 +80,25 @@ def test_rounding_moves_no_share_by_one_or_more_where_the_bounds_are_far() -> No
     counts = [7, 31, 1001, 12_345]
     for sparsity in (0.1, 0.37, 0.5, 0.9):
         wanted = [sparsity * count for count in counts]
-        given = allot(wanted, round(sparsity * sum(counts)), [0] * 4, counts)
+        given = largest_remainder(wanted, round(sparsity * sum(counts)), [0] * 4, counts)
         assert all(abs(now - want) <= 1 for now, want in zip(given, wanted, strict=True))
 
 
 def test_the_smallest_layers_are_spared_while_they_hold_next_to_nothing() -> None:
     counts = [216, 5184, 5184, 10368, 20736, 1152, 41472, 82944, 4608, 960]  # R8(24): its stem first, its head last
-    assert spared(counts, 0.9) == {0, 9}
-    assert spared(counts, 0.99) == set()  # nothing is left to make up for them
+    assert small_layers(counts, 0.9) == {0, 9}
+    assert small_layers(counts, 0.99) == set()  # nothing is left to make up for them
 
 
 def test_no_layer_is_spared_among_layers_of_one_size_or_in_a_tiny_net() -> None:
-    assert spared([1000] * 200, 0.5) == set()
-    assert spared([8, 12], 0.5) == set()
-    assert spared([36], 0.5) == set()
+    assert small_layers([1000] * 200, 0.5) == set()
+    assert small_layers([8, 12], 0.5) == set()
+    assert small_layers([36], 0.5) == set()
 
 
 def test_what_is_spared_at_more_sparsity_was_spared_at_less() -> None:
     counts = [9, 90, 900, 100_000, 100_000]
-    sets = [spared(counts, sparsity) for sparsity in (0.0, 0.5, 0.9, 0.95, 0.99, 0.999)]
+    sets = [small_layers(counts, sparsity) for sparsity in (0.0, 0.5, 0.9, 0.95, 0.99, 0.999)]
     assert all(more <= less for less, more in itertools.pairwise(sets))
     assert sets[0] == {0, 1, 2}
     assert sets[-1] != sets[0]

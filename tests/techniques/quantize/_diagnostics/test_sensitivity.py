@@ -149,7 +149,7 @@ def test_targets_ignore_and_a_fixed_batch_are_respected(tmp_path: Path, draw: Ca
     simulation = simulated(source, batches, ignore=["b"], samples=10)
     assert [item.layer.path for item in simulation.layers] == ["a", "c"]
     assert simulation.samples == 12  # three whole batches
-    with pytest.raises(TechniqueError, match="names no layer"):
+    with pytest.raises(TechniqueError, match="matches no layer"):
         simulated(source, batches, targets=["nothing"])
 
 

@@ -31,7 +31,7 @@ def test_a_model_past_the_limit_of_one_file_keeps_its_weights_beside_it(program,
 def test_a_rewrite_that_loses_an_output_is_an_error(program, tmp_path):
     model = load(program("mlp").path)
     del model.graph.output[:]
-    with pytest.raises(TechniqueError, match="other inputs or outputs"):
+    with pytest.raises(TechniqueError, match="changed its inputs or outputs"):
         program_module.finish(model, load(program("mlp").path), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
 
