@@ -272,9 +272,9 @@ def _path_of(node: NodeProto, weight: str, uses: int, paths: Mapping[str, str]) 
     """Return the module path of a node; a weight with one reader names it best, as after batch-norm folding."""
     named = WEIGHT_NAME.fullmatch(weight)
     module = named["module"] if named else ""
-    if uses == 1 and module:
-        return module
     known = next((paths[name] for name in (node.name, *node.output) if name in paths), "")
+    if uses == 1 and module and not (known and node.op_type == "Gather"):  # a tied embedding has the other's name
+        return module
     return known or module or node.name or weight
 
 

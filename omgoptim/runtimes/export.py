@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import TechniqueError
-from omgoptim.runtimes.export_patches import exportable_forward, keywords_as_names, quiet_export, specializing_line
+from omgoptim.runtimes.export_patches import (
+    RENAMED,
+    exportable_forward,
+    keywords_as_names,
+    quiet_export,
+    specializing_line,
+)
 from omgoptim.runtimes.signature import BATCH, Signature
 from omgoptim.text import clean
 
@@ -56,6 +62,10 @@ def export_onnx(
         if program is not None:
             for node in program.model.graph:  # the exporter notes the lines of the user's files on every node
                 node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+                node.metadata_props.update({k: v.replace(RENAMED, "") for k, v in node.metadata_props.items()})
+            for value in list(program.model.graph.initializers.values()):
+                if RENAMED in value.name:
+                    value.name = value.name.replace(RENAMED, "")
             share_tied_weights(program.model, module)
             index_in_int64(program.model)
             program.save(str(path), external_data=size > MAX_ONE_FILE_BYTES)

@@ -34,6 +34,7 @@ from omgoptim.techniques.probe import (
     limit_positions,
     owned_parameters,
     quiet,
+    torch_pruning_context,
     traced,
 )
 from omgoptim.techniques.prune._channels.attention_heads import find_heads
@@ -234,7 +235,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
         if not root or path in written or path in claimed or layer not in graph.module2node:
             continue
         try:
-            with quiet():
+            with torch_pruning_context():
                 pruner = graph.get_pruner_of_module(layer)
                 width = pruner.get_out_channels(layer)
                 hanging = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width)))

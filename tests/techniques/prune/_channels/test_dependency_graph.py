@@ -301,6 +301,25 @@ def test_channels_that_are_mixed_on_their_way_stay(run_of: RunOf) -> None:
     assert "mixes channels" in reasons(groups)["first"]
 
 
+class BothEnds(nn.Module):
+    """The last states of both directions side by side, as classifiers of sequences have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn = nn.Linear(4, 6), nn.GRU(6, 5, batch_first=True, bidirectional=True)
+        self.hidden, self.head = nn.Linear(10, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, states = self.rnn(self.embed(x))
+        return self.head(self.hidden(torch.cat([states[-2], states[-1]], 1)).relu())
+
+
+def test_layers_behind_concatenated_states_of_a_recurrent_layer_shrink(run_of: RunOf) -> None:
+    groups = found_in(BothEnds(), run_of, torch.randn(3, 7, 4))
+    assert [group.name for group in groups.groups] == ["hidden"]
+    assert {skip.path for skip in groups.skipped} == {"embed", "rnn", "head"}
+
+
 def test_a_prelu_with_one_weight_for_all_channels_stays_as_it_is(run_of: RunOf) -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(), nn.Conv2d(8, 4, 3))
     groups = found_in(module, run_of)
