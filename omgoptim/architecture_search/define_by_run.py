@@ -20,7 +20,8 @@ LOOKS = 8
 """Calls with random options before a space counts as a product: a condition on a choice of two options stays unseen in
 fewer than 1 of 100 spaces."""
 MOST_STEPS = 64
-"""Maximum values of a stepped number that counts as a finite choice."""
+"""Maximum values of a stepped number that counts as a finite choice. Chosen: the surrogate has a weight for each
+value."""
 
 Choice = TypeVar("Choice", str, int, float, bool, None)
 

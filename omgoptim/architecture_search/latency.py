@@ -27,7 +27,8 @@ RIDGE = 1e-3
 """Weight of the prior in a fit of relative errors: latencies known to 3 %, terms free to change them by 100 %."""
 
 FEWEST_JUDGES = 5
-"""Minimum networks for the error of a predictor; with fewer, all networks are used."""
+"""Minimum networks for the error of a predictor; with fewer, all networks are used. Chosen: the mean error of fewer is
+mostly chance."""
 
 
 class Predictor(Protocol):

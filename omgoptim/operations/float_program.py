@@ -27,7 +27,8 @@ from omgoptim.runtimes.signature import Signature
 T = TypeVar("T")
 
 UNROLLED_CALLS = 16
-"""Calls of one layer per forward pass that count as a loop; shared heads and blocks have fewer."""
+"""Calls of one layer per forward pass that count as a loop; shared heads and blocks have fewer. Chosen; only a warning
+depends on it."""
 
 
 @dataclass(frozen=True, slots=True)

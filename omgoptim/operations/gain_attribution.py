@@ -21,10 +21,11 @@ from omgoptim.requests import ModelRequest, Request
 
 WAITING, WAITING_UNDER_LOAD = 0.5, 0.8
 """Share of its time above which a process is said to wait: the majority; larger on an overloaded machine, where the
-share is less certain."""
+share is less certain. The second is chosen."""
 
 PLAUSIBLE_ENGINE = 30.0
-"""Maximum plausible speedup by the engine alone; above it the original mostly ran something else than kernels."""
+"""Maximum plausible speedup by the engine alone; above it the original mostly ran something else than kernels. Chosen:
+more than a compiler gains on kernels; nothing but a sentence depends on it."""
 
 PLAUSIBLE_PRECISION = 16.0
 """Maximum plausible speedup by int8 on one engine: a fourth of the bytes times a fourth of the instructions."""

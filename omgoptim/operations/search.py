@@ -60,10 +60,12 @@ FOLDER = "search"
 """Folder of a run with its study, its trials and the measurements before them."""
 
 FAR_OVER = 1.5
-"""Predicted cost of the lightest network over its limit above which the search is refused."""
+"""Predicted cost of the lightest network over its limit above which the search is refused. Chosen: above the error of
+the predictor, so that no reachable target is refused."""
 
 FAR_OVER_SMALLEST = 4.0
-"""Like `FAR_OVER`, for the smallest of a few sampled networks of a space that cannot be enumerated."""
+"""Like `FAR_OVER`, for the smallest of a few sampled networks of a space that cannot be enumerated. Chosen: a few
+samples can miss the smallest network."""
 
 
 def search(request: SearchRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:

@@ -15,11 +15,12 @@ from omgoptim.reports.measured import SMALLER
 Outcome = Literal["ok", "no_gain", "guard_failed"]
 
 ROUNDING = 1e-6
-"""Quality drop that counts as rounding of another engine: a guard of 0 passes the same float32 model."""
+"""Quality drop that counts as rounding of another engine: a guard of 0 passes the same float32 model. Chosen: less than
+one of the largest number of evaluation samples that may be asked for."""
 
 MARGIN_SHARE = 0.5
 """Maximum margin for the uncertainty of selection samples, as a fraction of the guard: with a few hundred samples the
-interval is wider than any guard, and no candidate would pass."""
+interval is wider than any guard, and no candidate would pass. Chosen: half."""
 
 MOST_CLASSES = 3
 """Classes that are named as lost."""

@@ -130,7 +130,7 @@ def _run(module: nn.Module, samples: Samples, signature: Signature, limit_s: flo
         args, kwargs = signature.to_call(tensors)
         return [to_array(leaf) for leaf in flatten(module(*args, **kwargs))]
 
-    doing = "evaluating the model on the samples that select the best epoch"
+    doing = "evaluating the model on the selection samples"
     with (
         eval_mode(module, device),
         torch.no_grad(),

@@ -248,7 +248,7 @@ def _own_loss(module: nn.Module, outputs_example: Any, target_example: Any, plac
         if found is not None:
             found.check(target_example)
             check = found.check
-    return Loss(f"the loss that {type(module).__name__} computes itself", function, check, by_the_model=True)
+    return Loss(f"{type(module).__name__}'s own loss", function, check, by_the_model=True)
 
 
 def _user_loss(name: str, function: Callable[[Any, Any], Any], limit_s: float) -> Loss:

@@ -63,7 +63,7 @@ def test_train_data_that_is_empty_or_lacks_an_input_is_refused() -> None:
     made = Batches(source([{"a": X, "target": Y}]), module, signature_of(module, {"a": X, "b": X}))
     with pytest.raises(DataError, match="lacks inputs") as error:
         next(made.epoch(4))
-    assert "it lacks b" in error.value.why
+    assert "missing: b" in error.value.why
 
 
 def test_targets_become_tensors_where_they_are_numbers() -> None:

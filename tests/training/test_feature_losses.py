@@ -156,7 +156,7 @@ def test_bad_requests_are_refused_with_what_would_do() -> None:
     assert "Did you mean 'fitnets'?" in error.value.why
     with pytest.raises(TechniqueError, match="minilm"):
         features_of("minilm", student, teacher, images())
-    with pytest.raises(RequestError, match="'stage4' is not a layer of the student"):
+    with pytest.raises(RequestError, match="the student has no layer 'stage4'"):
         features_of("relational", student, teacher, images(), "stage4")
     with pytest.raises(TechniqueError, match="could be paired"):
         features_of("attention", net(), net(1), torch.randn(6, 4))

@@ -450,10 +450,10 @@ def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_training_is_refused_and_another_round_has_its_own(tmp_path: Path) -> None:
     trained(net(), checkpoints=tmp_path)
     kept = (tmp_path / "round_001.pt").read_bytes()
-    with pytest.raises(RunError, match="another training") as error:
+    with pytest.raises(RunError, match="training with other settings") as error:
         trained(net(), TrainingConfig(epochs=3, batch=16), checkpoints=tmp_path)
     assert "plan.epochs was 2 and is 3" in error.value.why
-    with pytest.raises(RunError, match="another training"):
+    with pytest.raises(RunError, match="training with other settings"):
         trained(net(width=8), checkpoints=tmp_path)
     assert (tmp_path / "round_001.pt").read_bytes() == kept
     trained(net(width=8), checkpoints=tmp_path, round_number=2)

@@ -206,7 +206,7 @@ def test_a_transformers_model_gets_pefts_adapters_and_is_plain_again_afterwards(
     assert list(module.state_dict()) == list(before.state_dict())
     torch.testing.assert_close(module(ids).logits, inside)
     assert fitted.epochs[-1].loss < fitted.epochs[0].loss
-    assert fitted.loss.startswith("the loss of BertForSequenceClassification")
+    assert fitted.loss.startswith("BertForSequenceClassification's own loss")
     norm = "bert.embeddings.LayerNorm.weight"
     assert not torch.equal(module.state_dict()[norm], before.state_dict()[norm])
     assert all(parameter.requires_grad for parameter in module.parameters())

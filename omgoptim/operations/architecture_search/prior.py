@@ -22,7 +22,8 @@ from omgoptim.operations.compression_job import Job
 from omgoptim.requests import SearchRequest
 
 LEAST_MINUTES = 60.0
-"""Budget from which the scores are worth their time."""
+"""Budget from which the scores are worth their time. Chosen: every option is scored once, which a short budget needs
+for trials."""
 
 WORST = 1.0
 """Loss of an option that cannot be scored, or gives no usable numbers."""

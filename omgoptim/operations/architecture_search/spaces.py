@@ -25,7 +25,8 @@ from omgoptim.requests import SearchRequest
 AUTO = "auto"
 
 SKETCHED_ON, INHERITED_ON = 16, 128
-"""Samples that weights are fitted to: of a network that is only timed, and of one that is trained afterwards."""
+"""Samples that weights are fitted to: of a network that is only timed, and of one that is trained afterwards. Chosen:
+the weights do not change the time."""
 
 SpaceFunction = Callable[[Any], Any]
 """`space(trial)`."""

@@ -22,7 +22,8 @@ from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
 
 MARGIN = 1.2
-"""Factor over the lower bound of a suggested target: the model's own work is added to the bound."""
+"""Factor over the lower bound of a suggested target: the model's own work is added to the bound. Chosen: a target at
+the bound itself cannot be reached."""
 
 
 FEWEST_BITS = 4

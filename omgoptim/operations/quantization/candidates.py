@@ -20,6 +20,10 @@ BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
 """CPU features with bfloat16 instructions, by the names of /proc/cpuinfo."""
 
 
+EMBEDDING_SHARE = 0.3
+"""Share of the weights' bytes in embedding tables above which `auto` tries them in 4 bits: an int8 file then shrinks by
+a seventh at least."""
+
 LOWERED = (Static, Dynamic, Fp32)
 """Techniques with a form for ExecuTorch, which is tried only where it is named: it is for another device."""
 
@@ -44,7 +48,8 @@ class CandidateSpec:
     def name(self) -> str:
         """Name in reports, such as `static on openvino`."""
         algorithm = getattr(self.params, "algorithm", "auto")
-        noted = f", {self.note}" if self.note else ""
+        small = "4-bit embeddings" if getattr(self.params, "embedding_bits", 8) == 4 else ""
+        noted = "".join(f", {text}" for text in (small, self.note) if text)
         return f"{self.scheme}{'' if algorithm == 'auto' else f'-{algorithm}'}{noted} on {self.runtime}"
 
     def record(self, status: str, why: str, **measured: float | None) -> Candidate:
@@ -126,7 +131,11 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
         schemes.append(static)
     elif program.path is not None:
         schemes += variants(static, program.path)
-    schemes += [Dynamic(), Bf16(), Fp32()]
+    schemes.append(Dynamic())
+    if program.traits and program.traits.embedding_weight_bytes > EMBEDDING_SHARE * program.traits.total_weight_bytes:
+        smaller = {"embedding_bits": 4}
+        schemes += [each.model_copy(update=smaller) for each in schemes if isinstance(each, Static | Dynamic)]
+    schemes += [Bf16(), Fp32()]
     schemes += [Fp16()] if request.device == "cuda" else []
     why = "compiles in every process, which takes long; request it with runtime torch_compile"
     skipped.append(CandidateSpec(Fp32(), "torch_compile").record("skipped", why))
@@ -174,6 +183,8 @@ def _skip_reason(spec: CandidateSpec, loaded: LoadedModel, program: Program, aut
         return program.error.reason
     if spec.on_module and (getattr(spec.params, "targets", []) or getattr(spec.params, "ignore", [])):
         return "torch quantizes every layer of a kind: targets and ignore need another runtime"
+    if (spec.on_module or spec.is_lowered) and getattr(spec.params, "embedding_bits", 8) == 4:
+        return "only ONNX programs store embeddings in 4 bits: use runtime onnxruntime or openvino"
     if spec.is_lowered and getattr(spec.params, "algorithm", "auto") != "auto":
         return "ExecuTorch's programs are written by its own quantizer: leave algorithm out"
     if loaded.device == "cuda" and spec.on_module and isinstance(spec.params, Dynamic):

@@ -42,7 +42,7 @@ RESTORED_LAYERS = 3
 """Worst layers whose recovered quality is measured; each takes a full evaluation."""
 
 NOISE_SHARE = 1 / 3
-"""Share of the time limit for the simulation; the rest is for evaluations."""
+"""Share of the time limit for the simulation; the rest is for evaluations. Chosen: the evaluations decide."""
 
 EVALUATION_SAMPLES = 64
 """Evaluation inputs whose ranges are compared with the calibrated ones."""

@@ -34,7 +34,8 @@ from omgoptim.techniques.quantize._diagnostics.simulation import Simulation, bui
 from omgoptim.text import plural
 
 RANKING_SHARE = 1 / 3
-"""Share of the search's time limit for ranking the layers; the rest is for evaluations."""
+"""Share of the search's time limit for ranking the layers; the rest is for evaluations. Chosen: the evaluations
+decide."""
 
 Predict = Callable[[tuple[str, ...]], float]
 """Noise-to-signal power ratio at the output with the layers of these names in float."""

@@ -24,7 +24,8 @@ from omgoptim.requests import QuantizeRequest
 from omgoptim.runtimes.engine import Kernel
 
 MAX_CONCURRENT_BYTES = 2_000_000_000
-"""Maximum total size of artifacts whose processes run at the same time, to bound memory."""
+"""Maximum total size of artifacts whose processes run at the same time, to bound memory. Chosen for machines with 8
+GB."""
 
 SPAN = (0.35, 0.55)
 """Fractions of the run's progress at which screening starts and ends."""

@@ -18,8 +18,8 @@ FLOATS = ("fp32", "bf16", "fp16")
 """Schemes without integer weights, chosen where integers lose too much quality."""
 
 NEAR_BEST_FACTOR = 1.25
-"""Factor within which a screened candidate may still be the best: latency varies by tens of
-percent between launches, and screening uses one."""
+"""Factor within which a screened candidate may still be the best: latency varies by tens of percent between launches,
+and screening uses one. Chosen for that scatter."""
 
 FINALISTS = 2
 """Maximum number of candidates near the best that are measured in full: each takes several launches."""

@@ -38,5 +38,5 @@ def test_layers_that_would_not_get_smaller_stay(run_of: Any, drawn: Any, resnet:
 
 def test_an_expansion_at_which_nothing_gets_smaller_is_refused(run_of: Any, drawn: Any, resnet: Any) -> None:
     teacher = resnet(8)
-    with pytest.raises(TechniqueError, match="can become an inverted residual block"):
+    with pytest.raises(TechniqueError, match="can be replaced by an inverted residual block"):
         apply_to_module(teacher, InvertedResidual(expansion=16), run_of(teacher, drawn(32, 1, 12, 12)))

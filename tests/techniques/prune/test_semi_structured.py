@@ -66,7 +66,7 @@ def test_layers_that_m_does_not_divide_are_left_alone_with_their_sizes(run_of: R
     ]
     with pytest.raises(TechniqueError, match="no layer has a number of inputs divisible by 16") as error:
         prune(net, run_of(net, [drawn(2, 3, 5, 5)]), pattern="8:16")
-    assert error.value.why == "inputs of 0: 3, 1: 8, 3: 6"
+    assert error.value.why == "their numbers of inputs: 0: 3, 1: 8, 3: 6"
 
 
 def test_wanda_keeps_the_weights_of_loud_inputs(run_of: RunOf, drawn: Drawn) -> None:

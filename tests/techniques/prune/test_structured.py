@@ -174,7 +174,7 @@ def test_a_model_without_anything_to_remove_is_refused(run_of: RunOf) -> None:
 
 def test_a_ratio_too_small_for_one_step_is_refused(run_of: RunOf) -> None:
     module = nets.Residual(4).eval()
-    with pytest.raises(TechniqueError, match="nothing would be removed") as refused:
+    with pytest.raises(TechniqueError, match="the target would remove no channel") as refused:
         apply(module, Structured(pruning_ratio=0.01), run_of(module, [IMAGES]))
     assert "conv1, has 8 channels" in refused.value.why
 

@@ -93,7 +93,7 @@ def test_pairs_that_are_asked_for_are_taken() -> None:
 
 def test_a_pair_that_does_not_exist_is_named_with_what_is_near() -> None:
     student, teacher = traced(made(Conv, 0), images()), traced(made(Conv, 1), images())
-    with pytest.raises(RequestError, match="'stage3' is not a layer of the student") as error:
+    with pytest.raises(RequestError, match="the student has no layer 'stage3'") as error:
         pairs_of(student, teacher, ["stage3"])
     assert "Did you mean 'stage" in error.value.why
     with pytest.raises(RequestError, match="'stagex' is not a layer of the teacher"):

@@ -58,7 +58,7 @@ def test_a_checkpoint_that_fails_to_be_written_leaves_the_one_before(tmp_path: P
 def test_a_checkpoint_of_another_training_is_named_with_the_difference(tmp_path: Path) -> None:
     path = checkpoint_file(tmp_path, 1)
     write_checkpoint(path, MADE)
-    with pytest.raises(RunError, match="another training") as error:
+    with pytest.raises(RunError, match="training with other settings") as error:
         read_checkpoint(path, {**MADE.identity, "seed": 2})
     assert error.value.why == "seed was 1 and is 2"
     assert str(path) in error.value.fix

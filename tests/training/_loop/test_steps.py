@@ -78,5 +78,5 @@ def test_shares_divide_a_batch_and_a_small_one_stays_whole() -> None:
 
 
 def test_a_target_that_is_one_object_for_a_batch_cannot_be_divided() -> None:
-    with pytest.raises(TechniqueError, match="cannot be divided"):
+    with pytest.raises(TechniqueError, match="cannot be split"):
         share_of(Batch({"x": torch.zeros(4)}, {"boxes": []}), 0, 2)

@@ -288,7 +288,7 @@ def _refusal(
     elif layer.padding_mode != "zeros":
         reason = f"its padding_mode is {layer.padding_mode}; the blocks support zeros only"
     elif layer.in_channels < FEWEST_INPUTS and not selection.targets:
-        reason = f"it has only {layer.in_channels} input channels; name it in targets to replace it anyway"
+        reason = f"too few input channels ({layer.in_channels}); name it in targets to replace it anyway"
     if reason:
         return Refusal(reason, "unsupported")
     return replacement_refusal(layer) or frozen_or_shared(layer, owners)

@@ -169,7 +169,7 @@ def reduce_depth(
     before = paths_of(module)
     spans = tuple(span for stack in stacks for span in _spans(module, stack, keep[stack]))
     whole = [
-        Skip(path=path, reason=f"{count(stack)} layers are kept, and it has {len(stack.units)}", kind="no_benefit")
+        Skip(path=path, reason=f"all {len(stack.units)} repeated layers are to be kept", kind="no_benefit")
         for stack in stacks
         if count(stack) >= len(stack.units)
         for path in stack.paths

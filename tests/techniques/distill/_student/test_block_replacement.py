@@ -139,7 +139,7 @@ def test_hooked_shared_and_uncalled_convolutions_stay(run_of: RunOf, drawn: Any)
     reasons = {skip.path: skip.reason for skip in outcome.skipped}
     assert "hooks" in reasons["0"]
     assert "weight is shared" in reasons["1"]
-    assert "does not call it" in reasons["spare.0"]
+    assert "never calls it" in reasons["spare.0"]
     assert [change.path for change in outcome.changed] == ["3"]
 
 
@@ -166,6 +166,6 @@ def test_a_convolution_whose_block_would_not_be_smaller_stays(run_of: RunOf, dra
 def test_a_model_without_such_a_convolution_is_refused_with_the_reasons(run_of: RunOf, drawn: Any) -> None:
     module = nn.Sequential(nn.Conv2d(8, 8, 1))
     run = run_of(module, drawn(2, 8, 6, 6))
-    with pytest.raises(TechniqueError, match="can become a block") as refused:
+    with pytest.raises(TechniqueError, match="can be replaced by a block") as refused:
         replace_convolutions(module, DepthSeparableConv.from_conv, WORDS, ALL, run, fit=False)
     assert "0: kernel of size 1" in refused.value.why

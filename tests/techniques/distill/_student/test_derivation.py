@@ -69,7 +69,7 @@ def test_a_forward_that_fails_between_its_layers_is_named_as_such(run_of: RunOf,
     module.body[0] = nn.Linear(4, 5)
     with pytest.raises(TechniqueError) as refused:
         output_shapes(module, run)
-    assert "the model's own forward failed" in refused.value.why
+    assert "the model's forward method failed" in refused.value.why
 
 
 def test_outputs_of_other_shapes_are_refused(run_of: RunOf, drawn: Any) -> None:

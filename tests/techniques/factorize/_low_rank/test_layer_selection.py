@@ -79,7 +79,7 @@ def test_each_kind_of_layer_that_stays_has_its_reason(run_of: RunOf) -> None:
     paths, reasons = found(module, run_of(module, x=torch.ones(2, 5, dtype=torch.int64)))
     assert paths == ["good"]
     expected = {
-        "words": "looked up",
+        "words": "table lookup",
         "attention": "packed projection",
         "attention.out_proj": "reads its weight directly",
         "own": "OwnLinear overrides forward",
@@ -87,7 +87,7 @@ def test_each_kind_of_layer_that_stays_has_its_reason(run_of: RunOf) -> None:
         "hooked": "it has hooks",
         "rnn": "recurrent",
         "low": "already low-rank",
-        "unused": "does not call it",
+        "unused": "never calls it",
         "one": "already has rank 1",
         "empty": "already has rank 1",
         "frozen": "frozen",

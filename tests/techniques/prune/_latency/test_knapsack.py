@@ -191,7 +191,7 @@ def test_an_unreachable_target_is_refused_with_the_best_possible_speed() -> None
     table = TimeTable("torch_eager", {"a": 16}, {"a": WIDTHS}, (one_sided("a", (2.0, 3.0, 4.0, 5.0)),))
     with pytest.raises(TechniqueError) as error:
         choose_widths(table, {"a": torch.ones(16)}, 0.3)
-    assert "2.50 times" in error.value.why
+    assert "2.50x" in error.value.why
     assert "max_layer_ratio" in error.value.fix
 
 
