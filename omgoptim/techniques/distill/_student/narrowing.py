@@ -97,7 +97,8 @@ def narrow_to(
     keep = best(narrowing.groups, narrowing.scores, _widths(module, narrowing, width, round_to))
     if keep:
         outcome, sides = remove_with_positions(module, narrowing.groups, keep, run)
-        changed, skipped = [*changed, *outcome.changed], [*skipped, *outcome.skipped]
+        changed += outcome.changed
+        skipped += [skip for skip in outcome.skipped if skip not in narrowing.groups.skipped]  # those are in it
         kept_columns |= sides
     if before is not None and kept_columns:
         reconstruct_channels(module, before, kept_columns, run)
