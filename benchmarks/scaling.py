@@ -1,10 +1,11 @@
 """How does `search` scale with workers: here with 1 and 2, by arithmetic and simulation up to 100?
 
 Each part is a search of its own on digits, with the same seed and trials in flight: by one worker, by two processes,
-and by two workers of a local Ray. From the trials' folders come the seconds of training and of timing; a simulation of
-many workers draws from those.
+and by two workers of a local Ray; with trials of a few seconds, where the driver's export and timing weigh most, and
+with longer ones. From the trials' folders come the seconds of training and of the driver; a simulation of many workers
+draws from those.
 
-    python benchmarks/scaling.py [--trials 8] [--epochs 54] [--quick]
+    python benchmarks/scaling.py [--trials 8] [--epochs 54 216] [--quick]
 """
 
 from __future__ import annotations
@@ -138,44 +139,67 @@ def started() -> list[float]:
     return [float(word) for word in done.stdout.split()[-3:]]
 
 
+def compared(trials: int, epochs: int) -> dict[str, Searched]:
+    """Search by one worker, by two processes, and by two workers of Ray."""
+    ways = {"1 worker": ["--workers", "1"], "2 processes": ["--workers", "2"]}
+    ways["2 workers of Ray"] = ["--on", "ray", "--workers", "2"]
+    found = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name, options in ways.items():
+            began = time.monotonic()
+            found[name] = searched(Path(place), trials, epochs, options)
+            console.print(f"{epochs} epochs, {name}: {time.monotonic() - began:.0f} s in all")
+    return found
+
+
+def rated(found: dict[str, Searched], trials: int, epochs: int) -> dict[str, Any]:
+    """Return the record of a comparison."""
+    rates = {name: 60 * trials / each.seconds for name, each in found.items()}
+    alone = found["1 worker"]
+    training = found["2 processes"].training_s
+    seconds = float(np.mean([each for each in training if each > 0.01]))  # without the trials that were not trained
+    rows = [[name, rate, rate / rates["1 worker"]] for name, rate in rates.items()]
+    table(f"trials of {epochs} epochs, {seconds:.0f} s each", ["", "trials/min", "ratio"], rows)
+    return {
+        "epochs": epochs,
+        "seconds_a_trial": seconds,
+        "rates": rates,
+        "ratio": rates["2 processes"] / rates["1 worker"],
+        "ratio_ray": rates["2 workers of Ray"] / rates["1 worker"],
+        "same_trials": all(each.configurations == alone.configurations for each in found.values()),
+        "same_finalists": all(sorted(each.best) == sorted(alone.best) for each in found.values()),
+        "training_s": training,
+        "driver_s": max(0.0, alone.seconds / trials - float(np.mean(training))),
+    }
+
+
 def main() -> None:
     """Measure, simulate, and keep the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=54)
+    parser.add_argument("--epochs", type=int, nargs="+", default=[54, 216], help="the last ones decide the bar")
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
-    trials, epochs = (4, 9) if asked.quick else (asked.trials, asked.epochs)
+    trials, lengths = (4, [9]) if asked.quick else (asked.trials, asked.epochs)
     os.environ.setdefault("OMGOPTIM_STATE_DIR", tempfile.mkdtemp())
     before = machine()
-    record: dict[str, Any] = {"trials": trials, "epochs": epochs}
-    with tempfile.TemporaryDirectory() as place:
-        ways = {"1 worker": ["--workers", "1"], "2 processes": ["--workers", "2"]}
-        ways["2 workers of Ray"] = ["--on", "ray", "--workers", "2"]
-        found = {}
-        for name, options in ways.items():
-            began = time.monotonic()
-            found[name] = searched(Path(place), trials, epochs, options)
-            console.print(f"{name}: {time.monotonic() - began:.0f} s in all")
-    rates = {name: 60 * trials / each.seconds for name, each in found.items()}
-    table("trials", ["", "trials/min", "ratio"], [[n, rate, rate / rates["1 worker"]] for n, rate in rates.items()])
-    alone = found["1 worker"]
-    record["rates"] = rates
-    record["same_trials"] = all(each.configurations == alone.configurations for each in found.values())
-    record["same_finalists"] = all(sorted(each.best) == sorted(alone.best) for each in found.values())
-    record["bar"] = bar("two processes over one", rates["2 processes"] / rates["1 worker"], SPEEDUP, at_least=True)
+    found = [compared(trials, epochs) for epochs in lengths]
+    parts = [rated(each, trials, epochs) for each, epochs in zip(found, lengths, strict=True)]
+    alone = found[0]["1 worker"]
+    record: dict[str, Any] = {"trials": trials, "parts": parts}
+    what = f"two processes over one, trials of {parts[-1]['seconds_a_trial']:.0f} s"
+    record["bar"] = bar(what, parts[-1]["ratio"], SPEEDUP, at_least=True)
     record["sent_bytes"], record["returned_bytes"] = alone.sent_bytes, alone.returned_bytes
     names = ("until Ray is there", "first task", "second task")
     record["ray_s"] = dict(zip(names, started(), strict=True))
-    training = found["2 processes"].training_s
-    timing = max(0.0, alone.seconds / trials - float(np.mean(training)))
-    record["training_s"], record["timing_s"] = training, timing
-    rows: list[list[Any]] = []
-    for workers in WORKERS:
-        minutes, busy = simulated(training, timing, workers, 400, seed=0)
-        rows.append([str(workers), minutes, (rows[0][1] if rows else minutes) / minutes, busy])
-    table("400 trials, simulated", ["workers", "minutes", "speed-up", "timing device busy"], rows)
-    record["simulated"] = rows
+    for part in parts:
+        rows: list[list[Any]] = []
+        for workers in WORKERS:
+            minutes, busy = simulated(part["training_s"], part["driver_s"], workers, 400, seed=0)
+            rows.append([str(workers), minutes, (rows[0][1] if rows else minutes) / minutes, busy])
+        heading = f"400 trials of {part['seconds_a_trial']:.0f} s, simulated"
+        table(heading, ["workers", "minutes", "speed-up", "timing device busy"], rows)
+        part["simulated"] = rows
     keep("scaling", 0, asked.quick, before, record)
 
 

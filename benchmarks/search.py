@@ -82,7 +82,7 @@ def by_plain_random(networks: Networks, limit: float, trials: int, seed: int) ->
 
 def by_tpe(networks: Networks, limit: float, trials: int, seed: int) -> float:
     """The same for TPE with rejection, as a conditional space is searched."""
-    from omgoptim.architecture_search.study import Rejected, Search, SearchSettings
+    from omgoptim.architecture_search.study import Finished, Rejected, Search, SearchSettings
 
     luck = np.random.default_rng([seed, 1])
     search = Search(SearchSettings(seed=seed))
@@ -101,7 +101,7 @@ def by_tpe(networks: Networks, limit: float, trials: int, seed: int) -> float:
             known[place] = float(networks.accuracies[place, luck.integers(3)])
         if known[place] > best:
             best, accuracy = known[place], float(networks.accuracies[place].mean())
-        search.tell(trial, known[place], {"latency": load})
+        search.finish(trial, Finished((known[place],), {"latency": load}))
     return accuracy
 
 

@@ -63,6 +63,11 @@ class OmgoptimError(Exception):
         return record | ({"log": self.log} if self.log else {})
 
     @property
+    def reason(self) -> str:
+        """`what: why` on one line; `what` alone without a cause."""
+        return f"{self.what}: {self.why}" if self.why else self.what
+
+    @property
     def kind(self) -> str:
         """Name of the kind in the tree above; a subclass of a kind is of that kind."""
         return next((each.__name__ for each in type(self).__mro__ if OmgoptimError in each.__bases__), "OmgoptimError")

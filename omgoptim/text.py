@@ -68,6 +68,11 @@ def clip(text: str, limit: int) -> str:
     return f"{text[: max(1, limit - tail - 1)].rstrip()}…{text[-tail:].lstrip()}"
 
 
+def plural(count: int, thing: str) -> str:
+    """Return `1 layer`, `3 layers`."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def hidden_character(text: str) -> str | None:
     """Return the first invisible character of `text`, as `U+202E`; None if there is none."""
     if text.isascii() and text.isprintable():

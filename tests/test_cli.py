@@ -327,7 +327,7 @@ def test_elsewhere_than_on_a_terminal_each_stage_is_told_once() -> None:
     record = {"run_id": "r", "verb": "profile", "started": "t", "updated": "t", "folder": "/p", "status": "running"}
     with progress.display(console) as shown:
         for stage in ("measuring: 1 of 5", "measuring: 2 of 5", "saving"):
-            shown.show(RunState.model_validate(record | {"stage": stage, "progress": 0.5}))
+            shown(RunState.model_validate(record | {"stage": stage, "progress": 0.5}))
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "measuring: 1 of 5, 50%\nsaving, 50%\n"
 
@@ -336,11 +336,8 @@ def test_on_a_terminal_there_is_a_bar_that_takes_any_stage_as_plain_text() -> No
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
     record = {"run_id": "r", "verb": "profile", "started": "t", "updated": "t", "folder": "/p", "status": "running"}
     with progress.display(console) as shown:
-        assert isinstance(shown, progress.LiveBar)
-        shown.show(RunState.model_validate(record | {"stage": "loading [bold]net[/bold]"}))
-        shown.show(
-            RunState.model_validate(record | {"stage": "loading [bold]net[/bold]", "progress": 0.25, "eta_s": 9})
-        )
+        shown(RunState.model_validate(record | {"stage": "loading [bold]net[/bold]"}))
+        shown(RunState.model_validate(record | {"stage": "loading [bold]net[/bold]", "progress": 0.25, "eta_s": 9}))
     assert isinstance(console.file, io.StringIO)
     assert "loading [bold]net[/bold]" in console.file.getvalue()
     assert "25%, 9 s left" in console.file.getvalue()

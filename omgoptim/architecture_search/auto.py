@@ -1,6 +1,6 @@
 """Search space of a given model: its layers cut into stages, and the possible replacements of each stage.
 
-Each option is tried once by itself: options that cannot be applied, or save nothing, are dropped. A configuration is
+Each option is tried once alone: options that cannot be applied or save no parameters are dropped. A configuration is
 built by applying the options stage by stage on the model's own weights; narrowing comes last, since it also changes the
 layers of the next stage that read its channels. The size of the images is a choice of its own, applied at the end.
 """
@@ -84,7 +84,7 @@ def auto_space(model: nn.Module, run: ModuleRun, stages: int = 10, progress: Pro
     knobs, kept, left_out = [], [], []
     for number, stage in enumerate(found):
         if progress is not None:
-            progress(f"trying what can become of {stage.name}", number / len(found))
+            progress(f"trying the replacements of {stage.name}", number / len(found))
         options, reasons = _options(model, stage, run)
         left_out += reasons
         if options:
@@ -95,7 +95,7 @@ def auto_space(model: nn.Module, run: ModuleRun, stages: int = 10, progress: Pro
         knobs.append(Knob(INPUT_SIZE, (KEEP, *sizes)))
     if not knobs:
         raise TechniqueError(
-            "nothing of this model can be varied",
+            "no part of this model can be varied",
             "; ".join(f"{where}: {why}" for where, why in left_out[:5]) or "it has no convolution and no Linear layer",
             "give a search space of your own: a function space(trial) that returns a module",
         )
@@ -168,10 +168,10 @@ def _options(model: nn.Module, stage: Stage, run: ModuleRun) -> tuple[list[str],
         try:
             module = derived(model, option, stage.targets, run)
         except OmgoptimError as error:
-            reasons.append((where, f"{error.what}: {error.why}" if error.why else error.what))
+            reasons.append((where, error.reason))
             continue
         if count_params(module)[0] >= before:
-            reasons.append((where, "it spares no parameters"))
+            reasons.append((where, "it saves no parameters"))
         else:
             options.append(option)
     return _varied(options), reasons

@@ -73,7 +73,7 @@ def resized(model: nn.Module, scale: float, run: ModuleRun) -> nn.Module:
         path for path, layer in model.named_modules() if type(layer) is nn.Conv2d and _reads_input(model, layer, run)
     ]
     if len(found) != 1:
-        raise TechniqueError(f"the input cannot be scaled: {len(found)} convolutions read it", "one must")
+        raise TechniqueError(f"the input cannot be scaled: {len(found)} convolutions read it", "exactly one must")
     parent, _, name = found[0].rpartition(".")
     setattr(model.get_submodule(parent), name, ResizedConv2d.like(model.get_submodule(found[0]), scale))  # type: ignore[arg-type]
     refuse_other_shapes(model, shapes, run)

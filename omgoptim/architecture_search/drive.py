@@ -1,6 +1,6 @@
-"""Drive a search: choose, run, tell, until enough trials were trained. The one writer of the study.
+"""Loop of a search: propose a trial, run it and record its result, until enough trials were trained.
 
-A trial that is too slow costs a measurement and does not count. After a kill, `drive` on the same folder goes on.
+A trial that is too slow costs a measurement and does not count. After a kill, `drive` on the same folder resumes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ Trial = Callable[[TrialSpec, Path], TrialResult]
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A trial that was begun."""
+    """A started trial."""
 
     wait: Callable[[], TrialResult]
     """Waits for its end, and returns its result."""
     rejected: bool = False
-    """True if it ended already, because it misses a target."""
+    """True if it has ended, because it misses a target."""
 
 
 REJECTED_PER_TRIAL = 10
-"""Maximum rejected candidates per requested trial, before the search gives up."""
+"""Maximum rejected candidates per requested trial, before the search gives up. Chosen: a space with fewer accepted
+networks needs other targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Plan:
     data: str
     epochs: int
     in_flight: int = 1
-    """Trials that are begun before the first of them has ended.
+    """Number of trials in flight at the same time.
 
     A trial is proposed from the results of all but the latest `in_flight - 1` before it, whichever of those have ended:
     which trials a search has depends on this number, and not on how many workers run them.
@@ -68,7 +69,7 @@ class Driven:
 
 @dataclass(frozen=True, slots=True)
 class TrialLoop:
-    """Runs the trials of a search in a folder; a search that was begun there goes on."""
+    """Runs the trials of a search in a folder; a search that was started there is resumed."""
 
     trial: Trial
     """Runs one trial."""
@@ -99,23 +100,23 @@ class TrialLoop:
         search = Search(SearchSettings(seed=plan.seed, journal=self.folder / "study.log"))
         search.resume(lambda number: None if (found := folders.result(number)) is None else found.for_study())
         results = folders.results()
-        flying: deque[tuple[Any, Started]] = deque()
+        in_flight: deque[tuple[Any, Started]] = deque()
         exhausted = False
         while True:
-            counted = len(search) + sum(not each.rejected for _, each in flying)
+            counted = len(search) + sum(not each.rejected for _, each in in_flight)
             asked = None
-            if counted < plan.trials and len(flying) < plan.in_flight and not exhausted and self.more():
+            if counted < plan.trials and len(in_flight) < plan.in_flight and not exhausted and self.more():
                 asked = again(search) or begin(search, results)
-                exhausted = asked is None and not flying
+                exhausted = asked is None and not in_flight
             if asked is not None:
                 self.progress(f"trial {counted + 1} of {plan.trials}", len(search) / plan.trials)
-                flying.append((asked, self._started(asked, folders)))
+                in_flight.append((asked, self._started(asked, folders)))
                 continue
-            if not flying:
+            if not in_flight:
                 break
-            asked, started = flying.popleft()
+            asked, started = in_flight.popleft()
             results[asked.number] = found = started.wait()
-            _tell(search, asked, found)
+            _record(search, asked, found)
             exhausted = exhausted or len(results) >= plan.trials * (1 + REJECTED_PER_TRIAL)
         return _ended(search, results, exhausted and len(search) < plan.trials, nearest)
 
@@ -201,7 +202,7 @@ def drive_conditional(
     return loop.run(again, begin)
 
 
-def _tell(search: Search, asked: Any, result: TrialResult) -> None:
+def _record(search: Search, asked: Any, result: TrialResult) -> None:
     ended = result.for_study()
     if isinstance(ended, Finished):
         search.finish(asked, ended)
@@ -218,16 +219,18 @@ def _ended(search: Search, results: dict[int, TrialResult], exhausted: bool, nea
         reasons = search.reasons()
         if not results and not exhausted:
             raise RequestError(
-                "the budget is too short for a trial", "it ended before the first one began", "give more minutes"
+                "the budget is too short for a trial",
+                "it ended before the first trial began",
+                "give a larger budget_minutes",
             )
         if reasons:
             raise TechniqueError("no trial of the search could be trained", reasons[0])
         nearest = min((max(each.loads.values(), default=1.0) for each in results.values()), default=nearest)
         raise TechniqueError(
-            "no network of the search is within the limits",
-            "none is predicted to be"
+            "no network of the search meets the targets",
+            "none is predicted to meet them"
             if nearest is None
-            else f"the nearest that was measured is {nearest:.2f} times over",
+            else f"the nearest measured network is at {nearest:.2f} times a limit",
             "allow more latency or size, or give a space with smaller networks",
         )
     best = search.best()

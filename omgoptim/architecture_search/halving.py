@@ -1,7 +1,7 @@
 """Asynchronous successive halving (ASHA): a trial continues while it is in the best third at its rung.
 
 Source: Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning, arXiv:1810.05934. Differs: a trial is
-judged once, when it reaches a rung, and not promoted later.
+evaluated once, when it reaches a rung, and not promoted later.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 ETA = 3
 """Reduction factor; the paper uses 4, and 3 of Hyperband (arXiv:1603.06560) keeps more of few trials."""
 RUNGS = (1 / 9, 1 / 3, 1.0)
-"""Fractions of the whole training at which a trial is judged; the last one is its end."""
+"""Fractions of the whole training at which a trial is evaluated: powers of 1 / `ETA`, as in the paper."""
 
 
 def goes_on(quality: float, others: Sequence[float], eta: int = ETA) -> bool:
@@ -48,7 +48,7 @@ def comparable(histories: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     """Return the quality each trial is expected to end with.
 
     The last quality of a trial, plus the mean gain from rung to rung of the trials that went on: paired differences,
-    so that promoting only the best does not pass for a gain. Shape [trials].
+    so that the selection of the best trials is not counted as a gain. Shape [trials].
     """
     longest = max((len(history) for history in histories), default=0)
     gains = np.zeros(max(longest, 1))

@@ -1,8 +1,8 @@
 """Optuna's journal file with a single writer, repaired after a kill.
 
-Optuna locks the file by a link beside it, which a killed process leaves behind and the next waits 30 s for; and after
-a line that a kill tore, it appends to it and cannot read the file again. A search has one writer, the worker of its
-run, so it needs no lock, and may cut the torn line.
+Optuna locks the file by a symbolic link. A killed process leaves the link, for which the next one waits 30 s, and may
+leave an incomplete last line, to which Optuna appends: the file cannot be read then. A search has a single writer, the
+worker of its run, so it needs no lock and may remove the incomplete line.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Proposal of the next configuration: Thompson sampling on an additive surrogate, near the latency limit.
 
 A configuration's *load* is its predicted latency over the target (the largest such ratio, if there are more limits).
-Only loads of 0.85 to 1 are proposed: a smaller network wastes what it may cost. The first proposals are spread out,
+Only loads of 0.85 to 1 are proposed: smaller networks leave the budget unused. The first proposals are spread out,
 each later one is the best under a set of weights drawn from the posterior, and every fifth is a mutation of the best
 so far (White et al. 2020, arXiv:2005.02960; 2019, arXiv:1910.11858).
 

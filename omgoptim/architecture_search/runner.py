@@ -1,4 +1,4 @@
-"""Run one trial: build, predict, measure the untrained network, train rung by rung while it is among the best.
+"""One trial: build, predict and measure the untrained network, then train rung by rung while it is among the best.
 
 A network that is predicted or measured to be over a limit is rejected before any training. Each rung is a training of
 its own, whose learning rate falls to its end, so that qualities at one rung compare.
@@ -54,7 +54,7 @@ class Steps:
     predict: Callable[[Configuration], float] | None = None
     """Predicted latency in ms."""
     limit_ms: float | None = None
-    """Predicted load that rejects a network; a measured one is judged by its own loads."""
+    """Limit of the predicted latency in ms; measured networks are compared by their loads."""
     tolerance: float = 0.15
     """Tolerance of the prediction's limit; within it the measurement decides."""
 
@@ -66,7 +66,7 @@ def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path
         steps: functions that build, measure and train a network.
         folders: the finished trials, whose qualities decide at each rung.
         spec: number and configuration of the trial.
-        folder: in the making; the weights stay in it.
+        folder: of the trial, incomplete; the weights stay in it.
 
     Raises:
         OmgoptimError: as the steps do.
@@ -92,7 +92,7 @@ class Screened:
 
 
 def screen(steps: Steps, spec: TrialSpec, folder: Path) -> Screened | TrialResult:
-    """Build a network, predict and measure it untrained; the result of one that is rejected.
+    """Build a network, predict and measure it untrained; return the result of a rejected one.
 
     Raises:
         OmgoptimError: as the steps do.
@@ -122,7 +122,7 @@ def climb(
     others: Sequence[Sequence[float]] | None,
     before: Sequence[float] = (),
 ) -> tuple[float, ...]:
-    """Train a module in place rung by rung, while it is among the best; returns its quality at each rung.
+    """Train a module in place rung by rung, while it is among the best; return its quality at each rung.
 
     Args:
         train: of one rung.
@@ -130,7 +130,7 @@ def climb(
         spec: of the trial.
         checkpoints: folder of the training's.
         others: qualities at each rung of the trials that it is compared with; None to train it to the end.
-        before: its qualities at the rungs that its weights have behind them.
+        before: its qualities at the completed rungs.
     """
     qualities = list(before)
     for rung, epochs in list(enumerate(rung_epochs(spec.epochs)))[len(qualities) :]:
@@ -196,7 +196,7 @@ def fitting(
 
 
 def finished(steps: Steps, spec: TrialSpec, folder: Path, before: TrialResult, weights: Path) -> TrialResult:
-    """Train a trial from its weights to the end, if it has not come there, and measure what it is now."""
+    """Train a trial from its weights to the end, unless it was, and measure the result."""
     module = steps.build(spec.configuration)
     load_weights(module, weights)
     qualities = climb(steps.train, module, spec, folder / "checkpoints", None, before.rungs)

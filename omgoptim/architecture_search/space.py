@@ -23,7 +23,8 @@ Configuration: TypeAlias = Mapping[str, Option]
 Indices: TypeAlias = NDArray[np.int64]
 
 ENUMERATED = 20_000
-"""Maximum size of a space that is enumerated instead of sampled."""
+"""Maximum size of a space that is enumerated instead of sampled: a proposal over 16,384 configurations took 0.03 s,
+over 262,144 it took 0.6 s (one core, once)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,12 @@
-"""The study behind a search: Optuna's, in a journal file of the run folder with one writer, asked and told here.
+"""Optuna study of a search (ask-and-tell interface), in a journal file of the run folder with a single writer.
 
-Quality is the one objective; what may not be exceeded is a constraint, told as `load - 1` with `Trial.set_constraint`
-(Optuna 5). A trial that is too slow is PRUNED before it is trained, and does not count as a trial of the search.
+Quality is the only objective; limits are constraints, given as `load - 1` by `Trial.set_constraint` (Optuna 5). A trial
+that is too slow is PRUNED before it is trained, and does not count as a trial of the search.
 
-After a kill (`resume`), each trial that was asked for and not told is looked up in its folder:
+After a kill, `resume` compares each trial that has no result in the study with its folder:
 
-    told                    nothing to do
-    folder there            its result is told
-    neither                 it failed here, and the same parameters are asked for again, first
+    the folder has a result     the result is added to the study
+    there is no folder          the trial fails, and its parameters are proposed again, first
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     import optuna
 
 STARTUP = 10
-"""Trials that TPE draws at random before it models anything."""
+"""Trials that TPE draws at random before it models anything: Optuna's default."""
 
 COUNTS, REASON, LOST, REPLACES = "counts", "reason", "lost", "replaces"
 """User attributes of trials: it was trained, why it failed, a kill ended it, the number of the lost one it repeats."""
@@ -66,7 +65,7 @@ class Finished:
 
 
 class Search:
-    """A study with one writer: whoever holds this asks and tells.
+    """An Optuna study with a single writer.
 
     Raises:
         SetupError: Optuna is absent, or older than 5.
@@ -92,14 +91,14 @@ class Search:
 
     @property
     def asked(self) -> int:
-        """Trials that were asked for, rejected and failed ones counted, a lost one and its repetition once.
+        """Number of started trials, rejected and failed ones included, a lost one and its repetition counted once.
 
-        It is the number of the next proposal, the same whether or not the search was killed on its way.
+        It is the number of the next proposal, whether or not the search was interrupted.
         """
         return sum(LOST not in trial.user_attrs for trial in self._trials())
 
     def ask(self, space: Space, configuration: Configuration) -> optuna.trial.Trial:
-        """Begin a trial of a configuration that the proposal rule chose; `ask_again` comes first after a kill."""
+        """Start a trial of a configuration from the proposal rule; call `ask_again` first after a kill."""
         self.study.enqueue_trial(dict(configuration))
         return self._suggested(space)
 
@@ -116,12 +115,8 @@ class Search:
         trial: optuna.trial.Trial = self.study.ask()
         return trial
 
-    def tell(self, trial: optuna.trial.Trial | int, quality: float, loads: Mapping[str, float] | None = None) -> None:
-        """End a trial that was trained to the end; a quality that is not a number fails it."""
-        self.finish(trial, Finished((quality,), loads or {}))
-
     def finish(self, trial: optuna.trial.Trial | int, result: Finished) -> None:
-        """End a trial with its result, as its folder holds it."""
+        """End a trained trial with the result in its folder."""
         bad = [quality for quality in result.rungs if not math.isfinite(quality)]
         if bad or not result.rungs:
             self.fail(trial, f"its quality is {bad[0]}" if bad else "it has no quality")
@@ -152,7 +147,7 @@ class Search:
         self.study.tell(live, state=optuna_library().trial.TrialState.FAIL)
 
     def resume(self, result_of: Callable[[int], Finished | Rejected | str | None]) -> list[int]:
-        """Bring the study in line with the folders after a kill; returns the trials that are asked for again.
+        """Add results of the trial folders to the study after a kill; return the trials to repeat.
 
         Args:
             result_of: what the folder of a trial's number holds, the reason of a failed one; None when there is none.
@@ -206,10 +201,6 @@ class Search:
             np.array(out, dtype=np.int64) if out else none,
         )
 
-    def histories(self) -> dict[int, tuple[float, ...]]:
-        """Return the qualities at each rung of every trained trial, by the trial's number."""
-        return {trial.number: _history(trial) for trial in self._trials() if trial.user_attrs.get(COUNTS)}
-
     def best(self) -> tuple[int, float] | None:
         """Return number and quality of the best trial that was trained to the end; None when there is none."""
         complete = optuna_library().trial.TrialState.COMPLETE
@@ -245,7 +236,7 @@ def _history(trial: optuna.trial.FrozenTrial) -> tuple[float, ...]:
 
 
 def _constrain(trial: optuna.trial.Trial, loads: Mapping[str, float]) -> None:
-    """Tell each load as a constraint, which holds at 0 and below."""
+    """Set each load as a constraint, which holds at 0 and below."""
     for name, load in loads.items():
         trial.set_constraint(name, load - 1.0)
 
@@ -265,7 +256,7 @@ def optuna_library() -> Any:
     if int(optuna.__version__.split(".")[0]) < 5:
         raise SetupError(
             f"a search needs Optuna 5 or later, and this is {optuna.__version__}",
-            "constraints are told by Trial.set_constraint",
+            "constraints are set by Trial.set_constraint",
             "pip install -U 'omgoptim[search]'",
         )
     optuna.logging.set_verbosity(optuna.logging.WARNING)

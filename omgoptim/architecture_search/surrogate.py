@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRIOR_VARIANCES = (0.1, 0.3, 1.0)
-"""Candidate prior variances of a weight, with features and qualities scaled to unit variance."""
+"""Candidate prior variances of a weight, with features and qualities scaled to unit variance. Chosen: up to the
+variance of the qualities, which are scaled to one."""
 
 NOISE_VARIANCES = (0.03, 0.1, 0.3, 0.7)
-"""Candidate noise variances of an observed quality, in the same scale."""
+"""Candidate noise variances of an observed quality, in the same scale. Chosen: part of that variance."""
 
 Floats = NDArray[np.float64]
 

@@ -1,12 +1,12 @@
-"""A trial on disk: a JSON spec goes in, a folder comes out in one rename, so that it is there whole or not at all.
+"""Trials on disk: a folder per trial with its specification and its result, created atomically by renaming.
 
 trials/
 ├── 00012/                 finished
 │   ├── spec.json
 │   ├── result.json
 │   └── artifact/ …        whatever the trial left
-├── 00013.partial-1f3a/    in the making, or lost to a kill: never read, removed on resuming
-├── 00014.trained/         trained by a task, and not measured yet: a resumed search measures it
+├── 00013.partial-1f3a/    incomplete, or lost to a kill: never read, removed on resuming
+├── 00014.trained/         trained by a task, not measured yet: a resumed search measures it
 └── 00015.tmp-1/           a task's first attempt
 """
 
@@ -140,8 +140,7 @@ class TrialFolders:
             try:
                 result = trial(spec, partial)
             except OmgoptimError as error:
-                why = f"{error.what}: {error.why}" if error.why else error.what
-                result = TrialResult(outcome="failed", reason=why)
+                result = TrialResult(outcome="failed", reason=error.reason)
             seconds = result.seconds or time.monotonic() - began  # of a task, its own
             result = result.model_copy(update={"seconds": seconds})
             _write(partial / "spec.json", spec.model_dump_json(indent=1))
@@ -152,7 +151,7 @@ class TrialFolders:
         return result
 
     def clear(self) -> int:
-        """Remove what killed trials left in the making; returns how many there were."""
+        """Remove incomplete folders of killed trials; return their number."""
         lost = [*self.root.glob("*.partial-*"), *self.root.glob("*.tmp-*")]
         for folder in lost:
             shutil.rmtree(folder, ignore_errors=True)

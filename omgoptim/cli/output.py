@@ -23,6 +23,8 @@ from omgoptim.text import clean_json
 Form = Literal["text", "markdown", "json"]
 FORMS: tuple[Form, ...] = ("text", "markdown", "json")
 _WIDTH_OF_A_PIPE = 110
+"""Characters of a line where the output is no terminal."""
+
 GUARD_FAILED, INTERRUPTED = 4, 130
 """Exit codes beside those of errors."""
 
@@ -92,10 +94,10 @@ def _shape(as_json: bool, form: str | None, detail: str | None) -> Shape:
 
 
 def form_of(as_json: bool, given: str | None) -> Form:
-    """Return the form that was asked for.
+    """Return the requested form.
 
     Raises:
-        RequestError: there is no such form, or two of them were asked for.
+        RequestError: there is no such form, or two of them were requested.
     """
     found = next((form for form in FORMS if form == given), None)
     if given is not None and found is None:

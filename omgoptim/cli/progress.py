@@ -5,55 +5,41 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from typing_extensions import Self
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.follow import follow, read_live
-from omgoptim.render import numbers
 from omgoptim.render.numbers import (
     bars,
     drop_text,
     plain,
-    plural,
     progress_numbers,
+    progress_text,
     ratio_text,
     size_text,
     stage_text,
     wait_text,
 )
 from omgoptim.reports import Candidate, LiveRun, RunState, Step
+from omgoptim.text import plural
+
+Show = Callable[[RunState], None]
+"""Shows a new state of a run."""
 
 
-class Display(Protocol):
-    """Protocol of a display of a run's states."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def show(self, state: RunState) -> None:
-        """Show a new state of the run."""
-        ...
-
-
-def display(console: Console) -> Display:
+def display(console: Console) -> AbstractContextManager[Show]:
     """Return the display for standard error: a live bar on a terminal, else lines."""
-    return LiveBar(console) if console.is_terminal else StageLines(console)
+    return live_bar(console) if console.is_terminal else stage_lines(console)
 
 
 @contextmanager
@@ -67,15 +53,15 @@ def watching(folder: RunFolder, *, lines: bool = False) -> Iterator[None]:
     console = Console(file=sys.stderr, highlight=False, force_jupyter=False)
     ended = threading.Event()
 
-    def show() -> None:
+    def watch_run() -> None:
         with suppress(OmgoptimError):  # the folder may be deleted meanwhile
             for state in follow(folder):
                 if ended.is_set():
                     return
-                shown.show(state)
+                show(state)
 
-    with StageLines(console) if lines else display(console) as shown:
-        watcher = threading.Thread(target=show, name="progress", daemon=True)
+    with stage_lines(console) if lines else display(console) as show:
+        watcher = threading.Thread(target=watch_run, name="progress", daemon=True)
         watcher.start()
         try:
             yield
@@ -84,60 +70,44 @@ def watching(folder: RunFolder, *, lines: bool = False) -> Iterator[None]:
             watcher.join(timeout=2)
 
 
-class LiveBar:
-    """Stage, bar, percent and remaining time on one line, removed when the run ends."""
+@contextmanager
+def live_bar(console: Console) -> Iterator[Show]:
+    """Show stage, bar, percent and remaining time on one line, removed when the run ends."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[numbers]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None, numbers="")
 
-    def __init__(self, console: Console) -> None:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[numbers]}", markup=False),
-        )
-        self._progress = Progress(*columns, console=console, transient=True)
-        self._task: TaskID = self._progress.add_task("starting", total=None, numbers="")
+        def show(state: RunState) -> None:
+            total, done = (None, None) if state.progress is None else (1.0, state.progress)
+            shown = ", ".join(progress_numbers(state))
+            progress.update(task, description=stage_text(state), total=total, completed=done, numbers=shown)
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def show(self, state: RunState) -> None:
-        """Show a new state of the run."""
-        total, done = (None, None) if state.progress is None else (1.0, state.progress)
-        shown = ", ".join(numbers.progress_numbers(state))
-        stage = numbers.stage_text(state)
-        self._progress.update(self._task, description=stage, total=total, completed=done, numbers=shown)
+        yield show
 
 
-class StageLines:
-    """One line whenever the stage changes. What follows a colon in a stage is a detail that may change often."""
+@contextmanager
+def stage_lines(console: Console) -> Iterator[Show]:
+    """Print one line whenever the stage changes; what follows a colon in it is a detail that may change often."""
+    last: str | None = None
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._stage: str | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    def show(self, state: RunState) -> None:
-        """Show a new state of the run."""
+    def show(state: RunState) -> None:
+        nonlocal last
         stage = state.stage.partition(": ")[0]
-        if stage != self._stage and state.status in ("starting", "queued", "running"):
-            self._stage = stage
-            self._console.print(numbers.progress_text(state), markup=False, highlight=False, soft_wrap=True)
+        if stage != last and state.status in ("starting", "queued", "running"):
+            last = stage
+            console.print(progress_text(state), markup=False, highlight=False, soft_wrap=True)
+
+    yield show
 
 
 MOST_STAGES, MOST_RECORDS, MOST_BARS = 10, 10, 40
+"""Maximum stages, records and bars that fit a terminal."""
+
 _STYLE = {"kept": "green", "rolled_back": "yellow", "failed": "red"}
 
 
@@ -147,35 +117,22 @@ def watch(folder: RunFolder, console: Console) -> bool:
     A terminal shows a live view; elsewhere it is one line a stage.
     """
     try:
-        with LiveView(console, folder) if console.is_terminal else StageLines(console) as shown:
+        with live_display(console, folder) if console.is_terminal else stage_lines(console) as show:
             for state in follow(folder):
-                shown.show(state)
+                show(state)
     except KeyboardInterrupt:
         console.print(f"run {folder.id} continues: omgoptim runs watch {folder.id}", markup=False, soft_wrap=True)
         return False
     return True
 
 
-class LiveView:
-    """Live display of a run on a terminal, drawn once a second and removed when the run ends."""
-
-    def __init__(self, console: Console, folder: RunFolder) -> None:
-        self._live = Live(
-            console=console, get_renderable=lambda: live_view(read_live(folder)), refresh_per_second=1, transient=True
-        )
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
-
-    def show(self, state: RunState) -> None:  # noqa: ARG002 it reads the folder itself, between two states too
-        """Show a new state of the run."""
-        self._live.refresh()
+@contextmanager
+def live_display(console: Console, folder: RunFolder) -> Iterator[Show]:
+    """Show a run on a terminal, drawn once a second from its folder and removed when the run ends."""
+    with Live(
+        console=console, get_renderable=lambda: live_view(read_live(folder)), refresh_per_second=1, transient=True
+    ) as live:
+        yield lambda _state: live.refresh()
 
 
 def live_view(run: LiveRun) -> RenderableType:

@@ -142,7 +142,7 @@ def report(
 
 
 def _form_of_report(as_json: bool, form: str | None, target: Path | None) -> Form | Literal["html"]:
-    """Return the form that was asked for, else that of the file's ending."""
+    """Return the requested form, else that of the file's ending."""
     ending = target.suffix.lower() if target else ""
     if form is None and not as_json and ending and ending not in _ENDINGS:
         endings = f"a file's ending is one of {', '.join(_ENDINGS)}"
@@ -187,9 +187,9 @@ def await_report(folder: RunFolder, shape: Shape) -> int:
     screen = console(sys.stderr)
     screen.print(f"run {folder.id}", style="dim", markup=False, highlight=False, soft_wrap=True)
     try:
-        with display(screen) as shown:
+        with display(screen) as show_progress:
             for state in follow(folder, timeout_s=None):
-                shown.show(state)
+                show_progress(state)
     except KeyboardInterrupt:
         state = cancel(folder)
         if state.status == "cancelled":

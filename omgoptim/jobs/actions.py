@@ -23,6 +23,7 @@ from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests import GRANTS, VERBS
 
 LOCK_LIMIT_S = 5.0
+"""Time limit for a run's lock, which other commands hold only while they change its files."""
 
 
 @contextmanager
@@ -103,9 +104,9 @@ def reopen(folder: RunFolder, state: RunState, submission: Submission) -> None:
 
 
 def _without_grants(folder: RunFolder, submission: Submission) -> Submission:
-    """A request that this user did not write, as anybody may ask it: it runs in this project, in the project's Python.
+    """Return a request that another user wrote without extended rights: in this project, in the project's Python.
 
-    What it says of further folders, modules, trust, a Python of its own or another machine grants nothing.
+    Its further folders and modules, trust, Python and machine are ignored.
     """
     project = folder.path.parents[2]
     kept = {

@@ -30,6 +30,8 @@ from omgoptim.requests.base import TargetAddress
 from omgoptim.text import clean
 
 INSPECT_LIMIT_S = 180.0
+"""Time limit for importing all packages of a Python, torch among them."""
+
 INSPECT = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
     "import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"

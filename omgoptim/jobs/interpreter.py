@@ -1,7 +1,7 @@
 """Choice of the Python that runs the worker, and the packages that it lacks.
 
-The user's model needs the user's packages, so the worker runs in the user's Python. Only omgoptim itself is brought
-along: `bootstrap.py` loads it from its own folder without opening the rest of that folder to the user's Python.
+The user's model needs the user's packages, so the worker runs in the user's Python. Only omgoptim itself is
+added: `bootstrap.py` loads it from its own folder, without making the rest of that folder importable.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,11 @@ REQUIRED = (
     "psutil", "typing_extensions",
 )  # fmt: skip
 OLDEST = (3, 10)
+"""Oldest supported Python: `requires-python` of pyproject.toml."""
+
 CHECK_LIMIT_S = 10.0
+"""Time limit for starting a Python, which imports nothing but the standard library."""
+
 OWN = "the Python that omgoptim itself runs in"
 
 _COMMAND = re.compile(r"(?:python|pypy)\d*(?:\.\d+)*t?(?:\.exe)?")
@@ -47,7 +51,7 @@ for name in sys.argv[1:]:
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """A Python that was asked for its version and its packages."""
+    """A Python with its version and missing packages."""
 
     path: Path
     found_by: str
@@ -146,10 +150,7 @@ def allowed_python(project: Path, named: str, served: Sequence[Path]) -> Path:
 
 def _found_pythons(project: Path) -> list[Path]:
     """Return all Pythons that are found without being named."""
-    found = [Path(sys.executable)]
-    folders = [project / ".venv"]
-    folders += [Path(os.environ[name]) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if os.environ.get(name)]
-    found += [python for folder in folders if (python := _python_in(folder)) is not None]
+    found = [Path(sys.executable), *(python for python, _ in _of_environments(project))]
     variable = os.environ.get("OMGOPTIM_PYTHON")
     if variable:
         with suppress(SetupError):
@@ -216,13 +217,17 @@ def _choose(project: Path, explicit: str | None) -> tuple[Path, str]:
     for value, source in ((explicit, "the argument 'python'"), (os.environ.get("OMGOPTIM_PYTHON"), "OMGOPTIM_PYTHON")):
         if value:
             return _named(project, value, source), source
+    return next(_of_environments(project), (Path(sys.executable), OWN))
+
+
+def _of_environments(project: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the Pythons of the project's environment and of the active ones, each with its source."""
     folders = [(str(project / ".venv"), "the project's .venv")]
     folders += [(os.environ.get(name, ""), name) for name in ("VIRTUAL_ENV", "CONDA_PREFIX")]
     for folder, source in folders:
-        found = _python_in(Path(folder)) if folder else None
-        if found:
-            return found, source
-    return Path(sys.executable), OWN
+        python = _python_in(Path(folder)) if folder else None
+        if python is not None:
+            yield python, source
 
 
 def _named(project: Path, value: str, source: str) -> Path:

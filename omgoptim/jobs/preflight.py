@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omgoptim.errors import ArtifactError, ModelError, RequestError, UnknownModelError, argument, did_you_mean
+from omgoptim.errors import ArtifactError, ModelError, UnknownModelError, argument, did_you_mean
 from omgoptim.jobs.folder import run_folders, runs_root
 from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.models.security.path_policy import PathPolicy, error_about
@@ -39,7 +39,7 @@ def check_named(request: Request, project: Path) -> None:
         RequestError: a path outside of what the request grants, or an output that exists.
         ModelError, DataError, ArtifactError: a file, a callable or a run that is not there.
     """
-    policy = _reach_of(request, project)
+    policy = PathPolicy.of(project, getattr(request, "allow_path", ()), getattr(request, "allow_module", ()))
     for what, text in _sources(request):
         if text.startswith("(live "):  # an object of the caller's process
             continue
@@ -48,13 +48,8 @@ def check_named(request: Request, project: Path) -> None:
         else:
             _check_source(what, text, policy)
     output = getattr(request, "output", None)
-    if output is not None and policy.inside(output, "output").exists():
-        raise RequestError(f"output '{output}' exists already", "nothing is overwritten", "name a new folder")
-
-
-def _reach_of(request: Request, project: Path) -> PathPolicy:
-    allow_path, allow_module = getattr(request, "allow_path", ()), getattr(request, "allow_module", ())
-    return PathPolicy.of(project, allow_path, allow_module)
+    if output is not None:
+        policy.new_folder(output, "output")
 
 
 def _sources(request: Request) -> Iterator[tuple[str, str]]:
@@ -65,9 +60,9 @@ def _sources(request: Request) -> Iterator[tuple[str, str]]:
             yield name, value
     technique = technique_field(type(request))
     params: Any = getattr(request, technique) if technique else None
-    if params is not None and params.by_source and ":" in params.source:  # a bare word may be meant for a way to derive
+    if params is not None and params.by_source and ":" in params.source:  # a bare word may mean a method
         yield "model", params.source
-    student_weights = getattr(request, "student_checkpoint", None)
+    student_weights = getattr(params, "student_checkpoint", None)
     if isinstance(student_weights, str):
         yield "checkpoint", student_weights
 

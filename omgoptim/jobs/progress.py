@@ -1,8 +1,8 @@
 """Progress of a run, written to its folder by the worker, and the estimate of the remaining time.
 
-A run reports fixed fractions at its stages; what share of its time they stand for differs by verb, method and machine.
-So each finished run stores the shares of its time at which it passed each fraction, and the next run of that kind reads
-its fractions through the mean of them. Between two reports the estimate counts down; it never grows by itself.
+A run reports fixed fractions at its stages; the share of its time at a fraction differs by verb, method and machine.
+Each finished run stores its share of time at each fraction, and the next run of that kind converts its fractions by
+their mean. Between two reports the estimate counts down; it never grows by itself.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from omgoptim.reports import Candidate, Epoch, RunState, Step
 from omgoptim.text import clean
 
 HEARTBEAT_S = 5.0
+"""Longest time between two writes of the state: clients get progress at least every 10 s."""
+
 SHORTEST_STEP_S = 0.2
 """A state that only moved its fraction is written at most this often."""
 MOST_PUBLISHED = 2_000
@@ -170,14 +172,16 @@ GRID = tuple(step / 20 for step in range(21))
 """Fractions at which a kind's shares of time are kept."""
 
 KEEP = 0.7
-"""Weight of earlier runs in the mean; the newest has the rest."""
+"""Weight of earlier runs in the mean; the newest has the rest. Chosen: about the last three runs count."""
 
 MOST_KINDS = 200
+"""Maximum kinds of run whose shares are stored, the newest ones."""
+
 SHORTEST_RUN_S = 2.0
 """A shorter run says nothing about how time is shared."""
 
 FIRST_SHARE = 0.02
-"""Share of the time below which nothing is estimated."""
+"""Share of the time below which nothing is estimated. Chosen: the start is the least even part of a run."""
 
 
 @dataclass(slots=True)
@@ -207,7 +211,7 @@ class RemainingTime:
             self._left, self._at = elapsed * (1 - share) / share, now
 
     def share(self, fraction: float) -> float:
-        """Return the share of the whole time, 0..1, that a fraction stands for."""
+        """Return the share of the whole time, 0..1, at a fraction of the progress."""
         return interpolate(fraction, GRID, self.shares)
 
     def left(self, now: float) -> float | None:

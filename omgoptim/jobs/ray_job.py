@@ -35,7 +35,7 @@ def main(text: str) -> int:
     os.environ.setdefault("OMGOPTIM_STATE_DIR", str(project / ".omgoptim" / "state"))  # nothing in the home folder
     folder = RunFolder(runs_root(project) / record["run_id"])
     folder.path.mkdir(parents=True, exist_ok=True)
-    here = Interpreter(Path(sys.executable), "the Ray job's own", platform.python_version(), ())
+    here = Interpreter(Path(sys.executable), "the Ray job's Python", platform.python_version(), ())
     write_first(folder, record["verb"], parse(record["verb"], record["request"]), project, here)
 
     def operation(verb: str, request: Request, context: RunContext) -> EfficiencyReport:

@@ -24,7 +24,7 @@ def write_report_files(folder: RunFolder, report: EfficiencyReport) -> None:
     write_whole(folder.html_file, report_html(report))
     write_whole(folder.badge_file, badge_svg(report))
     if report.artifact is not None:
-        for place in {folder.artifact, Path(report.artifact.path)}:  # the run's own, and the copy that was asked for
+        for place in {folder.artifact, Path(report.artifact.path)}:  # the run's own, and the copy in the output folder
             _write_card(folder, place, report)
     for one in report.alternatives:
         found = read_report(folder.alternatives / f"{one.name}.json", folder.id)

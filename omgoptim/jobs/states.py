@@ -1,7 +1,7 @@
 """States of runs, corrected on every read.
 
-A worker holds its run's lock for its whole life. A run whose worker is gone is not running, whatever its state file
-says: whoever reads it first takes the lock and writes how it ended.
+A worker holds its run's lock until it exits. A run whose worker is gone is not running, whatever its state file says:
+the first reader takes the lock and writes the final state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests import parse
 from omgoptim.requests.command import command_of
 
-FOREIGN = "this run was made by someone else, or its request or report was changed: its commands are not shown"
+FOREIGN = "this run was started by another user, or its request or report was changed: its commands are not shown"
 ENDED = ("done", "failed", "cancelled")
 
 START_GRACE_S = 10.0

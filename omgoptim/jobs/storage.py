@@ -22,6 +22,7 @@ from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.text import clean_block
 
 MOST_RECORD_BYTES = 16 * 2**20
+"""Maximum size of a JSON file of a run folder, far above what a run writes, against memory exhaustion."""
 
 
 def read_record(file: Path) -> dict[str, Any]:
@@ -68,8 +69,8 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
-LARGEST_LOG = 64 * 2**20
-KEPT_OF_A_LARGE_LOG = 2**20
+LARGEST_LOG, KEPT_OF_A_LARGE_LOG = 64 * 2**20, 2**20
+"""Size in bytes from which a log is cut, and its size then, so that printing cannot fill the disk."""
 
 
 def log_tail(log: Path, lines: int = 20, characters: int = 1200) -> str:
@@ -115,7 +116,9 @@ CLOSED = {
 RESERVED_BYTES = 65_536
 """Reserved during a run, so that its final state can be written on a full disk."""
 
-NOTHING_LEFT_BYTES = 65_536
+NOTHING_LEFT_BYTES = RESERVED_BYTES
+"""Free bytes below which a disk counts as full."""
+
 
 _ERRNO_IN_WORDS = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+),")
 """Pattern of a system error number in messages of Rust libraries (safetensors)."""

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     RunVerb = Callable[[str, Request, RunContext], EfficiencyReport]
 
 LOCK_LIMIT_S = 10.0
+"""Time limit for the run's lock, which a reader of the state holds only while it corrects it."""
+
 EXIT_LIMIT_S = 10.0
 """Longest delay of the exit by threads that the user's code left running."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,17 @@ def output_agreements(
         ruined = part if part is not None and part.relative_error > RUINED_PART else None
         found.append(OutputAgreement(spec, mean, scores.relative_error, cosine, spec.index in reads, ruined))
     return tuple(found)
+
+
+def relative_errors(outputs: ModelOutputs, candidate: Sequence[Arrays], original: Sequence[Arrays]) -> list[float]:
+    """Compute the relative error of each compared floating output, of class scores as of any other values.
+
+    Raises:
+        DataError: an output is missing, or infinite where the original's is not.
+    """
+    floating = [replace(spec, kind="values") for spec in outputs.compared if spec.kind != "integers"]
+    errors = [_scores(spec, candidate, original).relative_error for spec in floating]
+    return [error for error in errors if error is not None]
 
 
 def worst_scores(

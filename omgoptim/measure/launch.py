@@ -123,8 +123,9 @@ def run_launch(launch: Launch) -> list[LaunchResult | OmgoptimError]:
     names = (LATENCY, THROUGHPUT) if parts.throughput else (LATENCY,)
     batches = {name: launch.setup.batches[name] for name in names}
     with ExitStack() as stack:
-        for entry in run.order.sample(run.entries, len(run.entries)):
-            entry.process = stack.enter_context(MeasuringProcess(entry.artifact, launch.setup, batches))
+        for place in run.order.sample(range(len(run.entries)), len(run.entries)):
+            entry = run.entries[place]
+            entry.process = stack.enter_context(launch.setup.lend(place, entry.artifact, batches))
             entry.process.begin_open()
         run.each(_end_open)
         with launch.setup.hold():

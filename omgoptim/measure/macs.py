@@ -78,6 +78,8 @@ class _OperatorCount:
     """Path to multiply-accumulates as the dispatcher sees them."""
     full: dict[str, int]
     """Path to multiply-accumulates, recurrent layers by formula."""
+    empty: set[str]
+    """Paths of modules that gave no values, such as an expert that no sample was sent to."""
 
 
 def count_macs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> MacsCount:
@@ -103,6 +105,7 @@ def count_macs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         disagreements=_disagreements(module, thop, dispatched) if operators and by_thop is not None else [],
     )
     uncounted = _uncounted(module, full) if operators else {}
+    uncounted = {path: kind for path, kind in uncounted.items() if path not in operators.empty}
     if uncounted:
         log.warning("no MACs were counted for %s", uncounted)
     return MacsCount(macs=sum(full.values()) if operators else None, check=check, by_path=full, uncounted=uncounted)
@@ -150,10 +153,22 @@ def _twin_of(leaf: Any) -> Any:
 def _count_operators(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _OperatorCount:
     """Count multiply-accumulates per path by dispatched operator, and recurrent layers by formula."""
     counter = FlopCounterMode(display=False, custom_mapping=_missing_formulas())
+    filled: set[str] = set()
+    paths = dict(module_paths(module))
+
+    def look(path: str) -> Callable[..., None]:
+        return lambda _part, _args, output: filled.add(path) if _has_values(output) else None
+
+    for path, part in paths.items():  # of a copy
+        part.register_forward_hook(look(path))
     with counter, _recurrent_layers(module) as recurrent, self_cost(module, counter.get_total_flops) as flops:
         module(*args, **kwargs)
     dispatched = {path: int(cost) // 2 for path, cost in flops.items()}
-    return _OperatorCount(dispatched, dispatched | recurrent)
+    return _OperatorCount(dispatched, dispatched | recurrent, paths.keys() - filled)
+
+
+def _has_values(output: Any) -> bool:
+    return any(not isinstance(leaf, torch.Tensor) or leaf.numel() > 0 for leaf in tree_leaves(output))
 
 
 def _missing_formulas() -> dict[Any, Callable[..., int]]:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +52,8 @@ class TimingSetup:
     kernels round differently, the differences are only reported."""
     hold: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     """Context that is open while a launch measures, after its processes have opened their artifacts."""
+    pool: ProcessPool | None = None
+    """Processes of this machine that launches share; None: each launch starts its own."""
 
     @property
     def cpu_features(self) -> Sequence[str]:
@@ -68,6 +70,46 @@ class TimingSetup:
         if self.target is not None:
             return self.target.start(artifact, self, batches)
         return MeasuringProcess(artifact, self, batches)
+
+    def lend(
+        self, place: int, artifact: Path, batches: Mapping[str, Path]
+    ) -> contextlib.AbstractContextManager[MeasuringProcess]:
+        """Return a process of this machine for the artifact at a place of a launch: from the pool, or a fresh one."""
+        if self.pool is not None:
+            return self.pool.lend(place, artifact, self, batches)
+        return MeasuringProcess(artifact, self, batches)
+
+
+class ProcessPool:
+    """Measuring processes that stay open from one launch to the next, for a search that times many artifacts.
+
+    The time of one model differs from process to process; in the same process all artifacts share that deviation, and
+    none waits for a start. Reported numbers come from fresh processes. A context manager that ends the processes.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, MeasuringProcess] = {}
+
+    def __enter__(self) -> ProcessPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._free:
+            self._free.popitem()[1].close()
+
+    @contextlib.contextmanager
+    def lend(
+        self, place: int, artifact: Path, setup: TimingSetup, batches: Mapping[str, Path]
+    ) -> Iterator[MeasuringProcess]:
+        """Lend the process of a place in a launch, started if there is none; one that fails is ended."""
+        process = self._free.pop(place, None) or MeasuringProcess(artifact, setup, batches)
+        process.select(artifact, batches)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(process)
+            yield process
+            if process.running:
+                stack.pop_all()
+                self._free[place] = process
 
 
 class MeasuringProcess:
@@ -88,13 +130,14 @@ class MeasuringProcess:
         limit_s: float = 900.0,
     ) -> None:
         self.artifact, self._limit_s = artifact, limit_s
+        batches = setup.batches if batches is None else batches
         trusted = replace(setup.policy or PathPolicy.of(setup.cwd, []), trusted=True)
         self._open = {
             "artifact": str(artifact),
             "threads": setup.threads,
             "device": setup.device,
             "policy": trusted.to_json(),
-            "batches": {name: str(path) for name, path in (setup.batches if batches is None else batches).items()},
+            "batches": _paths(batches),
             "same_machine": setup.same_machine,
         }
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(setup.threads))
@@ -132,6 +175,16 @@ class MeasuringProcess:
             self._process.wait()
         self._reader.join(PIPE_TIMEOUT_S)
 
+    @property
+    def running(self) -> bool:
+        """Return whether it has not ended."""
+        return self._process.poll() is None
+
+    def select(self, artifact: Path, batches: Mapping[str, Path]) -> None:
+        """Choose what `begin_open` opens, in place of what is open."""
+        self.artifact = artifact
+        self._open = self._open | {"artifact": str(artifact), "batches": _paths(batches)}
+
     def begin_open(self) -> None:
         """Send the command to open its artifact, without waiting: several open side by side."""
         self._send("open", self._open)
@@ -147,8 +200,8 @@ class MeasuringProcess:
         """
         self.artifact = artifact
         self._open = self._open | {"artifact": str(artifact)}
-        self._send("open", self._open)
-        return self._receive("open")
+        self.begin_open()
+        return self.end_open()
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Send one command and wait for its answer.
@@ -209,6 +262,10 @@ class MeasuringProcess:
                 for line in answers:
                     self._answers.put(line)
         self._answers.put("")
+
+
+def _paths(batches: Mapping[str, Path]) -> dict[str, str]:
+    return {name: str(path) for name, path in batches.items()}
 
 
 def _signal_name(number: int) -> str:

@@ -6,6 +6,7 @@ plain ones; `weights` selects between them and the notes report it.
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,11 +43,14 @@ PLAIN_CLASSES = (
     "types.SimpleNamespace",
     "datetime.datetime",
     *(f"pathlib.{part}{name}" for part in ("", "_local.") for name in ("Path", "PosixPath", "WindowsPath")),
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *(f"numpy.{name}" for name in ("dtype", "ndarray", "float64", "float32", "int64")),
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    *(f"numpy.{name}" for name in ("ndarray", "float64", "float32", "int64")),
 )
 """Classes of what training scripts store beside the weights: arguments, paths, best scores. They are read as
 `_Omitted`, so that nothing of theirs runs."""
+
+ARRAY_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
+"""numpy's names of the dtypes whose arrays are read as tensors."""
 
 
 class _Omitted:
@@ -60,6 +64,51 @@ class _Omitted:
 
     def __setstate__(self, _: object) -> None:
         """Drop the object's state."""
+
+
+class _ArrayDtype(_Omitted):
+    """What a pickle says of a numpy dtype: its name and byte order."""
+
+    def __init__(self, name: object = "", *_: object) -> None:
+        self.name, self.order = name, ""
+
+    def __setstate__(self, state: object) -> None:
+        """Keep the byte order."""
+        self.order = ">" if isinstance(state, tuple) and state[1:2] == (">",) else "<"
+
+
+class _Array(_Omitted):
+    """What a pickle says of a numpy array. numpy's own code, which runs on the content of a pickle, never sees it."""
+
+    state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        """Keep the state, which `tensor` checks."""
+        self.state = state
+
+    def tensor(self) -> Tensor | None:
+        """Return the array as a tensor; None if it is no whole array of numbers."""
+        import numpy as np
+
+        if not isinstance(self.state, tuple) or len(self.state) != 5:
+            return None
+        _, shape, dtype, fortran, raw = self.state
+        if not isinstance(dtype, _ArrayDtype) or dtype.name not in ARRAY_DTYPES or not isinstance(raw, bytes):
+            return None
+        kind = np.dtype(f"{dtype.order}{dtype.name}")
+        sizes = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+        if not sizes or math.prod(shape) * kind.itemsize != len(raw):
+            return None
+        values = np.frombuffer(raw, kind).reshape(shape, order="F" if fortran is True else "C")
+        return torch.from_numpy(values.astype(kind.newbyteorder("="), order="C"))
+
+
+STORED_CLASSES: tuple[tuple[type, str], ...] = (
+    *((_Omitted, name) for name in PLAIN_CLASSES),
+    *((_Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    (_ArrayDtype, "numpy.dtype"),
+)
+"""What stands for a class that a checkpoint names."""
 
 
 def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") -> list[str]:
@@ -104,7 +153,7 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
     if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
         raise ModelError(f"checkpoint {path.name} has an unknown format", "known: .safetensors, .pt, .pth, .bin, .ckpt")
     try:
-        with torch.serialization.safe_globals([(_Omitted, name) for name in PLAIN_CLASSES]):
+        with torch.serialization.safe_globals(list(STORED_CLASSES)):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # what torch says of bytes that are none of its pickles
@@ -121,7 +170,19 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
         raise _unreadable(path, lines[0] if lines else "it is empty or truncated") from error
     if not isinstance(loaded, Mapping):
         raise ModelError(f"checkpoint {path.name} contains a {type(loaded).__name__}", "a state dict is needed")
-    return loaded
+    try:
+        return _with_tensors(loaded)
+    except RecursionError as error:  # a dict within itself, for instance
+        raise _unreadable(path, "its dicts are nested too deep") from error
+
+
+def _with_tensors(loaded: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a mapping whose numpy arrays of numbers are tensors; mappings may be nested."""
+    values = {}
+    for key, value in loaded.items():
+        array = value.tensor() if isinstance(value, _Array) else None
+        values[key] = _with_tensors(value) if isinstance(value, Mapping) else value if array is None else array
+    return values
 
 
 def _unreadable(path: Path, why: str) -> ModelError:

@@ -41,6 +41,10 @@ AVERAGES = frozenset({"ema", "swa", "averaged", "avg", "average", "shadow"})
 AVERAGED_COUNT = "n_averaged"
 """Counter of torch.optim.swa_utils.AveragedModel beside its `module.`."""
 
+LIGHTNING = ("averaging_state", "state_dict")
+"""Where Lightning's WeightAveraging callback stores that counter, and beside it the averaged weights; the plain ones
+are under `current_model_state`."""
+
 LEFTOVERS = frozenset({"total_ops", "total_params", "masked_bias", "inv_freq"})
 """Floating entries that are no weights: thop's counters, and buffers that transformers no longer saves."""
 
@@ -144,7 +148,9 @@ def _by_prefix(entries: Sequence[Entry], by_spelling: Mapping[tuple[str, ...], S
             one.found[name].append((key, tensor))
     counters = {(nest, key_parts(key)[:-1]) for nest, key, _ in entries if key.rpartition(".")[2] == AVERAGED_COUNT}
     for one in sets.values():
-        one.counted = (one.nest, tuple(part for part in one.prefix if part not in WRAPPERS)) in counters
+        counted = (one.nest, tuple(part for part in one.prefix if part not in WRAPPERS)) in counters
+        lightning = one.nest[-1:] == LIGHTNING[1:] and ((*one.nest[:-1], LIGHTNING[0]), ()) in counters
+        one.counted = counted or lightning
     return sorted(sets.values(), key=lambda one: (len(one.nest), len(one.prefix)))
 
 

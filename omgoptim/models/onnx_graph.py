@@ -49,6 +49,9 @@ ZERO_POINT_OF = {("DequantizeLinear", 0): 2, ("MatMulInteger", 1): 3, ("ConvInte
                  ("DynamicQuantizeLSTM", 1): 9, ("DynamicQuantizeLSTM", 2): 11}  # fmt: skip
 """(op, input) of an integer weight to the input that is its zero point."""
 
+NIBBLES, NIBBLES_ZERO = "_nibbles", 8
+"""Suffix, before `_quantized`, of a table with two 4-bit integers a byte; and their zero point."""
+
 CONV = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")
 """Convolutions, float and quantized."""
 MATMUL = ("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul")
@@ -94,6 +97,7 @@ class GraphTraits:
     matmul_weight_bytes: int
     conv_weight_bytes: int
     recurrent_weight_bytes: int
+    embedding_weight_bytes: int
     total_weight_bytes: int
 
 
@@ -115,6 +119,7 @@ def graph_traits(path: Path) -> GraphTraits:
         matmul_weight_bytes=weight_bytes(MATMUL),
         conv_weight_bytes=weight_bytes(CONV),
         recurrent_weight_bytes=weight_bytes(RECURRENT),
+        embedding_weight_bytes=weight_bytes(("Gather",)),
         total_weight_bytes=sum(tensor_bytes(tensor) for tensor, _ in _parameters(model)),
     )
 
@@ -127,6 +132,8 @@ def count_params(path: Path) -> tuple[int, int]:
     params = nonzero = 0
     for tensor, zero_point in _parameters(load(path)):
         values = onnx.numpy_helper.to_array(tensor)
+        if tensor.name.endswith(f"{NIBBLES}_quantized"):
+            values, zero_point = np.stack([values & 15, values >> 4]), np.array(NIBBLES_ZERO)
         params += int(values.size)
         differs = values.astype(np.float32) if zero_point is None else values.astype(np.int32) != zero_point
         nonzero += int(np.count_nonzero(differs))
@@ -265,9 +272,9 @@ def _path_of(node: NodeProto, weight: str, uses: int, paths: Mapping[str, str]) 
     """Return the module path of a node; a weight with one reader names it best, as after batch-norm folding."""
     named = WEIGHT_NAME.fullmatch(weight)
     module = named["module"] if named else ""
-    if uses == 1 and module:
-        return module
     known = next((paths[name] for name in (node.name, *node.output) if name in paths), "")
+    if uses == 1 and module and not (known and node.op_type == "Gather"):  # a tied embedding has the other's name
+        return module
     return known or module or node.name or weight
 
 

@@ -175,7 +175,8 @@ def _with_labels(
     shape = arrays[0].shape
     top = max((int(array.max(initial=0)) for array in arrays), default=0)
     if labels == "classes" and chosen is None:
-        fitting = _narrowed(specs, fitting, reference, shape, top)
+        exact = _of_two_classes(reference, fitting, shape) if form in ("binary", "signed") else ()
+        fitting = _narrowed(specs, exact or fitting, reference, shape, top)
     target = chosen if chosen is not None else fitting[0] if len(fitting) == 1 else None
     found = ModelOutputs(specs, labels, target, fitting, shape, form)
     if target is None or labels == "values" or target not in fitting:
@@ -197,7 +198,7 @@ def _plain(
     fitting = _fitting(specs, reference, plain[0], "classes")
     if form != "index" and not fitting:
         form, plain, fitting = "index", arrays, _fitting(specs, reference, arrays[0], "classes")
-    binary = all(_classes(reference[0][index], plain[0].shape) == 2 for index in fitting)
+    binary = bool(_of_two_classes(reference, fitting, plain[0].shape))  # beside embeddings, say
     if form != "index" and fitting and (binary or form == "one_hot"):
         return "classes", form, plain
     if labels == "values":
@@ -251,6 +252,11 @@ def _narrowed(
     enough = tuple(index for index in fitting if top < _classes(reference[0][index], shape)) or fitting
     scores = tuple(index for index in enough if specs[index].kind == "class_scores")
     return scores or enough
+
+
+def _of_two_classes(reference: Sequence[Arrays], fitting: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the outputs with one score, or two, for each label."""
+    return tuple(index for index in fitting if _classes(reference[0][index], shape) == 2)
 
 
 def _classes(output: NDArray[Any], label_shape: tuple[int, ...]) -> int:

@@ -32,7 +32,7 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
         live: objects of the caller's process, in place of what the request can only name.
 
     Raises:
-        OmgoptimError: of the kind that fits: see `errors.py`.
+        OmgoptimError: the run failed; the subclasses in `errors.py` say why.
     """
     if is_head(getattr(request, "on", "local")):
         from omgoptim.operations.ray_job import run_as_job

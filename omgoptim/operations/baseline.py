@@ -8,9 +8,8 @@ from pathlib import Path
 from omgoptim.errors import ModelError, RequestError, SetupError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import Manifest
-from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.float_program import Program, float_program, in_memory
+from omgoptim.operations.float_program import Program, float_program, output_check
 from omgoptim.operations.loaded_model import LoadedModel, at_batch_one, recipe_of
 from omgoptim.operations.quantization.build_candidates import build_lowered
 from omgoptim.requests.quantize import Fp32
@@ -19,7 +18,7 @@ from omgoptim.techniques.registry import ProgramRun
 
 
 def at_exportable_batch(runtime: str, loaded: LoadedModel, context: RunContext) -> LoadedModel:
-    """Return the model at batch 1 where an engine needs its program and its code fixes the batch of the export."""
+    """Return the model at batch 1 where the engine runs programs and the model's code fixes the batch of the export."""
     if ENGINES[runtime].runs == "module" or loaded.module is None or loaded.fixed_batch is not None:
         return loaded
     program = float_program(loaded, context, or_at_one=True)
@@ -58,20 +57,18 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
         )
     if ENGINES[runtime].runs == "module":
         if loaded.module is None:
-            raise ModelError("a program does not run on torch", "the model was given as ONNX", "use onnxruntime")
-        module = loaded.module
-        outputs = in_memory(lambda: ENGINES["torch_eager"].open(module, loaded.signature, settings).run(loaded.example))
-        artifacts.save_module(folder, loaded.module, recipe_of(loaded), other, OutputCheck(loaded.example, outputs))
+            raise ModelError("an ONNX program does not run on torch", "the model was given as ONNX", "use onnxruntime")
+        check = output_check("torch_eager", loaded.module, loaded.signature, settings, loaded.example)
+        artifacts.save_module(folder, loaded.module, recipe_of(loaded), other, check)
         return folder
     if ENGINES[runtime].runs == "lowered":
         build_lowered(Fp32(), folder, loaded, ProgramRun([], context.work / f"{runtime}.scratch"))
         return folder
     program = program or float_program(loaded, context)
     if program.path is None:
-        raise program.error or ModelError("the model has no program")
-    path, engine = program.path, ENGINES[runtime]
-    outputs = in_memory(lambda: engine.open(path, loaded.signature, settings).run(loaded.example))
-    artifacts.save_program(folder, path, other, OutputCheck(loaded.example, outputs))
+        raise program.error or ModelError("the model has no ONNX program")
+    check = output_check(runtime, program.path, loaded.signature, settings, loaded.example)
+    artifacts.save_program(folder, program.path, other, check)
     return folder
 
 
@@ -91,7 +88,7 @@ def original_on_target(loaded: LoadedModel, context: RunContext, program: Progra
     if program is not None and program.error is not None:
         raise ModelError(
             "the model cannot be measured on a target",
-            f"only programs run there, and {program.error.what}: {program.error.why}",
+            f"only programs run there, and {program.error.reason}",
             program.error.fix,
         )
     return replace(loaded, baseline=baseline_on("onnxruntime", loaded, context, program))

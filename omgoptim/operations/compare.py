@@ -27,9 +27,10 @@ from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, Stage, is_live
+from omgoptim.operations.first_forward import NEXT_TOKEN_NOTE
 from omgoptim.operations.gain_attribution import wait_removed_sentence
 from omgoptim.operations.loaded_model import fixed_batch_note, float32_arrays
-from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
+from omgoptim.operations.report_records import comparison, environment, output_records, shown_request
 from omgoptim.operations.timing import bench_of, fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import (
     is_gain,
@@ -77,9 +78,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     original = read_outputs(targets[0])
     described, metric = _metric(request, past, manifests[0], original, samples.targets, policy)
     quality = compare_quality(metric, original, read_outputs(targets[1]), samples.targets, request.seed)
-    before = measurement(folders[0], raced.timing(0), bench, quality.before, quality.metric, samples.count)
-    after = measurement(folders[1], timing, bench, quality.after, quality.metric, samples.count)
-    gained = gains(before, after, timing, quality, raced.load)
+    before, after, gained = comparison(folders, (raced.timing(0), timing), bench, quality, samples.count, raced.load)
     chance = chance_level_summary(before.metric, before.quality, samples.targets)
     implausible = wait_removed_sentence(raced.timing(0), timing, raced.load, device, "A")
     warnings = [*([implausible] if implausible else []), *data.notes, *notes]
@@ -158,11 +157,11 @@ def comparable_samples(
         manifest, session = open_session(folder, threads, policy)
         if name == "A" and predicts_next_token(samples.batches[0], samples.targets[0], session.run):
             samples = Samples(samples.batches, [shifted(target) for target in samples.targets])
-            notes.append("the labels repeat the inputs: each position is scored on the next token")
+            notes.append(NEXT_TOKEN_NOTE)
         found = batch_dependence(session.run, samples, coarse=manifest.precision != "float32")
         if found and not dependent:
             dependent = found
-            notes.append(f"of {name}, {found}; quality is measured one sample at a time, and throughput not at all")
+            notes.append(f"{name}: {found}; quality is measured at batch 1, and throughput is not measured")
     return samples.one_by_one() if dependent else samples, notes, not (dependent or fixed)
 
 
@@ -192,7 +191,7 @@ def lineage_sentence(a: dict[str, Any], b: dict[str, Any]) -> str:
         return ""
     if origins[0][0] and origins[0] == origins[1]:
         return f" Both were made from {origins[0][0]}."
-    return " A and B are separate models without a common run."
+    return " A and B descend from no common run."
 
 
 def _past_request(folder: Path, context: RunContext) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from torch import nn
 
+from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.datasets import Datasets, scoring_loss
-from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.requests import DistillRequest, FactorizeRequest, Params, PruneRequest, SearchRequest
+from omgoptim.operations.datasets import Datasets, load_datasets, scoring_loss
+from omgoptim.operations.loaded_model import Live, LoadedModel
+from omgoptim.operations.prepare import prepare
+from omgoptim.operations.save_module import engine_for, require_module
+from omgoptim.requests import DistillRequest, FactorizeRequest, Params, PruneRequest, SearchRequest, verb_of
 from omgoptim.techniques.registry import ModuleRun, Outcome, apply_to_module
 from omgoptim.training.modes import placed
 
@@ -36,11 +40,6 @@ class Job(Generic[Request]):
         """Return the input of a technique, with progress within `span` of the run."""
         scratch = self.context.work / "technique"
         scratch.mkdir(parents=True, exist_ok=True)
-        start, end = span
-
-        def progress(stage: str, done: float | None) -> None:
-            self.context.progress(stage, None if done is None else start + (end - start) * done)
-
         return ModuleRun(
             signature=self.loaded.signature,
             statistics=self.datasets.statistics,
@@ -52,7 +51,7 @@ class Job(Generic[Request]):
             device=self.loaded.device,
             real=self.loaded.data.real,
             runtime=self.runtime,
-            progress=progress,
+            progress=self.context.part(*span),
             measuring=self.context.measuring_here or self.context.measuring,
         )
 
@@ -68,6 +67,30 @@ class Job(Generic[Request]):
 
 
 AnyJob = Job[PruneRequest | FactorizeRequest | DistillRequest]
+Compression = TypeVar("Compression", bound=PruneRequest | FactorizeRequest | DistillRequest)
+
+
+def open_job(
+    request: Compression, context: RunContext, live: Live | None, refuse: Callable[[LoadedModel], None]
+) -> Job[Compression]:
+    """Load the model and the data of a run of prune, factorize or distill.
+
+    Args:
+        request: of the run.
+        context: of the run.
+        live: objects of the caller's process.
+        refuse: raises for a model or data that the verb cannot use, before the training data is read.
+
+    Raises:
+        OmgoptimError: the model or its data cannot be loaded, or what `refuse` raises.
+    """
+    loaded = prepare(request, context, live)
+    original = require_module(loaded, verb_of(request))
+    runtime = engine_for(request.runtime, loaded)
+    loaded = at_exportable_batch(runtime, loaded, context)
+    refuse(loaded)
+    context.progress("reading the training data", 0.08)
+    return Job(request, context, loaded, load_datasets(request, loaded, original, live), original, runtime)
 
 
 def applied(job: AnyJob, module: nn.Module, params: Params, run: ModuleRun) -> Outcome:

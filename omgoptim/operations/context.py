@@ -35,12 +35,12 @@ class StepRun:
 
 
 RunStep = Callable[[str, str, Request, "Live", tuple[float, float]], StepRun]
-"""`run_step(key, verb, request, live, span)`: do a verb as a run of its own, here and now; `span` is the fraction of
-the whole run that it takes. A run that was begun under this key goes on in its own folder. Raises what it raised."""
+"""`run_step(key, verb, request, live, span)`: execute a verb as a separate run in this process; `span` is its part of
+this run's progress. A run that was started under this key is resumed in its folder. Raises the error of that run."""
 
 
 def _no_steps(*_: object) -> Any:
-    raise RunError("this run cannot start others")
+    raise RunError("this run cannot start other runs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class RunContext:
     """`with measuring():` locks the device for measurements on the machine that measures."""
     run_step: RunStep = _no_steps
     publish: Callable[[Candidate | Epoch | Step], None] = lambda _record: None
-    """Show a part of the report to those who watch the run; the report itself does not come from it."""
+    """Publish an intermediate record for watchers of the run."""
     target: Target | None = None
     """The machine that measures; None: this one."""
     measuring_here: Callable[[], AbstractContextManager[None]] | None = None
@@ -84,7 +84,13 @@ class RunContext:
     report_unpaused: Callable[[str, float | None], None] | None = None
     """`progress` that does not pause while another run measures on this machine."""
     begin_step: Callable[[str, str, Request], Path] = _no_steps
-    """`begin_step(key, verb, request)`: the folder of a step's run, for another process to do; `run_step` goes on."""
+    """`begin_step(key, verb, request)`: folder of a step's run that another process executes; `run_step` resumes it."""
+
+    def part(self, start: float, end: float, prefix: str = "") -> Callable[[str, float | None], None]:
+        """Return a progress callback for a part of the run, whose fractions 0..1 are mapped to `start`..`end`."""
+        return lambda stage, done: self.progress(
+            f"{prefix}{stage}", None if done is None else start + (end - start) * done
+        )
 
     @property
     def work(self) -> Path:

@@ -127,16 +127,16 @@ def scoring_loss(loss: Loss | None, described: ModelOutputs | None = None) -> Ca
     def score(outputs: Any, target: Any) -> Tensor:
         leaves = tensor_outputs(outputs, len(described.specs) if described else None)
         if loss is None or target is None:
-            return _sizes(leaves, described, None)
+            return _half_mean_squares(leaves, described, None)
         count = next(len(leaf) for leaf in leaves if leaf.ndim)
         value = loss.function(outputs, as_target(target, count))
         several = described is not None and described.target is not None and len(described.compared) > 1
-        return value + _sizes(leaves, described, described.target) if several and described else value
+        return value + _half_mean_squares(leaves, described, described.target) if several and described else value
 
     return score
 
 
-def _sizes(leaves: list[Tensor], described: ModelOutputs | None, but: int | None) -> Tensor:
+def _half_mean_squares(leaves: list[Tensor], described: ModelOutputs | None, excluded: int | None) -> Tensor:
     """Return half the mean square of the floating outputs except one, summed.
 
     Of several each is over its spread; entries of far different scales are over their own.
@@ -147,7 +147,7 @@ def _sizes(leaves: list[Tensor], described: ModelOutputs | None, but: int | None
         return 0.5 * over_scales(leaves[index].float(), scales).square().mean()
     total = torch.zeros((), device=leaves[0].device)
     for spec in described.compared:
-        if spec.index != but and leaves[spec.index].is_floating_point():
+        if spec.index != excluded and leaves[spec.index].is_floating_point():
             values = leaves[spec.index].float()
             values = values / spec.spread if spec.scales is None else over_scales(values, spec.scales)
             total = total + 0.5 * values.square().mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -10,25 +11,24 @@ from torch import nn
 from omgoptim.errors import DataError, RequestError, argument
 from omgoptim.measure.quality import compare_quality, read_outputs
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
-from omgoptim.operations.baseline import at_exportable_batch
-from omgoptim.operations.compression_job import WORK, Job
+from omgoptim.operations.compression_job import WORK, Job, open_job
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.datasets import load_datasets, loss_for
+from omgoptim.operations.datasets import loss_for
 from omgoptim.operations.distillation.student import Student, derived_student, given_student
 from omgoptim.operations.distillation.student_search import search
 from omgoptim.operations.distillation.student_training import train, training_record
 from omgoptim.operations.dry_run import plan_distill
 from omgoptim.operations.execution import refuse_unreachable
-from omgoptim.operations.final_measurement import FinalChoice, NamedArtifact
+from omgoptim.operations.final_measurement import FinalChoice, MeasuredArtifact, NamedArtifact, guard_reasons
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.output_folder import free_output
-from omgoptim.operations.prepare import prepare
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_builder import FinalModel, build_report
 from omgoptim.operations.report_records import finite
 from omgoptim.operations.rounds.checkpoint import RoundState
-from omgoptim.operations.save_module import engine_for, require_module, save
+from omgoptim.operations.save_module import save
 from omgoptim.operations.timing import fraction_progress
+from omgoptim.operations.verdict import holds
 from omgoptim.reports import Candidate, Control, EfficiencyReport
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto, Given
@@ -45,29 +45,22 @@ def distill(request: DistillRequest, context: RunContext, live: Live | None = No
     """Train a student and measure it against its teacher. See `DistillRequest`."""
     live = live or Live()
     refuse_unreachable(request, live)
-    output = free_output(request.output, request.allow_path, context)
-    loaded = prepare(request, context, live)
-    teacher = require_module(loaded, "distill")
-    runtime = engine_for(request.runtime, loaded)
-    loaded = at_exportable_batch(runtime, loaded, context)
-    _refuse_without_data(loaded)
-    context.progress("reading the training data", 0.08)
-    datasets = load_datasets(request, loaded, teacher, live)
-    job = Job(request, context, loaded, datasets, teacher, runtime)
+    output = free_output(request, context)
+    job = open_job(request, context, live, _refuse_without_data)
     if request.plan:
         return plan_distill(job, live)
     start, end = WORK
     middle = start + (end - start) * (SEARCH_SHARE if isinstance(request.student, Auto) else DERIVING)
     student, candidates = _student(job, live, (start, middle))
     if isinstance(request.student, Given):
-        loss = loss_for(request, student.loaded, student.module, datasets.statistics, live)
-        job = replace(job, datasets=replace(datasets, loss=loss))
+        loss = loss_for(request, student.loaded, student.module, job.datasets.statistics, live)
+        job = replace(job, datasets=replace(job.datasets, loss=loss))
     _refuse_unusable(job, student)
     parts = 2 if request.control else 1
     half = middle + (end - middle) / parts
-    distilled = train(job, student, "student", (middle, half), teacher=teacher)
+    distilled = train(job, student, "student", (middle, half), teacher=job.original)
     control = train(job, student, "control", (half, end), teacher=None) if request.control else None
-    return build_report("distill", job, _final_model(job, student, distilled, control, candidates), output)
+    return build_report(job, _final_model(job, student, distilled, control, candidates), output)
 
 
 def _student(job: Job[DistillRequest], live: Live, span: tuple[float, float]) -> tuple[Student, list[Candidate]]:
@@ -94,8 +87,8 @@ def _refuse_without_data(loaded: LoadedModel) -> None:
 def _refuse_unusable(job: Job[DistillRequest], student: Student) -> None:
     if job.request.control and job.datasets.loss is None:
         raise RequestError(
-            "a control cannot be trained",
-            "it is trained on targets only, and the training data has none",
+            "the control (the student without the teacher) cannot be trained",
+            "it learns from targets only, and the training data has none",
             "leave control out, or let the batches include targets",
         )
     refuse_beyond_memory(training_bytes(student.module), "training the student beside its teacher")
@@ -107,24 +100,40 @@ def _final_model(
     distilled: RoundState,
     control: RoundState | None,
     candidates: list[Candidate],
+    failed: str = "",
 ) -> FinalModel:
-    """Build the final model: the better of student and control on the selection samples."""
-    control_kept = control is not None and control.quality > distilled.quality
+    """Build the final model: the better of student and control on the selection samples.
+
+    The other one follows if it was within the guard there, and the better one fails it on the evaluation data.
+
+    Args:
+        job: the run.
+        student: as derived or loaded.
+        distilled: state of its training.
+        control: state of the training of the control, if there was one.
+        candidates: students that were compared.
+        failed: how the better one failed; the other one is the final model.
+    """
+    control_kept = control is not None and (control.quality > distilled.quality) is not bool(failed)
     kept = control if control is not None and control_kept else distilled
     other = distilled if control_kept else control
-    warnings = [*student.notes, *kept.warnings]
+    warnings = [*student.notes, *kept.warnings, *([failed] if failed else [])]
     if job.datasets.loss is None:
         warnings.append(NO_TARGETS_NOTE)
     before = job.loaded.params[0] if job.loaded.params else None
     if before is not None and student.params >= before:
-        warnings.append(f"the student is not smaller than the teacher: {student.params:,} and {before:,} parameters")
+        warnings.append(f"the student is no smaller than the teacher: {student.params:,} against {before:,} parameters")
     if kept.stopped:
         warnings.append(f"training ended early: {kept.stopped}")
 
-    def measure_control(chosen: FinalChoice[NamedArtifact]) -> Control:
-        if control is None or other is None:
-            raise ValueError("there is no control")
-        return _control(job, student, control, other.module, control_kept, chosen)
+    def fallback(measured: MeasuredArtifact) -> FinalModel | None:
+        if failed or other is None or not holds(job.drop(other.quality), job.request.max_quality_drop):
+            return None
+        reasons = ", ".join(guard_reasons(measured, job.request.max_quality_drop))
+        names = ("the distilled student", "the student trained without the teacher")
+        first, second = names[::-1] if control_kept else names
+        words = f"{first} failed on the evaluation data ({reasons}): the next of the fixed order, {second}, was tried"
+        return _final_model(job, student, distilled, control, candidates, words)
 
     return FinalModel(
         name=f"student {student.name}",
@@ -132,9 +141,10 @@ def _final_model(
         loaded=student.loaded,
         changes=student.changes,
         warnings=warnings,
-        control=measure_control if control is not None else None,
+        control=partial(_control, job, student, control, other.module, control_kept) if control and other else None,
         training=training_record(job, student, distilled),
         candidates=candidates,
+        fallback=fallback,
     )
 
 

@@ -18,6 +18,7 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.distillation.student import Student, derived_student, given_student
 from omgoptim.operations.distillation.student_search import derive_students, planned
+from omgoptim.operations.final_measurement import Compression
 from omgoptim.operations.float_program import Program
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.next_steps import plan_step, repeat_of
@@ -25,11 +26,13 @@ from omgoptim.operations.quantization.candidates import CandidatePlan
 from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.operations.rounds.loop import RoundsJob
 from omgoptim.reports import Candidate, Change, EfficiencyReport, Round
-from omgoptim.requests import DistillRequest, FactorizeRequest, Params, PruneRequest, QuantizeRequest
+from omgoptim.requests import DistillRequest, Params, QuantizeRequest, verb_of
 from omgoptim.requests.distill import Auto, Given
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Qat, Static, WeightOnly
 from omgoptim.techniques.registry import Outcome
+from omgoptim.text import plural
 from omgoptim.training.config import MIN_STEPS_PER_EPOCH, TrainingConfig, config_for_data
+from omgoptim.training.loop import Objective
 
 INT8_OPS: dict[type[Params], tuple[str, ...]] = {
     Static: ("Conv", "ConvTranspose", "MatMul", "Gemm"),
@@ -54,30 +57,21 @@ def plan_quantize(
     samples = loaded.evaluation.count + getattr(request.scheme, "calibration_samples", 0) + 256
     build_s = 2 * samples * _seconds_per_sample(loaded) + 3.0
     seconds = len(plan.specs) * build_s + launches * (OPEN_S + 4.0)
-    candidates = [
-        Candidate(
-            name=spec.name,
-            scheme=spec.scheme,
-            runtime=spec.runtime,
-            size_bytes=_estimated_bytes(spec.params, program),
-            status="planned",
-            why="to be built and screened, and measured in full if among the best; the size is an estimate",
-        )
-        for spec in plan.specs
-    ]
+    why = "to be built and screened, and measured in full if among the best; the size is an estimate"
+    candidates = [spec.record("planned", why, size_bytes=_estimated_bytes(spec.params, program)) for spec in plan.specs]
     changed = _planned_changes(plan, program)
     training = ""
     if isinstance(request.scheme, Qat):
-        training = f" after {_epochs(request.scheme.epochs)} of training, which the estimate excludes"
+        training = f" after {plural(request.scheme.epochs, 'epoch')} of training, which the estimate excludes"
     summary = (
-        f"Dry run: {len(candidates)} candidates would be built for {len(changed)} layers, "
+        f"Dry run: {plural(len(candidates), 'candidate')} would be built for {plural(len(changed), 'layer')}, "
         f"in about {max(10, round(seconds, -1)):.0f} s{training}."
     )
-    report = _report("quantize", request, context, loaded, summary)
+    report = dry_run_report(request, context, loaded, summary)
     return report.model_copy(update={"changed": changed, "candidates": [*candidates, *plan.skipped]})
 
 
-def plan_rounds(verb: str, job: RoundsJob, steps: Sequence[Params]) -> EfficiencyReport:
+def plan_rounds(job: RoundsJob, steps: Sequence[Params]) -> EfficiencyReport:
     """Report the changes of the last round of prune or factorize, and the amount of training.
 
     Raises:
@@ -91,11 +85,11 @@ def plan_rounds(verb: str, job: RoundsJob, steps: Sequence[Params]) -> Efficienc
     last = Round(number=len(steps), params=params, nonzero_params=nonzero, macs=count_macs(module, args, kwargs).macs)
     layers = len({change.path for change in outcome.changed})
     summary = (
-        f"Dry run: {verb} would change {layers} layers in {len(steps)} round{'s' if len(steps) > 1 else ''}, "
+        f"Dry run: {verb_of(job.request)} would change {plural(layers, 'layer')} in {plural(len(steps), 'round')}, "
         f"to {params:,} parameters ({nonzero:,} nonzero){_rounds_training(job, len(steps))}. "
-        f"{' '.join(outcome.notes)} Quality and speed are not known before it is done."
+        f"{' '.join(outcome.notes)} Quality and speed are unknown."
     )
-    return _job_report(verb, job, summary, outcome, [last])
+    return _job_report(job, summary, outcome, [last])
 
 
 def plan_distill(job: Job[DistillRequest], live: Live) -> EfficiencyReport:
@@ -115,50 +109,44 @@ def plan_distill(job: Job[DistillRequest], live: Live) -> EfficiencyReport:
     teacher = f"; the teacher has {params[0]:,} parameters" if params else ""
     twice = ", twice: a control is trained too" if request.control else ""
     summary = (
-        f"Dry run: {text}{teacher}. It would train for {_epochs(request.epochs)} of {batches_in_epoch(job):,} "
+        f"Dry run: {text}{teacher}. It would train for {plural(request.epochs, 'epoch')} of {batches_in_epoch(job):,} "
         f"batches{twice}. Quality and speed are unknown."
     )
-    report = _job_report("distill", job, summary, student.changes if student else Outcome([]), rounds)
+    report = _job_report(job, summary, student.changes if student else Outcome([]), rounds)
     return report.model_copy(update={"candidates": candidates})
 
 
-def _job_report(verb: str, job: AnyJob, summary: str, outcome: Outcome, rounds: list[Round]) -> EfficiencyReport:
-    report = _report(verb, job.request, job.context, job.loaded, summary)
+def _job_report(job: AnyJob, summary: str, outcome: Outcome, rounds: list[Round]) -> EfficiencyReport:
+    report = dry_run_report(job.request, job.context, job.loaded, summary)
     update = {"changed": outcome.changed, "skipped": outcome.skipped, "rounds": rounds}
     return report.model_copy(update=update | {"warnings": [*report.warnings, *job.datasets.notes]})
 
 
-def _report(
-    verb: str,
-    request: QuantizeRequest | PruneRequest | FactorizeRequest | DistillRequest,
-    context: RunContext,
-    loaded: LoadedModel,
-    summary: str,
-) -> EfficiencyReport:
-    """Return the common part of all dry runs."""
+def dry_run_report(request: Compression, context: RunContext, loaded: LoadedModel, summary: str) -> EfficiencyReport:
+    """Return the report of a dry run, without what only its verb knows."""
     return EfficiencyReport(
         outcome="ok",
         summary=summary,
         warnings=list(loaded.notes),
-        next_steps=[plan_step(verb, request)],
-        verb=verb,
+        next_steps=[plan_step(request)],
+        verb=verb_of(request),
         run_id=context.run_id,
         request=shown_request(request),
         environment=environment(context, loaded.bench, request.seed, loaded.device, None),
         macs_check=loaded.macs.check if loaded.macs else None,
         lineage=list(loaded.lineage[:-1]),
-        repeat=repeat_of(verb, request),
+        repeat=repeat_of(request),
     )
 
 
 def batches_in_epoch(job: AnyJob) -> int:
     """Count the batches of one epoch, up to `MOST_BATCHES`."""
-    batches, loss = job.datasets.batches, job.datasets.loss
+    batches = job.datasets.batches
     plan = TrainingConfig.of(job.request, 1, job.loaded.device, job.request.seed)
     count = sum(1 for _ in itertools.islice(batches.epoch(plan.batch), MOST_BATCHES))
     if count >= MIN_STEPS_PER_EPOCH:
         return count
-    plan = config_for_data(plan, job.request, batches, loss.check if loss is not None else lambda _target: None)
+    plan = config_for_data(plan, job.request, batches, Objective(job.datasets.loss).check)
     return batches.survey(plan.batch, plan.seed, lambda _target: None)[0]
 
 
@@ -166,11 +154,7 @@ def _rounds_training(job: RoundsJob, rounds: int) -> str:
     epochs = job.datasets.epochs
     if not epochs:
         return ", without training"
-    return f", with {_epochs(epochs)} of {batches_in_epoch(job):,} batches{' after each' if rounds > 1 else ''}"
-
-
-def _epochs(count: int | None) -> str:
-    return f"{count} epoch{'' if count == 1 else 's'}"
+    return f", with {plural(epochs, 'epoch')} of {batches_in_epoch(job):,} batches{' after each' if rounds > 1 else ''}"
 
 
 def _planned_student(job: Job[DistillRequest], live: Live) -> tuple[Student | None, list[Candidate]]:

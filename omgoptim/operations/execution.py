@@ -1,4 +1,4 @@
-"""Place of a run's work: checked before anything else, sent as JSON, stopped while something is timed."""
+"""Execution of a run's work by workers: checks, requests as JSON, and pauses while something is timed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PARENT = "parent/"
 """Prefix of a task's inputs: the files of the artifact that the model is."""
 
 HERE = {"on": "local", "workers": 1, "output": None, "target": None}
-"""Arguments of a request that a worker does not follow: it works alone, delivers nothing and measures nothing."""
+"""Values that replace arguments of a request on a worker: it works alone, and neither delivers nor measures."""
 
 
 def is_parallel(request: ExecutionFields) -> bool:
@@ -42,10 +42,10 @@ def threads_each(request: ExecutionFields) -> int:
 
 
 def refuse_unreachable(request: ExecutionFields, live: Live | None) -> None:
-    """Refuse what no worker can do, before any work.
+    """Refuse a request that workers cannot execute, before any work.
 
     Raises:
-        RequestError: objects of this process were given, which cannot be sent.
+        RequestError: it contains objects of this process, which cannot be sent.
         SetupError: Ray is not installed, or its address does not answer.
     """
     if not is_parallel(request):
@@ -53,8 +53,8 @@ def refuse_unreachable(request: ExecutionFields, live: Live | None) -> None:
     given = [name for name in ("module", "data", "metric", "loss", "student", "space") if getattr(live, name, None)]
     if given:
         raise RequestError(
-            f"a worker cannot have the caller's {given[0]}",
-            "it is an object of this process, and workers load everything by its name",
+            f"the Python object given as {given[0]} cannot be sent to workers",
+            "workers load model, data and functions by their names",
             f"give it as file.py:callable, or leave out {argument('on', request.on)} and workers",
         )
     if request.on == "ray":
@@ -82,7 +82,7 @@ def sent(verb: str, request: ModelRequest, context: RunContext, threads: int) ->
         verb: that is done.
         request: of the run.
         context: of the run.
-        threads: of each worker, unless fewer were asked for.
+        threads: of each worker, unless the request has fewer.
     """
     asked = request.model_dump(mode="json")
     asked |= {name: value for name, value in HERE.items() if name in asked}
@@ -102,9 +102,9 @@ def parent_files(artifact: Path | None) -> dict[str, Path]:
 
 
 def with_parent(record: Mapping[str, Any], inputs: Mapping[str, Path]) -> Mapping[str, Any]:
-    """Return a request that was sent, its model the artifact among a task's inputs where the run's is not seen here.
+    """Return a request that was sent, with the artifact among a task's inputs as its model where the run's is not here.
 
-    The driver has checked where the artifact is from. It is kept in the copy of the project, by its hash.
+    The driver has verified the artifact. It is stored in the copy of the project, by its hash.
     """
     files = {name.removeprefix(PARENT): path for name, path in inputs.items() if name.startswith(PARENT)}
     if not files or Path(record["scratch"]).is_dir():
@@ -151,7 +151,7 @@ def refuse_other_weights(module: nn.Module, identity: str, model: str) -> None:
     """
     if identity and weights_hash(module) != identity:
         raise RunError(
-            f"'{model}' has other weights on a worker",
+            f"the weights of '{model}' differ between a worker and the driver",
             "all workers have to start from the same model",
             "let the model's function load its weights from a file of the project",
         )

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import nn
 
 from omgoptim.errors import DataError, argument
-from omgoptim.operations.baseline import at_exportable_batch
-from omgoptim.operations.compression_job import Job, applied
+from omgoptim.operations.compression_job import applied, open_job
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.dry_run import plan_rounds
 from omgoptim.operations.execution import refuse_unreachable
-from omgoptim.operations.loaded_model import Live
+from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.output_folder import free_output
-from omgoptim.operations.prepare import prepare
 from omgoptim.operations.report_builder import build_report
 from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, final_model_of, run_round
 from omgoptim.operations.rounds.sensitivity import layer_sensitivity
-from omgoptim.operations.save_module import engine_for, require_module
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import FactorizeRequest
 from omgoptim.requests.factorize import Svd, Whitened
@@ -26,33 +24,30 @@ from omgoptim.techniques.registry import Outcome, technique_of
 
 def factorize(request: FactorizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Factorize weights and fine-tune. See `FactorizeRequest`."""
-    output = free_output(request.output, request.allow_path, context)
+    output = free_output(request, context)
     if request.sensitivity:
         refuse_unreachable(request, live)
-    loaded = prepare(request, context, live)
-    original = require_module(loaded, "factorize")
-    runtime = engine_for(request.runtime, loaded)
-    loaded = at_exportable_batch(runtime, loaded, context)
-    if technique_of(request.method).needs_data and not loaded.data.real:
-        raise DataError(
-            f"method {request.method.method} needs data",
-            "it minimizes the output error on real inputs, and no data was given",
-            f"give {argument('data', 'file.py:callable')}; or use method svd, which needs no data and loses more",
-        )
-    context.progress("reading the training data", 0.08)
-    datasets = load_datasets(request, loaded, original, live)
-    job = Job(request, context, loaded, datasets, original, runtime, 1)
+    job = open_job(request, context, live, partial(_refuse_without_data, request))
     if request.plan:
-        return plan_rounds("factorize", job, [request.method])
+        return plan_rounds(job, [request.method])
     points = layer_sensitivity(job, request.method) if request.sensitivity else []
 
     def compress(copied: nn.Module, span: tuple[float, float]) -> Outcome:
         context.progress("factorizing", span[0])
         return applied(job, copied, request.method, job.module_run(span))
 
-    kept = choose_round(job, [run_round(job, 1, _amount(request), original, compress, keep_zeros=False)])
+    kept = choose_round(job, [run_round(job, 1, _amount(request), job.original, compress, keep_zeros=False)])
     goal = CompressionGoal(_name(request.method))
-    return build_report("factorize", job, final_model_of(job, kept, lambda _: goal, points), output)
+    return build_report(job, final_model_of(job, kept, lambda _: goal, points), output)
+
+
+def _refuse_without_data(request: FactorizeRequest, loaded: LoadedModel) -> None:
+    if technique_of(request.method).needs_data and not loaded.data.real:
+        raise DataError(
+            f"method {request.method.method} needs data",
+            "it minimizes the output error on real inputs, and no data was given",
+            f"give {argument('data', 'file.py:callable')}; or use method svd, which needs no data and loses more",
+        )
 
 
 def _amount(request: FactorizeRequest) -> float | None:

@@ -1,4 +1,4 @@
-"""Final measurement of artifacts against the original: timed in turns, judged once on the evaluation data.
+"""Final measurement of artifacts against the original: timed in turns, compared once on the evaluation data.
 
 Every verb that saves an artifact ends with it. The order of preference is the caller's; it is fixed before the
 evaluation data is read.
@@ -23,7 +23,7 @@ from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.goal import Missed, time_target
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.reference_outputs import metric_of
-from omgoptim.operations.report_records import gains, measurement
+from omgoptim.operations.report_records import comparison
 from omgoptim.operations.timing import OVERLOADED, fraction_progress, full_race
 from omgoptim.operations.verdict import Outcome, holds, outcome_of, passes, ruined_sentence
 from omgoptim.reports import Gains, GainsBy, Measurement
@@ -84,14 +84,14 @@ class FinalRace(Generic[AnyEntry]):
     load: float
     timed: list[TimedEntry[AnyEntry]]
     failed: list[tuple[AnyEntry, OmgoptimError]]
-    """Entries without a timing, or whose outputs cannot be judged, in the order in which they failed."""
+    """Entries without a timing, or whose outputs cannot be compared, in the order in which they failed."""
 
 
 class DeliveryRule(Generic[AnyEntry]):
-    """Order of preference of the entries, and the targets that they must meet: as given, and none."""
+    """Order of preference of the entries, and the targets that they must meet; default: as given, without targets."""
 
     def ran(self, entry: AnyEntry, process: MeasuringProcess) -> None:
-        """Read what else is needed from the first process of an entry."""
+        """Query the first measuring process of an entry for more than times and outputs."""
 
     def order(self, race: FinalRace[AnyEntry]) -> list[TimedEntry[AnyEntry]]:
         """Return the timed entries in the order of preference, from times and selection samples alone."""
@@ -170,8 +170,8 @@ class FinalChoice(Generic[AnyEntry]):
         """Return the sentence on an original at chance level; empty where it is above."""
         return chance_level_summary(one.before.metric, one.before.quality, self.loaded.evaluation.targets)
 
-    def doubts(self, one: MeasuredEntry[AnyEntry], parts: GainsBy | None = None) -> list[str]:
-        """Return the sentences before any ratio: a bad original, an implausible speedup, an undecided time target."""
+    def leading_warnings(self, one: MeasuredEntry[AnyEntry], parts: GainsBy | None = None) -> list[str]:
+        """Return sentences that precede the ratios: chance level, an implausible speedup, an undecided time target."""
         implausible = self.implausible(one, parts)
         return [text for text in (self.chance_level(one), implausible and f"{implausible}.", self._undecided()) if text]
 
@@ -218,18 +218,17 @@ def measure_finalists(
             race.timed.append(TimedEntry(entry, timing, target))
         else:
             race.failed.append((entry, timing))
-    chosen = FinalChoice(request, context, loaded, race, _judged(request, loaded, race, rule))
+    chosen = FinalChoice(request, context, loaded, race, _compared(request, loaded, race, rule))
     if not chosen.finalists:
         raise next((error for _, error in race.failed), TechniqueError("no artifact could be measured"))
     return chosen
 
 
-def _judged(
+def _compared(
     request: Compression, loaded: LoadedModel, race: FinalRace[AnyEntry], rule: DeliveryRule[AnyEntry]
 ) -> list[MeasuredEntry[AnyEntry]]:
-    """Compare the outputs on the evaluation data; an entry whose outputs cannot be judged has failed."""
-    order = rule.order(race)
-    bench, evaluation = loaded.bench, loaded.evaluation
+    """Compare the outputs on the evaluation data; an entry whose outputs cannot be compared has failed."""
+    order, evaluation = rule.order(race), loaded.evaluation
     original = read_outputs(race.original_outputs)
     metric = metric_of(loaded, original, evaluation.targets, request.time_limit_s)
     measured = []
@@ -239,10 +238,8 @@ def _judged(
         except OmgoptimError as error:  # infinite outputs, say: the other entries are unaffected
             race.failed.append((one.entry, error))
             continue
-        name, count, folder = quality.metric, evaluation.count, one.entry.artifact
-        before = measurement(loaded.baseline, race.original, bench, quality.before, name, count)
-        after = measurement(folder, one.timing, bench, quality.after, name, count)
-        gained = gains(before, after, one.timing, quality, race.load)
+        folders, timings = (loaded.baseline, one.entry.artifact), (race.original, one.timing)
+        before, after, gained = comparison(folders, timings, loaded.bench, quality, evaluation.count, race.load)
         missed = rule.missed(after, gained, race)
         measured.append(MeasuredEntry(one.entry, one.timing, quality, before, after, gained, one.outputs, missed))
     return measured
@@ -252,5 +249,5 @@ def guard_reasons(one: MeasuredEntry[AnyEntry], guard: float) -> list[str]:
     """Return why an entry misses the goal: a ruined output, its quality drop, each target that it misses."""
     reasons = [ruined_sentence(one.quality.ruined).rstrip(".")] if one.quality.ruined else []
     if not holds(one.quality.drop, guard):
-        reasons.append(f"a drop of {one.quality.drop:.4f}, guard {guard:g}")
+        reasons.append(f"quality drop {one.quality.drop:.4f}, above the guard {guard:g}")
     return [*reasons, *(str(missed) for missed in one.missed)]

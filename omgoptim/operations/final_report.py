@@ -14,7 +14,7 @@ from omgoptim.operations.report_records import artifact_record, environment, out
 from omgoptim.operations.timing import slow_warnings
 from omgoptim.operations.verdict import load_warnings, passes, quality_warnings
 from omgoptim.reports import Alternative, EfficiencyReport, GainsBy
-from omgoptim.requests.registry import VERBS
+from omgoptim.requests import verb_of
 
 
 def final_report(
@@ -34,7 +34,7 @@ def final_report(
         parts: gains of the entry by engine and precision, which show implausible ones.
     """
     request, context, loaded, race = chosen.request, chosen.context, chosen.loaded, chosen.race
-    verb = next(name for name, kind in VERBS.items() if kind is type(request))
+
     artifact, place = artifact_record(one.entry.artifact), str(context.artifact)
     implausible = chosen.implausible(one, parts)
     labelled = any(target is not None for target in loaded.evaluation.targets)
@@ -49,7 +49,7 @@ def final_report(
             *load_warnings(race.load),
             *slow_warnings(race.original, one.timing),
         ],
-        verb=verb,
+        verb=verb_of(request),
         run_id=context.run_id,
         request=shown_request(request),
         environment=environment(context, loaded.bench, request.seed, loaded.device, race.load),
@@ -64,7 +64,7 @@ def final_report(
             update={"path": place, "load": artifact.load.replace(str(one.entry.artifact), place)}
         ),
         lineage=list(loaded.lineage),
-        repeat=repeat_of(verb, request),
+        repeat=repeat_of(request),
     )
 
 

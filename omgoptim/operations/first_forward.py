@@ -45,6 +45,9 @@ REDUCED = tuple(HALF)
 """Half precisions."""
 
 
+NEXT_TOKEN_NOTE = "the labels repeat the inputs (causal language model): each position is scored on the next token"
+
+
 @dataclass(frozen=True, slots=True)
 class FirstRun:
     """Result of the first run on the data."""
@@ -81,13 +84,13 @@ def first_run(
         refuse_other_inputs(inputs, opened.signature)
     refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
     example, signature, notes = _example_and_signature(opened, inputs, evaluation, request, stated or 2)
-    if is_causal(opened.module or opened.program, signature, evaluation, request.time_limit_s):
-        notes = [*notes, "the labels repeat the inputs: each position is scored on the next token"]
+    if is_causal(opened.target, signature, evaluation, request.time_limit_s):
+        notes = [*notes, NEXT_TOKEN_NOTE]
         data = with_shifted_labels(data, opened.module)
         evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
-    dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
+    dependent = batch_dependence_of(opened.target, signature, evaluation, threads)
     if dependent:
-        notes = [*notes, f"{dependent}; quality is measured one sample at a time, and throughput not at all"]
+        notes = [*notes, f"{dependent}; quality is measured at batch 1, and throughput is not measured"]
     return FirstRun(data, inputs, evaluation, example, signature, stated, dependent, notes)
 
 
@@ -112,7 +115,7 @@ def _example_and_signature(
     return example, signature, []
 
 
-def is_causal(target: nn.Module | Path | None, signature: Signature, evaluation: Samples, limit_s: float) -> bool:
+def is_causal(target: nn.Module | Path, signature: Signature, evaluation: Samples, limit_s: float) -> bool:
     """Return whether the labels are those of a causal language model; see `predicts_next_token`.
 
     Args:
@@ -188,7 +191,7 @@ def float32_signature(signature: Signature) -> Signature:
 def count_notes(macs: MacsCount | None) -> list[str]:
     """Return a note on layers without a count of multiply-accumulates."""
     kinds = sorted(set(macs.uncounted.values())) if macs else []
-    return [f"the multiply-accumulates exclude {', '.join(kinds)}: they cannot be counted"] if kinds else []
+    return [f"the multiply-accumulates exclude {', '.join(kinds)}, which cannot be counted"] if kinds else []
 
 
 def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]:
@@ -216,7 +219,7 @@ def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]
         raise ModelError(
             "the model is not deterministic",
             f"two calls on the same inputs differ by {difference:.3g} of the outputs' scale",
-            "no randomness in eval mode (functional dropout needs training=self.training), no state between calls",
+            "remove randomness in eval mode (functional dropout needs training=self.training) and state between calls",
         )
     return outputs
 
@@ -237,30 +240,27 @@ def refuse_other_inputs(inputs: tuple[InputTensor, ...], signature: Signature) -
 
 
 def batch_dependence_of(
-    module: nn.Module | None, program: Path | None, signature: Signature, evaluation: Samples, threads: int
+    target: nn.Module | Path, signature: Signature, evaluation: Samples, threads: int
 ) -> str | None:
-    """Describe how the output for a sample depends on its batch; None where it does not or is unknown.
+    """Describe how the output for a sample depends on its batch; None where it does not.
 
     Args:
-        module: the model as a module, or None; preferred.
-        program: the model as an ONNX file, or None.
+        target: the module, or the program's file.
         signature: inputs and outputs of the model.
         evaluation: samples to run alone and together.
         threads: of the engine.
     """
-    if module is None:
-        if program is None:
-            return None
-        session = ENGINES["onnxruntime"].open(program, signature, SessionSettings(threads=threads))
+    engine = ENGINES["torch_eager" if isinstance(target, nn.Module) else "onnxruntime"]
+    session = engine.open(target, signature, SessionSettings(threads=threads))
+    if not isinstance(target, nn.Module):
         return batch_dependence(session.run, evaluation)
-    session = ENGINES["torch_eager"].open(module, signature, SessionSettings(threads=threads))
     own = [
-        path for path, layer in module.named_modules() if isinstance(layer, _BatchNorm) and layer.running_mean is None
+        path for path, layer in target.named_modules() if isinstance(layer, _BatchNorm) and layer.running_mean is None
     ]
     cause = f"batch normalization without running statistics ({', '.join(own[:3])})" if own else ""
     coarse = any(
         tensor.is_floating_point() and tensor.element_size() < 4
-        for tensors in (module.parameters(), module.buffers())
+        for tensors in (target.parameters(), target.buffers())
         for tensor in tensors
     )
     return batch_dependence(session.run, evaluation, cause, coarse)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError, argument
+from omgoptim.models.forward import NamedBatch
 from omgoptim.models.manifest import PROGRAM
 from omgoptim.models.onnx_graph import GraphTraits, graph_traits
-from omgoptim.models.output_check import TOLERANCE, max_difference
+from omgoptim.models.output_check import TOLERANCE, OutputCheck, max_difference
 from omgoptim.models.samples import as_tensors, forward_args, repeat_to_size
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
@@ -21,11 +22,13 @@ from omgoptim.requests import QuantizeRequest
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.export import export_onnx
+from omgoptim.runtimes.signature import Signature
 
 T = TypeVar("T")
 
 UNROLLED_CALLS = 16
-"""Calls of one layer per forward pass that count as a loop; shared heads and blocks have fewer."""
+"""Calls of one layer per forward pass that count as a loop; shared heads and blocks have fewer. Chosen; only a warning
+depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ def float_program(loaded: LoadedModel, context: RunContext, name: str = "float",
         loaded: the original.
         context: of the run.
         name: of the folder that it is put in.
-        or_at_one: export at batch 1 where the batch cannot be free; the caller goes on with `at_batch_one`.
+        or_at_one: export at batch 1 where the batch cannot be dynamic; the caller then uses `at_batch_one`.
     """
     if loaded.program is not None:
         return Program(loaded.program, graph_traits(loaded.program))
@@ -71,13 +74,14 @@ def _check_export(loaded: LoadedModel, path: Path) -> None:
     try:
         actual = ENGINES["onnxruntime"].open(path, loaded.signature, settings).run(one)
     except Exception as error:  # ONNX Runtime's errors have no common base
-        raise TechniqueError("ONNX Runtime cannot run the exported model", engine_message(error)) from error
+        fix = "torch's exporter wrote it so: other operations in the forward may help; torch runtimes still work"
+        raise TechniqueError("ONNX Runtime cannot run the exported model", engine_message(error), fix) from error
     worst = max_difference(expected, actual)
     if not worst <= TOLERANCE["float32"]:
         raise TechniqueError(
             "the outputs of the exported model differ from the module's",
             f"the maximum difference on one sample is {worst:.3g} of the outputs' scale",
-            "the forward likely branches on values or keeps state; torch runtimes still work",
+            "the forward pass likely branches on values or keeps state; torch runtimes still work",
         )
 
 
@@ -88,7 +92,20 @@ def in_memory(action: Callable[[], T]) -> T:
     except OmgoptimError:
         raise
     except Exception as error:  # engines raise kinds of their own without a common base
-        raise TechniqueError("the engine cannot run it", f"{type(error).__name__}: {engine_message(error)}") from error
+        why = f"{type(error).__name__}: {engine_message(error)}"
+        raise TechniqueError("the engine cannot run the model", why) from error
+
+
+def output_check(
+    runtime: str, target: Any, signature: Signature, settings: SessionSettings, example: NamedBatch
+) -> OutputCheck:
+    """Run a module or program on an engine in this process, as the record that its saved artifact is checked against.
+
+    Raises:
+        OmgoptimError: the engine cannot run it.
+    """
+    outputs = in_memory(lambda: ENGINES[runtime].open(target, signature, settings).run(example))
+    return OutputCheck(example, outputs)
 
 
 def unrolled_note(loaded: LoadedModel, request: QuantizeRequest) -> str | None:
@@ -106,9 +123,9 @@ def unrolled_note(loaded: LoadedModel, request: QuantizeRequest) -> str | None:
     cheaper = "" if request.scheme.scheme == "dynamic" else dynamic
     total = sum(counts.values())
     return (
-        f"'{path}' ({type(layer).__name__}) is called {most} times in one forward: the export writes out {total:,} "
-        f"layer calls for {len(counts)} layers, so that export, calibration and conversion of each candidate take "
-        f"about {total / len(counts):.0f} times as long as for the layers alone{library_note}{cheaper}"
+        f"'{path}' ({type(layer).__name__}) is called {most} times in one forward pass: the export unrolls it into "
+        f"{total:,} layer calls for {len(counts)} layers, so that export, calibration and conversion of each candidate "
+        f"take about {total / len(counts):.0f} times as long as for the layers alone{library_note}{cheaper}"
     )
 
 

@@ -13,16 +13,19 @@ from omgoptim.models.report_file import read_report
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import RUNS, find_artifact
 from omgoptim.operations.context import RunContext, is_live
+from omgoptim.operations.report_records import ratio_of
 from omgoptim.operations.timing import AS_FAST_ONCE, OVERLOADED
 from omgoptim.operations.verdict import size_phrase
 from omgoptim.reports import EfficiencyReport, Gain, Gains, GainsBy, Measurement, Total
 from omgoptim.requests import ModelRequest, Request
 
 WAITING, WAITING_UNDER_LOAD = 0.5, 0.8
-"""Share of its time above which a process is said to wait; on an overloaded machine the share is less certain."""
+"""Share of its time above which a process is said to wait: the majority; larger on an overloaded machine, where the
+share is less certain. The second is chosen."""
 
 PLAUSIBLE_ENGINE = 30.0
-"""Maximum plausible speedup by the engine alone; above it the original mostly ran something else than kernels."""
+"""Maximum plausible speedup by the engine alone; above it the original mostly ran something else than kernels. Chosen:
+more than a compiler gains on kernels; nothing but a sentence depends on it."""
 
 PLAUSIBLE_PRECISION = 16.0
 """Maximum plausible speedup by int8 on one engine: a fourth of the bytes times a fourth of the instructions."""
@@ -57,7 +60,7 @@ def gains_by(before: TimedModel, plain: TimedModel, after: TimedModel, load: flo
 
 
 def _gain(log_ratios: tuple[float, ...], one: TimedModel, other: TimedModel) -> Gain:
-    size = one.size_bytes / other.size_bytes if one.size_bytes and other.size_bytes else None
+    size = ratio_of(one.size_bytes, other.size_bytes)
     if not log_ratios:
         return Gain(size_ratio=size)
     centre, half = t_interval(log_ratios)
@@ -101,8 +104,13 @@ def slower_sentence(parts: GainsBy | None, engine: str, precision: str) -> str:
     )
 
 
-def waiting_share(timing: Timing, load: float) -> float | None:
-    """Return the share of its time that a process neither computed nor waited for a core, if that is most of it."""
+def waiting_share(timing: Timing, load: float, device: str) -> float | None:
+    """Return the share of its time that a process neither computed nor waited for a core, if that is most of it.
+
+    None on a GPU, whose computations look like waiting.
+    """
+    if device != "cpu":
+        return None
     most = WAITING if load <= OVERLOADED else WAITING_UNDER_LOAD
     return timing.idle if timing.idle is not None and timing.idle > most else None
 
@@ -110,14 +118,14 @@ def waiting_share(timing: Timing, load: float) -> float | None:
 def waiting_sentence(share: float) -> str:
     """Return a sentence on a model that waits, and on the gain that is possible."""
     return (
-        f"the model waits {share:.0%} of its time (sleeping, reading, a lock) instead of computing: no technique "
-        "shortens that, and a speedup of a model that is exported without it says nothing of the compression"
+        f"the model waits {share:.0%} of its time (sleep, I/O, locks) instead of computing: no technique shortens the "
+        "wait, and a speedup because an export omits it is not due to compression"
     )
 
 
 def waiting_warnings(before: Timing, after: Timing, load: float, device: str) -> list[str]:
     """Return the warning on an original that waits, with or without its artifact."""
-    waits = waiting_share(before, load) if device == "cpu" else None
+    waits = waiting_share(before, load, device)
     if waits is None:
         return []
     return [wait_removed_sentence(before, after, load, device) or waiting_sentence(waits)]
@@ -135,12 +143,12 @@ def wait_removed_sentence(
         device: that both ran on.
         original: name of the original in the sentence.
     """
-    waits = waiting_share(before, load) if device == "cpu" else None
-    if waits is None or (after is not None and waiting_share(after, load) is not None):
+    waits = waiting_share(before, load, device)
+    if waits is None or (after is not None and waiting_share(after, load, device) is not None):
         return ""
     doubt = "Implausible speedup" if load <= OVERLOADED else "Any speedup would be implausible"
     return (
-        f"{doubt}: {original} waits {waits:.0%} of its time (sleeping, reading, a lock) "
+        f"{doubt}: {original} waits {waits:.0%} of its time (sleep, I/O, locks) "
         "instead of computing, and the artifact does not wait"
     )
 
@@ -236,12 +244,8 @@ def _total(begun: EfficiencyReport, first: Measurement, report: EfficiencyReport
         drop = first.quality - last.quality
     return Total(
         from_run=begun.run_id,
-        size_ratio=_ratio(first.size_bytes, last.size_bytes),
-        params_ratio=_ratio(first.params, last.params),
-        macs_ratio=_ratio(first.macs, last.macs),
+        size_ratio=ratio_of(first.size_bytes, last.size_bytes),
+        params_ratio=ratio_of(first.params, last.params),
+        macs_ratio=ratio_of(first.macs, last.macs),
         quality_drop=drop,
     )
-
-
-def _ratio(first: int | None, last: int | None) -> float | None:
-    return first / last if first and last else None

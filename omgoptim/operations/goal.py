@@ -9,6 +9,7 @@ from omgoptim.reports import Measurement
 from omgoptim.requests import OptimizeRequest, PruneRequest, SearchRequest
 
 MB = 1_000_000
+"""Bytes of a megabyte: decimal, as in all reports."""
 
 
 def time_target(request: object) -> str | None:

@@ -30,7 +30,7 @@ DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-
 """Names that a package goes by where it is installed, if not its own."""
 
 LAZY = {"transformers": "AutoModel"}
-"""Packages that import only what is asked for: what to ask for."""
+"""Packages that import their parts on access, with a part to access."""
 
 
 def main() -> None:

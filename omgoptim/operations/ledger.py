@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +53,7 @@ class Entry(_Line):
     step: str = Field(min_length=1)
     """Verb or trial: quantize, prune, search trial."""
     settings: dict[str, Any] = {}
-    """As the step was asked for."""
+    """Arguments of the step."""
     predicted: Amounts = Amounts()
     measured: Amounts = Amounts()
     seconds: float = Field(0.0, ge=0)
@@ -112,7 +112,7 @@ class Ledger:
         return self._by_key.get(key)
 
     def append(self, entry: Entry) -> None:
-        """Write an entry and wait until it is on disk; a torn last line is cut off first."""
+        """Write an entry and wait until it is on disk; an incomplete last line is removed first."""
         line = (entry.model_dump_json(exclude_defaults=True) + "\n").encode()
         with open(self.path, "ab") as file:
             if file.tell() > self._whole:
@@ -123,51 +123,20 @@ class Ledger:
         self._whole += len(line)
         self._add(entry)
 
-    def front(self, max_quality_drop: float | None = None) -> list[Entry]:
-        """Return the Pareto front of the measured steps, the fastest first; see `pareto_front`."""
-        return pareto_front(self._by_key.values(), max_quality_drop)
-
     def _add(self, entry: Entry) -> None:
         self._entries.append(entry)
         self._by_key[entry.key] = entry
 
 
-def pareto_front(entries: Iterable[Entry], max_quality_drop: float | None = None) -> list[Entry]:
-    """Return the entries that no other beats in latency, size and quality drop at once, fastest first.
-
-    Args:
-        entries: those without an artifact's latency, size and drop measured are left out, as are failed ones.
-        max_quality_drop: the guard; entries above it are left out.
-    """
-    points = [
-        (point, entry)
-        for entry in entries
-        if entry.verdict != "failed" and (point := _point(entry)) is not None
-        if max_quality_drop is None or point[2] <= max_quality_drop
-    ]
-    front: list[tuple[tuple[float, float, float], Entry]] = []
-    for point, entry in sorted(points, key=lambda each: each[0]):
-        if not any(all(a <= b for a, b in zip(other, point, strict=True)) for other, _ in front):
-            front.append((point, entry))
-    return [entry for _, entry in front]
-
-
-def _point(entry: Entry) -> tuple[float, float, float] | None:
-    seen = entry.measured
-    if seen.latency_ms is None or seen.size_bytes is None or seen.quality_drop is None:
-        return None
-    return seen.latency_ms, float(seen.size_bytes), seen.quality_drop
-
-
 def _read(path: Path) -> Iterator[tuple[Entry, int]]:
-    """Yield each entry with the offset of its end; the last line may be torn by a kill and is passed over then."""
+    """Yield each entry with the offset of its end; an incomplete last line, after a kill, is skipped."""
     try:
         with open(path, "rb") as file:
             data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         return
     if len(data) > MOST_BYTES:
-        raise RunError(f"the ledger '{path.name}' is larger than a run writes", f"more than {MOST_BYTES:,} bytes")
+        raise RunError(f"the ledger '{path.name}' is too large", f"more than {MOST_BYTES:,} bytes")
     end = 0
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
         end += len(line)

@@ -22,7 +22,7 @@ from omgoptim.models.samples import Samples, as_tensors, named_samples, nan_samp
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user
 from omgoptim.models.source import Source
-from omgoptim.requests import ModelRequest, TrainingRequest
+from omgoptim.requests import ModelRequest, TrainingRequest, verb_of
 from omgoptim.runtimes.engine import as_float32
 from omgoptim.runtimes.export import DYNAMIC_BATCH_FIX, export_pt2, first_sample
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -130,6 +130,16 @@ def refuse_nan_samples(
         )
 
 
+def refuse_quantized(request: ModelRequest, loaded: LoadedModel) -> None:
+    """Raise a RequestError where the model is quantized already."""
+    if loaded.precision.startswith("int"):
+        raise RequestError(
+            f"'{request.model}' is quantized already",
+            f"its artifact is in {loaded.precision}; quantizing again would lose more quality",
+            f"{verb_of(request)} the float model that it was made from",
+        )
+
+
 def float32_arrays(samples: Samples) -> Samples:
     """Convert floating inputs of the samples to float32, as programs need."""
     batches = [{name: as_float32(array) for name, array in batch.items()} for batch in samples.batches]
@@ -152,7 +162,7 @@ class Live:
     student: nn.Module | None = None
     space: Callable[[Any], Any] | None = None
     resplit: Callable[[DataSource], DataSource] | None = None
-    """Replaces the data of a step of another run, whose evaluation samples are selection samples of that run."""
+    """Replaces the data of a step of another run: the step is evaluated on selection samples of that run."""
     notes: tuple[str, ...] = ()
     """Notes on the module, for example that it was in training mode."""
 
@@ -192,7 +202,7 @@ def by_split(data: Any) -> Callable[..., Iterable[Any]]:
     )
 
 
-EXPORT_FREE = (
+EXPORT_WITH_DYNAMIC_BATCH = (
     "export it again with a dynamic batch: torch.export.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},)); "
     f"where the model's code has the batch as a number, {DYNAMIC_BATCH_FIX}"
 )
@@ -211,14 +221,14 @@ def stated_batch(module: nn.Module | None, signature: Signature | None, request:
         raise ModelError(
             f"'{request.model}' accepts only batches of {size} samples",
             f"it was exported with {size} as the first dimension of its inputs; latency is measured at batch 1",
-            EXPORT_FREE,
+            EXPORT_WITH_DYNAMIC_BATCH,
         )
     by_code = module is not None and not isinstance(module, fx.GraphModule)  # only its program has a batch of 1
     if size is not None and isinstance(request, TrainingRequest) and not by_code:
         raise ModelError(
             f"'{request.model}' accepts only batches of 1 and cannot be trained",
             "it was exported with 1 as the first dimension of its inputs",
-            EXPORT_FREE,
+            EXPORT_WITH_DYNAMIC_BATCH,
         )
     return size
 
@@ -241,7 +251,7 @@ def at_batch_one(loaded: LoadedModel, reason: str, work: Path, *, lowered: bool 
         loaded: the original; not changed.
         reason: why the batch cannot be dynamic.
         work: the folder for the evaluation samples as batches of 1.
-        lowered: the engine wants it so, whatever the model's code does with the batch.
+        lowered: the engine requires batch 1, whatever the model's code does with the batch.
     """
     note = f"{reason}: everything is measured at batch 1, without throughput" if lowered else fixed_batch_note(reason)
     evaluation = loaded.evaluation.one_by_one()

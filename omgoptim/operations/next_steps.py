@@ -2,51 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omgoptim.operations.context import is_live
+from omgoptim.operations.final_measurement import Compression
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.candidates import runtimes_of
-from omgoptim.operations.verdict import ROUNDING
+from omgoptim.operations.verdict import MOST_SAMPLES, ROUNDING
 from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
 from omgoptim.reports.measured import SMALLER
 from omgoptim.requests import (
-    DistillRequest,
-    FactorizeRequest,
     ModelRequest,
-    PruneRequest,
     QuantizeRequest,
     Request,
     parse,
     technique_field,
+    verb_of,
 )
 from omgoptim.requests.command import command_of, technique_arguments
 
-AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
-"""Schemes without training or search, which a call by name repeats identically."""
+REPEATABLE = ("bf16", "fp16", "fp32", "dynamic")
+"""Schemes without training or search: a call by name repeats them identically."""
 
-IN_INTEGERS = (
+INTEGER_KERNELS = (
     *("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "LSTM"),
     *("MultiheadAttention", "Bilinear", "Conv", "Gemm", "MatMul", "ConvTranspose", "Embedding", "EmbeddingBag"),
 )
-"""Kinds of layers, and operators of programs, that an engine here computes in integers: fewer bits make them faster."""
+"""Kinds of layers, and operators of programs, with integer kernels in an engine here."""
 
 QUANTIZABLE_SHARE = 0.1
 """Minimum share of time in layers with int8 kernels for suggesting to quantize: less allows at most 1.11x."""
 
-MOST_SAMPLES = 1_000_000
-"""Largest number of evaluation samples that a request may ask for."""
-
 
 def step(tool: str, arguments: dict[str, Any], why: str) -> NextStep:
     """Return a next step with the command of its arguments."""
-    return NextStep(tool=tool, arguments=arguments, command=repeat_of(tool, parse(tool, arguments)), why=why)
+    return NextStep(tool=tool, arguments=arguments, command=repeat_of(parse(tool, arguments)), why=why)
 
 
-def repeat_of(verb: str, request: Request) -> str:
+def repeat_of(request: Request) -> str:
     """Return the command of a request; a Python call where it has Python objects."""
-    given = request.model_dump(exclude_defaults=True)
+    verb, given = verb_of(request), request.model_dump(exclude_defaults=True)
     key = technique_field(type(request))
     if key in given:
         given.pop(key)
@@ -70,12 +66,7 @@ def common_arguments(request: ModelRequest) -> dict[str, Any]:
 
     Not `timing`: a call for a quick look is no reason to suggest one.
     """
-    return {
-        name: getattr(request, name)
-        for name, field in ModelRequest.model_fields.items()
-        if name != "timing"
-        and (field.is_required() or getattr(request, name) != field.get_default(call_default_factory=True))
-    }
+    return {name: value for name, value in _given(request) if name in ModelRequest.model_fields and name != "timing"}
 
 
 def engine_argument(runtime: str, scheme: str = "auto") -> dict[str, Any]:
@@ -97,14 +88,16 @@ def result_arguments(request: ModelRequest, run_id: str) -> dict[str, Any]:
 
 def same_arguments(request: ModelRequest) -> dict[str, Any]:
     """Return all given arguments, flat, to repeat a request with a change; without `output`, which may exist."""
-    key = technique_field(type(request))
-    given = {
-        name: getattr(request, name)
-        for name, field in type(request).model_fields.items()
-        if name not in (key, "output", "plan")
-        and (field.is_required() or getattr(request, name) != field.get_default(call_default_factory=True))
-    }
-    return given | technique_arguments(request)
+    left_out = (technique_field(type(request)), "output", "plan")
+    return {name: value for name, value in _given(request) if name not in left_out} | technique_arguments(request)
+
+
+def _given(request: ModelRequest) -> Iterator[tuple[str, Any]]:
+    """Yield the arguments of a request that are required or differ from their default."""
+    for name, field in type(request).model_fields.items():
+        value = getattr(request, name)
+        if field.is_required() or value != field.get_default(call_default_factory=True):
+            yield name, value
 
 
 def profile_steps(
@@ -123,21 +116,21 @@ def profile_steps(
     arguments = common_arguments(request) | engine_argument(str(getattr(request, "runtime", "auto")))
     costly = layers[0] if layers and layers[0].time_share else None
     share = f"{costly.path} ({costly.kind}) takes {costly.time_share:.0%} of the time; " if costly else ""
-    why = f"{share}{_what_fewer_bits_bring(costly, waits)}"
+    why = f"{share}{_expected_gain(costly, waits)}"
     if not loaded.data.real:
         why += "; without data only dynamic quantization and half precision are possible"
     return [step("quantize", arguments, why)]
 
 
-def _what_fewer_bits_bring(costly: Layer | None, waits: float | None) -> str:
+def _expected_gain(costly: Layer | None, waits: float | None) -> str:
     """Return a sentence on what quantization can gain, by where the model's time is spent."""
     if waits is not None:
-        return f"quantization makes it smaller; of its time {waits:.0%} is waiting, which fewer bits do not shorten"
-    if costly is None or costly.kind in IN_INTEGERS:
-        return "quantization is the cheapest way to smaller and faster"
+        return f"quantization makes it smaller; {waits:.0%} of its time is waiting, which quantization does not shorten"
+    if costly is None or costly.kind in INTEGER_KERNELS:
+        return "quantization makes it smaller and faster at the lowest cost"
     if costly.macs:
-        return f"quantization makes it smaller, but no engine here computes a {costly.kind} in integers"
-    return "quantization makes it smaller, and another engine may take less time for what is around its layers"
+        return f"quantization makes it smaller, but no engine here has integer kernels for {costly.kind}"
+    return "quantization makes it smaller, and another engine may spend less time outside of the layers"
 
 
 def _quantizable(layers: Sequence[Layer]) -> bool:
@@ -155,41 +148,41 @@ def new_calls(report: EfficiencyReport, request: Request) -> list[NextStep]:
     Removed are the same call, duplicates, and schemes of `quantize` whose candidates failed the guard. Where the guard
     failed, a candidate that passed it comes first.
     """
-    steps = [*_holding(report, request), *report.next_steps]
-    made = [(report.verb, _as_asked(request))]
+    steps = [*_passing_candidate(report, request), *report.next_steps]
+    made = [(report.verb, _without_output(request))]
     kept = []
     for one in steps:
-        call = (one.tool, _as_asked(parse(one.tool, one.arguments)))
-        if call in made or _lost_too_much(one, report, request):
+        call = (one.tool, _without_output(parse(one.tool, one.arguments)))
+        if call in made or _failed_the_guard(one, report, request):
             continue
         made.append(call)
         kept.append(one)
     return kept[:3]
 
 
-def _as_asked(request: Request) -> Request:
+def _without_output(request: Request) -> Request:
     """Return a request without its output folder, for comparison."""
     return request.model_copy(update={"output": None}) if "output" in type(request).model_fields else request
 
 
-def _lost_too_much(one: NextStep, report: EfficiencyReport, request: Request) -> bool:
+def _failed_the_guard(one: NextStep, report: EfficiencyReport, request: Request) -> bool:
     """Return whether a step requests a scheme whose candidates all failed the guard in this run."""
     scheme = one.arguments.get("scheme")
-    if not isinstance(request, QuantizeRequest) or one.tool != "quantize" or scheme not in AS_THEY_ARE:
+    if not isinstance(request, QuantizeRequest) or one.tool != "quantize" or scheme not in REPEATABLE:
         return False
     tried = [candidate for candidate in report.candidates if candidate.scheme == scheme]
     drops = [candidate.quality_drop for candidate in tried if candidate.quality_drop is not None]
     return bool(drops) and min(drops) > one.arguments.get("max_quality_drop", request.max_quality_drop) + ROUNDING
 
 
-def _holding(report: EfficiencyReport, request: Request) -> list[NextStep]:
+def _passing_candidate(report: EfficiencyReport, request: Request) -> list[NextStep]:
     """Return the call for the best candidate that passed the guard where the chosen one failed."""
     if report.outcome != "guard_failed" or not isinstance(request, QuantizeRequest):
         return []
     passed = [
         one
         for one in report.candidates
-        if one.status in ("finalist", "dropped") and one.scheme in AS_THEY_ARE and one.quality_drop is not None
+        if one.status in ("finalist", "dropped") and one.scheme in REPEATABLE and one.quality_drop is not None
         if one.quality_drop <= request.max_quality_drop + ROUNDING and _gained(one)
     ]
     if not passed:
@@ -204,10 +197,10 @@ def _gained(one: Candidate) -> bool:
     return (one.speedup or 0.0) > 1 or (one.size_ratio or 0.0) >= SMALLER
 
 
-def plan_step(verb: str, request: QuantizeRequest | PruneRequest | FactorizeRequest | DistillRequest) -> NextStep:
+def plan_step(request: Compression) -> NextStep:
     """Suggest the planned run after a dry run."""
     output = {"output": request.output} if request.output else {}
-    return step(verb, same_arguments(request) | output, "run what was planned")
+    return step(verb_of(request), same_arguments(request) | output, "run what was planned")
 
 
 def quantize_steps(
@@ -232,7 +225,7 @@ def quantize_steps(
         steps.append(step("profile", arguments, "shows the time by layer: small models are dominated by overhead"))
     if outcome == "ok" and not has_interval and request.timing == "quick":
         careful = same_arguments(request) | {"timing": "standard"}
-        steps.append(step("quantize", careful, "a single launch gives no interval; standard timing does"))
+        steps.append(step("quantize", careful, "a single launch gives no confidence interval; timing standard does"))
     if outcome == "ok" and not real_data:
         known = {key: value for key, value in arguments.items() if key != "inputs"} | {"data": "file.py:load"}
         known |= _goal(request) | engine_argument(request.runtime)
@@ -260,7 +253,7 @@ def _to_lose_less(request: QuantizeRequest, arguments: dict[str, Any], loaded: L
             steps.append(step("quantize", trained, "quantization-aware training; needs training data and a few epochs"))
     if on_device and scheme != "fp32":
         plain = arguments | _goal(request) | {"scheme": "fp32", "runtime": request.runtime}
-        steps.append(step("quantize", plain, "float32 in XNNPACK: the engine's speed without a loss"))
+        steps.append(step("quantize", plain, "float32 on XNNPACK: the engine's speedup without quality loss"))
     elif not on_device and scheme != "bf16":
         half = arguments | _goal(request) | engine_argument(request.runtime, "bf16") | {"scheme": "bf16"}
         steps.append(step("quantize", half, "bfloat16 loses far less quality than int8 at half the float32 size"))

@@ -15,7 +15,7 @@ from omgoptim.operations.final_measurement import SPAN, guard_reasons, measure_f
 from omgoptim.operations.final_report import final_report, save_finalists
 from omgoptim.operations.goal import Goal
 from omgoptim.operations.ledger import Ledger
-from omgoptim.operations.loaded_model import Live, LoadedModel
+from omgoptim.operations.loaded_model import Live, LoadedModel, refuse_quantized
 from omgoptim.operations.next_steps import pick_step, result_arguments, same_arguments, step
 from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, single
 from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost, epoch_seconds, measured_once
@@ -28,7 +28,6 @@ from omgoptim.operations.optimization.final_choice import (
 )
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below, refuse_size
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_levels
-from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.optimization.parallel_steps import train_in_parallel
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import Point
@@ -56,14 +55,14 @@ LEDGER = "ledger.jsonl"
 
 
 def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
-    """Reach for a goal within a budget. See `OptimizeRequest`."""
+    """Make a model smaller and faster within a guard and a time budget. See `OptimizeRequest`."""
     began = time.monotonic()
-    output = free_output(request.output, request.allow_path, context)
+    output = free_output(request, context)
     live = live or Live()
     refuse_unreachable(request, live)
     loaded = original_on_target(prepare(request, context, live), context)
     load_s = time.monotonic() - began
-    _refuse_quantized(request, loaded)
+    refuse_quantized(request, loaded)
     loaded = at_exportable_batch("onnxruntime" if request.runtime == "auto" else request.runtime, loaded, context)
     goal = Goal.of(request)
     data = selection_as_evaluation(loaded.data)  # refuses data that cannot be divided, before any step
@@ -135,7 +134,8 @@ def _points(
     points = [*singles, *(one for point in others for one in (point, *steps.alternatives(point)))]
     if not points:
         reasons = [step for step in steps.without_result if step.status == "failed"] or steps.without_result
-        raise RequestError("no step gave a result", f"{reasons[0].name}: {reasons[0].why}", "see the runs of the steps")
+        fix = "`omgoptim runs list` (tool: runs, action list) shows the runs of the steps"
+        raise RequestError("no step gave a result", f"{reasons[0].name}: {reasons[0].why}", fix)
     return points, singles
 
 
@@ -162,22 +162,12 @@ def _level_speeds(
 
 def _why_not(point: Point, goal: Goal) -> str:
     if point.ruined:
-        return "an output that the metric does not show was ruined on the selection samples"
+        return "an output that the metric does not read was ruined on the selection samples"
     if point.cautious_drop <= goal.max_quality_drop:
         return "within the guard on the selection samples; the result builds on another step"
     margin = point.cautious_drop - point.drop
     words = f"a drop of {point.drop:.4f} on the selection samples"
     return f"{words}, {point.cautious_drop:.4f} with its margin" if margin > 0 else words
-
-
-def _refuse_quantized(request: OptimizeRequest, loaded: LoadedModel) -> None:
-    why = refusal("quantize", "quantize") if loaded.precision.startswith("int") else None
-    if why is not None:
-        raise RequestError(
-            f"'{request.model}' is quantized already",
-            f"its artifact is in {loaded.precision}, and {why}",
-            "optimize the float model that it was made from",
-        )
 
 
 def _refuse_short(request: OptimizeRequest, cost: Cost) -> None:
@@ -196,7 +186,7 @@ def _report(request: OptimizeRequest, steps: Steps, chosen: Chosen, one: Finalis
     """Return the report of a finalist as that of the run's artifact."""
     last = one.entry.run.report
     chain = [point.run.report for point in one.entry.chain]
-    summary = " ".join([*chosen.doubts(one, last.gains_by), _summary(chosen, one)])
+    summary = " ".join([*chosen.leading_warnings(one, last.gains_by), _summary(chosen, one)])
     report = final_report(chosen, one, summary, parts=last.gains_by)
     return report.model_copy(
         update={
@@ -218,10 +208,10 @@ def _summary(chosen: Chosen, one: Finalist) -> str:
     outcome = chosen.outcome(one)
     if outcome == "guard_failed":
         reasons = "; ".join(guard_reasons(one, chosen.guard))
-        return f"The goal was not met: {reasons}. The nearest result is {became}. Made by: {steps}. {quality}"
+        return f"The goal was not met: {reasons}. The nearest result is {became}. Steps: {steps}. {quality}"
     first = "No gain. The best result is" if outcome == "no_gain" else "Optimized:"
     alone = _against_single(one, chosen)
-    return f"{first} {became}. Made by: {steps}. {quality}{alone}"
+    return f"{first} {became}. Steps: {steps}. {quality}{alone}"
 
 
 def _against_single(one: Finalist, chosen: Chosen) -> str:
@@ -234,8 +224,8 @@ def _against_single(one: Finalist, chosen: Chosen) -> str:
         return ""
     size = (best.after.size_bytes or 0) / (one.after.size_bytes or 1)
     return (
-        f" Quantization alone ({best.entry.name}) is {best.gains.speedup:.2f}x the original's speed: this is "
-        f"{one.gains.speedup / best.gains.speedup:.2f}x as fast and {size:.2f}x smaller than that."
+        f" Quantization alone ({best.entry.name}) reaches {best.gains.speedup:.2f}x the original's speed; this is "
+        f"{one.gains.speedup / best.gains.speedup:.2f}x as fast and {size:.2f}x smaller."
     )
 
 
@@ -244,10 +234,10 @@ def _next_steps(request: OptimizeRequest, chosen: Chosen, one: Finalist) -> list
     if chosen.outcome(one) == "guard_failed":
         holding = [other for other in chosen.finalists if other is not one and passes(other.quality, guard)]
         if holding and not passes(one.quality, guard):
-            steps.append(pick_step(run_id, holding[0].slug, f"{holding[0].entry.name} holds the guard"))
+            steps.append(pick_step(run_id, holding[0].slug, f"{holding[0].entry.name} passes the quality guard"))
         if request.budget_minutes < 240:
             longer = same_arguments(request) | {"budget_minutes": 3 * request.budget_minutes}
-            steps.append(step("optimize", longer, "more time trains longer and tries more levels"))
+            steps.append(step("optimize", longer, "a larger budget trains longer and tries more compression levels"))
     else:
-        steps.append(step("profile", result_arguments(request, run_id), "see which layers cost most now"))
+        steps.append(step("profile", result_arguments(request, run_id), "shows the time by layer of the artifact"))
     return steps

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from omgoptim.errors import RequestError, argument
+from omgoptim.errors import argument
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.security.file_integrity import can_seal
 from omgoptim.models.security.path_policy import PathPolicy
@@ -15,14 +14,10 @@ from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import ModelRequest
 
 
-def free_output(output: str | None, allow_path: Sequence[str], context: RunContext) -> Path | None:
-    """Return the output folder; raise before any work if it exists."""
-    if output is None:
-        return None
-    folder = PathPolicy.of(context.project, allow_path).inside(output, "output")
-    if folder.exists():
-        raise RequestError(f"output '{output}' exists already", "nothing is overwritten", "name a new folder")
-    return folder
+def free_output(request: ModelRequest, context: RunContext) -> Path | None:
+    """Return the output folder of a request, if it has one; raise before any work if it exists."""
+    output: str | None = getattr(request, "output", None)
+    return None if output is None else PathPolicy.of(context.project, request.allow_path).new_folder(output, "output")
 
 
 def with_output(
@@ -46,6 +41,6 @@ def not_sealed(request: ModelRequest) -> list[str]:
     if "output" not in type(request).model_fields or can_seal():
         return []
     return [
-        "your state folder cannot be written, so the artifact is not sealed as yours: where it holds a recipe, opening "
-        f"it later takes {argument('trust_artifact', True)} (OMGOPTIM_STATE_DIR names another folder)"
+        "the state folder cannot be written, so the artifact is not sealed: if it holds a recipe, opening it later "
+        f"requires {argument('trust_artifact', True)} (OMGOPTIM_STATE_DIR names another folder)"
     ]

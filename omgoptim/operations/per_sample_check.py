@@ -57,7 +57,7 @@ def refuse_partial(
             if isinstance(shapes, str) or done <= FEWEST:
                 expected = _outputs(original, signature, one, device)
                 if shapes != expected and not isinstance(expected, str):
-                    other = f"its outputs are {shapes} instead of {expected}; their size depends on values, or on what"
+                    other = f"its outputs have shapes {shapes} instead of {expected}: they depend on values, or on what"
                     failures.append(f"{shapes}; {PATH}" if isinstance(shapes, str) else f"{other} was removed")
     if failures:
         raise TechniqueError(

@@ -148,9 +148,9 @@ def _open_model(source: Source, policy: PathPolicy) -> OpenedModel:
             return OpenedModel(module.float() if manifest.precision in HALF else module, None, manifest.signature)
         if ENGINES[manifest.runtime].runs == "lowered":
             raise ModelError(
-                f"an artifact for {manifest.runtime} is the end of a chain",
+                f"an artifact for {manifest.runtime} cannot be loaded as a model",
                 f"{LOWERED} holds no module and no ONNX program",
-                "give the model that it was made from; compare measures two artifacts, also of this kind",
+                "give the model that it was made from; the command compare measures such artifacts",
             )
         return OpenedModel(None, source.artifact / PROGRAM, manifest.signature)
     if source.program is not None:
@@ -171,7 +171,7 @@ def _data(request: ModelRequest, policy: PathPolicy, live: Live, source: Source,
         beside = adjacent_loader(source.recipe, policy, request.time_limit_s) if compresses else None
         if beside is not None:
             name, load = beside
-            collation.note(f"no data was given: {name}, which stands beside the model, is used")
+            collation.note(f"no data was given: using {name}, found beside the model")
             return from_callable(load, request.batch, request.time_limit_s, collation)
         raise DataError(
             "the inputs of the model are unknown",

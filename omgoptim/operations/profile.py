@@ -53,10 +53,10 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     quality, metric_name = _quality(request, loaded, context)
     samples = loaded.evaluation.count if metric_name else None
     before = measurement(folder, timing, loaded.bench, quality, metric_name, samples)
-    doubt = chance_level_summary(metric_name, quality, loaded.evaluation.targets)
+    chance = chance_level_summary(metric_name, quality, loaded.evaluation.targets)
     if before.macs is None and loaded.macs and loaded.macs.macs is not None:  # an artifact without a count
         before = before.model_copy(update={"macs": loaded.macs.macs, "flops": 2 * loaded.macs.macs})
-    waits = waiting_share(timing, raced.load) if loaded.device == "cpu" else None
+    waits = waiting_share(timing, raced.load, loaded.device)
     warnings = [
         *([waiting_sentence(waits)] if waits is not None else []),
         *loaded.notes,
@@ -67,7 +67,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     ]
     return EfficiencyReport(
         outcome="ok",
-        summary=" ".join(part for part in (doubt, _summary(request.model, before)) if part),
+        summary=" ".join(part for part in (chance, _summary(request.model, before)) if part),
         warnings=warnings,
         next_steps=profile_steps(request, loaded, layers, waits),
         verb="profile",
@@ -79,7 +79,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         layers=layers,
         macs_check=loaded.macs.check if loaded.macs else None,
         lineage=list(loaded.lineage[:-1]),
-        repeat=repeat_of("profile", request),
+        repeat=repeat_of(request),
     )
 
 
@@ -103,8 +103,8 @@ def _timed_layers(process: MeasuringProcess, loaded: LoadedModel, folder: Path) 
     try:
         layers = query_layers(process, LATENCY, repeat_to_size(loaded.evaluation, 1), by_path, top=10)
     except OmgoptimError as error:  # the rest of the profile is valid without them
-        return [], f"the layers could not be timed: {error.what}. {error.why}"
-    silent = f"{Manifest.read(folder).runtime} does not report the time of its layers on this device"
+        return [], f"the layers could not be timed: {error.reason}"
+    silent = f"{Manifest.read(folder).runtime} does not report times per layer on this device"
     return layers, None if layers else silent
 
 

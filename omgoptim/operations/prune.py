@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
 
 from omgoptim.errors import DataError, argument
-from omgoptim.operations.baseline import at_exportable_batch
-from omgoptim.operations.compression_job import Job, applied
+from omgoptim.operations.compression_job import Job, applied, open_job
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.dry_run import plan_rounds
 from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.output_folder import free_output
-from omgoptim.operations.prepare import prepare
 from omgoptim.operations.report_builder import build_report
 from omgoptim.operations.rounds.checkpoint import RoundState
 from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, collapsed, final_model_of, run_round
 from omgoptim.operations.rounds.sensitivity import layer_sensitivity
 from omgoptim.operations.rounds.speed_target import SpeedGoal, missed_speed, prune_to_speed
-from omgoptim.operations.save_module import engine_for, require_module
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import SemiStructured, Structured, Unstructured
@@ -42,24 +38,18 @@ class PruningStep:
 
 def prune(request: PruneRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Prune a model and fine-tune it. See `PruneRequest`."""
-    output = free_output(request.output, request.allow_path, context)
+    output = free_output(request, context)
     if request.sensitivity:
         refuse_unreachable(request, live)
-    loaded = prepare(request, context, live)
-    original = require_module(loaded, "prune")
-    runtime = engine_for(request.runtime, loaded)
-    loaded = at_exportable_batch(runtime, loaded, context)
-    _refuse_without_data(request, loaded)
-    context.progress("reading the training data", 0.08)
-    datasets = load_datasets(request, loaded, original, live)
     steps = steps_of(request)
-    job = Job(request, context, loaded, datasets, original, runtime, len(steps))
+    job = open_job(request, context, live, partial(_refuse_without_data, request))
+    job = replace(job, rounds=len(steps))
     if request.plan:
-        return plan_rounds("prune", job, [step.params for step in steps])
+        return plan_rounds(job, [step.params for step in steps])
     points = layer_sensitivity(job, request.method) if request.sensitivity else []
     states = _rounds(job, steps)
     kept = choose_round(job, states)
-    return build_report("prune", job, final_model_of(job, kept, partial(_goal, request), points), output)
+    return build_report(job, final_model_of(job, kept, partial(_goal, request), points), output)
 
 
 def steps_of(request: PruneRequest) -> list[PruningStep]:
@@ -125,7 +115,7 @@ def _goal(request: PruneRequest, kept: RoundState) -> CompressionGoal:
     if isinstance(method, SemiStructured):
         return CompressionGoal(f"{method.pattern} pruning by {method.score}")
     if isinstance(method, Unstructured):
-        fact = "Zeros make the file smaller, but not a dense engine faster."
+        fact = "Zeros make the file smaller, but a dense engine no faster."
         return CompressionGoal(
             f"{method.method} pruning at sparsity {kept.record.amount or method.sparsity:g}", facts=[fact]
         )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from omgoptim.errors import RequestError
 from omgoptim.operations.baseline import original_on_target
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.dry_run import plan_quantize
 from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.float_program import float_program, unrolled_note
-from omgoptim.operations.loaded_model import Live, at_batch_one
+from omgoptim.operations.loaded_model import Live, at_batch_one, refuse_quantized
 from omgoptim.operations.output_folder import free_output, with_output
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization.build_all import build_all
@@ -19,8 +18,7 @@ from omgoptim.operations.quantization.candidate_tasks import programs_by_workers
 from omgoptim.operations.quantization.candidates import plan_candidates
 from omgoptim.operations.quantization.explain import explain
 from omgoptim.operations.quantization.final_race import CandidateChoice, final_race
-from omgoptim.operations.quantization.final_report import save_candidates
-from omgoptim.operations.quantization.finalist_summary import QuantizeRun
+from omgoptim.operations.quantization.final_report import QuantizeRun, save_candidates
 from omgoptim.operations.quantization.mixed_precision import (
     MixedPrecision,
     MixedPrecisionSearch,
@@ -42,15 +40,10 @@ from omgoptim.runtimes.executorch import ONE_SAMPLE
 
 def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Quantize a model and keep the best candidate that passes the quality guard. See `QuantizeRequest`."""
-    output = free_output(request.output, request.allow_path, context)
+    output = free_output(request, context)
     refuse_unreachable(request, None)  # workers get programs and samples: the caller's objects stay here
     loaded = prepare(request, context, live)
-    if loaded.precision.startswith("int"):
-        raise RequestError(
-            f"'{request.model}' is quantized already",
-            f"its artifact is in {loaded.precision}; quantizing again would lose more quality",
-            "quantize its float model",
-        )
+    refuse_quantized(request, loaded)
     unrolled = unrolled_note(loaded, request)
     if unrolled is not None:
         loaded = replace(loaded, notes=[*loaded.notes, unrolled])
@@ -109,5 +102,4 @@ def _race_finalists(
     found = retry_mixed_precision(search, splits, results, final, mixed_precision)
     if found is None:
         return final, mixed_precision
-    chosen = [*chosen, found.result]
-    return final_race(request, context, loaded, chosen, results, found.result), found.mixed_precision
+    return final_race(request, context, loaded, [*chosen, found.best], results, found.best), found

@@ -1,7 +1,7 @@
 """A run as a Ray job: the project is sent to the head, the run is done there, and its files are fetched back.
 
-The Jobs API gives back nothing but the job's log, so the report and the artifacts come as lines of it. The job outlives
-the process that submitted it: a resumed run finds it by its id; a cancelled one ends it.
+The Jobs API returns only the job's log, so report and artifacts are transferred as lines of the log. The job outlives
+the process that submitted it: a resumed run finds it by its id; a cancelled run stops it.
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ from omgoptim.requests import ModelRequest
 from omgoptim.requests.training import ExecutionFields
 
 PROGRESS, RESULT, FAILED = "omgoptim-progress ", "omgoptim-result ", "omgoptim-failed "
-"""First words of the lines of a job's log that are for the one who submitted it."""
+"""Prefixes of log lines that are addressed to the submitter."""
 
 REPORT = "report.json"
 
 MOST_BYTES = 200 * 2**20
-"""Most bytes of the files that come back through the log."""
+"""Maximum size of the files that are transferred through the log."""
 
 POLL_S = 1.0
+"""Seconds between two queries of a job's status and log."""
+
 SUBMISSIONS = 5
-"""Times that a job is submitted before the head is given up: it waits ten seconds for its agent each time."""
+"""Maximum attempts to submit a job: in each, the head waits ten seconds for its agent."""
 
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def run_as_job(verb: str, request: ModelRequest, context: RunContext, live: Live | None) -> EfficiencyReport:
-    """Do a verb as a Ray job, and return its report with its artifacts in the run's folder here.
+    """Execute a verb as a Ray job, and return its report, with the artifacts in the run's folder here.
 
     Raises:
         RequestError: objects of this process were given, or the project is too large to be sent.
@@ -63,7 +65,7 @@ def run_as_job(verb: str, request: ModelRequest, context: RunContext, live: Live
     assert isinstance(request, ExecutionFields)
     refuse_unreachable(request, live)
     probe_head(request.on)
-    output = free_output(request.output, request.allow_path, context) if hasattr(request, "output") else None
+    output = free_output(request, context)
     with token_mode():
         client = _client(request.on)
         with _stopped_with_this(client, context.run_id):
@@ -78,9 +80,9 @@ def _client(head: str) -> Any:
         return library.JobSubmissionClient(head)
     except Exception as error:  # Ray's kinds: of the connection, of its version, of the token
         raise SetupError(
-            f"the Ray head {head} takes no jobs",
+            f"the Ray head {head} accepts no jobs",
             str(error)[:300],
-            "start it with its dashboard, and give its token in RAY_AUTH_TOKEN; this side needs 'omgoptim[ray]'",
+            "start it with the dashboard, set RAY_AUTH_TOKEN to its token, and install 'omgoptim[ray]' here",
         ) from error
 
 
@@ -88,7 +90,7 @@ def _submit(client: Any, verb: str, request: ModelRequest, context: RunContext) 
     """Submit the run, unless its job is there already: the run was resumed."""
     with suppress(RuntimeError):  # there is none
         if str(_status(client, context.run_id)) not in ("FAILED", "STOPPED"):
-            context.progress("the job goes on", None)
+            context.progress("the job continues", None)
             return
         client.delete_job(context.run_id)
     context.work.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,7 @@ def _submit(client: Any, verb: str, request: ModelRequest, context: RunContext) 
         except RuntimeError as error:
             if not left:
                 fix = "read dashboard_agent.log of the head: the port of its agent, 52365 by default, may be taken"
-                raise SetupError("the Ray head did not take the job", str(error)[:300], fix) from error
+                raise SetupError("the Ray head did not accept the job", str(error)[:300], fix) from error
             time.sleep(2 * POLL_S)
         else:
             return
@@ -191,7 +193,7 @@ def result_lines(folder: Path, elsewhere: str, here: str) -> Iterator[str]:
     size = sum(file.stat().st_size for file in files)
     if size > MOST_BYTES:
         raise RunError(
-            f"the artifacts are too large to come back through the job's log: {size / 1e6:.0f} MB",
+            f"the artifacts are too large for the job's log: {size / 1e6:.0f} MB",
             f"at most {MOST_BYTES / 1e6:.0f} MB; they are in {folder} on the head",
             "copy them from there",
         )

@@ -10,20 +10,22 @@ from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import common_arguments, result_arguments, same_arguments, step
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Gains, NextStep, Round, Training
-from omgoptim.requests import DistillRequest, FactorizeRequest, PruneRequest
+from omgoptim.requests import DistillRequest, FactorizeRequest, PruneRequest, verb_of
 from omgoptim.requests.distill import Auto, Given
 from omgoptim.requests.factorize import Factorization
 from omgoptim.requests.prune import Structured
 
-Reshaping = PruneRequest | FactorizeRequest | DistillRequest
+ModuleRequest = PruneRequest | FactorizeRequest | DistillRequest
+"""Request of a verb that changes and trains a module."""
 
 MOST_EPOCHS, MOST_ROUNDS, MOST_LAYER_RATIO = 10_000, 100, 0.97
 """Bounds of suggested arguments; the first two are those of the requests."""
 
 MOST_KEPT = 0.99
-"""Share of a layer, or of its energy, above which a factorization that keeps more is not proposed."""
+"""Share of a layer, or of its energy, up to which a factorization that keeps more is suggested: two factors of nearly
+full rank are larger than the weight."""
 
-WORTH_ASKING = 1.1
+MIN_SUGGESTED_SPEEDUP = 1.1
 """Minimum speedup that is suggested as a target; less is within the noise of a quick timing (`AS_FAST_ONCE`)."""
 
 
@@ -40,7 +42,7 @@ class RunResult:
     training: Training | None = None
 
 
-def next_steps(verb: str, request: Reshaping, loaded: LoadedModel, result: RunResult) -> list[NextStep]:
+def next_steps(request: ModuleRequest, loaded: LoadedModel, result: RunResult) -> list[NextStep]:
     """Suggest steps for a failed goal or guard, and the following technique."""
     steps: list[NextStep] = []
     again = result_arguments(request, result.run_id)
@@ -48,14 +50,14 @@ def next_steps(verb: str, request: Reshaping, loaded: LoadedModel, result: RunRe
     if failed and _missed_speed(request, result):
         steps += _reachable_speed(request, result, loaded)
     elif failed:
-        steps += _to_lose_less(verb, request, loaded, result)
+        steps += _to_lose_less(request, loaded, result)
     single_weights = isinstance(request, PruneRequest) and not isinstance(request.method, Structured)
     slower = result.gains.speedup_low is None or result.gains.speedup_low <= 1
     if single_weights and slower and not failed:
         why = "zeros do not make a dense engine faster; structured pruning does"
         steps.append(step("prune", common_arguments(request) | _guard(request) | {"method": "structured"}, why))
     if not failed or result.missed:
-        why = "quantization comes last, and its gains multiply"
+        why = "quantization follows, and the gains multiply"
         steps.insert(0 if failed else len(steps), step("quantize", again, why))
     if result.outcome == "ok" and len(steps) < 3:
         why = "shows the time by layer of the artifact"
@@ -63,13 +65,13 @@ def next_steps(verb: str, request: Reshaping, loaded: LoadedModel, result: RunRe
     return steps[:3]
 
 
-def _guard(request: Reshaping) -> dict[str, Any]:
+def _guard(request: ModuleRequest) -> dict[str, Any]:
     """Return the given quality guard, which is about the same original in another verb."""
     default = type(request).model_fields["max_quality_drop"].default
     return {} if request.max_quality_drop == default else {"max_quality_drop": request.max_quality_drop}
 
 
-def _missed_speed(request: Reshaping, result: RunResult) -> bool:
+def _missed_speed(request: ModuleRequest, result: RunResult) -> bool:
     """Return whether a time target was missed although the guard passed and every round was kept."""
     if not isinstance(request, PruneRequest) or not isinstance(request.method, Structured):
         return False
@@ -82,12 +84,12 @@ def _cut_short(result: RunResult) -> bool:
     return bool(result.rounds) and not result.rounds[-1].kept
 
 
-def _passed_guard(request: Reshaping, result: RunResult) -> bool:
+def _passed_guard(request: ModuleRequest, result: RunResult) -> bool:
     drop = result.gains.quality_drop
     return drop is not None and holds(drop, request.max_quality_drop)
 
 
-def _reachable_speed(request: Reshaping, result: RunResult, loaded: LoadedModel) -> list[NextStep]:
+def _reachable_speed(request: ModuleRequest, result: RunResult, loaded: LoadedModel) -> list[NextStep]:
     """Suggest steps for an unreachable speed: wider limits, a student, or the nearest speed.
 
     Training is not among them, since it does not change the time.
@@ -105,7 +107,7 @@ def _reachable_speed(request: Reshaping, result: RunResult, loaded: LoadedModel)
         why = "a student of another architecture can be faster than this model at its narrowest widths"
         student = common_arguments(request) | _guard(request) | {"student": "auto", "target_speedup": asked}
         steps.append(step("distill", student, why))
-    if reached is not None and reached >= WORTH_ASKING:
+    if reached is not None and reached >= MIN_SUGGESTED_SPEEDUP:
         goal = {name: value for name, value in given.items() if name not in ("target_speedup", "target_latency_ms")}
         nearest = int(reached * 0.97 * 100) / 100
         steps.append(
@@ -114,9 +116,9 @@ def _reachable_speed(request: Reshaping, result: RunResult, loaded: LoadedModel)
     return steps
 
 
-def _to_lose_less(verb: str, request: Reshaping, loaded: LoadedModel, result: RunResult) -> list[NextStep]:
+def _to_lose_less(request: ModuleRequest, loaded: LoadedModel, result: RunResult) -> list[NextStep]:
     """Suggest steps for a failed guard: data, more training, smaller rounds, or a smaller goal."""
-    given = same_arguments(request)
+    verb, given = verb_of(request), same_arguments(request)
     if not loaded.data.real:
         known = {key: value for key, value in given.items() if key != "inputs"} | {"data": "file.py:load"}
         return [step(verb, known, "fine-tuning recovers quality and needs data")]
@@ -146,7 +148,7 @@ def _still_improving(training: Training | None) -> bool:
     return of_last[-1].best
 
 
-def _smaller_goal(request: Reshaping, result: RunResult) -> dict[str, Any]:
+def _smaller_goal(request: ModuleRequest, result: RunResult) -> dict[str, Any]:
     """Return a smaller goal, half of the way; empty where there is none."""
     if isinstance(request, PruneRequest):
         return _smaller_amount(request, result)
@@ -192,7 +194,7 @@ def _half_way(ratio: float) -> float:
     return round(max(1.01, float(ratio**0.5)), 2)
 
 
-def _why_smaller(request: Reshaping) -> str:
+def _why_smaller(request: ModuleRequest) -> str:
     return (
         "a larger student keeps more quality"
         if isinstance(request, DistillRequest)

@@ -57,7 +57,7 @@ class FinalModel:
     """Next model of an order fixed before the evaluation data is read, for where this measurement fails the guard."""
 
 
-def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path | None) -> EfficiencyReport:
+def build_report(job: AnyJob, final_model: FinalModel, output: Path | None) -> EfficiencyReport:
     """Save, measure and report the final model of a run.
 
     Raises:
@@ -78,7 +78,7 @@ def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path |
     )
     update = {
         "outcome": outcome,
-        "next_steps": next_steps(verb, request, loaded, result),
+        "next_steps": next_steps(request, loaded, result),
         "changed": final_model.changes.changed,
         "skipped": final_model.changes.skipped,
         "rounds": final_model.rounds,
@@ -141,7 +141,7 @@ def _summary(
     elif missed:
         verdict += f" {missed[0].upper()}{missed[1:]}."
     parts = [
-        *chosen.doubts(measured),
+        *chosen.leading_warnings(measured),
         verdict,
         *final_model.changes.notes,
         *final_model.facts,

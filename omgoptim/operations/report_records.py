@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +60,28 @@ def gains(before: Measurement, after: Measurement, timing: Timing, quality: Qual
     trusted = load <= OVERLOADED
     speedup = timing.speedup if trusted else None
     return Gains(
-        size_ratio=_ratio(before.size_bytes, after.size_bytes),
+        size_ratio=ratio_of(before.size_bytes, after.size_bytes),
         speedup=speedup.value if speedup else None,
         speedup_low=speedup.low if speedup else None,
         speedup_high=speedup.high if speedup else None,
         throughput_ratio=timing.throughput_ratio if trusted else None,
-        memory_ratio=_ratio(before.peak_memory_bytes, after.peak_memory_bytes),
-        macs_ratio=_ratio(before.macs, after.macs),
+        memory_ratio=ratio_of(before.peak_memory_bytes, after.peak_memory_bytes),
+        macs_ratio=ratio_of(before.macs, after.macs),
         quality_drop=quality.drop if quality else None,
         quality_drop_low=finite(quality.low) if quality else None,
         quality_drop_high=finite(quality.high) if quality else None,
         agreement=finite(quality.agreement) if quality else None,
         launches=timing.launches,
     )
+
+
+def comparison(
+    folders: Sequence[Path], timings: Sequence[Timing], bench: TimingSetup, quality: Quality, samples: int, load: float
+) -> tuple[Measurement, Measurement, Gains]:
+    """Return the measurements of an original and an artifact, and the gains of the second over the first."""
+    before = measurement(folders[0], timings[0], bench, quality.before, quality.metric, samples)
+    after = measurement(folders[1], timings[1], bench, quality.after, quality.metric, samples)
+    return before, after, gains(before, after, timings[1], quality, load)
 
 
 def output_records(
@@ -109,7 +119,8 @@ def output_records(
     return records
 
 
-def _ratio(before: int | None, after: int | None) -> float | None:
+def ratio_of(before: int | None, after: int | None) -> float | None:
+    """Return before / after; None where one of them is unknown or 0."""
     return before / after if before and after else None
 
 

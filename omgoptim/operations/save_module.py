@@ -13,16 +13,14 @@ from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import PROGRAM, PROGRAM2, Manifest
-from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import as_tensors
 from omgoptim.models.source import build
 from omgoptim.models.structural_diff import compute_diff
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
-from omgoptim.operations.float_program import float_program, in_memory
+from omgoptim.operations.float_program import float_program, output_check
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
-from omgoptim.operations.optimization.order import refusal
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_pt2
 from omgoptim.training.modes import placed
@@ -34,11 +32,10 @@ def require_module(loaded: LoadedModel, verb: str) -> nn.Module:
     Raises:
         RequestError: it is a program, or quantized.
     """
-    forbidden = refusal("quantize", verb) if loaded.precision.startswith("int") else None
-    if forbidden is not None:
+    if loaded.precision.startswith("int"):
         raise RequestError(
             f"{verb} cannot follow quantization",
-            f"the model is in {loaded.precision}, and {forbidden}",
+            f"the model is in {loaded.precision}, and the layers of a quantized program are fixed",
             f"{verb} the float model that it was made from, then quantize the result",
         )
     if loaded.module is None:
@@ -70,15 +67,16 @@ def save(
     *,
     to_time_only: bool = False,
 ) -> list[str]:
-    """Save a changed module as an artifact for `runtime`: recipe with its changes, weights, ONNX file and .pt2 file.
+    """Save a changed module as an artifact for `runtime`: recipe, weights, ONNX file and .pt2 file.
 
     Args:
         module: the changed module, in eval mode.
         loaded: the original, or another model with its recipe.
         runtime: engine of the artifact.
-        folder: where the artifact appears, whole or not at all.
+        folder: of the artifact, written atomically.
         context: of the run.
-        to_time_only: omit what timing does not need: the programs of other engines, and the counts.
+        to_time_only: omit what timing does not need: the programs of other engines, the counts, and the recipe where
+            the engine runs a program.
 
     Returns:
         Notes on programs that could not be exported.
@@ -97,7 +95,14 @@ def save(
         elif on_program:
             raise program.error or OmgoptimError("the changed model has no program")
         elif program.error is not None:
-            notes.append(f"there is no {PROGRAM} beside the artifact: {program.error.what}")
+            notes.append(f"the artifact has no {PROGRAM}: {program.error.what}")
+    target: Any = programs[0] if on_program else placed(module, loaded.device)
+    settings = SessionSettings(loaded.bench.threads, loaded.device)
+    check = output_check(runtime, target, loaded.signature, settings, loaded.example)
+    manifest = Manifest(runtime, "float32", loaded.signature, device=loaded.device)
+    if to_time_only and on_program:
+        artifacts.save_program(folder, programs[0], manifest, check)
+        return notes
     recipe = recipe_of(loaded)
     as_pt2 = recipe.kind == "pt2"
     if as_pt2 or not to_time_only:
@@ -109,17 +114,13 @@ def save(
         except OmgoptimError as error:
             if as_pt2:
                 raise
-            notes.append(f"there is no {PROGRAM2} beside the artifact: {error.what}")
+            notes.append(f"the artifact has no {PROGRAM2}: {error.what}")
         recipe = Recipe("pt2", str(path)) if as_pt2 else recipe
     if not as_pt2:
         base = replace(recipe, structural_diff=None)
         recipe = replace(base, structural_diff=compute_diff(build(base, loaded.policy), module))
-    target: Any = programs[0] if on_program else placed(module, loaded.device)
-    settings = SessionSettings(loaded.bench.threads, loaded.device)
-    outputs = in_memory(lambda: ENGINES[runtime].open(target, loaded.signature, settings).run(loaded.example))
-    plain = Manifest(runtime, "float32", loaded.signature, device=loaded.device)
-    manifest = plain if to_time_only else _counted(plain, module, loaded)
-    artifacts.save_module(folder, module, recipe, manifest, OutputCheck(loaded.example, outputs), programs)
+    manifest = manifest if to_time_only else _counted(manifest, module, loaded)
+    artifacts.save_module(folder, module, recipe, manifest, check, programs)
     return notes
 
 

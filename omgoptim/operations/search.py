@@ -15,6 +15,7 @@ from omgoptim.architecture_search.propose import DEFAULT
 from omgoptim.architecture_search.study import optuna_library
 from omgoptim.errors import DataError, RequestError, TechniqueError, argument
 from omgoptim.executors import Executor, executor_on
+from omgoptim.measure.measuring_process import ProcessPool
 from omgoptim.measure.size import count_params
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
@@ -59,10 +60,12 @@ FOLDER = "search"
 """Folder of a run with its study, its trials and the measurements before them."""
 
 FAR_OVER = 1.5
-"""Times over a limit that the lightest network is predicted to be, above which nothing is tried."""
+"""Predicted cost of the lightest network over its limit above which the search is refused. Chosen: above the error of
+the predictor, so that no reachable target is refused."""
 
 FAR_OVER_SMALLEST = 4.0
-"""Like `FAR_OVER`, for the smallest of a few sampled networks, where a space is too large to enumerate."""
+"""Like `FAR_OVER`, for the smallest of a few sampled networks of a space that cannot be enumerated. Chosen: a few
+samples can miss the smallest network."""
 
 
 def search(request: SearchRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
@@ -70,12 +73,12 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     began = time.monotonic()
     optuna_library()
     refuse_unreachable(request, live)
-    output = free_output(request.output, request.allow_path, context)
+    output = free_output(request, context)
     live = live or Live()
     searched, live = users_space(request, PathPolicy.of_request(context.project, request), live)
     if request.control == "random" and searched is not None and searched.product is None:
         raise RequestError(
-            "there can be no random control",
+            "this space has no random control",
             "the space is conditional or continuous, and its networks cannot be listed",
             "leave control out",
         )
@@ -106,16 +109,18 @@ def _searched(job: Job[SearchRequest], searched: Searched, executor: Executor | 
     if searched.alone:
         job = _with_trained_reference(job, searched, folder, began)
     recipe = Recipe("pt2", "") if searched.function is not None else None
-    costs = costs_of(job, baseline_on(job.runtime, job.loaded, context), recipe, folder)
-    predictions = None
-    if searched.product is not None:
-        predictions = measured_first(searched.product, searched, costs, folder, request.trials)
-        _refuse_too_slow(predictions)
-    elif searched.function is not None:
-        _refuse_all_too_slow(searched, costs, folder, request.seed)
-    rule = replace(DEFAULT, hints=quality_hints(job, searched, folder))
-    trials = Trials(job, searched, costs, predictions, None if searched.alone else job.original, began, rule, executor)
-    found, control = search_both(trials, folder)
+    with ProcessPool() as pool:
+        costs = costs_of(job, baseline_on(job.runtime, job.loaded, context), recipe, folder, pool)
+        predictions = None
+        if searched.product is not None:
+            predictions = measured_first(searched.product, searched, costs, folder, request.trials)
+            _refuse_too_slow(predictions)
+        elif searched.function is not None:
+            _refuse_all_too_slow(searched, costs, folder, request.seed)
+        rule = replace(DEFAULT, hints=quality_hints(job, searched, folder))
+        teacher = None if searched.alone else job.original
+        trials = Trials(job, searched, costs, predictions, teacher, began, rule, executor)
+        found, control = search_both(trials, folder)
     chosen = measured(job, costs.baseline, _entries(found, control))
     reports = {one.slug: search_report(trials, found, control, chosen, one) for one in chosen.finalists}
     report = save_finalists(chosen, reports)
@@ -150,7 +155,7 @@ def _with_trained_reference(
 
 
 def _engine(request: SearchRequest, loaded: LoadedModel, context: RunContext) -> str:
-    """Return the engine of the result: what was asked for; else onnxruntime where it takes the model."""
+    """Return the requested engine; for `auto` onnxruntime, where the model can be exported for it."""
     if request.runtime != "auto":
         if request.precision == "int8" and ENGINES[request.runtime].runs == "module":
             raise RequestError(
@@ -204,14 +209,15 @@ def _refuse_all_too_slow(searched: Searched, costs: Costs, folder: Path, seed: i
     Raises:
         TechniqueError: with how far it is over.
     """
-    if (folder / "study.log").exists():  # a search that goes on
+    if (folder / "study.log").exists():  # the search is resumed
         return
     smallest = min(drawn_networks(searched, seed), key=lambda module: count_params(module)[0])
-    load = max(costs.measure(smallest, costs.job.context.work / "smallest").loads.values(), default=0.0)
+    whole = costs.job.context.work / "smallest" / "artifact"  # what cannot be delivered fails before any training
+    load = max(costs.measure(smallest, whole).loads.values(), default=0.0)
     if load > FAR_OVER_SMALLEST:
         raise TechniqueError(
-            "no network of the space is within the limits",
-            f"the smallest of {LOOKS} that were drawn is {load:.2f} times over a target",
+            "no network of the space meets the targets",
+            f"the smallest of {LOOKS} sampled networks is at {load:.2f} times a limit",
             "allow more latency or size, or give a space with smaller networks",
         )
 
@@ -229,8 +235,8 @@ def _refuse_too_slow(predictions: Predictions) -> None:
     if min(least, *measured) <= FAR_OVER:
         return
     raise TechniqueError(
-        "no network of the space is within the limits",
-        f"the nearest of {len(measured)} that were measured is {min(measured):.2f} times over a target, and the "
-        f"lightest is predicted to be {least:.2f} times over",
+        "no network of the space meets the targets",
+        f"the nearest of {len(measured)} measured networks is at {min(measured):.2f} times a limit, and the lightest "
+        f"of all is predicted at {least:.2f} times",
         "allow more latency or size, or give a space with smaller networks",
     )

@@ -21,16 +21,18 @@ from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.context import RunContext, Stage
 
 BUSY = 0.25
-"""Load by other processes, as a fraction of the machine, above which there are more launches and a warning."""
+"""Load by other processes, as a fraction of the machine, above which there are more launches and a warning. Chosen
+(docs/timing.md)."""
 
 OVERLOADED = 0.45
-"""Load above which no speedup is reported: thread pools wait for cores then."""
+"""Load above which no speedup is reported: thread pools wait for cores then. Chosen (docs/timing.md)."""
 
 AS_FAST, AS_FAST_ONCE, AS_FAST_UNDER_LOAD = 1.02, 1.1, 1.25
-"""Factors within which times count as equal: over several launches, in a single one, on a busy machine."""
+"""Factors within which times count as equal: over several launches, in a single one, on an overloaded machine. Chosen:
+`standard` adds launches while the interval is wider than 3 %; one process alone gives no interval (docs/timing.md)."""
 
 PATIENCE_S = {"quick": 0.0, "standard": 20.0, "careful": 60.0}
-"""Seconds that a run waits for an idle machine, by timing."""
+"""Seconds that a run waits for an idle machine, by timing. Chosen (docs/timing.md)."""
 
 
 class TimedRequest(Protocol):

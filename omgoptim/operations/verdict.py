@@ -15,11 +15,12 @@ from omgoptim.reports.measured import SMALLER
 Outcome = Literal["ok", "no_gain", "guard_failed"]
 
 ROUNDING = 1e-6
-"""Quality drop that counts as rounding of another engine: a guard of 0 passes the same float32 model."""
+"""Quality drop that counts as rounding of another engine: a guard of 0 passes the same float32 model. Chosen: less than
+one of the largest number of evaluation samples that may be asked for."""
 
 MARGIN_SHARE = 0.5
 """Maximum margin for the uncertainty of selection samples, as a fraction of the guard: with a few hundred samples the
-interval is wider than any guard, and no candidate would pass."""
+interval is wider than any guard, and no candidate would pass. Chosen: half."""
 
 MOST_CLASSES = 3
 """Classes that are named as lost."""
@@ -150,8 +151,8 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
     if quality is None:
         return []
     warnings = [
-        f"class {lost.label} is recognized less: {lost.before:.0%} -> {lost.after:.0%} of its {lost.samples} samples; "
-        f"the accuracy over all {quality.samples:,} hides it"
+        f"the recall of class {lost.label} fell from {lost.before:.0%} to {lost.after:.0%} ({lost.samples} samples), "
+        f"which the accuracy on all {quality.samples:,} samples hides"
         for lost in quality.lost_classes[:MOST_CLASSES]
     ]
     if not real_data:
@@ -163,8 +164,8 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
         warnings.append(f"{quality.metric} is agreement with the original model, not accuracy: {why}")
     if not math.isfinite(quality.high - quality.low):
         warnings.append(
-            f"the drop of {quality.metric} has no interval: too few samples, samples that cannot be drawn one by one, "
-            "a metric that takes too long to be computed again and again, or one that resamples never change"
+            f"the drop of {quality.metric} has no confidence interval: there are too few samples, samples cannot be "
+            "resampled one by one, or the metric is too slow for a bootstrap or constant over resamples"
         )
     elif not decided(quality, guard):
         needed = samples_needed(quality, guard)

@@ -240,6 +240,11 @@ class Code:
 Block = Table | Line | Items | Chart | Code
 
 
+def charts(*drawings: Drawing | None, note: str = "") -> tuple[Chart, ...]:
+    """Return the charts of the drawings that exist."""
+    return tuple(Chart(drawing, note) for drawing in drawings if drawing is not None)
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """A titled part of a report."""

@@ -21,17 +21,12 @@ from omgoptim.render.lists import (
     sensitivities,
     skip_groups,
 )
+from omgoptim.render.markdown import MAX_BRIEF, MAX_FULL
 from omgoptim.render.numbers import path_text, plain
 from omgoptim.render.sections.quantization import guard_texts, time_share_text
 from omgoptim.render.sections.results import shown_outputs
 from omgoptim.render.sections.training import control_text, curve_lines, shown_rounds, training_text
 from omgoptim.reports import Candidate, Control, EfficiencyReport, Explanation, Finding, Guard, LayerNoise, Record
-
-MAX_CHARACTERS = 8_000
-"""About 2,000 tokens."""
-
-MAX_FULL_CHARACTERS = 40_000
-"""About 10,000 tokens: the most that `detail="full"` puts into a context."""
 
 Json = dict[str, Any]
 
@@ -103,8 +98,8 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "warnings": answer["warnings"],
         "next_steps": answer["next_steps"],
     }
-    answer = _cut(answer, MAX_CHARACTERS, _CUTS)
-    if _length(answer) > MAX_CHARACTERS:  # names without end: every text is cut
+    answer = _cut(answer, MAX_BRIEF, _CUTS)
+    if _length(answer) > MAX_BRIEF:  # names without end: every text is cut
         answer |= {key: plain(answer[key], 300) for key in ("summary", "training") if answer.get(key)}
     return answer
 
@@ -118,13 +113,13 @@ def full_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
     if folder:
         answer["files"] = report_files(folder)
     lists = ("changed", "skipped", "layers", "sensitivity", "candidates", "rounds")
-    if _length(answer) > MAX_FULL_CHARACTERS:
+    if _length(answer) > MAX_FULL:
         answer["training"] = _last_epochs(answer["training"])
         if answer["control"]:
             answer["control"] = answer["control"] | {"training": _last_epochs(answer["control"]["training"])}
         answer = _with_short_lists(answer, 100)
-    answer = _cut(answer, MAX_FULL_CHARACTERS, [(key, keep) for keep in (100, 20, 5) for key in lists])
-    return answer if _length(answer) <= MAX_FULL_CHARACTERS else brief_report(report, folder)
+    answer = _cut(answer, MAX_FULL, [(key, keep) for keep in (100, 20, 5) for key in lists])
+    return answer if _length(answer) <= MAX_FULL else brief_report(report, folder)
 
 
 def _candidate(one: Candidate) -> Json:

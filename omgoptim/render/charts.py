@@ -23,7 +23,7 @@ from omgoptim.render.blocks import (
     Strip,
 )
 from omgoptim.render.claims import speed_undecided
-from omgoptim.render.lists import Sensitivity, ranked_candidates
+from omgoptim.render.lists import Sensitivity, guard_of, ranked_candidates
 from omgoptim.render.numbers import (
     amount_text,
     count_text,
@@ -229,8 +229,8 @@ def _guard(report: EfficiencyReport, base: float | None) -> float | None:
     """Return the lowest quality within the guard; None for students after a trial, which it does not apply to."""
     if report.verb == "distill":
         return None
-    allowed = report.request.get("max_quality_drop")
-    return base - float(allowed) if base is not None and isinstance(allowed, (int, float)) else None
+    allowed = guard_of(report)
+    return None if base is None or allowed is None else base - allowed
 
 
 def _layer_text(layer: Layer) -> str:

@@ -158,7 +158,7 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
     if speed_undecided(report):
         rows.append(Row("speed", "", "undecided", "the machine was overloaded", "open"))
     if gains.agreement is not None:
-        rows.append(Row("agreement", "", f"{gains.agreement:.4f}", "same answers"))
+        rows.append(Row("agreement", "", f"{gains.agreement:.4f}", "same outputs"))
     if report.control is not None and report.control.quality is not None:
         rows.append(Row("without the teacher", "", f"{report.control.quality:.4f}", *control_claim(report.control)))
     return [replace(row, tone=claimed(row.tone, report)) for row in rows if row.before or row.after]

@@ -24,6 +24,7 @@ from omgoptim.render.claims import (
     speed_claim,
     verdict,
 )
+from omgoptim.render.lists import model_of
 from omgoptim.render.numbers import count_text, plain, size_text, time_text
 from omgoptim.render.sections.candidates import candidates_section, steps_section
 from omgoptim.render.sections.layers import changed_section, costliest_section, sensitivity_section
@@ -109,7 +110,6 @@ def report_document(
         ask: message that asks an assistant for a next step; None for a page outside of a chat.
     """
     first, stop, rest = report.summary.partition(". ")
-    model = report.request.get("model") or " and ".join(str(report.request.get(k, "")) for k in ("a", "b"))
     two = report.before is not None and report.after is not None
     tiles = _gain_tiles(report) if two else _measured_tiles(report.before or report.after)
     sections = [
@@ -124,7 +124,7 @@ def report_document(
         lead=rest,
         verdict=verdict(report),
         tone=report.outcome,
-        about=(Text(report.verb), Text(str(model), code=True), Text(report.run_id)),
+        about=(Text(report.verb), Text(model_of(report), code=True), Text(report.run_id)),
         tiles=tuple(tiles),
         sections=tuple(section for section in sections if section is not None),
         actions=tuple(actions),

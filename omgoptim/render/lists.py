@@ -9,6 +9,19 @@ from statistics import fmean
 from omgoptim.reports import Candidate, EfficiencyReport, SensitivityPoint, Skip
 
 _RANK = {"chosen": 0, "finalist": 1, "planned": 2, "dropped": 3, "failed": 4, "skipped": 5}
+"""Order of candidates by status."""
+
+
+def guard_of(report: EfficiencyReport) -> float | None:
+    """Return the largest quality drop that the request allows; None where it has none."""
+    guard = report.request.get("max_quality_drop")
+    return float(guard) if isinstance(guard, (int, float)) else None
+
+
+def model_of(report: EfficiencyReport) -> str:
+    """Return the model of the request, or both artifacts of a comparison."""
+    request = report.request
+    return str(request.get("model") or " and ".join(str(request.get(name, "")) for name in ("a", "b")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +77,7 @@ def sensitivities(report: EfficiencyReport) -> list[Sensitivity]:
     points: dict[str, list[SensitivityPoint]] = {}
     for point in report.sensitivity:
         points.setdefault(point.path, []).append(point)
-    guard = report.request.get("max_quality_drop")
-    guard = float(guard) if isinstance(guard, (int, float)) else None
-    found = []
+    guard, found = guard_of(report), []
     for path, of_path in points.items():
         ordered = tuple(sorted(of_path, key=lambda point: point.amount))
         found.append(Sensitivity(path, ordered, None if guard is None else _within(ordered, guard)))

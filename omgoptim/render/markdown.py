@@ -30,8 +30,6 @@ MAX_BRIEF = 8_000
 MAX_FULL = 40_000
 """Characters of the full form, about 10,000 tokens."""
 
-LONGEST = 2_000
-"""Characters of one line."""
 
 MOST_ROWS = 100
 """Rows of a table, entries of a list; report.json has all."""
@@ -156,7 +154,7 @@ def _cell(text: Text) -> str:
 
 
 def _shown(text: Text) -> str:
-    limit = min(text.limit, LONGEST)
+    limit = min(text.limit, LONGEST_LINE)
     return code(text.text, limit) if text.code else safe(text.text, limit)
 
 

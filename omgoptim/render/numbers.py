@@ -44,7 +44,15 @@ def stage_text(state: RunState) -> str:
 def progress_numbers(state: RunState) -> list[str]:
     """Return percent done and time left, as far as they are known."""
     done = [] if state.progress is None else [f"{state.progress:.0%}"]
-    return done if state.eta_s is None else [*done, f"{wait_text(state.eta_s)} left"]
+    left = left_text(state)
+    return [*done, left] if left else done
+
+
+def left_text(state: RunState) -> str:
+    """Return `12 s left`, of a queued run without its wait, which nobody knows; empty without an estimate."""
+    if state.eta_s is None:
+        return ""
+    return f"{wait_text(state.eta_s)} left{' after the wait' if state.status == 'queued' else ''}"
 
 
 def if_known(show: Callable[[T], str], value: T | None) -> str:
@@ -93,11 +101,6 @@ def amount_text(amount: float | None) -> str:
 def quality_text(quality: float | None) -> str:
     """Return a quality with four digits; empty where it was not measured."""
     return "" if quality is None else f"{quality:.4f}"
-
-
-def plural(count: int, thing: str) -> str:
-    """Return `1 layer`, `3 layers`."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def path_text(path: str, limit: int = 80) -> str:

@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.render.blocks import Block, Chart, Code, Columns, Items, Line, Mark, Section, Table, Text, cells_of
+from omgoptim.render.blocks import Block, Code, Columns, Items, Line, Mark, Section, Table, Text, cells_of, charts
 from omgoptim.render.brief import to_json
 from omgoptim.render.charts import learning_curve, live_scatter
 from omgoptim.render.claims import Row, Tone, comparison_rows, speed_undecided, verdict
 from omgoptim.render.document import Action, Document, call_text
 from omgoptim.render.html import page_html
+from omgoptim.render.lists import model_of
 from omgoptim.render.numbers import (
     drop_text,
     if_known,
+    left_text,
     plain,
-    plural,
     ratio_text,
     size_text,
     stage_text,
@@ -26,12 +27,13 @@ from omgoptim.render.numbers import (
 )
 from omgoptim.render.shared import section_markdown, without_paths, without_paths_in
 from omgoptim.reports import EfficiencyReport, LiveRun, RunState
+from omgoptim.text import plural
 
 
 def live_document(run: LiveRun, project: str) -> Document:
     """Return a running run: its progress, stages, measurements so far, and learning curve."""
     state = run.state
-    left = "" if state.eta_s is None else f"about {wait_text(state.eta_s)} left"
+    left = "" if state.eta_s is None else f"about {left_text(state)}"
     ask = call_text("runs", {"action": "cancel", "run_id": state.run_id, "project": project})
     sections = [_measured(run), _training(run), _stages(run)]
     return Document(
@@ -99,9 +101,8 @@ def _measured(run: LiveRun) -> Section | None:
     }
     table = Table(*cells_of(columns, numeric=["speedup", "size", "drop"]))
     picture = live_scatter(records, run.state.verb, run.max_quality_drop)
-    charts = (Chart(picture),) if picture else ()
     title = "Steps so far" if run.steps else "Candidates so far"
-    return Section(title, (*charts, table), "from single launches, on the selection samples; preliminary")
+    return Section(title, (*charts(picture), table), "from single launches, on the selection samples; preliminary")
 
 
 def _training(run: LiveRun) -> Section | None:
@@ -112,8 +113,7 @@ def _training(run: LiveRun) -> Section | None:
     loss = "no number" if last.loss is None else f"{last.loss:.4g}"
     text = f"epoch {last.epoch} of round {last.round}: loss {loss}{quality}"
     picture = learning_curve(run.epochs, [], plain(text), ("", ""))
-    blocks = (Chart(picture),) if picture else ()
-    return Section("Training", (Items("", (Text(text),)), *blocks))
+    return Section("Training", (Items("", (Text(text),)), *charts(picture)))
 
 
 TITLE = "Runs side by side"
@@ -210,7 +210,7 @@ def _cells(run: Run) -> dict[str, Text]:
     size, latency, quality = (rows.get(label, Row("", "", "")) for label in ("size", "latency p50", "quality"))
     if speed_undecided(report):
         latency = Row("", "", "", f"undecided: {rows['speed'].gain}", "open")
-    model = str(report.request.get("model") or " and ".join(str(report.request.get(name, "")) for name in ("a", "b")))
+    model = model_of(report)
     known = report.after or report.before
     texts = (
         Text(state.run_id, code=True),

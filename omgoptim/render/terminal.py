@@ -19,7 +19,7 @@ from rich.text import Text as RichText
 from omgoptim.errors import OmgoptimError
 from omgoptim.render.blocks import Block, Items, Line, Section, Table, Text
 from omgoptim.render.claims import size_files_text, verdict
-from omgoptim.render.numbers import block, plain, progress_text
+from omgoptim.render.numbers import block, plain, progress_text, state_text
 from omgoptim.render.sections.candidates import candidates_section, steps_section
 from omgoptim.render.sections.layers import changed_section, costliest_section, sensitivity_section
 from omgoptim.render.sections.quantization import explanation_section, quantization_section
@@ -85,14 +85,12 @@ def runs_view(states: list[RunState]) -> RenderableType:
     for header in ("run", "status", "started (UTC)", "model", "summary"):
         table.add_column(header, overflow="fold", no_wrap=header in ("run", "status", "started (UTC)"))
     for state in states:
-        going = progress_text(state) if state.status in ("starting", "queued", "running") else ""
-        text = going or state.summary or (state.error or {}).get("what", "")
         table.add_row(
             RichText(state.run_id),
             RichText(state.outcome or state.status, _STATUS_STYLE.get(state.status, "")),
             RichText(state.started[:16].replace("T", " ")),
             RichText(plain(state.model, 60)),
-            RichText(plain(text, 100)),
+            RichText(plain(state_text(state), 100)),
         )
     return table
 

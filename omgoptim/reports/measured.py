@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 from omgoptim.reports.base import Record
 
 SMALLER = 1.02
-"""Minimum ratio of sizes, memory or counts that is reported as a gain."""
+"""Minimum ratio of sizes, memory or counts that is reported as a gain. Chosen: as for times that count as equal
+(`AS_FAST`)."""
 
 
 class TargetMachine(Record):

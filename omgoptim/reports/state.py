@@ -61,6 +61,7 @@ class RunState(Record):
     progress: float | None = Field(None, ge=0, le=1)
     """Fraction done, 0..1."""
     eta_s: float | None = Field(None, ge=0, le=1e9)
+    """Seconds left, without the wait of a queued run."""
     started: str
     """ISO 8601, UTC."""
     updated: str

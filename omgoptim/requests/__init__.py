@@ -22,7 +22,7 @@ from omgoptim.requests.measure import CompareRequest, ProfileRequest
 from omgoptim.requests.optimize import OptimizeRequest, SearchRequest
 from omgoptim.requests.prune import PruneRequest
 from omgoptim.requests.quantize import QuantizeRequest
-from omgoptim.requests.registry import QUERIES, REGISTRY, TITLES, VERBS, Verb
+from omgoptim.requests.registry import QUERIES, REGISTRY, TITLES, VERBS, Verb, verb_of
 from omgoptim.requests.runs import DoctorRequest, RunsRequest
 from omgoptim.requests.training import RecoveryRequest, TrainingRequest
 from omgoptim.text import clean
@@ -56,6 +56,7 @@ __all__ = [
     "technique_field",
     "techniques",
     "unknown_argument",
+    "verb_of",
 ]
 
 

@@ -79,6 +79,7 @@ class QuantizeArguments(ModelArguments, total=False):
     calibration_samples: int
     num_bits: Literal[8] | Literal[4, 8]
     granularity: Literal["per_channel", "per_tensor"]
+    embedding_bits: Literal[4, 8]
     targets: list[str]
     ignore: list[str]
     symmetric: bool

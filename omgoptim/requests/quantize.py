@@ -36,6 +36,8 @@ class Dynamic(Params):
     """Bits per quantized value."""
     granularity: Annotated[Literal["per_channel", "per_tensor"], RARE] = "per_channel"
     """One weight scale per output channel, or one per tensor."""
+    embedding_bits: Annotated[Literal[4, 8], RARE] = 8
+    """Bits per weight of embedding tables; 4: one scale per 64 weights."""
     targets: Annotated[list[str], Short("Globs on module paths: only these.")] = []
     """Globs on module paths: quantize only these."""
     ignore: Annotated[list[str], Short("Globs on module paths: not these.")] = []
@@ -56,6 +58,8 @@ class Static(Params):
     """Bits per quantized value."""
     granularity: Annotated[Literal["per_channel", "per_tensor"], RARE] = "per_channel"
     """One weight scale per output channel, or one per tensor."""
+    embedding_bits: Annotated[Literal[4, 8], RARE] = 8
+    """Bits per weight of embedding tables; 4: one scale per 64 weights."""
     symmetric: Annotated[bool, RARE] = False
     """Symmetric activations (zero point 0)."""
     algorithm: Annotated[Literal["auto", "onnxruntime", "nncf"], RARE] = "auto"
@@ -101,6 +105,8 @@ class Qat(TrainingFields, Params):
     """Cross-layer equalization, during training and at conversion."""
     granularity: Annotated[Literal["per_channel", "per_tensor"], RARE] = "per_channel"
     """One weight scale per output channel, or one per tensor."""
+    embedding_bits: Annotated[Literal[4, 8], RARE] = 8
+    """Bits per weight of embedding tables; 4: one scale per 64 weights."""
     symmetric: Annotated[bool, RARE] = False
     """Symmetric activations (zero point 0)."""
     calibration_samples: Annotated[int, RARE] = Field(256, ge=1)
@@ -125,6 +131,8 @@ class WeightOnly(Params):
     """Bits per quantized value."""
     group_size: Annotated[Literal[16, 32, 64, 128, 256], RARE] = 64
     """Weights per scale within an output channel."""
+    embedding_bits: Annotated[Literal[4, 8], RARE] = 8
+    """Bits per weight of embedding tables; 4: one scale per 64 weights."""
     symmetric: Annotated[bool, RARE] = False
     """Symmetric weights (zero point in the middle of the integer range)."""
     targets: list[str] = []

@@ -82,3 +82,8 @@ TITLES: dict[str, str] = {
     **{name: query.title for name, query in QUERY_REGISTRY.items()},
 }
 """Titles of all verbs in a list of tools."""
+
+
+def verb_of(request: Request) -> str:
+    """Return the verb of a request that starts a run."""
+    return next(name for name, kind in VERBS.items() if kind is type(request))

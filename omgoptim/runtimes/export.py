@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import TechniqueError
-from omgoptim.runtimes.export_patches import exportable_forward, keywords_as_names, quiet_export, specializing_line
+from omgoptim.runtimes.export_patches import (
+    RENAMED,
+    exportable_forward,
+    keywords_as_names,
+    quiet_export,
+    specializing_line,
+)
 from omgoptim.runtimes.signature import BATCH, Signature
 from omgoptim.text import clean
 
@@ -56,7 +62,12 @@ def export_onnx(
         if program is not None:
             for node in program.model.graph:  # the exporter notes the lines of the user's files on every node
                 node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+                node.metadata_props.update({k: v.replace(RENAMED, "") for k, v in node.metadata_props.items()})
+            for value in list(program.model.graph.initializers.values()):
+                if RENAMED in value.name:
+                    value.name = value.name.replace(RENAMED, "")
             share_tied_weights(program.model, module)
+            index_in_int64(program.model)
             program.save(str(path), external_data=size > MAX_ONE_FILE_BYTES)
             return None
     reason = _why_fixed(module, batch, signature)
@@ -235,6 +246,26 @@ def fixed_batch_error(reason: str) -> TechniqueError:
         reason,
         f"{DYNAMIC_BATCH_FIX}; or use a torch runtime",
     )
+
+
+def index_in_int64(program: Any) -> None:
+    """Cast the int32 indices of ScatterND and GatherND, for which ONNX has int64 only; torch.istft exports such.
+
+    Args:
+        program: an `onnx_ir` model, which is changed.
+    """
+    import onnx_ir
+
+    graph = program.graph
+    for node in list(graph):
+        indices = node.inputs[1] if node.op_type in ("ScatterND", "GatherND") else None
+        if indices is None or indices.dtype != onnx_ir.DataType.INT32:
+            continue
+        cast = onnx_ir.node("Cast", [indices], {"to": onnx_ir.DataType.INT64}, name=f"{node.name}_indices")
+        cast.outputs[0].name, cast.outputs[0].shape = f"{node.name}_indices", indices.shape
+        cast.outputs[0].dtype = onnx_ir.DataType.INT64
+        graph.insert_before(node, cast)
+        node.replace_input_with(1, cast.outputs[0])
 
 
 # Tied weights

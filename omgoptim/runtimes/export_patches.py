@@ -27,10 +27,43 @@ if TYPE_CHECKING:
 def exportable_forward(module: nn.Module, signature: Signature) -> Iterator[None]:
     """Wrap a forward that takes `**kwargs` with named parameters, which torch.export needs for dynamic dimensions.
 
-    Models of transformers have such forwards. `len` of a tensor is symbolic while the context is open.
+    Models of transformers have such forwards. `len` of a tensor is symbolic while the context is open, and children
+    whose names torch.fx cannot take are renamed: see `RENAMED`.
     """
-    with _symbolic_len(module), _named_parameters(module, signature), _plain_outputs(module, signature):
+    with (
+        _symbolic_len(module),
+        _free_names(module),
+        _named_parameters(module, signature),
+        _plain_outputs(module, signature),
+    ):
         yield
+
+
+RENAMED = "_of_the_model"
+"""Suffix, while a model is exported, of children, parameters and buffers that are called as an attribute of torch.fx's
+GraphModule (graph, code, meta): a program with such names cannot be opened."""
+
+
+@contextlib.contextmanager
+def _free_names(module: nn.Module) -> Iterator[None]:
+    import torch
+
+    taken = {"meta", *(set(dir(torch.fx.GraphModule)) - set(dir(torch.nn.Module)))}
+    stores: tuple[dict[str, Any], ...] = (module._modules, module._parameters, module._buffers)
+    before = [dict(store) for store in stores]
+    renamed = {name: value for store in before for name, value in store.items() if name in taken}
+    for store, whole in zip(stores, before, strict=True):
+        store.clear()
+        store.update({f"{name}{RENAMED}" if name in renamed else name: value for name, value in whole.items()})
+    module.__dict__.update(renamed)  # forward finds them as before
+    try:
+        yield
+    finally:
+        for name in renamed:
+            module.__dict__.pop(name, None)
+        for store, whole in zip(stores, before, strict=True):
+            store.clear()
+            store.update(whole)
 
 
 @contextlib.contextmanager

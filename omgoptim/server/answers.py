@@ -46,7 +46,7 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | 
         wait_s: seconds that were waited.
         cap: that the wait was shorter than asked, in words.
     """
-    left = "" if state.eta_s is None else f", about {numbers.wait_text(state.eta_s)} left"
+    left = "" if state.eta_s is None else f", about {numbers.left_text(state)}"
     summary = f"The run continues: {numbers.stage_text(state)}{left}. Wait for it with the call in next_steps."
     arguments = {"action": "wait", "run_id": state.run_id, "project": str(project), "wait_s": wait_s}
     wait = NextStep(
@@ -55,9 +55,7 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | 
         command=shlex.join(["omgoptim", "runs", "wait", state.run_id, "--project", str(project)]),
         why="wait for the report",
     )
-    content: Json = {
-        "status": state.status,
-        "summary": summary,
+    content = _head(state.status, summary) | {
         "warnings": [cap] if cap else [],
         "next_steps": [brief.to_json(wait)],
         "run_id": state.run_id,
@@ -79,14 +77,7 @@ def cancelled_answer(state: RunState) -> CallToolResult:
         "done": f"Run {state.run_id} had already ended; its report is available.",
     }
     summary = ended.get(state.status, f"Run {state.run_id} had already ended: {state.status}.")
-    content: Json = {
-        "status": state.status,
-        "summary": summary,
-        "warnings": [],
-        "next_steps": [],
-        "run_id": state.run_id,
-    }
-    return _result(content, safe(summary))
+    return _result(_head(state.status, summary) | {"run_id": state.run_id}, safe(summary))
 
 
 def runs_answer(states: Sequence[RunState], project: Path) -> CallToolResult:
@@ -94,13 +85,7 @@ def runs_answer(states: Sequence[RunState], project: Path) -> CallToolResult:
     shown = states[:LISTED]
     going = sum(state.status not in ENDED for state in states)
     summary = f"{len(states)} runs in {project}, {going} still active." if states else f"No runs yet in {project}."
-    content: Json = {
-        "status": "ok",
-        "summary": summary,
-        "warnings": [],
-        "next_steps": [],
-        "runs": [_listed(state) for state in shown],
-    }
+    content = _head("ok", summary) | {"runs": [_listed(state) for state in shown]}
     return _result(content, f"{safe(summary, 400)}\n{markdown.runs_markdown(list(shown), len(states))}")
 
 
@@ -127,6 +112,11 @@ def _as_listed(step: NextStep) -> NextStep:
         return step
     arguments = {name: value for name, value in step.arguments.items() if name not in rare}
     return step.model_copy(update={"arguments": arguments | {"options": rare}})
+
+
+def _head(status: str, summary: str) -> Json:
+    """Return the fields that every answer without a report begins with."""
+    return {"status": status, "summary": summary, "warnings": [], "next_steps": []}
 
 
 def _listed(state: RunState) -> Json:

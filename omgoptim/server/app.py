@@ -1,6 +1,6 @@
-"""The report as a page in a chat (MCP Apps), for clients that say that they show one; it adds no tool.
+"""The report as a page in a chat (MCP Apps), for clients that declare this capability; it adds no tool.
 
-The page is one resource without data; an answer brings its data in `_meta`, which no model reads.
+The page is one resource without data; an answer has its data in `_meta`, which no model reads.
 """
 
 from __future__ import annotations

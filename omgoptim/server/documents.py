@@ -43,6 +43,8 @@ Context = ServerRequestContext[Any, Any]
 REPORT_URI = "omgoptim://runs/{run_id}/report"
 _PREFIX, _SUFFIX = REPORT_URI.split("{run_id}")
 _LISTED_REPORTS = 10
+"""Maximum number of reports in the list of resources."""
+
 LONGEST_ARGUMENTS = 4_000
 """Characters that a prompt's arguments may have."""
 
@@ -144,14 +146,14 @@ class Command:
     body: str
 
     def text(self, arguments: str) -> str:
-        """Return the command as it is sent, its arguments put in."""
+        """Return the command's text with its arguments."""
         if "$ARGUMENTS" in self.body:
             return self.body.replace("$ARGUMENTS", arguments)
         return f"{self.body}\n\nARGUMENTS: {arguments}" if arguments else self.body
 
 
 def commands() -> list[Command]:
-    """Return every command, by name. In an installed package they lie in it, in a checkout beside it."""
+    """Return every command, by name. They are inside an installed package, or beside the package in a checkout."""
     inside, beside = _PACKAGE / "_commands", _PACKAGE.parent / "commands"
     folder = inside if inside.is_dir() else beside
     return [_read(path) for path in sorted(folder.glob("*.md"))]

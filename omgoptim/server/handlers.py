@@ -59,7 +59,7 @@ async def _list_tools(context: Context, _params: PaginatedRequestParams | None) 
 
 
 async def _call_tool(context: Context, params: CallToolRequestParams) -> CallToolResult:
-    """Answer a call. Any failure becomes an answer that says what to do; the server goes on."""
+    """Answer a call. Any failure becomes an answer that says what to do; the server continues."""
     try:
         return await _answer(context, params.name, dict(params.arguments or {}))
     except OmgoptimError as error:

@@ -43,7 +43,7 @@ def _refuse_other_head(on: str) -> None:
     """
     if is_head(on) and on.rstrip("/") != os.environ.get(HEAD, "").rstrip("/"):
         raise RequestError(
-            f"the project is not sent to {on}",
+            f"the project cannot be sent to {on}",
             "only the user may decide where it is sent",
             f"ask the user to run the command in a shell, or to set {HEAD}={on} in the server's environment",
         )
@@ -74,7 +74,9 @@ def refuse_to_resume(folder: RunFolder, project: Path) -> None:
     submission = folder.read_request()
     fix = f"ask the user to resume it in a shell: omgoptim runs resume {folder.id}"
     if submission.project.resolve() != project:
-        raise RequestError(f"run {folder.id} is of another project", f"its request.json says {submission.project}", fix)
+        raise RequestError(
+            f"run {folder.id} belongs to another project", f"its request.json says {submission.project}", fix
+        )
     _refuse_other_head(str(submission.request.get("on", "local")))
     granted = [name for name in SHELL_ONLY if submission.request.get(name)]
     if granted:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import Context
 from types import TracebackType
 from typing import Any
@@ -25,6 +25,7 @@ from omgoptim.text import clean
 
 _TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]|-?\d+')
 _MOST_OF_AN_ID = 200
+"""Maximum characters of a request's id that is read."""
 
 
 class AnsweredStream:
@@ -41,21 +42,18 @@ class AnsweredStream:
 
     async def receive(self) -> SessionMessage:
         """Return the next readable message; answer an unreadable one with an error."""
-        while True:
-            item = await self._incoming.receive()
-            if isinstance(item, SessionMessage):
-                return item
-            await self._outgoing.send(SessionMessage(answer_to(item)))
+        return await self._readable(self._incoming.receive)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> SessionMessage:
-        while True:
-            item = await self._incoming.__anext__()
-            if isinstance(item, SessionMessage):
-                return item
+        return await self._readable(self._incoming.__anext__)
+
+    async def _readable(self, following: Callable[[], Awaitable[Any]]) -> SessionMessage:
+        while not isinstance(item := await following(), SessionMessage):
             await self._outgoing.send(SessionMessage(answer_to(item)))
+        return item
 
     async def aclose(self) -> None:
         """Close the incoming stream."""

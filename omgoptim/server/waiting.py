@@ -21,6 +21,8 @@ DEFAULT_WAIT_S = 45.0
 """Several clients cut a call at 60 s."""
 
 HIGHEST_DEFAULT_S = 55.0
+"""Longest wait of a client that does not ask for progress: below those 60 s."""
+
 HIGHEST_WITH_PROGRESS_S = 600.0
 """A client that asks for progress sees that the call is alive, and may wait longer if it says so."""
 
@@ -28,13 +30,15 @@ HEARTBEAT_S = 8.0
 """Longest silence while waiting: some clients end a call that shows no progress."""
 
 INTERVAL_S = 0.25
+"""Seconds between two reads of the run's state."""
+
 
 Report = Callable[[float, float | None, str | None], Awaitable[None]]
 """`report(progress, total, message)`"""
 
 
 def longest_wait(progress: bool = False) -> float:
-    """Seconds that a call may wait at most: OMGOPTIM_MAX_WAIT_S, else by whether the client asked for progress."""
+    """Return the maximum wait of a call in seconds: OMGOPTIM_MAX_WAIT_S, else more if the client requested progress."""
     text = os.environ.get("OMGOPTIM_MAX_WAIT_S", "")
     default = HIGHEST_WITH_PROGRESS_S if progress else HIGHEST_DEFAULT_S
     try:

@@ -7,7 +7,7 @@ import linecache
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
@@ -30,6 +31,12 @@ TOLERANCE, COARSE = 3e-4, 2e-2
 CPU, 5,000 roundings of 6e-8; in half precision, and on GPUs, which may round the factors of float32 products to 10 bits
 (TF32), 40 roundings of 5e-4.
 """
+
+MOST_GROWTH = 8
+"""Positions of an axis at most, as a multiple of the largest activation or axis: a reshape permutes and repeats."""
+
+FOLD = "(a parametrization: fold it with torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm)"
+"""What to do about a weight that is computed from others."""
 
 NOT_RUN = Refusal(
     "it was not called for the samples that were tried: forward never calls it, or only for some inputs", "not_run"
@@ -183,7 +190,7 @@ def is_shared(tensor: Tensor | None, owners: Mapping[int, Sequence[tuple[int, st
 def replacement_refusal(layer: nn.Linear | _ConvNd) -> Refusal | None:
     """Return why another layer in this one's place would not do what it does; None if it would."""
     if layer._parameters.get("weight") is None:
-        return Refusal("its weight is computed from other parameters (a parametrization)", "unsupported")
+        return Refusal(f"its weight is computed from other parameters {FOLD}", "unsupported")
     plain = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, _ConvNd) if isinstance(layer, kind))
     for name in ("forward", "_conv_forward"):
         if name in vars(layer) or getattr(type(layer), name, None) is not getattr(plain, name, None):
@@ -217,6 +224,32 @@ def difference(some: list[Tensor], others: list[Tensor]) -> float:
     return largest
 
 
+@contextlib.contextmanager
+def torch_pruning_context() -> Iterator[None]:
+    """Silence torch-pruning, and let it take a concatenation with an input whose width it does not know.
+
+    For the states of a recurrent layer it adds None to the other widths, which raises; without an index mapping the
+    concatenation is followed as it is, and what does not hold is found where a removal is tried.
+    """
+    with quiet():
+        try:
+            from torch_pruning.dependency import index_mapping
+        except ImportError:  # not installed, which is said elsewhere
+            yield
+            return
+        own = index_mapping.update_concat_index_mapping
+
+        def update(graph: Any, node: Any) -> None:
+            with contextlib.suppress(TypeError):
+                own(graph, node)
+
+        index_mapping.update_concat_index_mapping = update
+        try:
+            yield
+        finally:
+            index_mapping.update_concat_index_mapping = own
+
+
 def traced(doing: str, call: Callable[[], Any]) -> Any:
     """Call torch-pruning without its warnings and prints.
 
@@ -224,10 +257,39 @@ def traced(doing: str, call: Callable[[], Any]) -> Any:
         TechniqueError: it raised.
     """
     try:
-        with quiet():
+        with torch_pruning_context():
             return call()
     except OmgoptimError:
         raise
     except Exception as error:  # torch-pruning raises whatever its heuristics run into
         fix = "use method magnitude, which prunes single weights"
         raise TechniqueError(f"{doing} failed", error_location(error), fix) from error
+
+
+def _largest_axis(module: nn.Module, probe: Probe) -> int:
+    """Return the most values of a sample's activation, or of an axis of a parameter."""
+    sizes = [size for tensor in module.parameters() for size in tensor.shape]
+
+    def look(_layer: nn.Module, _args: Any, output: Any) -> None:
+        sizes.extend(leaf.numel() // probe.samples for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
+    with attached([layer.register_forward_hook(look) for layer in module.modules()]):
+        probe.outputs(module)
+    return max(sizes, default=1)
+
+
+def limit_positions(graph: Any, module: nn.Module, probe: Probe) -> None:
+    """Let the walk in torch-pruning's graph of a module end with an error at more positions of an axis than there are.
+
+    Around an einsum it doubles the positions in every turn of a cycle, and would never end.
+    """
+    most = MOST_GROWTH * _largest_axis(module, probe)
+
+    def limited(positions: list[Any]) -> list[Any]:
+        if len(positions) > most:
+            raise ValueError("an operation between the layers mixes them")
+        return positions
+
+    for node in graph.module2node.values():
+        for dependency in node.dependencies:
+            dependency.index_mapping = [*dependency.index_mapping, limited]

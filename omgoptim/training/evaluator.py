@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from omgoptim.errors import DataError
-from omgoptim.measure.builtin_metrics import Metric
+from omgoptim.measure.agreement import relative_errors
+from omgoptim.measure.builtin_metrics import Metric, detect_outputs
 from omgoptim.measure.metrics import RequestedFunction, resolve_metric
 from omgoptim.measure.quality import score
 from omgoptim.models.outputs import Arrays
@@ -109,28 +110,15 @@ class Evaluator:
 def distance_to_original(evaluator: Evaluator, module: nn.Module) -> float:
     """Return how far a module's outputs are from the original's on the selection samples; breaks ties of scores.
 
-    RMS of the difference over the RMS of the original about its mean, averaged over the floating outputs.
-
-    Only values that are finite in the original count. Infinite where an output is not finite there, 0 without floating
-    outputs.
+    The mean of the relative errors of the floating outputs, as the report has them, those of class scores too. Infinite
+    where an output is not finite and the original's is.
     """
-    made = evaluator.outputs_of(module)
-    distances = []
-    for index, first in enumerate(evaluator.outputs[0]):
-        if first.dtype.kind != "f":
-            continue
-        ours = [batch[index].astype(np.float64).ravel() for batch in made]
-        originals = [batch[index].astype(np.float64).ravel() for batch in evaluator.outputs]
-        if [each.size for each in ours] != [each.size for each in originals]:
-            return math.inf
-        own, original = np.concatenate(ours), np.concatenate(originals)
-        finite = np.isfinite(original)
-        if not finite.any():
-            continue
-        own, original = own[finite], original[finite]
-        spread = max(float(original.std()), 1e-12)
-        distances.append(float(np.sqrt(np.mean((own - original) ** 2))) / spread)
-    distance = float(np.mean(distances)) if distances else 0.0
+    outputs = evaluator.metric.outputs or detect_outputs(evaluator.outputs)
+    try:
+        errors = relative_errors(outputs, evaluator.outputs_of(module), evaluator.outputs)
+    except DataError:
+        return math.inf
+    distance = float(np.mean(errors)) if errors else 0.0
     return distance if math.isfinite(distance) else math.inf
 
 

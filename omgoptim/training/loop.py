@@ -81,6 +81,11 @@ class Objective:
     features: FeatureLoss | None = None
     """Distance to the teacher's layers; its adapters are trained, and stay in it."""
 
+    def check(self, target: Any) -> None:
+        """Raise for a target that does not fit the loss on the targets, if there is one."""
+        if self.loss is not None:
+            self.loss.check(target)
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingRound:
@@ -147,8 +152,7 @@ class Trainer:
         adapters = [] if objective.features is None else list(objective.features.parameters())
         with own_randomness(), train_mode(module), teacher_mode(objective.teacher, config.device):
             loss_fn = _combined(objective, module, batches)
-            check = objective.loss.check if objective.loss is not None else lambda _target: None
-            count, first = batches.survey(config.batch, config.seed, check) if config.epochs else (0, None)
+            count, first = batches.survey(config.batch, config.seed, objective.check) if config.epochs else (0, None)
             total = optimizer_steps(config, count)
             with prepared_steps(module, [*parameters, *adapters], config, total, loss_fn, at.masks) as steps:
                 if first is not None:

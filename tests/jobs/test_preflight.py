@@ -53,6 +53,11 @@ def files(project: Path) -> Path:
         ("profile", {"model": "net.py:build", "metric": "net.py:absent"}, "net.py has no 'absent'"),
         ("prune", {"model": "net.py:build", "loss": "net.py:absent"}, "net.py has no 'absent'"),
         ("distill", {"model": "net.py:build", "student": "net.py:absent"}, "net.py has no 'absent'"),
+        (
+            "distill",
+            {"model": "net.py:build", "student": "net.py:build", "student_checkpoint": "absent.pt"},
+            "checkpoint 'absent.pt' does not exist",
+        ),
         ("quantize", {"model": "net.py:build", "output": "out"}, "output 'out' exists already"),
         ("compare", {"a": "quantize-20260101-0000-aaaa", "b": "nothing"}, "'nothing' is not an artifact"),
     ],

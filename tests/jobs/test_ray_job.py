@@ -183,7 +183,7 @@ def test_what_a_run_raises_on_the_cluster_is_raised_here(here: Path, head: Head)
 def test_objects_of_this_process_are_refused_before_anything_is_sent(here: Path, head: Head) -> None:
     import torch
 
-    with pytest.raises(RequestError, match="a worker cannot have the caller's module"):
+    with pytest.raises(RequestError, match="the Python object given as module cannot be sent"):
         omgoptim.distill(torch.nn.Linear(2, 2), "narrow", data="net.py:load", on=head.url, **QUICK)
     assert head.packages == {}
 
@@ -215,7 +215,7 @@ def test_an_agent_sends_the_project_only_to_the_head_that_the_user_named(
 
     monkeypatch.setenv("OMGOPTIM_PROJECT", str(here))
     asked = parse("optimize", {"model": "net.py:net", "on": "http://head:8265"})
-    with pytest.raises(RequestError, match="the project is not sent to http://head:8265"):
+    with pytest.raises(RequestError, match="the project cannot be sent to http://head:8265"):
         resolve_call(asked)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265/")
     assert resolve_call(asked)[1] == asked

@@ -151,3 +151,16 @@ def test_an_exported_bilinear_layer_counts_the_products_it_became(tmp_path: Path
     count = count_program(tmp_path / "pair.onnx", {"rows": np.ones((1, 3), np.float32)})
     # the linear layer; every weight of the form once; and its sum over the second input, a product of its own there
     assert count.macs == 3 * 5 + 3 * 5 * 4 + 5 * 4
+
+
+def test_an_expert_that_no_sample_is_sent_to_has_no_multiply_accumulates_and_is_not_uncounted() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x) + self.idle(x[:0]).sum()
+
+    count = count_macs(Routed(), (torch.randn(1, 4),), {})
+    assert (count.macs, count.uncounted) == (12, {})

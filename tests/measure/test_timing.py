@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 from scipy import stats
 
 from omgoptim.errors import ArtifactError, ModelError
-from omgoptim.measure import launch
+from omgoptim.measure import measuring_process
 from omgoptim.measure.launch import TimingPlan
-from omgoptim.measure.measuring_process import TimingSetup
+from omgoptim.measure.measuring_process import ProcessPool, TimingSetup
 from omgoptim.measure.timing import (
     PLANS,
     SCREENING_PLAN,
@@ -158,7 +159,7 @@ class _Noted:
 def noted_timing(monkeypatch, bench):
     def run(artifacts, seconds, plan=TINY, seed=0, fails=None, **options):
         notes = Notes(seconds, fails)
-        monkeypatch.setattr(launch, "MeasuringProcess", notes.process)
+        monkeypatch.setattr(measuring_process, "MeasuringProcess", notes.process)
         return time_artifacts(artifacts, bench, plan, seed, **options), notes
 
     return run
@@ -202,7 +203,7 @@ def test_the_interval_is_over_launches_and_turned_back_into_ratios(noted_timing)
 
     notes = Notes({"a": 0.008, "b": 0.008 / next(launches)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "MeasuringProcess", notes.process)
+        patch.setattr(measuring_process, "MeasuringProcess", notes.process)
         timings = time_artifacts(["a", "b"], TimingSetup({"latency": "x"}, 1, 1, "."), plan, 0, next_launch)
     half = 12.706 * math.log(2) / 2
     assert timings[1].speedup.value == pytest.approx(math.sqrt(8))
@@ -260,7 +261,7 @@ def test_a_turn_holds_four_calls_and_one_of_a_slow_model(noted_timing):
 def test_without_a_batch_for_it_throughput_is_not_timed_and_memory_is_read_all_the_same():
     notes = Notes({"a": 0.002, "b": 0.001})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "MeasuringProcess", notes.process)
+        patch.setattr(measuring_process, "MeasuringProcess", notes.process)
         timings = time_artifacts(["a", "b"], TimingSetup({"latency": "x"}, 1, 1, "."), TINY, 0)
     assert [timing.throughput_per_s for timing in timings] == [None, None]
     assert timings[1].throughput_ratio is None
@@ -312,6 +313,14 @@ def test_what_else_is_wanted_is_done_once_after_the_timing_of_the_first_launch(n
 
 
 # Real processes
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def calls_of(folder):
@@ -375,3 +384,31 @@ def test_a_challenger_whose_outputs_hold_nan_drops_out(make_module, make_program
     assert isinstance(timings[1], ModelError)
     assert "NaN" in timings[1].what
     assert (tmp_path / "outputs" / "0" / "000000.npz").is_file()
+
+
+def test_launches_with_a_pool_share_its_processes_until_it_ends(make_module, bench, tmp_path):
+    first, *others = [make_module(name, name=name) for name in ("first", "one", "two")]
+    with ProcessPool() as pool:
+        timings = [time_artifacts([first, other], replace(bench, pool=pool), TINY, seed=0)[1] for other in others]
+        assert all(isinstance(timing, Timing) and timing.speedup.value > 0 for timing in timings)
+        of = {name: {pid for who, pid, *_ in calls_of(tmp_path) if who == name} for name in ("first", "one", "two")}
+        assert of["one"] == of["two"]
+        assert len(of["first"]) == len(of["one"]) == 1
+        assert of["first"] != of["one"]
+    assert not any(is_alive(pid) for pids in of.values() for pid in pids)
+
+
+def test_a_process_of_a_pool_that_died_is_replaced_and_one_that_refuses_an_artifact_goes_on(
+    make_module, make_program, bench, tmp_path
+):
+    first, dying, good = make_program("first"), make_module("dying", does="die_later"), make_program("good")
+    damaged = make_program("damaged")
+    (damaged / "model.onnx").write_bytes(b"nonsense")
+    with ProcessPool() as pool:
+        timings = [
+            time_artifacts([first, other], replace(bench, pool=pool), TINY, seed=0)[1]
+            for other in (dying, good, damaged, good)
+        ]
+    assert [isinstance(timing, Timing) for timing in timings] == [False, True, False, True]
+    assert "SIGKILL" in timings[0].why
+    assert "damaged" in timings[2].what

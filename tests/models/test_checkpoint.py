@@ -129,7 +129,56 @@ def test_arguments_paths_and_numpy_scores_beside_the_weights_are_passed_over(tmp
     torch.save(
         {"epoch": 3, "state_dict": weights(), **beside}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped
     )
-    assert loads(tmp_path / "w.pt") == ["checkpoint w.pt: the weights were under 'state_dict'"]
+    assert loads(tmp_path / "w.pt") == [
+        "checkpoint w.pt: the weights were under 'state_dict'",
+        "checkpoint w.pt: left out, since the model has no such entry: history",
+    ]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_that_are_numpy_arrays_are_read(tmp_path: Path, zipped: bool) -> None:
+    arrays = {name: np.array(value.numpy(), order="F") for name, value in weights().items()}
+    arrays["fc.bias"] = arrays["fc.bias"].astype(">f8")
+    beside = {"classes": np.array(["cat", "dog"]), "extra": np.array([None, 1], dtype=object)}
+    torch.save({"state_dict": arrays | beside}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    assert loads(tmp_path / "w.pt")[1:] == ["checkpoint w.pt: 1 tensors were cast from float64 to the model's float32"]
+
+
+class Crafted:
+    """A pickle of an array whose state numpy did not write."""
+
+    def __init__(self, state: tuple[object, ...]) -> None:
+        self.state = state
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return *np.arange(2.0).__reduce__()[:2], self.state
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (1, (2, 3), np.dtype("float32"), False, b"short"),
+        (1, (-2, -3), np.dtype("float32"), False, bytes(24)),
+        (1, "23", np.dtype("float32"), False, bytes(24)),
+        (1, (2, 3), np.dtype("O"), False, [1] * 6),
+        (1, (2, 3), "float32", False, bytes(24)),
+        (1,),
+    ],
+)
+def test_an_array_with_another_content_than_numpy_writes_fills_nothing(
+    tmp_path: Path, state: tuple[object, ...]
+) -> None:
+    torch.save(weights() | {"fc.weight": Crafted(state)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"missing: fc\.weight"):
+        load_checkpoint(Net(), tmp_path / "w.pt")
+
+
+def test_a_dict_within_itself_is_an_error(tmp_path: Path) -> None:
+    state: dict[str, object] = {}
+    state["again"] = state
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="nested too deep"):
+        load_checkpoint(Net(), tmp_path / "w.pt")
 
 
 def test_weights_of_a_diverged_training_are_named(tmp_path: Path) -> None:

@@ -90,6 +90,20 @@ def test_the_averaged_set_is_noted_and_a_missing_set_is_an_error() -> None:
     assert same(match_keys({"state_dict": inside}, own, "ema").state, own)
 
 
+@pytest.mark.parametrize("prefix", ["", "net."])
+def test_the_weights_of_lightnings_averaging_callback_are_told_apart_by_its_own_keys(prefix: str) -> None:
+    own = net(1).state_dict()
+    loaded = {
+        "state_dict": prefixed(prefix),
+        "current_model_state": prefixed(prefix, own),
+        "averaging_state": {"n_averaged": torch.tensor(7)},
+    }
+    assert same(match_keys(loaded, own, "auto").state)
+    assert same(match_keys(loaded, own, "plain").state, own)
+    with pytest.raises(ModelError, match="several sets"):  # nothing says which of them is averaged
+        match_keys(loaded | {"averaging_state": {}}, own)
+
+
 def test_norms_without_a_counter_keep_the_models_with_a_note() -> None:
     loaded = {name: value for name, value in STATE.items() if "num_batches" not in name}
     found = match_keys(loaded, net(1).state_dict())

@@ -88,6 +88,17 @@ def test_labels_in_any_form_belong_to_the_output_that_fits_them(
     assert found.specs[0].kind == ("class_scores" if kind == "classes" else found.specs[0].kind)
 
 
+def test_labels_of_0_and_1_belong_to_the_score_beside_embeddings_whose_entries_could_be_classes() -> None:
+    embeddings = np.random.default_rng(1).normal(size=(10, 4)).astype(np.float32)
+    outputs = [[LOGITS[:6, 0], embeddings[:6], embeddings[:6]], [LOGITS[6:, 0], embeddings[6:], embeddings[6:]]]
+    labels = YES.astype(np.float32)
+    found = describe_outputs(
+        Signature((), {"tuple": ["tensor"] * 3}), outputs, [6, 4], [labels[:6], labels[6:]], OutputOptions()
+    )
+    assert (found.labels, found.label_form, found.target) == ("classes", "binary", 0)
+    assert [spec.kind for spec in found.specs] == ["class_scores", "values", "values"]
+
+
 def test_metric_r2_takes_labels_of_0_and_1_for_values() -> None:
     assert described(LOGITS, YES.astype(np.float32), metric="r2").labels == "values"
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.first_forward import batch_dependence_of
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.prepare import prepare
 from omgoptim.requests import PruneRequest, parse
@@ -58,13 +57,13 @@ def test_a_model_whose_answer_depends_on_the_batch_is_judged_sample_by_sample(
     loaded = prepared(tmp_path, module)
     assert loaded.batch_dependent is not None
     assert cause in loaded.batch_dependent
-    assert any("quality is measured one sample at a time" in note for note in loaded.notes)
+    assert any("quality is measured at batch 1" in note for note in loaded.notes)
     assert [len(batch["input" if "input" in batch else "x"]) for batch in loaded.evaluation.batches] == [1] * 40
     assert len(loaded.samples("calibration", 40).batches) == 40
     assert len(loaded.samples("train", 40).batches) == 3  # statistics are read in batches
     assert len(list(loaded.eval_folder.iterdir())) == 40
     assert (set(loaded.bench.batches), loaded.bench.batch) == ({"latency"}, 1)
-    assert any("throughput not at all" in note for note in loaded.notes)
+    assert any("throughput is not measured" in note for note in loaded.notes)
 
 
 def test_an_ordinary_model_keeps_its_batches(tmp_path: Path) -> None:
@@ -72,4 +71,3 @@ def test_an_ordinary_model_keeps_its_batches(tmp_path: Path) -> None:
     assert loaded.batch_dependent is None
     assert len(loaded.evaluation.batches) == 3
     assert set(loaded.bench.batches) == {"latency", "throughput"}
-    assert batch_dependence_of(None, None, loaded.signature, loaded.evaluation, 1) is None

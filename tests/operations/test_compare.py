@@ -41,9 +41,9 @@ def test_a_lineage_is_only_what_the_manifests_share(a: tuple[str, ...], b: tuple
 
 def test_two_models_without_a_common_run_are_called_separate_unless_both_came_from_one_source() -> None:
     one, other = {"model": "net.py:build", "checkpoint": None}, {"model": "net.py:small", "checkpoint": None}
-    assert "separate models" in lineage_sentence(one, other)
-    assert "separate models" in lineage_sentence(one, one | {"checkpoint": "weights.pt"})
-    assert "separate models" in lineage_sentence({}, {})
+    assert "no common run" in lineage_sentence(one, other)
+    assert "no common run" in lineage_sentence(one, one | {"checkpoint": "weights.pt"})
+    assert "no common run" in lineage_sentence({}, {})
     assert lineage_sentence(one, one) == " Both were made from net.py:build."
 
 

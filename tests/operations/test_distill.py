@@ -164,7 +164,7 @@ def test_without_targets_the_student_learns_from_the_teacher_alone(digits_projec
     assert report.after is not None
     assert report.after.quality is not None
     assert report.after.quality > 0.4
-    with pytest.raises(RequestError, match="control cannot be trained"):
+    with pytest.raises(RequestError, match=r"the control .* cannot be trained"):
         distill(data="students.py:unlabelled", control=True)
 
 
@@ -246,7 +246,7 @@ def test_no_data_is_an_error_that_says_how_to_give_some(digits_project: Path) ->
 @pytest.mark.slow
 def test_a_student_that_is_not_smaller_is_warned_of(digits_project: Path) -> None:
     report = distill("students.py:large", epochs=1)
-    assert any("not smaller than the teacher" in warning for warning in report.warnings)
+    assert any("no smaller than the teacher" in warning for warning in report.warnings)
 
 
 def test_a_plan_names_the_student_and_does_nothing(digits_project: Path) -> None:

@@ -38,10 +38,10 @@ def test_a_time_target_on_an_overloaded_machine_is_undecided_and_that_is_said_fi
     loaded: Any = SimpleNamespace(evaluation=SimpleNamespace(targets=[]), device="cpu")
     race = SimpleNamespace(original=result(0.95).timing, load=OVERLOADED + 0.01)
     asked = OptimizeRequest(model="m", target_latency_ms=8)
-    (undecided,) = choice(loaded, race, asked).doubts(result(0.95))
+    (undecided,) = choice(loaded, race, asked).leading_warnings(result(0.95))
     assert undecided == "Whether a latency of 8 ms is reached is undecided: the machine was overloaded."
     race.load = 0.0
-    assert choice(loaded, race, asked).doubts(result(0.95)) == []
+    assert choice(loaded, race, asked).leading_warnings(result(0.95)) == []
 
 
 def test_a_chance_level_and_a_model_that_waits_are_said_first() -> None:
@@ -49,18 +49,18 @@ def test_a_chance_level_and_a_model_that_waits_are_said_first() -> None:
     loaded: Any = SimpleNamespace(evaluation=SimpleNamespace(targets=labels), device="cpu")
     race = SimpleNamespace(original=Timing(1.0, 1.0, None, None, None, None, 1, idle=0.97), load=0.9)
     chosen = choice(loaded, race)
-    chance, waits = chosen.doubts(result(0.7))
+    chance, waits = chosen.leading_warnings(result(0.7))
     assert chance.startswith("The original model is at chance level: its accuracy is 0.7000")
     assert "the original waits 97% of its time" in waits
     race.original = result(0.7).timing
-    assert chosen.doubts(result(0.95)) == []
+    assert chosen.leading_warnings(result(0.95)) == []
 
 
 def test_a_speedup_of_the_engine_alone_that_kernels_cannot_explain_is_said_first() -> None:
     loaded: Any = SimpleNamespace(evaluation=SimpleNamespace(targets=[]), device="cpu")
     race = SimpleNamespace(original=result(0.95).timing, load=0.0)
     parts = GainsBy(engine=Gain(speedup=200.0), precision=Gain(speedup=1.5))
-    (first,) = choice(loaded, race).doubts(result(0.95), parts)
+    (first,) = choice(loaded, race).leading_warnings(result(0.95), parts)
     assert first.startswith("Implausible speedup: float32 on onnxruntime alone is 200x faster")
 
 
@@ -68,4 +68,4 @@ def test_a_ruined_output_is_a_reason_though_the_metric_lost_nothing() -> None:
     ruined, missed = guard_reasons(result(0.9, ruined=RUINED), 0.01)
     assert ruined.startswith("Output 'boxes' (relative error 0.90")
     assert missed == "12 ms, target 4 ms"
-    assert guard_reasons(result(0.9, drop=0.02), 0.01)[0] == "a drop of 0.0200, guard 0.01"
+    assert guard_reasons(result(0.9, drop=0.02), 0.01)[0] == "quality drop 0.0200, above the guard 0.01"

@@ -86,10 +86,10 @@ def test_a_process_that_waits_and_ratios_that_no_engine_has_are_implausible() ->
 def test_waiting_is_told_on_an_overloaded_machine_only_where_it_is_clear() -> None:
     parts = gains_by(BEFORE, PLAIN, side(250, 6.0, 6.0), 0.9)
     sleeps, unsure = replace(BEFORE.timing, idle=0.97), replace(BEFORE.timing, idle=0.6)
-    assert waiting_share(sleeps, 0.9) == 0.97
-    assert waiting_share(unsure, 0.9) is None
-    assert waiting_share(unsure, 0.0) == 0.6
-    assert waiting_share(BEFORE.timing, 0.0) is None
+    assert waiting_share(sleeps, 0.9, "cpu") == 0.97
+    assert waiting_share(unsure, 0.9, "cpu") is None
+    assert waiting_share(unsure, 0.0, "cpu") == 0.6
+    assert waiting_share(BEFORE.timing, 0.0, "cpu") is None
     words = implausible_sentence(parts, sleeps, "openvino", "cpu", 0.9)
     assert words.startswith("Any speedup would be implausible: the original waits 97% of its time")
     assert implausible_sentence(parts, unsure, "openvino", "cpu", 0.9) == ""

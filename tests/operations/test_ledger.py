@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from omgoptim.errors import RunError
-from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of, pareto_front
+from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
 
 DECISIVE: dict[str, Any] = {
     "parent": "sha256:a",
@@ -119,21 +118,7 @@ def test_the_latest_entry_of_a_key_counts(tmp_path: Path) -> None:
     ledger.append(kept)
     ledger.append(rolled_back)
     assert ledger.get(kept.key) == rolled_back
-    assert ledger.front() == [rolled_back]
     assert len(ledger) == 2
-
-
-def test_the_front_holds_exactly_what_no_other_entry_dominates() -> None:
-    grid = [entry(ms, size, drop) for ms, size, drop in itertools.product((1.0, 2.0, 3.0), (10, 20), (0.0, 0.01))]
-    assert pareto_front(grid) == [entry(1.0, 10, 0.0)]
-    chosen = [entry(1.0, 30, 0.02), entry(2.0, 20, 0.01), entry(3.0, 10, 0.0), entry(3.0, 20, 0.01)]
-    assert pareto_front(reversed(chosen)) == chosen[:3]
-
-
-def test_the_front_leaves_out_what_breaks_the_guard_failed_or_was_not_measured() -> None:
-    inside, outside = entry(2.0, 10, 0.01), entry(1.0, 10, 0.02)
-    failed, unmeasured = entry(0.5, verdict="failed"), entry(None)
-    assert pareto_front([inside, outside, failed, unmeasured], max_quality_drop=0.01) == [inside]
 
 
 def test_an_entry_refuses_a_number_that_is_none() -> None:

@@ -29,7 +29,7 @@ def request(**given: object) -> QuantizeRequest:
 
 
 def test_after_a_plan_comes_the_same_request_for_real() -> None:
-    planned = plan_step("quantize", request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
+    planned = plan_step(request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
     assert planned.arguments == {
         "model": "net.py:build",
         "data": "net.py:load",
@@ -89,13 +89,13 @@ def test_what_loses_too_much_on_executorch_is_rounded_better_or_stays_in_float()
 @pytest.mark.parametrize(
     ("kind", "macs", "waits", "why"),
     [
-        ("Conv2d", 100, None, "the cheapest way to smaller and faster"),
-        ("GRU", 100, None, "no engine here computes a GRU in integers"),
-        ("Sequential", None, None, "what is around its layers"),
-        ("Conv2d", 100, 0.97, "97% is waiting, which fewer bits do not shorten"),
+        ("Conv2d", 100, None, "smaller and faster at the lowest cost"),
+        ("GRU", 100, None, "no engine here has integer kernels for GRU"),
+        ("Sequential", None, None, "less time outside of the layers"),
+        ("Conv2d", 100, 0.97, "97% of its time is waiting, which quantization does not shorten"),
     ],
 )
-def test_a_profile_promises_speed_only_of_what_fewer_bits_make_faster(
+def test_a_profile_promises_speed_only_where_an_engine_has_integer_kernels(
     kind: str, macs: int | None, waits: float | None, why: str
 ) -> None:
     loaded: Any = SimpleNamespace(data=SimpleNamespace(real=True), precision="float32")

@@ -238,7 +238,7 @@ def test_layers_that_only_another_runtime_can_leave_alone_are_no_request_for_tor
 
 def test_without_data_a_load_beside_the_model_is_taken_and_that_is_said(project: Path) -> None:
     report = omgoptim.quantize("net.py:net", checkpoint="net.pt", scheme="weight_only", plan=True)
-    assert "no data was given: net.py:load, which stands beside the model, is used" in report.warnings
+    assert "no data was given: using net.py:load, found beside the model" in report.warnings
 
 
 def test_a_plan_names_candidates_and_layers_and_leaves_no_artifact(project: Path) -> None:

@@ -64,7 +64,7 @@ def report(verb: str, asked: Request, outcome: str, steps: list[NextStep], **mor
 def reshaped(verb: str, asked: dict[str, Any], outcome: str, real: bool = True, **measured: Any) -> list[NextStep]:
     request: Any = parse(verb, MODEL | asked)
     result = RunResult(outcome, "run-1", measured.pop("gains", Gains()), **measured)
-    return new_calls(report(verb, request, outcome, next_steps(verb, request, loaded(real), result)), request)
+    return new_calls(report(verb, request, outcome, next_steps(request, loaded(real), result)), request)
 
 
 def every_step() -> list[tuple[str, Request, NextStep]]:
@@ -104,7 +104,7 @@ def test_every_proposed_call_parses_and_its_command_asks_for_the_same() -> None:
     assert {one.tool for _, _, one in STEPS} == {"prune", "factorize", "distill", "quantize", "profile"}
     for _, _, one in STEPS:
         request = parse(one.tool, one.arguments)
-        assert one.command == repeat_of(one.tool, request)
+        assert one.command == repeat_of(request)
         words = shlex.split(one.command)
         assert words[:2] == ["omgoptim", one.tool]
         known = {option.name for option in options.options_of(type(request))}

@@ -89,7 +89,7 @@ def test_what_is_no_space_is_refused_before_any_work(
         (
             {"model": "net.py:net", "checkpoint": "net.pt", "space": "net.py:conditional", "target_size_mb": 0.0005},
             TechniqueError,
-            "the smallest of 8 that were drawn is",
+            "the smallest of 8 sampled networks is at",
         ),
         ({"model": "net.py:conditional", "control": "random"}, RequestError, "no random control"),
     ],
@@ -129,7 +129,7 @@ def test_a_plan_lists_the_choices_and_trains_nothing(spaces: Path) -> None:
 
 @pytest.mark.slow
 def test_a_limit_far_below_the_lightest_network_ends_before_any_trial(spaces: Path) -> None:
-    with pytest.raises(TechniqueError, match="no network of the space is within the limits"):
+    with pytest.raises(TechniqueError, match="no network of the space meets the targets"):
         omgoptim.search(
             "net.py:net", "net.py:space", checkpoint="net.pt", trials=2, **SMALL | {"target_size_mb": 0.0008}
         )

@@ -121,7 +121,7 @@ def test_a_worker_with_other_weights_refuses_to_train(spaces: Path, tmp_path: Pa
     try:
         function = "omgoptim.operations.architecture_search.tasks:train_trial"
         future = executor.submit(Task(function, payload, tmp_path / "00000"))
-        with pytest.raises(omgoptim.OmgoptimError, match="other weights on a worker"):
+        with pytest.raises(omgoptim.OmgoptimError, match="differ between a worker and the driver"):
             future.result(120)
     finally:
         executor.close()
@@ -149,7 +149,7 @@ def test_workers_write_the_candidates_of_a_model_that_is_an_object_of_the_sessio
 def test_objects_of_the_session_cannot_be_sent_to_workers(spaces: Path) -> None:
     import torch
 
-    with pytest.raises(RequestError, match="a worker cannot have the caller's module"):
+    with pytest.raises(RequestError, match="the Python object given as module cannot be sent"):
         omgoptim.optimize(torch.nn.Linear(2, 2), data="net.py:load", on="ray")
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from omgoptim.render import brief
+from omgoptim.render.markdown import MAX_BRIEF, MAX_FULL
 from omgoptim.reports import EfficiencyReport, Skip
 
 
@@ -30,7 +31,7 @@ def test_the_full_form_is_the_report_itself(quantized: EfficiencyReport) -> None
 def test_a_giant_report_has_its_lists_cut_and_says_so(quantized: EfficiencyReport) -> None:
     skipped = [Skip(path=f"layer.{i}", reason="too small to be worth it") for i in range(5000)]
     answer = brief.full_report(quantized.model_copy(update={"skipped": skipped}))
-    assert len(json.dumps(answer)) <= brief.MAX_FULL_CHARACTERS
+    assert len(json.dumps(answer)) <= MAX_FULL
     assert len(answer["skipped"]) == 100
     assert answer["cut"] == {"total": {"skipped": 5000}, "rest": "in report.json"}
 
@@ -41,7 +42,7 @@ def test_the_full_form_of_a_hostile_report_falls_back_to_the_short_one(hostile: 
 
 def test_the_short_form_of_a_hostile_report_is_bounded_and_has_no_control_characters(hostile: EfficiencyReport) -> None:
     text = json.dumps(brief.brief_report(hostile), ensure_ascii=False)
-    assert len(text) <= brief.MAX_CHARACTERS
+    assert len(text) <= MAX_BRIEF
     assert not any(char in text for char in ("\x1b", "\u202e", "\u200b", "\\u001b"))
 
 
@@ -54,7 +55,7 @@ def test_the_short_form_has_the_rounds_one_line_on_training_and_the_ends_of_the_
     assert answer["training"].startswith("6 epochs in 3 rounds; adamw, cross-entropy")
     assert answer["sensitivity"][0] == {"path": "0", "largest_drop": 0.1212, "at": 0.9, "within_guard_up_to": 0.5}
     assert len(answer["sensitivity"]) == 10
-    assert len(json.dumps(answer)) <= brief.MAX_CHARACTERS
+    assert len(json.dumps(answer)) <= MAX_BRIEF
 
 
 def test_long_training_is_cut_to_its_last_epochs_in_the_full_form(pruned: EfficiencyReport) -> None:
@@ -62,7 +63,7 @@ def test_long_training_is_cut_to_its_last_epochs_in_the_full_form(pruned: Effici
     epochs = [epoch for _ in range(200) for epoch in pruned.training.epochs]
     training = pruned.training.model_copy(update={"epochs": epochs})
     answer = brief.full_report(pruned.model_copy(update={"training": training}))
-    assert len(json.dumps(answer)) <= brief.MAX_FULL_CHARACTERS
+    assert len(json.dumps(answer)) <= MAX_FULL
     assert answer["training"]["epochs_in_all"] == 1200
     assert len(answer["training"]["epochs"]) == 20
     assert len(answer["sensitivity"]) == len(pruned.sensitivity)
@@ -76,7 +77,7 @@ def test_the_short_form_has_the_control_in_numbers_and_words_and_no_epochs(disti
     assert "training" not in control
     assert len(answer["quality_by_epoch"]) == 2
     assert [one["status"] for one in answer["candidates"]] == ["chosen", "dropped", "dropped", "skipped"]
-    assert len(json.dumps(answer)) <= brief.MAX_CHARACTERS
+    assert len(json.dumps(answer)) <= MAX_BRIEF
 
 
 def test_a_report_without_a_control_has_no_key_for_it(pruned: EfficiencyReport, distilled: EfficiencyReport) -> None:
@@ -91,7 +92,7 @@ def test_a_long_control_is_cut_to_its_last_epochs_in_the_full_form(distilled: Ef
     training = distilled.control.training.model_copy(update={"epochs": epochs})
     control = distilled.control.model_copy(update={"training": training})
     answer = brief.full_report(distilled.model_copy(update={"control": control}))
-    assert len(json.dumps(answer)) <= brief.MAX_FULL_CHARACTERS
+    assert len(json.dumps(answer)) <= MAX_FULL
     assert answer["control"]["training"]["epochs_in_all"] == 1000
     assert len(answer["control"]["training"]["epochs"]) == 20
     assert answer["control"]["gain"] == 0.0127

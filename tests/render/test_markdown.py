@@ -126,6 +126,8 @@ def test_a_failed_run_shows_its_error_and_its_log() -> None:
 def test_a_running_run_shows_stage_percent_and_time_left() -> None:
     state = _state("running").model_copy(update={"stage": "measuring", "progress": 0.4, "eta_s": 12.0})
     assert markdown.state_markdown(state) == "**RUNNING** run `r` (profile): measuring, 40%, 12 s left"
+    queued = markdown.state_markdown(state.model_copy(update={"status": "queued", "stage": "waiting for cpu"}))
+    assert queued == "**QUEUED** run `r` (profile): waiting for cpu, 40%, 12 s left after the wait"
 
 
 def _state(status: str) -> RunState:

@@ -13,7 +13,7 @@ from rich.console import Console
 from omgoptim.render import brief
 from omgoptim.render.charts import noise_bars
 from omgoptim.render.html import report_html
-from omgoptim.render.markdown import MAX_BRIEF, report_markdown
+from omgoptim.render.markdown import MAX_BRIEF, MAX_FULL, report_markdown
 from omgoptim.render.sections.quantization import alternative_texts, coverage_tone, guard_texts, parts_text
 from omgoptim.render.terminal import report_view
 from omgoptim.reports import Alternative, Coverage, EfficiencyReport, Gain, GainsBy, Guard, LayerNoise
@@ -49,7 +49,7 @@ def test_the_short_answer_has_the_verdict_of_the_coverage_without_its_layers(exp
     assert [layer["path"] for layer in answer["noisiest_layers"]] == [f"block.{index}" for index in range(5)]
     assert answer["explanation"]["speedup_bound"] == 2.5
     assert answer["times"] == ["QLinearConv 60% (integers)", "Softmax 40% (float)"]
-    assert len(json.dumps(answer)) <= brief.MAX_CHARACTERS
+    assert len(json.dumps(answer)) <= MAX_BRIEF
 
 
 def test_a_report_without_any_of_it_says_nothing_of_it(quantized: EfficiencyReport) -> None:
@@ -70,7 +70,7 @@ def test_the_whole_answer_of_a_model_with_many_layers_keeps_a_hundred_and_says_h
     assert len(answer["coverage"]["layers"]) == 100
     assert answer["coverage"]["layers_in_all"] == 600
     assert answer["explanation"] == json.loads(explained.model_dump_json())["explanation"]
-    assert len(json.dumps(answer)) <= brief.MAX_FULL_CHARACTERS
+    assert len(json.dumps(answer)) <= MAX_FULL
 
 
 def test_markdown_has_one_line_on_coverage_and_in_full_every_layer(explained: EfficiencyReport) -> None:
@@ -155,7 +155,7 @@ def test_hostile_names_reach_neither_tags_nor_code_spans_nor_a_long_answer(hosti
         assert "\x1b" not in text
         assert all(line.count("`") % 2 == 0 for line in text.splitlines())
     answer = brief.brief_report(hostile)
-    assert len(json.dumps(answer, ensure_ascii=False)) <= brief.MAX_CHARACTERS
+    assert len(json.dumps(answer, ensure_ascii=False)) <= MAX_BRIEF
 
 
 def test_each_verdict_has_a_tone_of_its_own() -> None:

@@ -16,7 +16,9 @@ from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
+from omgoptim.models import onnx_graph
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs
+from omgoptim.models.onnx_graph import find_layers
 from omgoptim.runtimes import ENGINES, SessionSettings, export
 from omgoptim.runtimes.engine import NumpyBatch
 from omgoptim.runtimes.export import export_onnx, export_pt2
@@ -222,3 +224,54 @@ def test_submodules_named_by_keywords_of_python_are_exported_to_onnx_and_refused
         export_pt2(module, {"x": X}, signature, tmp_path / "model.pt2")
     assert "'heads.in.weight' contains a Python keyword" in error.value.why
     assert not (tmp_path / "model.pt2").exists()
+
+
+class Denoiser(nn.Module):
+    """Scales the spectrum of a signal, and goes back: torch exports the overlap-add with int32 indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(8))
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 5)[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.stft(x, 8, 4, window=self.window, return_complex=True)
+        return torch.istft(spectrum * self.scale, 8, 4, window=self.window, length=x.shape[-1])
+
+
+def test_a_spectrum_inside_a_model_runs_in_onnxruntime(tmp_path: Path) -> None:
+    module = Denoiser().eval()
+    batch = {"x": torch.randn(2, 32, generator=torch.Generator().manual_seed(0))}
+    signature = first_forward(module, input_tensors([name_inputs(module, [batch["x"]])]), batch)
+    export_onnx(module, batch, signature, tmp_path / "model.onnx")
+    for x in (batch["x"][:1], batch["x"][[1, 0, 1]]):
+        (found,) = outputs("onnxruntime", tmp_path / "model.onnx", signature, {"x": x.numpy()})
+        assert_allclose(found, module(x).detach().numpy(), atol=1e-5)
+
+
+class Collides(nn.Module):
+    """Names that torch.fx's GraphModule has too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meta, self.graph = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.code = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.graph(self.meta(x).relu()) + self.code
+
+
+def test_layers_named_like_attributes_of_torch_fx_are_exported_under_their_names(tmp_path: Path) -> None:
+    module = Collides().eval()
+    batch = {"x": X}
+    signature = first_forward(module, input_tensors([name_inputs(module, [X])]), batch)
+    before = list(module.state_dict())
+    export_onnx(module, batch, signature, tmp_path / "model.onnx")
+    export_pt2(module, batch, signature, tmp_path / "model.pt2")
+    assert list(module.state_dict()) == before
+    assert {"meta", "graph", "code"}.isdisjoint(vars(module))
+    again = torch.export.load(tmp_path / "model.pt2").module()
+    for engine, target in (("onnxruntime", tmp_path / "model.onnx"), ("torch_eager", again)):
+        (found,) = outputs(engine, target, signature, {"x": X.numpy()})
+        assert_allclose(found, module(X).detach().numpy(), atol=1e-6)
+    assert [layer.path for layer in find_layers(onnx_graph.load(tmp_path / "model.onnx"))] == ["meta", "graph"]

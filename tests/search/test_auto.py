@@ -122,5 +122,5 @@ def test_the_size_of_what_is_no_image_is_no_choice(tmp_path: Path) -> None:
 
 def test_a_model_without_layers_to_vary_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.ReLU()).eval()
-    with pytest.raises(TechniqueError, match="nothing of this model"):
+    with pytest.raises(TechniqueError, match="no part of this model"):
         auto_space(model, run_of(model, tmp_path))

@@ -29,7 +29,7 @@ def opened(tmp_path: Path) -> Search:
 def test_a_told_study_is_the_same_after_it_is_opened_again(tmp_path: Path) -> None:
     search = opened(tmp_path)
     first = search.ask(SPACE, {"stage0": 2, "stage1": 0, "stage2": 1, "stage3": 1})
-    search.tell(first, 0.9, {"latency": 0.95})
+    search.finish(first, Finished((0.9,), {"latency": 0.95}))
     second = search.ask(SPACE, {"stage0": 1, "stage1": 1, "stage2": 1, "stage3": 1})
     search.finish(second, Finished((0.5,), {"latency": 0.9}, complete=False))
     third = search.ask(SPACE, {"stage0": 2, "stage1": 2, "stage2": 2, "stage3": 2})
@@ -45,7 +45,7 @@ def test_a_told_study_is_the_same_after_it_is_opened_again(tmp_path: Path) -> No
 def test_the_three_fates_of_a_trial_that_was_not_told(tmp_path: Path) -> None:
     search = opened(tmp_path)
     told, stored, slow, lost = (search.ask(SPACE, SPACE.configuration(row)) for row in SPACE.every[[3, 10, 20, 40]])
-    search.tell(told, 0.1)
+    search.finish(told, Finished((0.1,)))
     folders = {stored.number: Finished((0.2,)), slow.number: Rejected({"latency": 1.2})}
     again = opened(tmp_path)
     assert again.resume(folders.get) == [lost.number]
@@ -54,7 +54,7 @@ def test_the_three_fates_of_a_trial_that_was_not_told(tmp_path: Path) -> None:
     assert repeated is not None
     assert repeated.params == lost.params
     assert again.ask_again(SPACE) is None
-    again.tell(repeated, 0.3)
+    again.finish(repeated, Finished((0.3,)))
     assert again.best() == (repeated.number, 0.3)
     assert again.asked == 4
     assert opened(tmp_path).resume(folders.get) == []
@@ -78,7 +78,7 @@ def step(search: Search, stop_before_telling: bool = False) -> None:
         assert row is not None
         trial = search.ask(SPACE, SPACE.configuration(row))
     if not stop_before_telling:
-        search.tell(trial, quality(trial.params))
+        search.finish(trial, Finished((quality(trial.params),)))
 
 
 def test_a_search_that_was_killed_goes_on_as_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_search_that_was_killed_goes_on_as_an_uninterrupted_one(tmp_path: Path
 
 def test_a_quality_that_is_no_number_fails_the_trial_and_its_reason_is_kept() -> None:
     search = Search(SearchSettings())
-    search.tell(search.ask(SPACE, SPACE.configuration(SPACE.every[0])), float("nan"))
+    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.every[0])), Finished((float("nan"),)))
     search.fail(search.ask(SPACE, SPACE.configuration(SPACE.every[1])), "RuntimeError: kernel too large")
     search.fail(search.ask(SPACE, SPACE.configuration(SPACE.every[2])), "RuntimeError: kernel too large")
     assert len(search) == 0
@@ -117,7 +117,7 @@ def test_tpe_searches_a_conditional_space_and_repeats_itself() -> None:
             if sum(widths) > 40:
                 search.reject(trial, Rejected({"latency": sum(widths) / 40}))
             else:
-                search.tell(trial, sum(widths) / 40, {"latency": sum(widths) / 40})
+                search.finish(trial, Finished((sum(widths) / 40,), {"latency": sum(widths) / 40}))
         return asked
 
     assert run(0) == run(0)
@@ -127,7 +127,7 @@ def test_tpe_searches_a_conditional_space_and_repeats_itself() -> None:
 @pytest.mark.parametrize("load_", [1.5, 0.5])
 def test_constraints_are_optunas_own(load_: float) -> None:
     search = Search(SearchSettings())
-    search.tell(search.ask(SPACE, SPACE.configuration(SPACE.every[0])), 0.5, {"latency": load_})
+    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.every[0])), Finished((0.5,), {"latency": load_}))
     assert list(search.study.trials[0].constraints.values()) == [load_ - 1.0]
 
 
@@ -135,15 +135,15 @@ def test_constraints_are_optunas_own(load_: float) -> None:
 def test_a_journal_whose_last_line_was_torn_by_a_kill_goes_on(tmp_path: Path, cut: int) -> None:
     journal = tmp_path / "study.log"
     search = opened(tmp_path)
-    search.tell(search.ask(SPACE, SPACE.configuration(SPACE.every[3])), 0.1)
+    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.every[3])), Finished((0.1,)))
     whole = journal.read_bytes()
     search.ask(SPACE, SPACE.configuration(SPACE.every[5]))
     journal.write_bytes(whole + journal.read_bytes()[len(whole) :][:cut])
     again = opened(tmp_path)
     again.resume(lambda number: None)
     while (trial := again.ask_again(SPACE)) is not None:
-        again.tell(trial, 0.2)
-    again.tell(again.ask(SPACE, SPACE.configuration(SPACE.every[6])), 0.3)
+        again.finish(trial, Finished((0.2,)))
+    again.finish(again.ask(SPACE, SPACE.configuration(SPACE.every[6])), Finished((0.3,)))
     assert opened(tmp_path).best() == again.best()
     assert again.best() is not None
 
@@ -152,7 +152,7 @@ def test_a_lock_that_a_killed_process_left_does_not_hold_up_the_next(tmp_path: P
     opened(tmp_path)
     (tmp_path / "study.log.lock").symlink_to(tmp_path / "study.log")
     search = opened(tmp_path)
-    search.tell(search.ask(SPACE, SPACE.configuration(SPACE.every[3])), 0.1)
+    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.every[3])), Finished((0.1,)))
     assert (tmp_path / "study.log.lock").is_symlink()
     assert len(opened(tmp_path)) == 1
 
@@ -163,5 +163,5 @@ def test_a_kill_while_a_result_is_told_tells_it_once(tmp_path: Path) -> None:
     trial.report(0.4, 0)
     again = opened(tmp_path)
     again.resume({0: Finished((0.4, 0.6))}.get)
-    assert again.histories() == {0: (0.4, 0.6)}
+    assert again.study.trials[0].intermediate_values == {0: 0.4, 1: 0.6}
     assert again.best() == (0, 0.6)

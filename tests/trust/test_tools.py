@@ -380,7 +380,7 @@ def test_an_agent_names_only_pythons_that_are_found(
     [
         ({"python": {"path": "SCRIPT", "found_by": "x", "version": "3"}}, "ran in a Python that is not found here"),
         ({"request": {"model": "net.py:build", "allow_path": ["/"]}}, "has an argument that only the user may set"),
-        ({"project": "/"}, "is of another project"),
+        ({"project": "/"}, "belongs to another project"),
     ],
 )
 def test_a_run_folder_grants_itself_nothing_when_it_is_resumed(

@@ -66,6 +66,17 @@ class PathPolicy:
         allowed = tuple(Path(folder) for folder in record["allowed"])
         return PathPolicy(Path(record["project"]), allowed, tuple(record["modules"]), record["trusted"])
 
+    def new_folder(self, text: str, what: str) -> Path:
+        """Resolve the folder to create that `text` names, relative to the project.
+
+        Raises:
+            RequestError: it lies outside of the project and of the allowed folders, or exists already.
+        """
+        folder = self.inside(text, what)
+        if folder.exists():
+            raise RequestError(f"{what} '{text}' exists already", "nothing is overwritten", "name a new folder")
+        return folder
+
     def file(self, text: str, what: str) -> Path:
         """Resolve the existing file or folder that `text` names, relative to the project.
 

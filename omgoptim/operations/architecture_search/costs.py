@@ -13,6 +13,7 @@ from torch import nn
 
 from omgoptim.architecture_search.runner import Cost
 from omgoptim.errors import ModelError, OmgoptimError
+from omgoptim.measure.measuring_process import ProcessPool
 from omgoptim.measure.timing import PLANS, SCREENING_PLAN, Timing, time_artifacts
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.recipe import Recipe
@@ -67,6 +68,8 @@ class Costs:
     limits: Limits
     recipe: Recipe | None
     """Recipe of a network that is not a change of the model: an exported program."""
+    pool: ProcessPool | None = None
+    """Processes in which all networks are timed, one after the other."""
 
     def measure(self, module: nn.Module, folder: Path) -> Cost:
         """Save a network into a folder and measure it; one that was not trained is removed again.
@@ -91,13 +94,19 @@ class Costs:
         return found
 
     def time_artifacts(self, folders: Sequence[Path]) -> list[Cost | OmgoptimError]:
-        """Time saved networks beside the original, in one launch."""
+        """Time saved networks beside the original: on this machine all of them in one process, so that they compare."""
         sizes = [Manifest.read(folder).size_bytes for folder in folders]
-        bench = replace(self.job.loaded.bench, hold=self.job.context.measuring)  # tasks go on until all are open
-        timings = time_artifacts([self.baseline, *folders], bench, SCREENING_PLAN, self.job.request.seed)
+        hold = self.job.context.measuring  # tasks go on until the network is open
+        bench = replace(self.job.loaded.bench, hold=hold, pool=self.pool)
+        launches = [folders] if bench.target is not None else [[folder] for folder in folders]
+        timings = [
+            timing
+            for launch in launches
+            for timing in time_artifacts([self.baseline, *launch], bench, SCREENING_PLAN, self.job.request.seed)[1:]
+        ]
         return [
             self._cost(timing, size) if isinstance(timing, Timing) else timing
-            for timing, size in zip(timings[1:], sizes, strict=True)
+            for timing, size in zip(timings, sizes, strict=True)
         ]
 
     def save(self, module: nn.Module, folder: Path, *, to_time_only: bool) -> None:
@@ -135,7 +144,7 @@ class Costs:
         return Cost(latency, size_bytes, self.limits.loads(latency, size_bytes, timing.peak_memory_bytes))
 
 
-def costs_of(job: Job[SearchRequest], baseline: Path, recipe: Recipe | None, folder: Path) -> Costs:
+def costs_of(job: Job[SearchRequest], baseline: Path, recipe: Recipe | None, folder: Path, pool: ProcessPool) -> Costs:
     """Time the original once; a search that goes on keeps the time it began with."""
     file = folder / "original.json"
     if not file.exists():
@@ -147,4 +156,4 @@ def costs_of(job: Job[SearchRequest], baseline: Path, recipe: Recipe | None, fol
         scratch.write_text(json.dumps({"latency_ms": timing.latency_ms_p50}), encoding="utf-8")
         os.replace(scratch, file)
     baseline_ms = float(json.loads(file.read_text(encoding="utf-8"))["latency_ms"])
-    return Costs(job, baseline, baseline_ms, Limits.of(job.request, baseline_ms), recipe)
+    return Costs(job, baseline, baseline_ms, Limits.of(job.request, baseline_ms), recipe, pool)

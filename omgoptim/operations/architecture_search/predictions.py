@@ -27,7 +27,7 @@ MIXED = 8
 """Networks of several changed options that are measured beside every single one, for the correction of their sum."""
 
 AT_ONCE = 5
-"""Networks that are timed in one launch, beside the original."""
+"""Networks that are timed in one launch, beside the original. Chosen: processes of one launch share the memory."""
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ class Predictions:
 
 
 def measured_first(space: Space, searched: Searched, costs: Costs, folder: Path, trials: int) -> Predictions:
-    """Measure the first whole networks, untrained; those that a search measured before it was cut off are read.
+    """Measure the first whole networks, untrained; those that an interrupted search measured are read.
 
     Raises:
         TechniqueError: none could be built and measured, with the commonest reason.
@@ -130,24 +130,25 @@ def first_rows(space: Space, seed: int, trials: int) -> Indices:
 def _measure(
     configurations: Sequence[dict[str, Option]], searched: Searched, found: Predictions, file: Path
 ) -> list[str]:
-    """Measure some networks in one launch; returns why others could not be."""
+    """Measure networks in one launch; return the reasons of those that failed."""
     costs = found.costs
     reasons: list[str] = []
-    saved = []
+    saved: list[tuple[dict[str, Option], Path]] = []
     scratch = costs.job.context.work / "first"
     shutil.rmtree(scratch, ignore_errors=True)
     for number, configuration in enumerate(configurations):
         try:
-            costs.save(searched.to_time(configuration), scratch / str(number), to_time_only=True)
+            whole = not found.configurations and not saved  # what cannot be delivered fails before any training
+            costs.save(searched.to_time(configuration), scratch / str(number), to_time_only=not whole)
             saved.append((configuration, scratch / str(number)))
         except OmgoptimError as error:
-            reasons.append(f"{error.what}: {error.why}" if error.why else error.what)
+            reasons.append(error.reason)
     if not saved:
         return reasons
     with open(file, "a", encoding="utf-8") as target:
         for (configuration, _), cost in zip(saved, costs.time_artifacts([folder for _, folder in saved]), strict=True):
             if isinstance(cost, OmgoptimError):
-                reasons.append(f"{cost.what}: {cost.why}" if cost.why else cost.what)
+                reasons.append(cost.reason)
                 continue
             latency, size = cost.latency_ms or 0.0, cost.size_bytes or 0
             _note(found, configuration, latency, size)

@@ -22,7 +22,8 @@ from omgoptim.operations.compression_job import Job
 from omgoptim.requests import SearchRequest
 
 LEAST_MINUTES = 60.0
-"""Budget from which the scores are worth their time."""
+"""Budget from which the scores are worth their time. Chosen: every option is scored once, which a short budget needs
+for trials."""
 
 WORST = 1.0
 """Loss of an option that cannot be scored, or gives no usable numbers."""
@@ -31,7 +32,7 @@ WORST = 1.0
 def quality_hints(job: Job[SearchRequest], searched: Searched, folder: Path) -> Load | None:
     """Score each option alone on the selection samples; None for a user's space, or where the budget is short.
 
-    Scores of a search that was cut off are read.
+    Scores of an interrupted search are read.
     """
     minutes, space = job.request.budget_minutes, searched.product
     if space is None or searched.parameters is not None or minutes is None or minutes < LEAST_MINUTES:

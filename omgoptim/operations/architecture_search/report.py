@@ -12,10 +12,10 @@ from omgoptim.operations.architecture_search.predictions import Predictions, fir
 from omgoptim.operations.architecture_search.spaces import Searched
 from omgoptim.operations.architecture_search.trials import FINALS, Found, Trials, trial_record
 from omgoptim.operations.compression_job import Job
+from omgoptim.operations.dry_run import dry_run_report
 from omgoptim.operations.final_measurement import guard_reasons
 from omgoptim.operations.final_report import final_report
-from omgoptim.operations.next_steps import repeat_of, result_arguments, same_arguments, step
-from omgoptim.operations.report_records import environment, shown_request
+from omgoptim.operations.next_steps import result_arguments, same_arguments, step
 from omgoptim.operations.verdict import (
     Outcome,
     quality_sentence,
@@ -53,19 +53,8 @@ def plan_report(job: Job[SearchRequest], searched: Searched) -> EfficiencyReport
         f"{request.trials} are trained for up to {request.whole_epochs} epochs; the best {FINALS} are trained to the "
         "end and compared with the original. Evaluation data is read once, at the end."
     )
-    return EfficiencyReport(
-        outcome="ok",
-        summary=summary,
-        warnings=[*job.loaded.notes, *searched.notes],
-        next_steps=[step("search", same_arguments(request), "do it")],
-        verb="search",
-        run_id=job.context.run_id,
-        request=shown_request(request),
-        environment=environment(job.context, job.loaded.bench, request.seed, job.loaded.device, None),
-        candidates=candidates,
-        lineage=list(job.loaded.lineage),
-        repeat=repeat_of("search", request),
-    )
+    report = dry_run_report(request, job.context, job.loaded, summary)
+    return report.model_copy(update={"warnings": [*report.warnings, *searched.notes], "candidates": candidates})
 
 
 def search_report(
@@ -73,7 +62,7 @@ def search_report(
 ) -> EfficiencyReport:
     """Return the report of a finalist as that of the run's artifact."""
     job, request = trials.job, trials.job.request
-    summary = " ".join([*chosen.doubts(one), _summary(trials, found, control, chosen, one)])
+    summary = " ".join([*chosen.leading_warnings(one), _summary(trials, found, control, chosen, one)])
     notes = [*job.datasets.notes, *trials.searched.notes, *_ended_early(request, found)]
     report = final_report(chosen, one, summary, notes)
     candidates = _candidates(trials, found, chosen, one, "trial")
@@ -164,8 +153,8 @@ def _next_steps(job: Job[SearchRequest], outcome: Outcome) -> list[NextStep]:
     request, run_id = job.request, job.context.run_id
     if outcome == "guard_failed" and request.whole_epochs <= 3000:
         longer = same_arguments(request) | {"epochs": 3 * request.whole_epochs}
-        return [step("search", longer, "a longer training may bring the quality back")]
+        return [step("search", longer, "longer training may recover the quality")]
     if request.precision == "float32" and request.data:
         again = {"model": run_id, "data": request.data, "max_quality_drop": request.max_quality_drop}
         return [step("quantize", again, "the network is in float32: quantization makes it smaller and faster")]
-    return [step("profile", result_arguments(job.request, run_id), "see which layers cost most now")]
+    return [step("profile", result_arguments(job.request, run_id), "shows the time by layer of the artifact")]

@@ -25,7 +25,8 @@ from omgoptim.requests import SearchRequest
 AUTO = "auto"
 
 SKETCHED_ON, INHERITED_ON = 16, 128
-"""Samples that weights are fitted to: of a network that is only timed, and of one that is trained afterwards."""
+"""Samples that weights are fitted to: of a network that is only timed, and of one that is trained afterwards. Chosen:
+the weights do not change the time."""
 
 SpaceFunction = Callable[[Any], Any]
 """`space(trial)`."""
@@ -44,7 +45,7 @@ class Searched:
     function: SpaceFunction | None = None
     """The user's function; None for `auto`."""
     alone: bool = False
-    """True without a model: the largest network of the space stands for it, and is trained first."""
+    """True without a model: the largest network of the space is the reference, and is trained first."""
     outline: Callable[[Configuration], nn.Module] | None = None
     """Builds a network to be timed only, its weights not fitted; None: as `build` does."""
 
@@ -92,7 +93,7 @@ def _space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> S
 def users_space(request: SearchRequest, policy: PathPolicy, live: Live) -> tuple[Searched | None, Live]:
     """Return the user's space, and the model, data and functions of a run on it; None for `auto`.
 
-    Without a model, the largest of a few networks of the space stands for it.
+    Without a model, the largest of a few networks of the space is the reference.
 
     Raises:
         RequestError: the space is not a function of a trial.
@@ -112,7 +113,7 @@ def _looked_at(function: SpaceFunction, seed: int) -> Searched:
     """Return the space of a user's function; each network begins with the same random state.
 
     Raises:
-        UserCodeError: every call failed, or none asked for anything.
+        UserCodeError: every call failed, or none requested a choice.
     """
     torch.manual_seed(seed)
     found = look(function, seed)

@@ -25,6 +25,7 @@ from omgoptim.reports import Candidate
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto
 from omgoptim.techniques.distill._student.proposals import Proposal, proposals
+from omgoptim.text import plural
 
 Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned"]
 
@@ -103,8 +104,7 @@ def _fails_on_samples(job: Job[DistillRequest], proposal: Proposal, skipped: lis
         refuse_partial(proposal.module, job.original, job.datasets.selection, loaded.signature, loaded.device)
     except TechniqueError as error:
         name = name_of(proposal.params)
-        why = f"{error.what}: {error.why}"
-        skipped.append(Candidate(name=name, scheme=name, runtime=job.runtime, status="skipped", why=why))
+        skipped.append(Candidate(name=name, scheme=name, runtime=job.runtime, status="skipped", why=error.reason))
         return True
     return False
 
@@ -118,7 +118,7 @@ def _measure_speed(job: Job[DistillRequest], trials: list[StudentTrial]) -> None
         try:
             save(trial.student.module, trial.student.loaded, job.runtime, folder, job.context, to_time_only=True)
         except OmgoptimError as error:
-            trial.status, trial.why = "failed", f"{error.what}: {error.why}"
+            trial.status, trial.why = "failed", error.reason
             continue
         folders.append(folder)
         timed.append(trial)
@@ -128,7 +128,7 @@ def _measure_speed(job: Job[DistillRequest], trials: list[StudentTrial]) -> None
         if isinstance(timing, Timing) and timing.speedup is not None:
             trial.speedup = timing.speedup.value
         elif isinstance(timing, OmgoptimError):
-            trial.status, trial.why = "failed", f"{timing.what}: {timing.why}"
+            trial.status, trial.why = "failed", timing.reason
 
 
 def _fast_enough(trials: list[StudentTrial], auto: Auto) -> list[StudentTrial]:
@@ -181,7 +181,7 @@ def _successive_halving(
         alive = sorted(alive, key=lambda each: (-(each.quality or -math.inf), each.params))
         kept = alive[: math.ceil(len(alive) / 2)]
         for trial in alive[len(kept) :]:
-            trial.why = f"after {_epochs(trial.epochs)} others had higher quality on the selection samples"
+            trial.why = f"after {plural(trial.epochs, 'epoch')} others had higher quality on the selection samples"
         alive, epochs, rung = kept, 2 * epochs, rung + 1
     return alive[0]
 
@@ -198,11 +198,7 @@ def _trainings(count: int) -> int:
 def _chosen_reason(best: StudentTrial, alive: list[StudentTrial]) -> str:
     if len(alive) == 1:
         return "the only student that reaches the targets"
-    return f"the best of {len(alive)} on the selection samples after {_epochs(best.epochs)} of trial training"
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'' if count == 1 else 's'}"
+    return f"the best of {len(alive)} on the selection samples after {plural(best.epochs, 'epoch')} of trial training"
 
 
 def _candidate(job: Job[DistillRequest], trial: StudentTrial) -> Candidate:

@@ -1,7 +1,7 @@
 """Training of a student with the teacher, or of the control without it, in this process or in several; resumable.
 
-Several processes, of this machine or of Ray Train, load teacher, student and data by their names and train through
-Accelerate, each on its share of every batch. The first one writes the trained student as a run of one round does.
+Several processes, of this machine or of Ray Train, load teacher, student and data by their names and train with
+Accelerate, each on its part of every batch. The first one writes the trained student as a round's state.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from omgoptim.training.loop import Objective, Trainer, TrainingRound
 
 PRETRAINED_LEARNING_RATE = 3e-4
 """Peak learning rate of Adam for a student initialized with a transformer's weights; that for random initialization
-would destroy them."""
+would destroy them. Chosen: a third of Adam's default."""
 
 
 def train(
@@ -59,7 +59,7 @@ def train(
 
     Args:
         job: the run.
-        student: its untrained module, and how it is called.
+        student: with its untrained module and its signature.
         name: of this training, the same in a resumed run.
         span: start and end of its progress as fractions of the run.
         teacher: None to train on the targets only.
@@ -80,12 +80,10 @@ def train(
         done = read_round(folder / "done", student.base)
         assert done is not None  # written by the line before
         return done
-    check = datasets.loss.check if datasets.loss is not None else lambda _target: None
-    plan = config_for_data(_plan(job, student, epochs or request.epochs), request, datasets.batches, check)
+    plan = _plan(job, student, epochs or request.epochs)
+    plan = config_for_data(plan, request, datasets.batches, Objective(datasets.loss).check)
 
-    def progress(stage: str, fraction: float | None) -> None:
-        doing = f"{name}, {stage}" if request.control or name != "student" else stage
-        job.context.progress(doing, None if fraction is None else span[0] + (span[1] - span[0]) * fraction)
+    progress = job.context.part(*span, f"{name}, " if request.control or name != "student" else "")
 
     objective = Objective(datasets.loss)
     if teacher is not None:
@@ -142,12 +140,12 @@ def train_on_workers(
         student: to be trained.
         module: the student with its initial weights.
         name: of the training.
-        teacher: whether it learns from the teacher.
+        teacher: whether to distill; False for the control.
         epochs: of the training.
 
     Raises:
         OmgoptimError: what a worker raised.
-        RunError: a worker was lost, or does not share the run's folder.
+        RunError: a worker was lost, or cannot access the run's folder.
     """
     request, context = job.request, job.context
     folder = context.checkpoints / name
@@ -163,7 +161,7 @@ def train_on_workers(
         "checkpoints": str(folder / "shared"),
     }
     trained = folder / "trained"
-    if (folder / "shared" / "done").is_dir():  # trained before the run was cut off
+    if (folder / "shared" / "done").is_dir():  # trained before the run was interrupted
         os.replace(folder / "shared" / "done", trained)
     elif request.on == "ray":
         with executor_on("ray", request.workers, context.project, context.progress):
@@ -178,7 +176,7 @@ def train_on_workers(
 
 
 def _here(payload: dict[str, Any], folder: Path) -> None:
-    """Train in processes of this machine; one that is lost ends all, and a resumed run goes on from the last epoch."""
+    """Train in processes of this machine; if one is lost, all end, and a resumed run continues from the last epoch."""
     for left in folder.glob("rank-*"):
         shutil.rmtree(left, ignore_errors=True)
     ranks = payload["ranks"]
@@ -196,7 +194,7 @@ def _here(payload: dict[str, Any], folder: Path) -> None:
 
 
 def _on_ray_train(payload: dict[str, Any], trained: Path, storage: Path) -> None:
-    """Train by Ray Train, which starts all processes again, from the last epoch, when one of them is lost."""
+    """Train with Ray Train, which restarts all processes from the last epoch if one of them is lost."""
     train, torch_train = ray_library("train"), ray_library("train.torch")
     storage.mkdir(parents=True, exist_ok=True)
     trainer = torch_train.TorchTrainer(
@@ -212,7 +210,7 @@ def _on_ray_train(payload: dict[str, Any], trained: Path, storage: Path) -> None
     try:
         result = trainer.fit()
     except Exception as error:  # Ray Train's kinds: of the loop, of a worker, of the start
-        raise RunError("Ray Train ended without a result", str(error)[:300], "read the run's log") from error
+        raise RunError("Ray Train ended without a result", str(error)[:300], "see the run's log") from error
     shutil.rmtree(trained, ignore_errors=True)
     result.checkpoint.to_directory(str(trained))
 
@@ -253,11 +251,11 @@ def train_share(payload: Mapping[str, Any], work: Work) -> None:
 
 
 def _loaded(payload: Mapping[str, Any]) -> tuple[Job[DistillRequest], Student]:
-    """Load teacher, data and student as the run that sent them has them."""
+    """Load the teacher, the data and the initial student of the run."""
     start = Path(payload["start"])
     if not start.is_dir():
         raise RunError(
-            "a worker does not see the run's folder",
+            "a worker cannot access the run's folder",
             f"there is no {start} on {socket.gethostname()}",
             "keep the project on storage that the cluster shares, or train with one worker",
         )
@@ -271,7 +269,7 @@ def _loaded(payload: Mapping[str, Any]) -> tuple[Job[DistillRequest], Student]:
     base = teacher if given is None else given.base
     state = read_round(start, base)
     if state is None:
-        raise RunError("the student to train is not there", str(start))
+        raise RunError("the initial student was not found", f"{start} holds no state of a round", "start the run again")
     if given is None:
         loaded = replace(loaded, module=state.module)
         return job, Student("student", request.student.bare("student"), state.module, base, loaded, state.outcome)

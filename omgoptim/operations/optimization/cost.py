@@ -27,7 +27,7 @@ from omgoptim.training.losses import tensor_outputs
 from omgoptim.training.modes import own_randomness
 
 FINAL_SHARE = 0.15
-"""Share of the budget that is held back for the final measurement."""
+"""Share of the budget that is held back for the final measurement. Chosen (docs/optimize.md)."""
 
 COUNTING_S = 10.0
 """Longest time in which the samples of an epoch are counted."""

@@ -22,7 +22,8 @@ from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
 
 MARGIN = 1.2
-"""A target within this factor of the floor is as good as below it: the model's own work comes on top."""
+"""Factor over the lower bound of a suggested target: the model's own work is added to the bound. Chosen: a target at
+the bound itself cannot be reached."""
 
 
 FEWEST_BITS = 4
@@ -63,7 +64,7 @@ def measure_floors(loaded: LoadedModel, context: RunContext, runtime: str) -> tu
         folders.append(folder)
     if not folders:
         return [], 0.0
-    context.progress("measuring what an empty graph costs", 0.03)
+    context.progress("measuring an empty graph, the lower bound", 0.03)
     with context.measuring():
         began = time.monotonic()
         timings = time_artifacts(folders, loaded.bench, PLANS["quick"], 0)
@@ -134,15 +135,15 @@ def refuse_size(goal: Goal, loaded: LoadedModel, problem: str | None) -> None:
 
 
 def _save_empty(folder: Path, runtime: str, loaded: LoadedModel) -> None:
-    """Save a program that gives its first input back and reads no other."""
+    """Save a program that returns its first input and reads no other."""
     path = folder.with_suffix(".onnx")
     inputs = loaded.signature.inputs
     kinds = [onnx.helper.np_dtype_to_tensor_dtype(np.dtype(_numpy(tensor.dtype))) for tensor in inputs]
     values = [
-        onnx.helper.make_tensor_value_info(tensor.name, kind, [_dim(size) for size in tensor.shape])
+        onnx.helper.make_tensor_value_info(tensor.name, kind, list(tensor.shape))
         for tensor, kind in zip(inputs, kinds, strict=True)
     ]
-    given = onnx.helper.make_tensor_value_info("given", kinds[0], [_dim(size) for size in inputs[0].shape])
+    given = onnx.helper.make_tensor_value_info("given", kinds[0], list(inputs[0].shape))
     node = onnx.helper.make_node("Identity", [inputs[0].name], ["given"])
     graph = onnx.helper.make_graph([node], "empty", values, [given])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
@@ -152,11 +153,7 @@ def _save_empty(folder: Path, runtime: str, loaded: LoadedModel) -> None:
     save_program(folder, path, Manifest(runtime, "float32", signature), OutputCheck(batch, [batch[inputs[0].name]]))
 
 
-def _dim(size: int | str) -> int | str:
-    return size
-
-
 def _numpy(dtype: str) -> str:
     if dtype == "bfloat16":
-        raise OmgoptimError("an input in bfloat16 has no floor")
+        raise OmgoptimError("no lower bound can be measured with an input in bfloat16")
     return dtype

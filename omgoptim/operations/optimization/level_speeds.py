@@ -41,13 +41,14 @@ from omgoptim.techniques.quantize._ptq.state import apply_preset
 from omgoptim.techniques.registry import ModuleRun, apply_to_module
 
 LEVELS = (0.5, 0.75, 0.25, 0.625, 0.375, 0.875)
-"""In the order in which they are measured while there is time."""
+"""Levels in the order in which they are measured while time is left: the usual one, then its bisections."""
 
 TILE = 16
 """Multiple of widths that is compared with the default: int8 kernels compute whole tiles of channels."""
 
 BETTER = 1.03
-"""Merit of a level over that of every shallower one, from which it is worth a training."""
+"""Merit of a level over that of every shallower one, from which it is worth a training. Chosen: less is within the
+interval of a measurement."""
 
 FACTORIZED = 1.5
 """Compression by factorization whose merit is measured at the first level."""
@@ -78,7 +79,7 @@ class LevelSpeeds:
     seconds: float = 0.0
     levels: list[float] = field(default_factory=list)
     eager: list[float | None] = field(default_factory=list)
-    """In torch, as the step that makes a level is measured."""
+    """Speedups in torch, in which the step of a level is measured."""
     quantized: list[float | None] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     """Sizes of the quantized artifacts, in bytes."""
@@ -90,7 +91,7 @@ class LevelSpeeds:
     """Size of the quantized first level over that of the factorized one."""
 
     def expected_eager(self, level: float) -> float | None:
-        """Return the expected speedup in torch of the step that makes a level."""
+        """Return the expected speedup in torch of the step of a level."""
         return _between(self.levels, self.eager, level)
 
     def expected_quantized(self, level: float) -> float | None:
@@ -157,7 +158,7 @@ def measure_levels(
         try:
             narrowed = first if first and number == 0 else probe.narrowed(loaded.module, level, round_to)
             folders[level], eager[level] = narrowed.artifact, probe.eager_ratio(narrowed.module)
-        except OmgoptimError:  # too deep for this model, or no export: the step itself will say why
+        except OmgoptimError:  # too high for this model, or no export: the step itself reports why
             continue
         if number == 0:
             factorized = probe.factorized(narrowed.module)
@@ -175,7 +176,7 @@ class _Narrowed:
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """Makes and quantizes untrained networks."""
+    """Builds and quantizes untrained networks."""
 
     loaded: LoadedModel
     context: RunContext
@@ -194,7 +195,7 @@ class _Probe:
         """
         try:
             default, tiled = (self.narrowed(module, LEVELS[0], round_to) for round_to in (None, TILE))
-        except OmgoptimError:  # the level itself will say why
+        except OmgoptimError:  # the level itself reports why
             return None
         speeds = self.speeds([default.artifact, tiled.artifact])
         sizes = [Manifest.read(one.artifact).size_bytes for one in (default, tiled)]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from omgoptim.measure.timing import PLANS
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.dry_run import dry_run_report
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.next_steps import repeat_of, same_arguments, step
 from omgoptim.operations.optimization.chain import (
     DISTILL,
     DUEL_SHARE,
@@ -24,7 +24,6 @@ from omgoptim.operations.optimization.chain import (
 from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost
 from omgoptim.operations.optimization.floors import Floor
 from omgoptim.operations.optimization.level_speeds import LEVELS as UNTRAINED_LEVELS
-from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.reports import EfficiencyReport, Step
 from omgoptim.requests import OptimizeRequest
 
@@ -51,46 +50,32 @@ def plan_report(
     final_s = cost.final_s(PLANS[request.timing].launches)
     total_s = cost.prepared_s + final_s + sum(step.expected_seconds or 0.0 for step in steps)
     summary = (
-        f"Plan only, nothing was done: about {max(1, round(total_s / 60))} of {request.budget_minutes:g} minutes, of "
+        f"Dry run: about {max(1, round(total_s / 60))} of {request.budget_minutes:g} minutes, of "
         f"which the final measurement takes about {final_s:.0f} s. The guard is a drop of "
         f"{request.max_quality_drop:g}. Evaluation data is read once, at the end.{_floor_sentence(floors)}"
     )
-    output = {"output": request.output} if request.output else {}
-    run = step("optimize", same_arguments(request) | output, "do what was planned")
-    return EfficiencyReport(
-        outcome="ok",
-        summary=summary,
-        warnings=loaded.notes,
-        next_steps=[run],
-        verb="optimize",
-        run_id=context.run_id,
-        request=shown_request(request),
-        environment=environment(context, loaded.bench, request.seed, loaded.device, None),
-        steps=steps,
-        lineage=list(loaded.lineage),
-        repeat=repeat_of("optimize", request),
-    )
+    return dry_run_report(request, context, loaded, summary).model_copy(update={"steps": steps})
 
 
 def _planned_steps(request: OptimizeRequest, cost: Cost, problem: str | None) -> list[Step]:
     """Return the steps that fit the budget; without training where `problem` says why there is none."""
     quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)
     left_s = 60 * request.budget_minutes * (1 - FINAL_SHARE) - cost.prepared_s - quantize_s
-    alone = _planned("quantize", "quantize", "every scheme and engine that fits", quantize_s)
+    alone = _planned("quantize", "quantize", "all schemes and engines that this machine can run", quantize_s)
     if problem is not None or left_s <= short_s + quantize_s:
         why = problem or f"no time: one training and quantizing take {short_s + quantize_s:.0f} s"
         return [alone, Step(name="prune or distill", verb="prune", status="skipped", why=why)]
     probe_s = min(UNTRAINED_SHARE * 60 * request.budget_minutes, 3 * (len(UNTRAINED_LEVELS) + 1) * cost.launch_s)
-    words = f"up to {len(UNTRAINED_LEVELS)} levels pruned, quantized and timed without training"
+    words = f"up to {len(UNTRAINED_LEVELS)} compression levels pruned, quantized and timed without training"
     untrained = _planned("untrained levels", "prune", words, probe_s)
     return [alone, untrained, *_planned_trainings(cost, left_s - probe_s)]
 
 
 def _planned_trainings(cost: Cost, left_s: float) -> list[Step]:
-    """Return the steps that train within `left_s` seconds, and the quantization of what they give."""
+    """Return the steps that train within `left_s` seconds, and the quantization of their result."""
     quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)
     routes = (PRUNE, DISTILL) if short_s <= DUEL_SHARE * (left_s - short_s) else (PRUNE,)
-    why = "one short training: the better of the two goes on" if len(routes) > 1 else "one short training"
+    why = "one short training; the better of the two continues" if len(routes) > 1 else "one short training"
     steps = [
         _planned(f"{route.name} {FIRST_LEVEL:.0%}", route.verb, why, short_s, route.work_ratio(FIRST_LEVEL))
         for route in routes
@@ -101,15 +86,15 @@ def _planned_trainings(cost: Cost, left_s: float) -> list[Step]:
     levels = max(0, min(LEVELS, int(spare_s / max(short_s, 0.01))))
     verb = "prune or distill" if len(routes) > 1 else "prune"
     if levels:
-        deeper = f"at most {levels} further levels, by bisection to the guard"
+        deeper = f"at most {levels} further compression levels, bisecting to the guard"
         steps.append(_planned("levels", verb, deeper, levels * short_s))
         left_s -= levels * short_s
     most_s = max(cost.trained_s([], 2 * SHORT_EPOCHS), RECOVERY_SHARE * (left_s - quantize_s))
     full_s = min(cost.trained_s([], MOST_EPOCHS), most_s)
     if full_s + quantize_s <= left_s:
-        full = f"the deepest level that promises to hold the guard, up to {MOST_EPOCHS} epochs"
+        full = f"the highest compression level expected to pass the guard, up to {MOST_EPOCHS} epochs"
         steps.append(_planned("full recovery", verb, full, full_s))
-    return [*steps, _planned("quantize again", "quantize", "what was recovered", quantize_s)]
+    return [*steps, _planned("quantize again", "quantize", "the fine-tuned model", quantize_s)]
 
 
 def _planned(name: str, verb: str, why: str, seconds: float, speedup: float | None = None) -> Step:

@@ -14,16 +14,15 @@ from torch import nn
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
-from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.float_program import Program, in_memory
+from omgoptim.operations.float_program import Program, in_memory, output_check
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
-from omgoptim.runtimes import ENGINES, SessionSettings
+from omgoptim.runtimes import SessionSettings
 from omgoptim.runtimes.export import first_sample, tied_weights
 from omgoptim.runtimes.signature import BATCH
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
@@ -157,7 +156,7 @@ def with_layers_that_never_ran(outcome: Outcome, loaded: LoadedModel) -> Outcome
         return outcome
     named = [change.path for change in outcome.changed] + [skip.path for skip in outcome.skipped]
     left = [
-        Skip(path=path, reason="it did not run when the model was called once", kind="not_run")
+        Skip(path=path, reason="it is not called in a forward pass", kind="not_run")
         for path, layer in loaded.module.named_modules()
         if path
         and path not in ran
@@ -186,8 +185,8 @@ def _build_program(
         outcome = apply_to_program(program.path, target, spec.params, run)
     manifest = _manifest(spec, loaded, precision_of(spec.params))
     settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision)
-    outputs = in_memory(lambda: ENGINES[spec.runtime].open(target, loaded.signature, settings).run(loaded.example))
-    artifacts.save_program(folder, target, manifest, OutputCheck(loaded.example, outputs))
+    check = output_check(spec.runtime, target, loaded.signature, settings, loaded.example)
+    artifacts.save_program(folder, target, manifest, check)
     return outcome
 
 
@@ -217,8 +216,8 @@ def build_lowered(
     outcome = lower(LoweringInput(loaded.module, loaded.signature, example, run, layers, program), params, target)
     manifest = _manifest(CandidateSpec(params, "executorch"), loaded, precision_of(params))
     settings = SessionSettings(loaded.bench.threads)
-    outputs = in_memory(lambda: ENGINES["executorch"].open(target, loaded.signature, settings).run(example))
-    artifacts.save_program(folder, target, manifest, OutputCheck(example, outputs))
+    check = output_check("executorch", target, loaded.signature, settings, example)
+    artifacts.save_program(folder, target, manifest, check)
     return outcome
 
 
@@ -234,9 +233,8 @@ def _build_module(spec: CandidateSpec, folder: Path, loaded: LoadedModel) -> Out
     manifest = _manifest(spec, loaded, precision)
     settings = SessionSettings(loaded.bench.threads, loaded.device, precision)
     # The check is what the module gives eagerly: compiling it here as well would only repeat long work.
-    session = ENGINES["torch_eager"].open(module.to(loaded.device), loaded.signature, settings)
-    outputs = in_memory(lambda: session.run(loaded.example))
-    artifacts.save_module(folder, module.cpu(), recipe_of(loaded), manifest, OutputCheck(loaded.example, outputs))
+    check = output_check("torch_eager", module.to(loaded.device), loaded.signature, settings, loaded.example)
+    artifacts.save_module(folder, module.cpu(), recipe_of(loaded), manifest, check)
     return outcome
 
 

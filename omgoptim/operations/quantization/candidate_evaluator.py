@@ -145,7 +145,7 @@ class CandidateEvaluator:
 
     def _unique(self, spec: CandidateSpec) -> CandidateSpec:
         """Return the spec with a unique name, and so a unique folder."""
-        reserved_names = self.reserved_names | {result.built.spec.name for result in self.results}
+        reserved_names = self.reserved_names | {result.name for result in self.results}
         number, note = 2, spec.note
         while spec.name in reserved_names:
             spec = replace(spec, note=f"{note} (set {number})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from omgoptim.errors import RequestError, SetupError
 from omgoptim.models.onnx_graph import GraphTraits
@@ -20,6 +19,10 @@ from omgoptim.techniques.registry import technique_of
 BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
 """CPU features with bfloat16 instructions, by the names of /proc/cpuinfo."""
 
+
+EMBEDDING_SHARE = 0.3
+"""Share of the weights' bytes in embedding tables above which `auto` tries them in 4 bits: an int8 file then shrinks by
+a seventh at least."""
 
 LOWERED = (Static, Dynamic, Fp32)
 """Techniques with a form for ExecuTorch, which is tried only where it is named: it is for another device."""
@@ -45,8 +48,14 @@ class CandidateSpec:
     def name(self) -> str:
         """Name in reports, such as `static on openvino`."""
         algorithm = getattr(self.params, "algorithm", "auto")
-        noted = f", {self.note}" if self.note else ""
+        small = "4-bit embeddings" if getattr(self.params, "embedding_bits", 8) == 4 else ""
+        noted = "".join(f", {text}" for text in (small, self.note) if text)
         return f"{self.scheme}{'' if algorithm == 'auto' else f'-{algorithm}'}{noted} on {self.runtime}"
+
+    def record(self, status: str, why: str, **measured: float | None) -> Candidate:
+        """Return the candidate's record for the report, with what was measured of it."""
+        known = {"name": self.name, "scheme": self.scheme, "runtime": self.runtime, "status": status, "why": why}
+        return Candidate.model_validate(known | measured)
 
     @property
     def key(self) -> str:
@@ -76,8 +85,8 @@ def plan_candidates(request: QuantizeRequest, loaded: LoadedModel, program: Prog
     """Return the candidates of a request, and the skipped combinations with their reasons.
 
     Raises:
-        SetupError: the engine that was asked for is not installed.
-        RequestError: the scheme that was asked for does not exist on that engine.
+        SetupError: the requested engine is not installed.
+        RequestError: the requested scheme does not exist on that engine.
     """
     skipped: list[Candidate] = []
     specs: list[CandidateSpec] = []
@@ -89,7 +98,7 @@ def plan_candidates(request: QuantizeRequest, loaded: LoadedModel, program: Prog
             if reason is None:
                 specs.append(spec)
             else:
-                skipped.append(_candidate(spec, "skipped", reason))
+                skipped.append(spec.record("skipped", reason))
     if request.runtime != "auto":
         reason = ENGINES[request.runtime].missing(loaded.device)
         if reason:
@@ -101,7 +110,7 @@ def plan_candidates(request: QuantizeRequest, loaded: LoadedModel, program: Prog
         raise RequestError(
             "no candidate is possible for this request",
             why or "no engine runs this scheme",
-            "use scheme auto, runtime auto",
+            "leave scheme and runtime out",
         )
     return CandidatePlan(specs, skipped)
 
@@ -122,17 +131,14 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
         schemes.append(static)
     elif program.path is not None:
         schemes += variants(static, program.path)
-    schemes += [Dynamic(), Bf16(), Fp32()]
+    schemes.append(Dynamic())
+    if program.traits and program.traits.embedding_weight_bytes > EMBEDDING_SHARE * program.traits.total_weight_bytes:
+        smaller = {"embedding_bits": 4}
+        schemes += [each.model_copy(update=smaller) for each in schemes if isinstance(each, Static | Dynamic)]
+    schemes += [Bf16(), Fp32()]
     schemes += [Fp16()] if request.device == "cuda" else []
-    skipped.append(
-        Candidate(
-            name="fp32 on torch_compile",
-            scheme="fp32",
-            runtime="torch_compile",
-            status="skipped",
-            why="compiles in every process, which takes long; request it with runtime torch_compile",
-        )
-    )
+    why = "compiles in every process, which takes long; request it with runtime torch_compile"
+    skipped.append(CandidateSpec(Fp32(), "torch_compile").record("skipped", why))
     return schemes
 
 
@@ -174,9 +180,11 @@ def _skip_reason(spec: CandidateSpec, loaded: LoadedModel, program: Program, aut
     if missing:
         return missing
     if not spec.on_module and not spec.is_lowered and program.error is not None:
-        return f"{program.error.what}: {program.error.why}"
+        return program.error.reason
     if spec.on_module and (getattr(spec.params, "targets", []) or getattr(spec.params, "ignore", [])):
         return "torch quantizes every layer of a kind: targets and ignore need another runtime"
+    if (spec.on_module or spec.is_lowered) and getattr(spec.params, "embedding_bits", 8) == 4:
+        return "only ONNX programs store embeddings in 4 bits: use runtime onnxruntime or openvino"
     if spec.is_lowered and getattr(spec.params, "algorithm", "auto") != "auto":
         return "ExecuTorch's programs are written by its own quantizer: leave algorithm out"
     if loaded.device == "cuda" and spec.on_module and isinstance(spec.params, Dynamic):
@@ -211,7 +219,3 @@ def _no_benefit(spec: CandidateSpec, loaded: LoadedModel, traits: GraphTraits | 
     if isinstance(params, Bf16) and loaded.device == "cpu" and not set(loaded.bench.cpu_features) & set(BF16_UNITS):
         return "this processor has no bfloat16 instructions"
     return None
-
-
-def _candidate(spec: CandidateSpec, status: Literal["skipped", "planned"], why: str) -> Candidate:
-    return Candidate(name=spec.name, scheme=spec.scheme, runtime=spec.runtime, status=status, why=why)

@@ -26,6 +26,7 @@ from omgoptim.reports import Coverage, LayerPrecision, Skip
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.engine import Kernel
 from omgoptim.techniques.quantize._diagnostics.coverage import REPLACED_SUFFIXES
+from omgoptim.text import plural
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,7 +138,7 @@ def coverage_warnings(coverage: Coverage | None, runtime: str) -> list[str]:
         else f"try runtime {other}, or scheme static with another algorithm (onnxruntime or nncf)"
     )
     return [
-        f"int8 is simulated: {runtime} computes {_count(len(floating), 'quantized layer')} in "
+        f"int8 is simulated: {runtime} computes {plural(len(floating), 'quantized layer')} in "
         f"{_dtype_list(floating)} ({_names(floating)}), so the artifact is smaller but hardly faster; {advice}"
     ]
 
@@ -254,9 +255,9 @@ def _computing(layers: Sequence[LayerPrecision]) -> list[LayerPrecision]:
 def _why(verdict: str, changed: Sequence[LayerPrecision], total: int, share: float, runtime: str) -> str:
     """Return a sentence: `20 of 21 layers in int8, 99 % of the weight bytes; 20 computed in integers by …`."""
     if verdict == "NO-OP":
-        return f"none of {_count(total, 'layer')} is stored in fewer bits."
+        return f"none of {plural(total, 'layer')} is stored in fewer bits."
     kinds = " and ".join(sorted({one.dtype_after.removeprefix("u") for one in changed}))
-    stored = f"{len(changed)} of {_count(total, 'layer')} in {kinds}, {_percent(share)} of the weight bytes"
+    stored = f"{len(changed)} of {plural(total, 'layer')} in {kinds}, {_percent(share)} of the weight bytes"
     known = [one for one in changed if one.computed_in is not None]
     if not known:
         return f"{stored}; {runtime} does not report their compute precision."
@@ -268,7 +269,7 @@ def _why(verdict: str, changed: Sequence[LayerPrecision], total: int, share: flo
             return f"{stored}; {runtime} computes them in {numbers}."
         only = "but only in storage" if verdict == "SIMULATED" else "in storage"
         return f"{stored}, {only}: {runtime} computes them in {numbers}."
-    rest = f", {_count(len(floating), 'layer')} in {_dtype_list(floating)} ({_names(floating)})" if floating else ""
+    rest = f", {plural(len(floating), 'layer')} in {_dtype_list(floating)} ({_names(floating)})" if floating else ""
     return f"{stored}; {len(integer)} computed in integers by {runtime}{rest}."
 
 
@@ -295,7 +296,3 @@ def _names(layers: Sequence[LayerPrecision]) -> str:
 def _percent(share: float) -> str:
     """Format a share; one below 1 is never rounded up to 100 %."""
     return "all" if share >= 1 else f"{min(99.9, 100 * share):.3g} %"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -7,7 +7,7 @@ saved, opened in a fresh process and run on the selection samples.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,6 @@ from omgoptim.reports import Explanation, Finding, LayerNoise, TimeShare
 from omgoptim.requests import QuantizeRequest
 from omgoptim.techniques.quantize._diagnostics.diagnostics import Diagnostic, diagnose
 from omgoptim.techniques.quantize._diagnostics.sensitivity import (
-    LayerSensitivity,
     SensitivityReport,
     measure_sensitivity,
 )
@@ -43,7 +42,7 @@ RESTORED_LAYERS = 3
 """Worst layers whose recovered quality is measured; each takes a full evaluation."""
 
 NOISE_SHARE = 1 / 3
-"""Share of the time limit for the simulation; the rest is for evaluations."""
+"""Share of the time limit for the simulation; the rest is for evaluations. Chosen: the evaluations decide."""
 
 EVALUATION_SAMPLES = 64
 """Evaluation inputs whose ranges are compared with the calibrated ones."""
@@ -67,7 +66,6 @@ def explain(
     results: Sequence[CandidateResult],
     winner: CandidateResult,
     mixed_precision: MixedPrecision | None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> Explanation:
     """Explain the quality loss and the speed of the artifact, which must be in its place.
 
@@ -75,27 +73,23 @@ def explain(
     calibrated candidate with the smallest loss. Without one, only time is explained.
     """
     request, loaded, screening = inputs.request, inputs.builder.loaded, inputs.screening
-    deadline = clock() + request.guard_time_s
-    features = loaded.bench.cpu_features
+    deadline = time.monotonic() + request.guard_time_s
     times, unknown = _times(loaded, inputs.builder.context)
     bound = speedup_bound(times)
+    speed = _time_sentence(times, bound, unknown, loaded.bench.cpu_features)
     about = _candidate_to_explain(results, winner, mixed_precision)
     known = Explanation(
         summary="", metric=screening.metric.name, samples=screening.samples, times=times, speedup_bound=bound
     )
     if about is None:
         nothing = "Only time is explained: there is no calibrated int8 candidate (scheme static, with data)."
-        return known.model_copy(update={"summary": f"{nothing} {_time_sentence(times, bound, unknown, features)}"})
+        return known.model_copy(update={"summary": f"{nothing} {speed}"})
     with Evaluators(loaded.bench) as evaluators:
-        trials = CandidateEvaluator(
-            evaluators,
-            inputs.builder,
-            screening,
-            deadline,
-            clock,
-            reserved_names={result.built.spec.name for result in results},
-        )
-        return _explain_quality(trials, request, about, known, (times, bound, unknown), mixed_precision)
+        names = {result.name for result in results}
+        trials = CandidateEvaluator(evaluators, inputs.builder, screening, deadline, reserved_names=names)
+        if mixed_precision is not None and mixed_precision.screening is screening:
+            trials.known.update(mixed_precision.known)
+        return _explain_quality(trials, request, about, known, speed)
 
 
 def _explain_quality(
@@ -103,31 +97,27 @@ def _explain_quality(
     request: QuantizeRequest,
     about: ExplainedCandidate,
     known: Explanation,
-    speed: tuple[list[TimeShare], float | None, str],
-    mixed_precision: MixedPrecision | None,
+    speed: str,
 ) -> Explanation:
-    """Explain layers and findings, each with the quality recovered without it."""
-    loaded, screening, clock = trials.builder.loaded, trials.screening, trials.clock
-    times, bound, unknown = speed
-    features = loaded.bench.cpu_features
-    if mixed_precision is not None and mixed_precision.screening is screening:
-        trials.known.update(mixed_precision.known)
+    """Explain layers and findings, each with the quality recovered without it; `speed` ends the summary."""
+    screening = trials.screening
     try:
         trials.builder.context.progress("explaining: the noise of each layer", None)
         simulation = simulate(about.result.built.spec.params, trials.builder)
         limit_s = request.guard_time_s * NOISE_SHARE
-        noise = measure_sensitivity(simulation, restored=True, limit_s=limit_s, clock=clock)
+        noise = measure_sensitivity(simulation, restored=True, limit_s=limit_s)
     except OmgoptimError as error:
-        nothing = f"The layers could not be explained: {error.what}: {error.why}."
-        return known.model_copy(update={"summary": f"{nothing} {_time_sentence(times, bound, unknown, features)}"})
+        nothing = f"The layers could not be explained: {error.reason}."
+        return known.model_copy(update={"summary": f"{nothing} {speed}"})
     layers = _layers(noise, about, trials)
-    found = _findings(simulation, about, trials, loaded.evaluation.split(EVALUATION_SAMPLES)[0].batches)
-    whole = _sqnr(about.result, screening)
+    evaluation = trials.builder.loaded.evaluation.split(EVALUATION_SAMPLES)[0]
+    found = _findings(simulation, about, trials, evaluation.batches)
+    outputs = about.result.outputs
+    whole = None if outputs is None else sqnr_db(screening.original, outputs, NON_FINITE_DB)
     words = [_quality_sentence(about, screening, whole, noise, layers), _findings_sentence(found)]
     if trials.out_of_time():
         words.append(f"The explanation is incomplete: its time limit of {request.guard_time_s:g} s was reached.")
-    words.append(_time_sentence(times, bound, unknown, features))
-    update = {"summary": " ".join(filter(None, words)), "sqnr_db": whole, "layers": layers, "findings": found}
+    update = {"summary": " ".join([*filter(None, words), speed]), "sqnr_db": whole, "layers": layers, "findings": found}
     return known.model_copy(update=update)
 
 
@@ -136,7 +126,7 @@ def _candidate_to_explain(
 ) -> ExplainedCandidate | None:
     if winner.built.spec.scheme in CALIBRATED:
         if mixed_precision is not None and is_mixed(winner):
-            return ExplainedCandidate(mixed_precision.base, True, len(mixed_precision.ignore))
+            return ExplainedCandidate(mixed_precision.base, True, mixed_precision.best.built.spec.float_layers)
         return ExplainedCandidate(winner, True, 0)
     evaluated = [a for a in results if a.built.spec.scheme in CALIBRATED and not is_mixed(a)]
     alive = [a for a in evaluated if a.drop is not None and a.error is None]
@@ -149,19 +139,12 @@ def _times(loaded: LoadedModel, context: RunContext) -> tuple[list[TimeShare], s
     context.progress("explaining: the time of each kind of layer", None)
     batches = {LATENCY: bench.batches[LATENCY]}
     try:
-        with (
-            context.measuring(),
-            bench.start(context.artifact, batches) as process,
-        ):
+        with context.measuring(), bench.start(context.artifact, batches) as process:
             process.begin_open()
             process.end_open()
             return query_time_shares(process, LATENCY), "the engine does not report the time of its layers"
     except OmgoptimError as error:  # the rest of the explanation stands without it
-        return [], f"{error.what}: {error.why}"
-
-
-def _sqnr(result: CandidateResult, screening: ScreeningReference) -> float | None:
-    return sqnr_db(screening.original, result.outputs, NON_FINITE_DB) if result.outputs is not None else None
+        return [], error.reason
 
 
 def _layers(noise: SensitivityReport, about: ExplainedCandidate, trials: CandidateEvaluator) -> list[LayerNoise]:
@@ -172,21 +155,17 @@ def _layers(noise: SensitivityReport, about: ExplainedCandidate, trials: Candida
         recovered = None
         if index < RESTORED_LAYERS and drop > ROUNDING:
             recovered = _recovered(with_float_layers(about.result.built.spec, [layer.name]), drop, trials)
-        result.append(_layer(entry, noise.whole_db, recovered))
+        result.append(
+            LayerNoise(
+                path=entry.layer.path,
+                kind=entry.layer.op,
+                sqnr_db=entry.alone_db,
+                sqnr_gain_db=None if entry.restored_db is None else entry.restored_db - noise.whole_db,
+                recovered=recovered,
+                bytes=entry.layer.weight_bytes,
+            )
+        )
     return result
-
-
-def _layer(entry: LayerSensitivity, whole_db: float, recovered: float | None) -> LayerNoise:
-    gain = None if entry.restored_db is None else entry.restored_db - whole_db
-    layer = entry.layer
-    return LayerNoise(
-        path=layer.path,
-        kind=layer.op,
-        sqnr_db=entry.alone_db,
-        sqnr_gain_db=gain,
-        recovered=recovered,
-        bytes=layer.weight_bytes,
-    )
 
 
 def _recovered(spec: CandidateSpec, drop: float, trials: CandidateEvaluator) -> float | None:
@@ -233,7 +212,7 @@ def _quality_sentence(
     noise: SensitivityReport,
     layers: Sequence[LayerNoise],
 ) -> str:
-    name = about.result.built.spec.name
+    name = about.result.name
     drop = about.result.drop or 0.0
     metric = screening.metric.name.replace("_", " ")
     decibels = f" (output SQNR {whole:.1f} dB)" if whole is not None else ""

@@ -95,7 +95,7 @@ def final_race(
     """Measure the original and the finalists in full and choose the artifact.
 
     The first finalist in the order of preference that passes the guard on the evaluation data is chosen, float32 that
-    was not asked for after all others; where none does, the first.
+    was not requested after all others; where none does, the first.
 
     Args:
         request: with the guard, the timing and the seed.
@@ -120,11 +120,11 @@ def final_race(
 def record_failures(race: FinalRace[CandidateResult]) -> None:
     """Record the error of each finalist that failed as the reason of its status."""
     for result, error in race.failed:
-        result.status, result.why, result.error = "failed", f"{error.what}: {error.why}", error
+        result.status, result.why, result.error = "failed", error.reason, error
 
 
 def replacement_sentence(winner: Finalist, asked: Finalist, guard: float) -> str:
-    """Return sentences on float32 chosen because what was asked for fails the guard."""
+    """Return sentences on float32 that was chosen because the requested scheme fails the guard."""
     quality = asked.quality
     fault = f"loses {quality.drop:.4f}, more than {guard:g}"
     if quality.ruined:

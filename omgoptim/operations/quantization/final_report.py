@@ -1,24 +1,56 @@
-"""Reports of the finalists of a quantize run, each saved beside its artifact."""
+"""Reports of the finalists of a quantize run with their summaries, each saved beside its artifact."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from omgoptim.operations.final_measurement import FinalChoice
 from omgoptim.operations.final_report import final_report, save_finalists
-from omgoptim.operations.gain_attribution import is_slower
+from omgoptim.operations.gain_attribution import gain_split_sentence, is_slower, slower_sentence
+from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import pick_step, quantize_steps
+from omgoptim.operations.quantization.build_candidates import CandidateBuilder
+from omgoptim.operations.quantization.candidates import CandidatePlan
 from omgoptim.operations.quantization.coverage import FloatModel, coverage_warnings, measure_coverage
-from omgoptim.operations.quantization.final_race import Finalist, gain_split
-from omgoptim.operations.quantization.finalist_summary import (
-    QuantizeRun,
-    best_quantized,
-    finalist_summary,
-    is_replacement,
-)
+from omgoptim.operations.quantization.final_race import CandidateChoice, Finalist, gain_split, replacement_sentence
+from omgoptim.operations.quantization.qat import TrainedModel
 from omgoptim.operations.quantization.screening import CandidateResult, within
+from omgoptim.operations.quantization.selection import is_float
 from omgoptim.operations.timing import OVERLOADED
-from omgoptim.operations.verdict import passes, samples_needed, size_phrase
+from omgoptim.operations.verdict import (
+    passes,
+    quality_sentence,
+    samples_needed,
+    size_phrase,
+    verdict_sentence,
+)
 from omgoptim.reports import Candidate, EfficiencyReport, GainsBy, NextStep
+from omgoptim.requests import QuantizeRequest
+from omgoptim.requests.quantize import Auto
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeRun:
+    """State of a quantize run after the final measurement."""
+
+    request: QuantizeRequest
+    builder: CandidateBuilder
+    plan: CandidatePlan
+    results: list[CandidateResult]
+    final: CandidateChoice
+    notes: list[str]
+    trained: TrainedModel | None = None
+
+    @property
+    def chosen(self) -> FinalChoice[CandidateResult]:
+        """The measured finalists and the chosen one."""
+        return self.final.measured
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The original."""
+        return self.builder.loaded
 
 
 def save_candidates(run: QuantizeRun) -> EfficiencyReport:
@@ -54,7 +86,7 @@ def _note_reasons(run: QuantizeRun) -> None:
     winner.status = "chosen"
     winner.why = f"{best} of those within the guard, or as fast and smaller"
     if winner.reference:
-        winner.why = "float32 on the same engine: nothing that was asked for passes the guard"
+        winner.why = "float32 on the same engine: no requested scheme passes the guard"
     elif not within(winner, guard):
         winner.why = "no candidate passed the quality guard on the selection samples; this one is closest"
 
@@ -107,7 +139,7 @@ def _pick_steps(run: QuantizeRun, finalist: Finalist, parts: GainsBy | None) -> 
         best = best_quantized(run, others)
         if best is not None:
             fits = passes(best.quality, chosen.guard)
-            why = "the best quantized candidate" if fits else "what was asked for, which fails the guard"
+            why = "the best quantized candidate" if fits else "the requested scheme, which fails the guard"
             steps = [(best, f"{why}: {size_phrase(best.gains)}")]
     return [pick_step(chosen.context.run_id, other.slug, why) for other, why in steps]
 
@@ -131,18 +163,15 @@ def candidate_records(run: QuantizeRun, own: CandidateResult, baseline_bytes: in
             continue
         status = "finalist" if result is run.chosen.winner.entry else result.status
         scale = 1.0 if result.status in ("chosen", "finalist") else run.final.scale
-        spec, size = result.built.spec, result.built.size_bytes
-        record = Candidate(
-            name=spec.name,
-            scheme=spec.scheme,
-            runtime=spec.runtime,
+        size = result.built.size_bytes
+        record = result.built.spec.record(
+            "chosen" if result is own else status,
+            result.why,
             size_bytes=size,
             size_ratio=baseline_bytes / size if size else None,
             speedup=(result.speedup * scale or None) if trusted else None,
             quality=result.quality,
             quality_drop=result.drop,
-            status="chosen" if result is own else status,
-            why=result.why,
         )
         found.append(record)
     return sorted(found, key=lambda record: record.status != "chosen")
@@ -150,3 +179,62 @@ def candidate_records(run: QuantizeRun, own: CandidateResult, baseline_bytes: in
 
 def _rank(result: CandidateResult) -> tuple[int, float]:
     return ("chosen", "finalist", "dropped", "failed").index(result.status), -result.speedup
+
+
+def finalist_summary(run: QuantizeRun, finalist: Finalist, parts: GainsBy | None) -> str:
+    """Return the summary: qualifications, the verdict, gains by cause, and the quality."""
+    chosen, quality, precision = run.chosen, finalist.quality, finalist.after.precision
+    spec, changes = finalist.entry.built.spec, finalist.entry.built.outcome
+    outcome = chosen.outcome(finalist)
+    implausible = chosen.implausible(finalist, parts)
+    slower = slower_sentence(parts, spec.runtime, precision)
+    verdict = verdict_sentence(outcome, spec.name, finalist.gains, quality, chosen.guard)
+    split = gain_split_sentence(parts, spec.runtime, precision) if parts else ""
+    qualified = [f"{implausible}." if implausible else "", slower, _float_only_sentence(run, finalist)]
+    first = [verdict, *qualified] if outcome == "guard_failed" else [*qualified, verdict]
+    words = [chosen.chance_level(finalist), *first, split, _rejected_sentence(run, finalist)]
+    words += [quality_sentence(finalist.before, quality)]
+    words += [run.trained.fact] if run.trained else []
+    words += changes.notes if changes else []
+    return " ".join(part for part in words if part)
+
+
+def is_replacement(run: QuantizeRun, finalist: Finalist) -> bool:
+    """Return whether this is float32, chosen although not requested, because no requested scheme passes the guard."""
+    return finalist is run.chosen.winner and finalist.entry.reference
+
+
+def _float_only_sentence(run: QuantizeRun, finalist: Finalist) -> str:
+    """Return a sentence where the chosen candidate is float32, with the best quantized one."""
+    if is_replacement(run, finalist):
+        return replacement_sentence(finalist, run.final.rejected[0], run.chosen.guard)
+    if finalist.after.precision != "float32" or not isinstance(run.request.scheme, Auto):
+        return ""
+    best = best_quantized(run, run.chosen.finalists)
+    words = f"The artifact is not quantized: {finalist.entry.name} is the float32 model on another engine"
+    if best is None:
+        return f"{words}, and no quantized candidate was measured in full."
+    speed = "speed undecided" if best.gains.speedup is None else f"{best.gains.speedup:.2f}x the original's speed"
+    return (
+        f"{words}. The best quantized candidate, {best.entry.name}, is {size_phrase(best.gains)}, "
+        f"{speed}; its quality drop is {best.quality.drop:.4f}."
+    )
+
+
+def best_quantized(run: QuantizeRun, finalists: Sequence[Finalist]) -> Finalist | None:
+    """Return the preferred quantized finalist, of those that pass the guard if any does; None without one."""
+    quantized = [finalist for finalist in finalists if not is_float(finalist.entry)]
+    holding = [finalist for finalist in quantized if passes(finalist.quality, run.chosen.guard)]
+    return max(holding or quantized, key=lambda finalist: run.final.preference.merit(finalist.entry), default=None)
+
+
+def _rejected_sentence(run: QuantizeRun, finalist: Finalist) -> str:
+    """Return a sentence on preferred candidates that failed the guard on the evaluation data."""
+    chosen, rejected = run.chosen, run.final.rejected
+    if finalist is not chosen.winner or not chosen.holds or not rejected or is_replacement(run, finalist):
+        return ""  # the summary begins with a replacement
+    names = [f"{other.entry.name} loses {other.quality.drop:.4f}" for other in rejected]
+    return (
+        f"On the evaluation data {', '.join(names)}, more than {chosen.guard:g}: the artifact is the next candidate of "
+        "an order fixed before that data was read."
+    )

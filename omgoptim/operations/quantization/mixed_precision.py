@@ -23,7 +23,7 @@ from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, CandidateEvaluator, Evaluators
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.layer_search import LayerSets, SearchLayer, search
-from omgoptim.operations.quantization.mixed_precision_report import SearchOutcome, layer_count, mixed_precision_record
+from omgoptim.operations.quantization.mixed_precision_report import SearchOutcome, mixed_precision_record
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, within, within_with_margin
 from omgoptim.operations.quantization.selection import MIXED_PRECISION_FACTOR, Preference, alive, is_float
 from omgoptim.operations.verdict import holds
@@ -31,9 +31,11 @@ from omgoptim.reports import Guard
 from omgoptim.requests import Params, QuantizeRequest
 from omgoptim.techniques.quantize._diagnostics.sensitivity import SensitivityReport, measure_sensitivity
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation, build_simulation
+from omgoptim.text import plural
 
 RANKING_SHARE = 1 / 3
-"""Share of the search's time limit for ranking the layers; the rest is for evaluations."""
+"""Share of the search's time limit for ranking the layers; the rest is for evaluations. Chosen: the evaluations
+decide."""
 
 Predict = Callable[[tuple[str, ...]], float]
 """Noise-to-signal power ratio at the output with the layers of these names in float."""
@@ -47,10 +49,7 @@ class MixedPrecision:
     """Result of a mixed precision search."""
 
     record: Guard
-    spec: CandidateSpec
-    """Spec of the result; that of `base` if nothing better was found."""
-    ignore: list[str]
-    """Value of `ignore` that builds the result without a search."""
+
     base: CandidateResult
     """Initial candidate, with all layers quantized."""
     best: CandidateResult
@@ -78,7 +77,6 @@ def search_mixed_precision(
     given: MixedPrecisionSearch,
     results: list[CandidateResult],
     base: CandidateResult | None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> MixedPrecision | None:
     """Search for the layers to keep in float.
 
@@ -87,8 +85,8 @@ def search_mixed_precision(
     Args:
         given: model, samples and settings.
         results: the run's candidates so far.
-        base: the candidate without layers in float to start from, evaluated on these samples; see `worth_repairing`.
-        clock: seconds from any start.
+        base: candidate without layers in float to start from, evaluated on these samples: see `mixed_precision_base`.
+
 
     Returns:
         The result; None where there is nothing to search.
@@ -96,17 +94,11 @@ def search_mixed_precision(
     request, loaded, program = given.request, given.builder.loaded, given.builder.program
     if base is None or base.drop is None or base.built.folder is None or program.path is None:
         return None
-    start, guard = clock(), request.max_quality_drop
+    start, guard = time.monotonic(), request.max_quality_drop
     with Evaluators(loaded.bench) as evaluators:
         evaluators.begin(base.built.folder, base.built.spec.runtime)  # starts while the layers are ranked
-        trials = CandidateEvaluator(
-            evaluators,
-            given.builder,
-            given.screening,
-            start + request.guard_time_s,
-            clock,
-            reserved_names={result.built.spec.name for result in results},
-        )
+        names, deadline = {result.name for result in results}, start + request.guard_time_s
+        trials = CandidateEvaluator(evaluators, given.builder, given.screening, deadline, reserved_names=names)
         limit_s = request.guard_time_s * RANKING_SHARE
         params = base.built.spec.params
         noise, predict, unknown = _ranking(params, given.builder, limit_s)
@@ -116,7 +108,7 @@ def search_mixed_precision(
             return with_float_layers(base.built.spec, kept)
 
         def evaluate(kept: tuple[str, ...]) -> float:
-            result = trials.of(option_of(kept), f"mixed precision: {layer_count(len(kept))} in float")
+            result = trials.of(option_of(kept), f"mixed precision: {plural(len(kept), 'layer')} in float")
             return result.cautious_drop(guard)
 
         worthwhile = _worthwhile(given, base, results, noise) if noise else (lambda _: True)
@@ -127,11 +119,10 @@ def search_mixed_precision(
         if best is not base:
             _time_best(given, trials, results, base, best)
     results.extend(trials.results)
-    ended = SearchOutcome(found, layers, noise, unknown, base, best, trials.evaluations, clock() - start)
-    record = mixed_precision_record(
-        ended, request, f"{given.screening.samples} {given.samples_name}", given.screening.samples
-    )
-    return MixedPrecision(record, best.built.spec, list(found.best.kept), base, best, trials.known, given.screening)
+    seconds = time.monotonic() - start
+    ended = SearchOutcome(request, found, layers, noise, unknown, base, best, trials.evaluations, seconds)
+    record = mixed_precision_record(ended, given.screening.samples, given.samples_name)
+    return MixedPrecision(record, base, best, trials.known, given.screening)
 
 
 def mixed_precision_base(
@@ -214,7 +205,7 @@ def _ranking(
         simulation = simulate(params, builder)
         noise = measure_sensitivity(simulation, limit_s=limit_s)
     except OmgoptimError as error:  # a program that the simulation cannot take still has its candidates
-        return None, None, f"{error.what}: {error.why}"
+        return None, None, error.reason
     nodes = {layer.name: entry.layer.node for layer, entry in zip(search_layers_of(noise), noise.layers, strict=True)}
 
     def predict(kept: tuple[str, ...]) -> float:
@@ -248,14 +239,14 @@ def with_float_layers(spec: CandidateSpec, kept: Sequence[str]) -> CandidateSpec
         return spec
     ignore = [*getattr(spec.params, "ignore", []), *kept]
     params, count = spec.params.model_copy(update={"ignore": ignore}), len(kept)
-    return CandidateSpec(params, spec.runtime, f"{layer_count(count)} in float", count)
+    return CandidateSpec(params, spec.runtime, f"{plural(count, 'layer')} in float", count)
 
 
 def _note_reasons(evaluated: Sequence[CandidateResult], guard: float) -> None:
     """Record the reason for the status of each candidate of the search."""
     for result in evaluated:
         if result.error is not None:
-            result.status, result.why = "failed", f"{result.error.what}: {result.error.why}".strip(": ")
+            result.status, result.why = "failed", result.error.reason
         elif within(result, guard):
             result.why = "evaluated by the mixed precision search; fewer layers in float pass the guard too"
         else:

@@ -15,6 +15,7 @@ from omgoptim.operations.verdict import holds
 from omgoptim.reports import EfficiencyReport, Guard
 from omgoptim.requests import QuantizeRequest
 from omgoptim.techniques.quantize._diagnostics.sensitivity import LayerSensitivity, SensitivityReport
+from omgoptim.text import plural
 
 if TYPE_CHECKING:
     from omgoptim.operations.quantization.final_race import CandidateChoice
@@ -28,6 +29,7 @@ NAMED_LAYERS = 4
 class SearchOutcome:
     """Inputs and result of a mixed precision search, for its report."""
 
+    request: QuantizeRequest
     found: LayerSearchResult
     layers: Sequence[SearchLayer]
     noise: SensitivityReport | None
@@ -38,34 +40,49 @@ class SearchOutcome:
     evaluations: int
     seconds: float
 
+    @property
+    def kept(self) -> list[SearchLayer]:
+        """Layers in float of the best set."""
+        by_name = {layer.name: layer for layer in self.layers}
+        return [by_name[name] for name in self.found.best.kept]
 
-def mixed_precision_record(ended: SearchOutcome, request: QuantizeRequest, samples_name: str, samples: int) -> Guard:
+    @property
+    def drop(self) -> float:
+        """Quality drop of the best candidate; infinite where unknown."""
+        return math.inf if self.best.drop is None else self.best.drop
+
+    @property
+    def holds_with_margin(self) -> bool:
+        """True if the drop of the best set passes the guard with its margin."""
+        return holds(self.found.best.drop, self.request.max_quality_drop)
+
+    @property
+    def holds(self) -> bool:
+        """True if the drop passes the guard, with or without its margin."""
+        return self.holds_with_margin or holds(self.drop, self.request.max_quality_drop)
+
+
+def mixed_precision_record(ended: SearchOutcome, samples: int, samples_name: str) -> Guard:
     """Return the report's record of the search.
 
     Args:
         ended: layers in float, evaluations and time of the search.
-        request: of the run, with the guard.
-        samples_name: name of the evaluation samples.
-        samples: their number.
+        samples: number of the evaluation samples.
+        samples_name: their name.
     """
-    found, layers, best = ended.found, ended.layers, ended.best
-    limit, drop = request.max_quality_drop, best.drop if best.drop is not None else math.inf
-    by_name = {layer.name: layer for layer in layers}
-    kept = [by_name[name] for name in found.best.kept]
-    stopped = f"the time limit of {request.guard_time_s:g} s was reached" if found.out_of_time else None
-    safely = holds(found.best.drop, limit)
-    held = safely or holds(drop, limit)
-    why = _reason(ended, limit, f"On {samples_name}", stopped, samples)
-    if found.not_worthwhile and not safely:
+    found, kept = ended.found, ended.kept
+    stopped = f"the time limit of {ended.request.guard_time_s:g} s was reached" if found.out_of_time else None
+    why = _reason(ended, samples, samples_name, stopped)
+    if found.not_worthwhile and not ended.holds_with_margin:
         why += "; more layers in float are not worthwhile: a float candidate is about as good"
         stopped = stopped or "more layers in float are not worthwhile"
     return Guard(
         kept_in_float=[layer.path for layer in kept],
         float_bytes=sum(layer.size_bytes for layer in kept),
         evaluations=ended.evaluations,
-        quality_drop=drop,
+        quality_drop=ended.drop,
         samples=samples,
-        holds=held,
+        holds=ended.holds,
         seconds=ended.seconds,
         stopped=stopped,
         out_of_time=found.out_of_time,
@@ -73,37 +90,28 @@ def mixed_precision_record(ended: SearchOutcome, request: QuantizeRequest, sampl
     )
 
 
-def _reason(ended: SearchOutcome, limit: float, where: str, stopped: str | None, samples: int) -> str:
+def _reason(ended: SearchOutcome, samples: int, samples_name: str, stopped: str | None) -> str:
     """Return the reason for the result of a search, without the final period."""
-    found, layers, noise, base, best = ended.found, ended.layers, ended.noise, ended.base, ended.best
-    drop = best.drop if best.drop is not None else math.inf
-    by_name = {layer.name: layer for layer in layers}
-    kept = [by_name[name] for name in found.best.kept]
-    safely = holds(found.best.drop, limit)
-    held = safely or holds(drop, limit)
-    plain = f"{where} {base.built.spec.name} loses {base.drop:.4f}"
-    if held and kept:
+    limit, kept, drop, noise, base = ended.request.max_quality_drop, ended.kept, ended.drop, ended.noise, ended.base
+    plain = f"On {samples} {samples_name} {base.name} loses {base.drop:.4f}"
+    if ended.holds and kept:
         named = _named([layer.path for layer in kept])
         why = f"{plain} with all layers in int8, and {drop:.4f} with {named} in float, within {limit:g}"
         if stopped:
             why += f"; fewer layers may suffice, but {stopped}"
-        elif not safely:
-            why += f", too near to it for {samples} samples to decide"
-    elif held:
-        why = f"{plain}, within {limit:g} but too near to it for {samples} samples to decide"
+        elif not ended.holds_with_margin:
+            why += f", too close to the guard for {samples} samples to decide"
+    elif ended.holds:
+        why = f"{plain}, within {limit:g} but too close to the guard for {samples} samples to decide"
         why += "; no evaluated set of layers in float loses less"
     elif noise is None:
         why = f"{plain}, and its layers could not be ranked: {ended.unknown}"
     else:
         why = f"{plain}, more than {limit:g}; {_noisiest_layers(noise.layers)}"
         if kept:
-            why += f"; with {layer_count(len(kept))} in float it still loses {drop:.4f}"
-        if found.trials:
-            why += (
-                f", the smallest loss of {len(found.trials)} evaluated sets"
-                if kept
-                else "; no evaluated set loses less"
-            )
+            why += f"; with {plural(len(kept), 'layer')} in float it still loses {drop:.4f}"
+        if ended.found.trials:
+            why += f", the smallest loss of {len(ended.found.trials)} sets" if kept else "; no evaluated set loses less"
         if stopped:
             why += f"; {stopped}"
     return why
@@ -111,18 +119,13 @@ def _reason(ended: SearchOutcome, limit: float, where: str, stopped: str | None,
 
 def _named(paths: Sequence[str]) -> str:
     """`layers a, b, c, d and 3 others`."""
-    shown = f"layer{'s' if len(paths) != 1 else ''} {', '.join(paths[:NAMED_LAYERS])}"
+    shown = f"layer{'' if len(paths) == 1 else 's'} {', '.join(paths[:NAMED_LAYERS])}"
     return shown if len(paths) <= NAMED_LAYERS else f"{shown} and {len(paths) - NAMED_LAYERS} others"
 
 
 def _noisiest_layers(layers: Sequence[LayerSensitivity]) -> str:
     worst = ", ".join(f"{entry.layer.path} ({entry.alone_db:.1f} dB alone)" for entry in layers[:3])
     return f"the layers with the lowest SQNR are {worst}"
-
-
-def layer_count(layers: int) -> str:
-    """`1 layer`, `3 layers`."""
-    return f"{layers} layer{'s' if layers != 1 else ''}"
 
 
 def with_mixed_precision(
@@ -134,12 +137,12 @@ def with_mixed_precision(
     winner = final.measured.winner.entry
     record = mixed_precision.record
     update: dict[str, object] = {"guard": record}
-    chosen = is_mixed(winner) and winner.built.spec.params == mixed_precision.spec.params
+    chosen = is_mixed(winner) and winner.built.spec.params == mixed_precision.best.built.spec.params
     if chosen or not record.holds:
         update["summary"] = f"{report.summary} {record.why}"
     elif is_mixed(mixed_precision.best) and mixed_precision.best.why:
         why = mixed_precision.best.why
-        update["summary"] = f"{report.summary} Mixed precision ({mixed_precision.spec.name}) was not chosen: {why}."
+        update["summary"] = f"{report.summary} Mixed precision ({mixed_precision.best.name}) was not chosen: {why}."
     if chosen:
         spec = winner.built.spec
         at_once = request.model_copy(update={"scheme": spec.params, "runtime": spec.runtime})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.quality import read_outputs, score
+from omgoptim.measure.quality import read_outputs
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.samples import Samples
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, Evaluators
@@ -16,17 +16,8 @@ from omgoptim.operations.quantization.mixed_precision import (
     search_mixed_precision,
 )
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, within_with_margin
-from omgoptim.operations.quantization.selection import dominated_by
+from omgoptim.operations.quantization.selection import dominated_by, is_mixed
 from omgoptim.operations.quantization.splits import Splits, unused_samples
-from omgoptim.operations.reference_outputs import metric_of
-
-
-@dataclass(frozen=True, slots=True)
-class MixedPrecisionRetry:
-    """Result of the second search."""
-
-    result: CandidateResult
-    mixed_precision: MixedPrecision
 
 
 def retry_mixed_precision(
@@ -35,13 +26,13 @@ def retry_mixed_precision(
     results: list[CandidateResult],
     final: CandidateChoice,
     mixed_precision: MixedPrecision | None,
-) -> MixedPrecisionRetry | None:
+) -> MixedPrecision | None:
     """Search again on unused samples if the preferred calibrated candidate fails the guard on the evaluation data.
 
     The evaluation data decides only whether there is a second search, not its result.
 
     Returns:
-        A candidate that passes the guard on those samples with a margin; None where there is none.
+        The search, whose best candidate passes the guard on those samples with a margin; None where none does.
     """
     failed = final.rejected[0].entry if final.rejected else None
     if failed is None or failed.built.spec.scheme not in CALIBRATED:
@@ -62,16 +53,15 @@ def retry_mixed_precision(
         return None  # it passes on these samples: a search on them would not change it
     again = replace(search, screening=other, samples_name=f"selection samples, {others.count} of them new,")
     found = search_mixed_precision(again, results, base)
-    if found is None or not found.ignore or found.spec.params == failed.built.spec.params:
+    if found is None or not is_mixed(found.best) or found.best.built.spec.params == failed.built.spec.params:
         return None
-    best = found.best
-    guard = search.request.max_quality_drop
-    if best is None or not within_with_margin(best, guard) or dominated_by(best, results, guard, search.preference):
+    best, guard = found.best, search.request.max_quality_drop
+    if best.timing is None or not within_with_margin(best, guard):
         return None
-    if best.timing is None:
+    if dominated_by(best, results, guard, search.preference):
         return None
     best.status, best.why = "finalist", ""
-    return MixedPrecisionRetry(best, found)
+    return found
 
 
 def _new_reference(search: MixedPrecisionSearch, samples: Samples, base: CandidateResult) -> ScreeningReference:
@@ -79,16 +69,10 @@ def _new_reference(search: MixedPrecisionSearch, samples: Samples, base: Candida
     context, loaded = search.builder.context, search.builder.loaded
     inputs = samples.write(context.work / "selection-again")
     targets = [context.work / "again" / name for name in ("original", "base")]
-    if base.built.folder is None:
-        raise OmgoptimError("the candidate has no artifact")
     with Evaluators(loaded.bench) as evaluators:
-        evaluators.begin(base.built.folder, base.built.spec.runtime)
+        evaluators.begin(base.artifact, base.built.spec.runtime)
         evaluators.run(loaded.baseline, f"original on {Manifest.read(loaded.baseline).runtime}", inputs, targets[0])
-        evaluators.run(base.built.folder, base.built.spec.runtime, inputs, targets[1])
-    original = read_outputs(targets[0])
-    limit_s = search.request.time_limit_s
-    metric = metric_of(loaded, original, samples.targets, limit_s)
-    quality = score(metric, original, samples.targets, original)
-    other = ScreeningReference(inputs, samples.targets, metric, original, quality, samples.count)
+        evaluators.run(base.artifact, base.built.spec.runtime, inputs, targets[1])
+    other = ScreeningReference.of(loaded, samples, inputs, targets[0], search.request.time_limit_s)
     other.evaluate(base, read_outputs(targets[1]))
     return other

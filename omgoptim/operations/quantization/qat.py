@@ -49,7 +49,7 @@ from omgoptim.training.losses import Loss
 from omgoptim.training.modes import own_randomness
 
 FINE_TUNING_FACTOR = 0.1
-"""Peak learning rate relative to training from scratch, since the weights are trained already."""
+"""Peak learning rate relative to training from scratch, since the weights are trained already. Chosen."""
 
 STARTED_AT, TRAINED_AT = 0.1, 0.3
 """Fractions of the run's progress at which training starts and ends."""
@@ -110,7 +110,7 @@ def train(
     plan = TrainingConfig.of(asked, params.epochs, loaded.device, request.seed)
     if params.learning_rate is None:
         plan = replace(plan, learning_rate=FINE_TUNING_FACTOR * LEARNING_RATES[params.optimizer])
-    check = training_data.loss.check if training_data.loss is not None else lambda _target: None
+    check = Objective(training_data.loss).check
     with own_randomness():
         plan = config_for_data(plan, asked, training_data.batches, check)
         count, _ = training_data.batches.survey(plan.batch, plan.seed, check)
@@ -124,7 +124,8 @@ def train(
     if training_data.distills:
         objective = Objective(training_data.loss, original, DistillationLoss(params.temperature, params.alpha))
     trainer = Trainer(module, training_data.batches, objective, plan, evaluator)
-    fitted = trainer.fit(TrainingRound(checkpoints=context.checkpoints / "qat"), _progress(context), context.publish)
+    progress = context.part(STARTED_AT, TRAINED_AT)
+    fitted = trainer.fit(TrainingRound(checkpoints=context.checkpoints / "qat"), progress, context.publish)
     trained = replace(loaded, module=module.module.eval(), program=None)
     program = _trained_program(module, trained, context, evaluator) if was_trained(module) else program
     state = RoundState(module.module, Round(number=1), Outcome([]))
@@ -197,7 +198,7 @@ def _training_data(
     shared = shared_samples(selection, statistics)
     if shared > selection.count * OVERLAP:
         notes.append(
-            f"{shared} of the {selection.count} samples that choose the epoch are also training samples: "
+            f"{shared} of the {selection.count} samples that select the epoch are also training samples: "
             "let load('calibration') give others"
         )
     several = len(loaded.outputs.compared) > 1  # labels cover one output; the others are distilled
@@ -258,13 +259,6 @@ def _scratch_folder(context: RunContext) -> Path:
     folder = context.work / "qat_evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _progress(context: RunContext) -> Any:
-    def report(stage: str, done: float | None) -> None:
-        context.progress(stage, None if done is None else STARTED_AT + (TRAINED_AT - STARTED_AT) * done)
-
-    return report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

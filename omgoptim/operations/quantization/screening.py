@@ -24,7 +24,8 @@ from omgoptim.requests import QuantizeRequest
 from omgoptim.runtimes.engine import Kernel
 
 MAX_CONCURRENT_BYTES = 2_000_000_000
-"""Maximum total size of artifacts whose processes run at the same time, to bound memory."""
+"""Maximum total size of artifacts whose processes run at the same time, to bound memory. Chosen for machines with 8
+GB."""
 
 SPAN = (0.35, 0.55)
 """Fractions of the run's progress at which screening starts and ends."""
@@ -92,6 +93,25 @@ class ScreeningReference:
     """Quality of the original."""
     samples: int
 
+    @staticmethod
+    def of(loaded: LoadedModel, samples: Samples, inputs: Path, outputs: Path, limit_s: float) -> ScreeningReference:
+        """Return the reference on samples that the original was run on.
+
+        Args:
+            loaded: the original.
+            samples: with their targets.
+            inputs: folder of the samples, a file per batch.
+            outputs: folder of the original's outputs for them.
+            limit_s: time limit of the user's metric.
+
+        Raises:
+            OmgoptimError: the original cannot be scored.
+        """
+        original = read_outputs(outputs)
+        metric = metric_of(loaded, original, samples.targets, limit_s)
+        quality = score(metric, original, samples.targets, original)
+        return ScreeningReference(inputs, samples.targets, metric, original, quality, samples.count)
+
     def evaluate(self, result: CandidateResult, outputs: StoredOutputs) -> None:
         """Record the quality of these outputs and its drop against the original on the same samples."""
         result.outputs = outputs
@@ -144,10 +164,7 @@ def screen(
             timings = time_artifacts(folders, loaded.bench, SCREENING_PLAN, request.seed, on_first=outputs)
         if not isinstance(timings[0], Timing):  # the original does not run: raise its own error
             raise timings[0]
-        original = read_outputs(targets[0])
-        metric = metric_of(loaded, original, selection.targets, request.time_limit_s)
-        original_quality = score(metric, original, selection.targets, original)  # failing here fails the run
-        screening = ScreeningReference(inputs, selection.targets, metric, original, original_quality, selection.count)
+        screening = ScreeningReference.of(loaded, selection, inputs, targets[0], request.time_limit_s)
         for result, timing, target in zip(group, timings[1:], targets[1:], strict=True):
             if not isinstance(timing, Timing):
                 result.error = timing
@@ -161,17 +178,13 @@ def screen(
 
 def live_candidate(result: CandidateResult) -> Candidate:
     """Return the preliminary record of a candidate."""
-    spec = result.built.spec
-    return Candidate(
-        name=spec.name,
-        scheme=spec.scheme,
-        runtime=spec.runtime,
+    return result.built.spec.record(
+        "failed" if result.error else "planned",
+        result.error.what if result.error else "screened with one launch" if result.timing else "built",
         size_bytes=result.built.size_bytes,
         speedup=result.speedup or None,
         quality=result.quality,
         quality_drop=result.drop,
-        status="failed" if result.error else "planned",
-        why=result.error.what if result.error else "screened with one launch" if result.timing else "built",
     )
 
 

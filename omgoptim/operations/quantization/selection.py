@@ -18,8 +18,8 @@ FLOATS = ("fp32", "bf16", "fp16")
 """Schemes without integer weights, chosen where integers lose too much quality."""
 
 NEAR_BEST_FACTOR = 1.25
-"""Factor within which a screened candidate may still be the best: latency varies by tens of
-percent between launches, and screening uses one."""
+"""Factor within which a screened candidate may still be the best: latency varies by tens of percent between launches,
+and screening uses one. Chosen for that scatter."""
 
 FINALISTS = 2
 """Maximum number of candidates near the best that are measured in full: each takes several launches."""
@@ -140,10 +140,10 @@ def finalists(results: Sequence[CandidateResult], guard: float, preference: Pref
     """
     for result in results:
         if result.error is not None:
-            result.status, result.why = "failed", f"{result.error.what}: {result.error.why}".strip(": ")
+            result.status, result.why = "failed", result.error.reason
     usable = [result for result in alive(results) if not result.reference]
     if not usable:
-        reasons = "; ".join(f"{result.built.spec.name}: {result.why}" for result in results if result.why)
+        reasons = "; ".join(f"{result.name}: {result.why}" for result in results if result.why)
         raise TechniqueError("no candidate could be measured", reasons)
     order = ordered(results, guard, preference)
     if order:

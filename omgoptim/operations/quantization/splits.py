@@ -12,9 +12,11 @@ from omgoptim.operations.quantization.candidates import CandidatePlan
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Qat, WeightOnly
 from omgoptim.techniques.registry import technique_of
+from omgoptim.text import plural
 
 SELECTION_SAMPLES, MAX_SELECTION_SAMPLES = 256, 1024
-"""Minimum and maximum number of selection samples; more for models that are cheap to run."""
+"""Minimum and maximum number of selection samples, more for models that are cheap to run: the standard error of an
+accuracy is up to 0.031 and 0.016 with these."""
 
 SELECTION_MACS = 5e11
 """Multiply-accumulates of one pass over the selection samples, which bounds their number above the minimum: ten
@@ -25,7 +27,7 @@ MIN_UNUSED_SAMPLES = 32
 accuracy is wider than 0.3."""
 
 EPOCH_SAMPLES = 1000
-"""Number of selection samples where epochs are selected too, since their differences are small."""
+"""Number of selection samples where epochs are selected too, as `datasets.SELECTION_SAMPLES`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,8 @@ def splits_of(request: QuantizeRequest, loaded: LoadedModel, plan: CandidatePlan
         first = min(wanted, max(drawn.count // 2, drawn.count - SELECTION_SAMPLES)) if needs_calibration else 0
         calibration, selection = drawn.split(first)
     if needs_calibration and calibration.count < min(wanted, 32):
-        plural = "" if calibration.count == 1 else "s"
-        notes.append(f"only {calibration.count} calibration sample{plural}: the calibrated ranges may not generalize")
+        few = plural(calibration.count, "calibration sample")
+        notes.append(f"only {few}: the calibrated ranges may not generalize")
     notes += overlap_notes(drawn, "for calibration and selection", loaded)
     selection, others = selection.split(choosing)
     return Splits(calibration, selection, others, notes)

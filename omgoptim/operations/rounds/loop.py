@@ -6,7 +6,7 @@ import copy
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -15,7 +15,7 @@ from omgoptim.measure.macs import count_macs
 from omgoptim.measure.quality import Quality
 from omgoptim.measure.size import count_params
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.datasets import one_sample
+from omgoptim.operations.datasets import SELECTION_SAMPLES, one_sample
 from omgoptim.operations.final_measurement import MeasuredArtifact
 from omgoptim.operations.per_sample_check import refuse_partial
 from omgoptim.operations.report_builder import FinalModel
@@ -34,6 +34,9 @@ from omgoptim.training.trainable_weights import ZeroMasks, recovering
 COLLAPSE_DROP = 0.5
 """Quality drop, as a fraction of the original's quality, after which no further round runs: more compression only
 loses more, and no guard allows half of the quality."""
+
+MIN_REPORTED_GAIN = 0.5 / SELECTION_SAMPLES
+"""Minimum quality gain by batch-norm re-estimation that is reported: smaller than one of the selection samples."""
 
 RoundsJob = Job[PruneRequest | FactorizeRequest]
 """A run of prune or factorize."""
@@ -73,7 +76,7 @@ def run_round(
         _train(job, state, number, folder / "training", keep_zeros)
     state.record = state.record.model_copy(update={"quality_drop": finite(job.drop(state.quality))})
     write_round(folder / "done", state, job.original)
-    for finished in ("taken", "training"):
+    for finished in ("training",) if job.rounds == 1 else ("taken", "training"):  # of one round it is the fallback
         shutil.rmtree(folder / finished, ignore_errors=True)
     return state
 
@@ -104,15 +107,13 @@ def _evaluate_compressed(job: RoundsJob, state: RoundState) -> None:
 
 def _train(job: RoundsJob, state: RoundState, number: int, folder: Path, keep_zeros: bool) -> None:
     request, datasets, device = job.request, job.datasets, job.loaded.device
-    start, end = job.span(number, (0.4, 1.0))
-    masks = ZeroMasks.of(state.module, [change.path for change in state.outcome.changed]) if keep_zeros else None
-    check = datasets.loss.check if datasets.loss is not None else lambda _target: None
-    plan = TrainingConfig.of(request, datasets.epochs, device, request.seed)
-    plan = config_for_data(plan, request, datasets.batches, check)
 
-    def progress(stage: str, done: float | None) -> None:
-        doing = stage if job.rounds == 1 else f"round {number} of {job.rounds}: {stage}"
-        job.context.progress(doing, None if done is None else start + (end - start) * done)
+    masks = ZeroMasks.of(state.module, [change.path for change in state.outcome.changed]) if keep_zeros else None
+    plan = TrainingConfig.of(request, datasets.epochs, device, request.seed)
+    plan = config_for_data(plan, request, datasets.batches, Objective(datasets.loss).check)
+
+    prefix = "" if job.rounds == 1 else f"round {number} of {job.rounds}: "
+    progress = job.context.part(*job.span(number, (0.4, 1.0)), prefix)
 
     with recovering(state.module, request.recover, request.lora_rank, request.lora_alpha, masks) as trainable:
         objective = Objective(datasets.loss)
@@ -141,18 +142,38 @@ class ChosenRound:
 
     def next(self, job: RoundsJob, quality: Quality) -> ChosenRound | None:
         """Return the next fallback for a failed quality on the evaluation data; None where none is left."""
-        if not self.fallbacks:
-            return None
         guard, number = job.request.max_quality_drop, self.state.record.number
         ruined = ", ".join(output.spec.name for output in quality.ruined)
         fault = f"ruins output {ruined}" if ruined else f"loses {quality.drop:.4f}, more than {guard:g},"
         words = f"{fault} on the evaluation data"
+        if not self.fallbacks:
+            before = None if len(self.states) > 1 or self.failures else _before_training(job, self.state)
+            why = f"the fine-tuned network {words}: the next of the fixed order, the one before fine-tuning, was tried"
+            return None if before is None else ChosenRound(before, [before], False, failures=[why])
         following, *others = self.fallbacks
         for state in (self.state, following):
             kept = state is following
             why = "the next within the guard, in the order fixed on the selection samples" if kept else words
             state.record = state.record.model_copy(update={"kept": kept, "why": why})
         return ChosenRound(following, self.states, True, others, [*self.failures, f"round {number} {words}"])
+
+
+def _before_training(job: RoundsJob, trained: RoundState) -> RoundState | None:
+    """Return the only round without its training if that held the guard on the selection samples; else None."""
+    if not any(epoch.best for epoch in trained.epochs):  # it has these weights
+        return None
+    state = read_round(job.context.checkpoints / f"round-{trained.record.number}" / "taken", job.original)
+    if state is None or not holds(job.drop(state.quality), job.request.max_quality_drop):
+        return None
+    changes = {
+        "kept": True,
+        "why": "within the guard before training",
+        "quality_trained": trained.record.quality_trained,
+        "quality_drop": finite(job.drop(state.quality)),
+    }
+    record = state.record.model_copy(update=changes)
+    epochs = [epoch.model_copy(update={"best": False}) for epoch in trained.epochs]
+    return replace(trained, module=state.module, quality=state.quality, record=record, epochs=epochs)
 
 
 def choose_round(job: RoundsJob, states: list[RoundState]) -> ChosenRound:
@@ -177,11 +198,11 @@ def choose_round(job: RoundsJob, states: list[RoundState]) -> ChosenRound:
 def _why(job: RoundsJob, state: RoundState, chosen: RoundState, last: RoundState) -> str:
     drop, guard = job.drop(state.quality), job.request.max_quality_drop
     if state is chosen and holds(drop, guard):
-        return "the goal, within the guard" if state is last else "the last round within the guard"
+        return "reaches the goal within the guard" if state is last else "the last round within the guard"
     if state is chosen:
         return "no round passed the quality guard; this one has the smallest loss"
     if collapsed(job, state):
-        return "collapsed: discarded"
+        return "the quality collapsed: discarded"
     return "intermediate round" if holds(drop, guard) else f"lost {drop:.4f}, more than the guard {guard:g}"
 
 
@@ -250,11 +271,11 @@ def final_model_of(
         return None if following is None else final_model_of(job, following, goal_of, sensitivity)
 
     training = training_record(job, kept.states)
-    warnings = list(kept.state.warnings)
+    warnings = [*kept.state.warnings, *(() if kept.rewound else kept.failures)]
     if training is not None and job.request.recover == "lora":
         warnings.append(LORA_NOTE)
     gain = reestimation_gain(kept.state)
-    improved = gain is not None and gain > 0.0005
+    improved = gain is not None and gain > MIN_REPORTED_GAIN
     words = (
         f"Re-estimating batch-norm statistics alone changed quality by {gain:+.4f} on the selection samples."
         if improved

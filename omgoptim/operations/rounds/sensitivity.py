@@ -17,9 +17,7 @@ from torch import nn
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.executors import Task, executor_on
 from omgoptim.executors.task import Work
-from omgoptim.operations.baseline import at_exportable_batch
-from omgoptim.operations.compression_job import Job, applied
-from omgoptim.operations.datasets import load_datasets
+from omgoptim.operations.compression_job import applied, open_job
 from omgoptim.operations.execution import (
     is_parallel,
     parent_files,
@@ -30,11 +28,11 @@ from omgoptim.operations.execution import (
     weights_hash,
     with_parent,
 )
-from omgoptim.operations.prepare import prepare
+from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.rounds.loop import RoundsJob
-from omgoptim.operations.save_module import engine_for, require_module
+from omgoptim.operations.save_module import require_module
 from omgoptim.reports import SensitivityPoint
-from omgoptim.requests import FactorizeRequest, Params, PruneRequest
+from omgoptim.requests import FactorizeRequest, Params, PruneRequest, verb_of
 from omgoptim.requests.factorize import Factorization, Whitened
 from omgoptim.requests.prune import SemiStructured, Structured
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
@@ -92,8 +90,7 @@ def _measured(
         return
     place = context.checkpoints / "sensitivity"
     place.mkdir(parents=True, exist_ok=True)
-    verb = "prune" if isinstance(request, PruneRequest) else "factorize"
-    problem = sent(verb, request, context, threads_each(request)) | {"identity": weights_hash(job.original)}
+    problem = sent(verb_of(request), request, context, threads_each(request)) | {"identity": weights_hash(job.original)}
     inputs = parent_files(job.loaded.source.artifact)
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         assert executor is not None  # there are workers
@@ -122,12 +119,11 @@ def _loaded(record: str) -> RoundsJob:
     asked = json.loads(record)
     request, context = request_here(asked)
     assert isinstance(request, PruneRequest | FactorizeRequest)
-    loaded = prepare(request, context)
-    original = require_module(loaded, asked["verb"])
-    refuse_other_weights(original, asked["identity"], request.model)
-    runtime = engine_for(request.runtime, loaded)
-    loaded = at_exportable_batch(runtime, loaded, context)
-    return Job(request, context, loaded, load_datasets(request, loaded, original, None), original, runtime)
+
+    def refuse(loaded: LoadedModel) -> None:
+        refuse_other_weights(require_module(loaded, asked["verb"]), asked["identity"], request.model)
+
+    return open_job(request, context, None, refuse)
 
 
 def _paths(job: RoundsJob, params: Params) -> list[str]:

@@ -38,22 +38,26 @@ from omgoptim.techniques.registry import Outcome
 from omgoptim.training.modes import placed
 
 SEARCH_TIMING = TimingPlan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
-"""Timing within the search; the reported time comes from the full measurement afterwards."""
+"""Timing within the search, of fewer launches than `standard`: the full measurement follows."""
 
 MAX_ATTEMPTS = 6
 """Maximum number of measured attempts; each exports, saves and times the model."""
 
 CLOSE_FACTOR = 1.06
-"""Factor below which an attempt that is faster than the target ends the search."""
+"""Factor below which an attempt that is faster than the target ends the search. Chosen: twice the interval of a
+measurement; closer attempts would follow noise."""
 
 MARGIN = 0.015
-"""Safety margin on the target for the scatter between search and full measurement."""
+"""Safety margin on the target for the scatter between search and full measurement. Chosen: half of the 3 % up to which
+`standard` narrows the interval."""
 
 MIN_TARGET_FACTOR = 1.001
-"""Minimum ratio of a knapsack target to the least time that the knapsack can reach."""
+"""Minimum ratio of a knapsack target to the least time that the knapsack can reach. Chosen: above the rounding of the
+table's sums."""
 
 NOISE_FACTOR = 0.97
-"""Fraction of the target speed that counts as reached if the target lies in the interval."""
+"""Fraction of the target speed that counts as reached if the target lies in the interval: `standard` adds launches
+while the interval is wider than 3 % (docs/timing.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +213,12 @@ def _unreachable_note(
     floor = floor_ms(table, params.max_layer_ratio) / full_ms(table)
     left = best.fraction - predicted_ms(table, best.widths) / full_ms(table)
     why = (
-        f"with every group at its narrowest (max_layer_ratio {params.max_layer_ratio:g}) its layers still take "
+        f"with every group at its minimum width (max_layer_ratio {params.max_layer_ratio:g}) the layers still take "
         f"{floor:.0%} of their time"
     )
     if left > 0.05:
-        why += f", and about {left * start_fraction * original_ms:.2g} ms of a call are spent outside of them"
-    return f"{asked:.3g}x the speed is beyond reach: {measured:.3g}x is the fastest measured attempt; {why}"
+        why += f", and about {left * start_fraction * original_ms:.2g} ms per call are spent outside of them"
+    return f"a speedup of {asked:.3g}x is not reachable: the fastest measured attempt is {measured:.3g}x; {why}"
 
 
 def missed_speed(method: Structured, measured: MeasuredArtifact) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from omgoptim.render.blocks import Block, Chart, Columns, Mark, Section, Table, Text, cells_of
+from omgoptim.render.blocks import Columns, Mark, Section, Table, Text, cells_of, charts
 from omgoptim.render.charts import candidate_scatter, expected_bars, step_chain, step_scatter
 from omgoptim.render.claims import Tone
 from omgoptim.render.lists import ranked_candidates
@@ -38,8 +38,7 @@ def candidates_section(report: EfficiencyReport, full: bool) -> Section | None:
     table = Table(*cells_of(columns, numeric=numeric, marks=marks), title="candidates", left_out=left_out)
     trial = ", after a short trial" if report.verb == "distill" else ""
     note = f"quality on the selection split{trial}" if picture else ""
-    blocks: tuple[Block, ...] = (Chart(picture), table) if picture else (table,)
-    return Section("Candidates", blocks, note)
+    return Section("Candidates", (*charts(picture), table), note)
 
 
 def _mark(one: Candidate) -> Mark:
@@ -85,10 +84,8 @@ def steps_section(report: EfficiencyReport, full: bool) -> Section | None:
         title="steps",
         note=_steps_note(steps),
     )
-    expected = expected_bars(report)
-    charts: list[Block] = [Chart(step_chain(report))] if len(steps) > 1 else []
-    charts += [Chart(drawing) for drawing in (picture, expected) if drawing is not None]
-    return Section("Steps", (*charts, table))
+    chain = step_chain(report) if len(steps) > 1 else None
+    return Section("Steps", (*charts(chain, picture, expected_bars(report)), table))
 
 
 def expectation_error(steps: Sequence[Step]) -> float | None:

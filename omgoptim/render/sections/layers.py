@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from omgoptim.render.blocks import Block, Chart, Columns, Items, Line, Section, Table, Text, cells_of
+from omgoptim.render.blocks import Block, Columns, Items, Line, Section, Table, Text, cells_of, charts
 from omgoptim.render.charts import MOST_LAYERS, layer_bars, sensitivity_multiples
-from omgoptim.render.lists import Sensitivity, changed_paths, changed_title, extremes, sensitivities, skip_groups
+from omgoptim.render.lists import (
+    Sensitivity,
+    changed_paths,
+    changed_title,
+    extremes,
+    guard_of,
+    sensitivities,
+    skip_groups,
+)
 from omgoptim.render.numbers import (
     amount_text,
     bars,
@@ -13,11 +21,11 @@ from omgoptim.render.numbers import (
     path_text,
     paths_text,
     plain,
-    plural,
     size_text,
     time_text,
 )
 from omgoptim.reports import EfficiencyReport
+from omgoptim.text import plural
 
 BRIEF = {"costliest": 8, "skipped": 3}
 """Most entries of each kind in the short form."""
@@ -42,9 +50,7 @@ def costliest_section(report: EfficiencyReport, full: bool) -> Section | None:
         left_out=len(report.layers) - len(shown),
         folded=True,
     )
-    picture = layer_bars(report.layers)
-    blocks: tuple[Block, ...] = (Chart(picture), table) if picture else (table,)
-    return Section("Costliest layers", blocks, "one call at batch 1")
+    return Section("Costliest layers", (*charts(layer_bars(report.layers)), table), "one call at batch 1")
 
 
 def changed_section(report: EfficiencyReport, full: bool) -> Section | None:
@@ -100,12 +106,9 @@ def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
         note=f"quality drop with only this layer compressed, at {amounts}, one bar each{between}",
         folded=True,
     )
-    guard = report.request.get("max_quality_drop")
-    picture = sensitivity_multiples(found, float(guard) if isinstance(guard, (int, float)) else None)
     most = f"the {MOST_LAYERS} most sensitive of {len(found)}; " if len(found) > MOST_LAYERS else ""
     note = f"{most}drop in quality when only this layer is compressed; dashes: the guard"
-    blocks: tuple[Block, ...] = (Chart(picture), table) if picture else (table,)
-    return Section("Sensitivity", blocks, note)
+    return Section("Sensitivity", (*charts(sensitivity_multiples(found, guard_of(report))), table), note)
 
 
 def drop_bars(one: Sensitivity, highest: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omgoptim.render.blocks import Block, Chart, Columns, Items, Line, Section, Table, Text, cells_of
+from omgoptim.render.blocks import Block, Columns, Items, Line, Section, Table, Text, cells_of, charts
 from omgoptim.render.charts import coverage_strip, noise_bars
 from omgoptim.render.claims import Tone
 from omgoptim.render.numbers import (
@@ -10,7 +10,6 @@ from omgoptim.render.numbers import (
     path_text,
     paths_text,
     plain,
-    plural,
     ratio_text,
     size_text,
     time_text,
@@ -28,6 +27,7 @@ from omgoptim.reports import (
     LayerPrecision,
     TimeShare,
 )
+from omgoptim.text import plural
 
 BRIEF = {"alternatives": 5, "findings": 3, "layers": 5, "times": 4}
 """Most entries of each kind in the short form."""
@@ -43,8 +43,7 @@ def quantization_section(report: EfficiencyReport, full: bool) -> Section | None
     if report.coverage is not None:
         verdict = Text(f"{report.coverage.verdict}.", tone=coverage_tone(report.coverage))
         blocks.append(Line("coverage", Text(plain(report.coverage.why, 300), limit=500), verdict))
-    if full and (strip := coverage_strip(report.coverage)):
-        blocks.append(Chart(strip))
+    blocks += charts(coverage_strip(report.coverage) if full else None)
     if report.guard is not None:
         first, *kept = guard_texts(report.guard)
         blocks.append(Line("guard", Text(first, tone="same" if report.guard.holds else "worse", limit=600)))
@@ -180,9 +179,8 @@ def _sensitive(explanation: Explanation, full: bool) -> list[Block]:
         left_out=len(explanation.layers) - len(layers),
         folded=True,
     )
-    picture = noise_bars(explanation.layers, explanation.sqnr_db)
     note = "SQNR of the output with only this layer quantized; short bars: the most sensitive layers"
-    return [Chart(picture, note), table] if picture else [table]
+    return [*charts(noise_bars(explanation.layers, explanation.sqnr_db), note=note), table]
 
 
 def noise_note(explanation: Explanation) -> str:
@@ -197,9 +195,9 @@ def noise_note(explanation: Explanation) -> str:
 def finding_text(finding: Finding) -> str:
     """Return `spread channels in a, b: the ranges differ by 40x. Fix: … (recovered +0.0120)`."""
     where = f" in {paths_text(finding.paths, 3)}" if finding.paths else ""
-    brought = "" if finding.recovered is None else f" (recovered {finding.recovered:+.4f})"
+    recovered = "" if finding.recovered is None else f" (recovered {finding.recovered:+.4f})"
     evidence = plain(finding.evidence, 200).rstrip(".")
-    return f"{plain(finding.name, 60)}{where}: {evidence}. Fix: {plain(finding.fix, 200)}{brought}"
+    return f"{plain(finding.name, 60)}{where}: {evidence}. Fix: {plain(finding.fix, 200)}{recovered}"
 
 
 def time_share_text(time: TimeShare) -> str:

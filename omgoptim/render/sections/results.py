@@ -58,7 +58,7 @@ def outputs_section(report: EfficiencyReport, full: bool) -> Section | None:
             Text(agreement_text(one), tone="worse" if one.ruined else "same") for one in shown
         ],
         "reopened": [Text(reopened_text(one) if full else "", limit=80) for one in shown],
-        "known by": [Text(one.evidence if full else "", limit=160) for one in shown],
+        "evidence": [Text(one.evidence if full else "", limit=160) for one in shown],
     }
     table = Table(
         *cells_of(columns),
@@ -132,4 +132,4 @@ def environment_section(report: EfficiencyReport, full: bool) -> Section | None:
         "lineage": " -> ".join(report.lineage),
     }
     lines = tuple(Line(name, Text(value, limit=800)) for name, value in values.items() if value)
-    return Section("Where these numbers come from", lines, kind="environment")
+    return Section("Environment", lines, kind="environment")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from omgoptim.render.blocks import Block, Chart, Columns, Items, Line, Mark, Section, Table, Text, cells_of
+from omgoptim.render.blocks import Block, Columns, Items, Line, Mark, Section, Table, Text, cells_of, charts
 from omgoptim.render.charts import learning_curve
 from omgoptim.render.claims import control_claim
 from omgoptim.render.numbers import (
@@ -15,12 +15,12 @@ from omgoptim.render.numbers import (
     count_text,
     if_known,
     plain,
-    plural,
     quality_text,
     ratio_text,
     wait_text,
 )
 from omgoptim.reports import Control, EfficiencyReport, Epoch, Round, Training
+from omgoptim.text import plural
 
 BRIEF_ROUNDS = 8
 """Rounds that the short form shows."""
@@ -61,7 +61,7 @@ def training_section(report: EfficiencyReport, _full: bool) -> Section | None:
     control = report.control.training.epochs if report.control and report.control.training else []
     note = "the two qualities can be compared, the losses cannot" if report.control is not None else ""
     picture = learning_curve(report.training.epochs, control, plain(text, 600), (DISTILLED, CONTROL))
-    return Section("Training", (*blocks, *([Chart(picture)] if picture else [])), note)
+    return Section("Training", (*blocks, *charts(picture)), note)
 
 
 def shown_rounds(report: EfficiencyReport, most: int | None = None) -> list[Round]:

@@ -25,7 +25,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import Selectio
 from omgoptim.techniques.prune._unstructured.saliency import input_norms, wanda
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
-UNSEEN = "forward hooks do not see the inputs of its weight; method magnitude can prune it"
+UNSEEN = "no inputs of its weight were seen: it did not run, or another layer reads it; method magnitude can prune it"
 
 
 @module_technique(Wanda, needs_data=True, source="arXiv:2306.11695")

@@ -26,10 +26,10 @@ from omgoptim.models.onnx_graph import find_layers, has_attention, module_paths,
 from omgoptim.requests.quantize import Qat, Static
 from omgoptim.techniques.quantize import static
 from omgoptim.techniques.quantize._onnx import preparation
+from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize._onnx.preparation import at_opset
 from omgoptim.techniques.quantize._onnx.program import finish
 from omgoptim.techniques.quantize._onnx.qdq import write_qdq
-from omgoptim.techniques.quantize._onnx.weight_storage import quantize_embeddings
 from omgoptim.techniques.quantize._ptq.calibration import batches_for
 from omgoptim.techniques.quantize._ptq.observers import compute_ranges, observe_activations
 from omgoptim.techniques.quantize._ptq.qat_state import (
@@ -46,6 +46,7 @@ def static_of(params: Qat) -> Static:
     return Static(
         granularity=params.granularity,
         symmetric=params.symmetric,
+        embedding_bits=params.embedding_bits,
         range_method="auto" if params.equalize else "minmax",
         equalize=params.equalize,
         bias_correction=params.equalize,
@@ -84,7 +85,7 @@ def _as_trained(source: Path, target: Path, params: Qat, learned: QatState, run:
     observed = observe_activations(model, batches, histogram=False, threads=run.threads)
     ranges = with_trained_ranges(compute_ranges(observed, "minmax", params.symmetric), model, chosen, learned)
     quantized = write_qdq(model, chosen, ranges, asked)
-    quantize_embeddings(quantized, chosen, params.granularity == "per_channel")
+    quantize_embeddings(quantized, chosen, params.granularity == "per_channel", params.embedding_bits)
     result = static.changes(before, chosen, quantized, asked)
     finish(quantized, original, target)
     return result

@@ -38,9 +38,9 @@ from omgoptim.reports import Skip
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx import preparation
+from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize._onnx.preparation import at_opset
 from omgoptim.techniques.quantize._onnx.program import finish
-from omgoptim.techniques.quantize._onnx.weight_storage import quantize_embeddings
 from omgoptim.techniques.quantize._ptq import backends, pipeline
 from omgoptim.techniques.quantize._ptq.calibration import Batch, batches_for
 from omgoptim.techniques.quantize._ptq.state import PtqTask, apply_preset
@@ -101,10 +101,14 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
             quantized, notes = backends.quantize_by_onnxruntime(
                 model, batches, PtqTask(chosen, params, run.threads, run.seed, run.progress), folder, kept
             )
-            quantize_embeddings(quantized, chosen, params.granularity == "per_channel")
+            quantize_embeddings(quantized, chosen, params.granularity == "per_channel", params.embedding_bits)
         else:
             model, scaling = _scaled(model, chosen, batches, params, run)
-            quantized, notes = backends.quantize_by_nncf(model, chosen, batches, params, folder)
+            own = params.embedding_bits == 4  # NNCF has no embeddings in 4 bits
+            left = [layer for layer in chosen if not own or layer.op != "Gather"]
+            quantized, notes = backends.quantize_by_nncf(model, left, batches, params, folder)
+            if own:
+                quantize_embeddings(quantized, chosen, per_row=True, num_bits=4)
             notes = [*scaling, *notes]
     result = changes(before, chosen, quantized, params, kept)
     finish(quantized, original, target)

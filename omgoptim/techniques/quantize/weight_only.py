@@ -30,6 +30,7 @@ from omgoptim.models.onnx_file import initializers, load, replace_nodes
 from omgoptim.models.onnx_graph import CONV, OnnxLayer, find_layers, module_paths, select_layers
 from omgoptim.requests.quantize import WeightOnly
 from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
+from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
 from omgoptim.techniques.quantize._onnx.program import finish, has_free_batch
 from omgoptim.techniques.quantize._onnx.weight_storage import (
@@ -38,7 +39,6 @@ from omgoptim.techniques.quantize._onnx.weight_storage import (
     SMALLEST_BYTES,
     STORED,
     packed_tensors,
-    quantize_embeddings,
     split_gemms,
     store_recurrent,
     stored_matmuls,
@@ -98,7 +98,7 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
         sizes = _group_sizes(model, chosen, params.group_size)
         fitted, held_out = _moments(model, chosen, sizes, run)
     precisions, improved = _pack(model, chosen, sizes, params, fitted, held_out)
-    quantize_embeddings(model, chosen, per_row=True)
+    quantize_embeddings(model, chosen, per_row=True, num_bits=params.embedding_bits)
     store_recurrent(model, chosen)
     precisions |= {layer.node: STORED for layer in chosen if layer.op in RECURRENT}
     result = outcome(before, chosen, model, REASONS, f"int{params.num_bits} weight", precisions)

@@ -206,7 +206,7 @@ def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
 
     def look(_layer: nn.Module, _args: Any, output: Any) -> None:
         nonlocal largest
-        if isinstance(output, Tensor) and output.ndim:
+        if isinstance(output, Tensor) and output.numel() and output.ndim:  # an expert may get no sample at all
             largest = max(largest, output[0].numel())
 
     hooks = [layer.register_forward_hook(look) for layer in module.modules()]

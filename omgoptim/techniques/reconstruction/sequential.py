@@ -65,6 +65,8 @@ class _Task:
     most_rows: int
     target_size: int
     """Values of Y of this layer in memory."""
+    probed_rows: int
+    """Rows of its output on the few samples of the probe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ def fit_in_order(
 
     Returns:
         Paths of the fitted layers, in the order in which they run. A layer that runs more than once has no one target
-        and is left out, as is one whose solution is not finite.
+        and is left out, as is one whose rows depend on values (an expert), since the models may choose other samples
+        for it, and one whose solution is not finite.
     """
     if not outputs or not run.statistics.count:
         return []
@@ -109,11 +112,14 @@ def fit_in_order(
         targets: dict[str, _Target] = {}
 
         def remember(task: _Task, layer: nn.Module, _: Any, given: Tensor, into: dict[str, _Target] = targets) -> None:
-            into[task.path] = _drawn(layer, given, task, real, run.seed)
+            rows = _without_channels(layer, given).numel()
+            if rows and (rows == task.probed_rows or not rows % call.samples):
+                into[task.path] = _drawn(layer, given, task, real, run.seed)
 
         def solve(task: _Task, layer: nn.Module, read: Tensor, _: Any, of: dict[str, _Target] = targets) -> None:
             run.progress(f"fitting {task.path}", len(fitted) / len(tasks))
-            if _fit(layer, read.detach(), of.pop(task.path), fit):
+            target = of.pop(task.path, None)
+            if target and read.shape[:1] == target.shape[:1] and _fit(layer, read.detach(), target, fit):
                 fitted.append(task.path)
 
         _forward(before, call, stage, remember, before=False)
@@ -162,7 +168,7 @@ def _tasks(
         layer: Any = module.get_submodule(path)
         if once[path] == 1:
             size = min(int(rows * more), fit.rows(layer)) * layer.weight.shape[0]
-            tasks.append(_Task(path, outputs[path], fit.rows(layer), size))
+            tasks.append(_Task(path, outputs[path], fit.rows(layer), size, rows))
     return tasks
 
 

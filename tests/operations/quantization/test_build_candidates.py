@@ -3,11 +3,15 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from torch import nn
 
+from omgoptim.errors import RequestError
+from omgoptim.models.onnx_graph import GraphTraits
 from omgoptim.models.output_check import TOLERANCE
 from omgoptim.models.samples import Samples
+from omgoptim.operations.float_program import Program
 from omgoptim.operations.quantization import splits
 from omgoptim.operations.quantization.build_candidates import (
     PRECISIONS,
@@ -15,10 +19,10 @@ from omgoptim.operations.quantization.build_candidates import (
     with_layers_that_never_ran,
     with_tied_weight_notes,
 )
-from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec
+from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec, plan_candidates
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import QuantizeRequest
-from omgoptim.requests.quantize import WeightOnly
+from omgoptim.requests.quantize import Dynamic, WeightOnly
 from omgoptim.techniques.registry import Outcome
 
 
@@ -26,6 +30,38 @@ def test_every_scheme_has_a_precision_that_an_artifact_may_have():
     schemes = [*(params() for params in PRECISIONS), WeightOnly(num_bits=4), WeightOnly(num_bits=8)]
     assert {precision_of(params) for params in schemes} <= set(TOLERANCE)
     assert precision_of(WeightOnly(num_bits=4)) == "int4"
+
+
+@pytest.mark.parametrize(("embeddings", "tried"), [(3_100, True), (2_900, False)])
+def test_auto_tries_embeddings_in_4_bits_where_tables_are_most_of_what_int8_leaves(tmp_path, embeddings, tried):
+    traits = GraphTraits(
+        has_gru=False,
+        matmul_weight_bytes=10_000 - embeddings,
+        conv_weight_bytes=0,
+        recurrent_weight_bytes=0,
+        embedding_weight_bytes=embeddings,
+        total_weight_bytes=10_000,
+    )
+    path = tmp_path / "model.onnx"
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y"))
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), path)
+    bench = SimpleNamespace(target=None, cpu_features=[])
+    loaded = SimpleNamespace(device="cpu", module=None, bench=bench, data=SimpleNamespace(real=True))
+    request = QuantizeRequest(model="net.py:build", runtime="onnxruntime")
+    names = [spec.name for spec in plan_candidates(request, loaded, Program(path, traits)).specs]
+    assert ("dynamic, 4-bit embeddings on onnxruntime" in names) is tried
+    assert any(name.startswith("static-onnxruntime, 4-bit embeddings") for name in names) is tried
+    assert "dynamic on onnxruntime" in names
+
+
+def test_embeddings_in_4_bits_are_refused_where_no_program_is_run():
+    bench = SimpleNamespace(target=None, cpu_features=[])
+    loaded = SimpleNamespace(device="cpu", module=nn.Linear(2, 2), bench=bench, data=SimpleNamespace(real=True))
+    request = QuantizeRequest(model="net.py:build", runtime="torch_eager", scheme=Dynamic(embedding_bits=4))
+    with pytest.raises(RequestError) as raised:
+        plan_candidates(request, loaded, Program(None, None))
+    assert "only ONNX programs store embeddings in 4 bits" in raised.value.why
 
 
 @pytest.mark.parametrize("real", [True, False])

@@ -26,7 +26,7 @@ def test_a_mixed_artifact_is_explained_by_the_candidate_without_layers_in_float(
     record = Guard(
         kept_in_float=["head"], float_bytes=1, evaluations=1, quality_drop=0.0, holds=True, seconds=1.0, why="."
     )
-    about = _candidate_to_explain([base, mixed], mixed, MixedPrecision(record, MIXED, ["head"], base, mixed, {}, None))
+    about = _candidate_to_explain([base, mixed], mixed, MixedPrecision(record, base, mixed, {}, None))
     assert about is not None
     assert about.result is base
     assert about.is_artifact

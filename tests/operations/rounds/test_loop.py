@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from torch import nn
 
 from omgoptim.measure.quality import Quality
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.rounds.checkpoint import RoundState
+from omgoptim.operations.rounds.checkpoint import RoundState, write_round
 from omgoptim.operations.rounds.loop import choose_round, collapsed, merged
-from omgoptim.reports import Change, Round, Skip
+from omgoptim.reports import Change, Epoch, Round, Skip
 from omgoptim.requests import PruneRequest, parse
 from omgoptim.techniques.registry import Outcome
 
@@ -62,7 +65,7 @@ def test_each_round_says_why_it_is_kept_or_not() -> None:
         "intermediate round",
         "the last round within the guard",
         "lost 0.1000, more than the guard 0.02",
-        "collapsed: discarded",
+        "the quality collapsed: discarded",
     ]
 
 
@@ -101,6 +104,30 @@ def test_a_round_that_fails_on_the_evaluation_data_says_so() -> None:
         "loses 0.0500, more than 0.02, on the evaluation data",
         "lost 0.1000, more than the guard 0.02",
     ]
+
+
+@pytest.mark.parametrize(
+    ("untrained", "trained", "tried"), [(0.89, True, True), (0.87, True, False), (0.89, False, False)]
+)
+def test_the_fallback_of_a_single_round_is_what_it_was_before_a_training_that_helped(
+    tmp_path: Path, untrained: float, trained: bool, tried: bool
+) -> None:
+    original = nn.Linear(2, 2)
+    before, after = state(1, untrained), state(1, 0.895)
+    before.module, after.module = nn.Linear(2, 2), nn.Linear(2, 2)
+    after.epochs = [Epoch(epoch=1, loss=0.1, learning_rate=0.1, seconds=1.0, best=trained)]
+    write_round(tmp_path / "round-1" / "taken", before, original)
+    context = cast(Any, SimpleNamespace(checkpoints=tmp_path))
+    single = replace(job(), context=context, original=original)
+    following = choose_round(single, [after]).next(single, FAILED)
+    assert (following is not None) is tried
+    if following is not None:
+        assert torch.equal(following.state.module.weight, before.module.weight)
+        assert following.state.record.quality_drop == pytest.approx(ORIGINAL - untrained)
+        assert [epoch.best for epoch in following.state.epochs] == [False]
+        assert not following.rewound  # the amount that was asked for is reached
+        assert "loses 0.0500, more than 0.02, on the evaluation data" in following.failures[0]
+        assert following.next(single, FAILED) is None
 
 
 def test_a_round_has_collapsed_when_half_of_the_quality_is_gone_or_it_is_no_number() -> None:

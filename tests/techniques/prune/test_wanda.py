@@ -58,9 +58,10 @@ class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.rnn, self.head = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 10)
+        self.idle = nn.Linear(4, 10)  # an expert that no sample is sent to
 
     def forward(self, x: Tensor) -> Tensor:
-        given: Tensor = self.head(self.rnn(x)[0])
+        given: Tensor = self.head(self.rnn(x)[0]) + self.idle(x[:0]).sum()
         return given
 
 
@@ -71,6 +72,7 @@ def test_weights_without_visible_inputs_stay_do_not_count_and_are_reported(run_o
     assert {(skip.path, skip.reason) for skip in outcome.skipped} == {
         ("rnn.weight_ih_l0", UNSEEN),
         ("rnn.weight_hh_l0", UNSEEN),
+        ("idle", UNSEEN),
     }
     with pytest.raises(TechniqueError, match="Wanda finds no layer inputs") as error:
         apply_to_module(net, Wanda(targets=["rnn"]), run_of(net, [drawn(2, 5, 4)]))

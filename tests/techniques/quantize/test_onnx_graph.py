@@ -98,3 +98,21 @@ def test_a_file_that_is_no_onnx_is_a_model_error(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"not a program")
     with pytest.raises(ModelError, match="not a readable ONNX file"):
         graph_traits(tmp_path / "m.onnx")
+
+
+def test_a_lookup_in_a_copy_of_a_tied_weight_is_named_by_its_own_module():
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["head.weight", "ids"], ["h"], "node_embedding"),
+            helper.make_node("MatMul", ["h", "head.weight_Transposed"], ["output"], "node_linear"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 2])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 2, 5])],
+        [
+            numpy_helper.from_array(np.ones((5, 3), np.float32), "head.weight"),
+            numpy_helper.from_array(np.ones((3, 5), np.float32), "head.weight_Transposed"),
+        ],
+    )
+    found = find_layers(helper.make_model(graph), {"node_embedding": "table", "node_linear": "head"})
+    assert [layer.path for layer in found] == ["table", "head"]

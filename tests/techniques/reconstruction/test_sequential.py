@@ -94,6 +94,40 @@ def test_the_number_of_layer_calls_grows_linearly_with_depth(
     assert calls[2] == 4 * calls[0]
 
 
+class Experts(nn.Module):
+    """Each sample goes to one of two experts, by its first value; a layer before and a table of constants beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.table = nn.Linear(5, 5), nn.Linear(5, 5)
+        self.experts = nn.ModuleList(nn.Linear(5, 5) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        out = torch.zeros_like(y) + self.table(torch.eye(5)[:3]).sum(0)
+        for index, expert in enumerate(self.experts):
+            rows = torch.where((x[:, 0] > 0) == bool(index))[0]
+            out = out.index_add(0, rows, expert(y[rows]))
+        return out
+
+
+@pytest.mark.parametrize("positive", [1, 2])
+def test_layers_whose_rows_depend_on_values_are_left_out(
+    run_of: Callable[[nn.Module, Tensor], ModuleRun], positive: int
+) -> None:
+    torch.manual_seed(0)
+    before = Experts().eval()
+    module = copy.deepcopy(before)
+    x = torch.randn(301, 5)
+    x[:2, 0] = torch.tensor([1.0, 1.0 if positive == 2 else -1.0])  # with two an expert gets no sample of the probe
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight[:, 3:] = 0.0
+    outputs = dict.fromkeys(("first", "table", "experts.0", "experts.1"))
+    assert fit_in_order(module, before, outputs, run_of(module, x), FIT) == ["first", "table"]
+
+
 def test_a_model_that_swallows_exceptions_does_not_swallow_the_end() -> None:
     class MixedPrecision(nn.Module):
         def __init__(self) -> None:

@@ -64,7 +64,7 @@ def find_narrowing(module: nn.Module, selection: LayerSelection, run: ModuleRun)
     except TechniqueError as error:
         if not recurrent:
             raise
-        groups = Groups([], [Skip(path="(model)", reason=f"{error.what}: {error.why}", kind="unsupported")])
+        groups = Groups([], [Skip(path="(model)", reason=error.reason, kind="unsupported")])
     shrinking = {each.path for each in recurrent}
     skipped += [skip for skip in groups.skipped if skip.path not in shrinking]
     return Narrowing(groups, importance_of(module, groups, asked, run), recurrent, skipped)

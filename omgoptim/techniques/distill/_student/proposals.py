@@ -262,7 +262,7 @@ def proposals(
                 continue
             proposal = _proposal(builder, params, run)
         except OmgoptimError as error:
-            passed_over.append((way.name, f"{error.what}: {error.why}" if error.why else error.what))
+            passed_over.append((way.name, error.reason))
             continue
         found.setdefault(tuple((name, tensor.shape) for name, tensor in proposal.module.state_dict().items()), proposal)
     likeliest = sorted(found.values(), key=lambda each: (-(each.macs or 0), -each.params_count))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from omgoptim.errors import SetupError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
@@ -26,7 +27,16 @@ from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.probe import DoesNotRun, Probe, error_location, owned_parameters, quiet, traced
+from omgoptim.techniques.probe import (
+    DoesNotRun,
+    Probe,
+    error_location,
+    limit_positions,
+    owned_parameters,
+    quiet,
+    torch_pruning_context,
+    traced,
+)
 from omgoptim.techniques.prune._channels.attention_heads import find_heads
 from omgoptim.techniques.prune._channels.groups import (
     Group,
@@ -102,9 +112,13 @@ def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
     ran: set[str] = set()
 
     def note(path: str) -> Any:
-        return lambda _layer, _args: ran.add(path)
+        def hook(_layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            if not _is_empty((args, kwargs)):
+                ran.add(path)
 
-    hooks = [layer.register_forward_pre_hook(note(path)) for path, layer in layers.items()]
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(note(path), with_kwargs=True) for path, layer in layers.items()]
     count = 0
     with attached(hooks), evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -119,6 +133,12 @@ def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
                 runs[path] += 1
             ways.setdefault(frozenset(ran), (args, kwargs))
     return Coverage(count, runs, list(ways.values())[:MOST_WAYS] if len(ways) > 1 else [])
+
+
+def _is_empty(inputs: Any) -> bool:
+    """Return whether a layer is called with no rows, such as an expert that no sample was sent to."""
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return bool(tensors) and not any(tensor.numel() for tensor in tensors)
 
 
 def covering(module: nn.Module, run: ModuleRun) -> tuple[Probe, Coverage]:
@@ -207,6 +227,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
         if isinstance(layer, nn.RNNBase):
             yield _unsupported(path, f"the hidden size of a recurrent layer ({type(layer).__name__}) is not pruned")
     graph = traced("tracing channel dependencies with torch-pruning", lambda: _graph(twin, probe, recurrent))
+    limit_positions(graph, twin, probe)
     paths = {layer: path for path, layer in twin.named_modules()}
     written: set[str] = set()
     for path, layer in twin.named_modules():
@@ -214,7 +235,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
         if not root or path in written or path in claimed or layer not in graph.module2node:
             continue
         try:
-            with quiet():
+            with torch_pruning_context():
                 pruner = graph.get_pruner_of_module(layer)
                 width = pruner.get_out_channels(layer)
                 hanging = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width)))
@@ -271,8 +292,9 @@ def _places(graph: Any, hanging: Any, paths: dict[nn.Module, str]) -> tuple[list
             reaches_output = True
             continue
         is_parameter = node.type == OPTYPE.PARAMETER
-        if not is_parameter and node.module not in paths:
-            continue  # an operation without weights
+        one_weight = isinstance(node.module, nn.PReLU) and node.module.num_parameters == 1
+        if not is_parameter and (node.module not in paths or one_weight):
+            continue  # an operation without weights, or with one for all channels
         pairs = sorted(zip(item.idxs, item.root_idxs, strict=True), key=lambda pair: pair[0])
         if any(root is None for _, root in pairs):
             return [], reaches_output

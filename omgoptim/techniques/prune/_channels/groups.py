@@ -24,7 +24,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from omgoptim.models.globs import matches
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.probe import is_shared
+from omgoptim.techniques.probe import FOLD, is_shared
 from omgoptim.techniques.registry import Refusal
 
 Side = Literal["out", "in"]
@@ -288,7 +288,7 @@ def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, li
                 reason = f"{place.path} reads fewer channels than reach it: an operation in between changes them"
                 return Refusal(reason, "unsupported")
             if "weight" not in layer._parameters:
-                return Refusal(f"the weight of {place.path} is computed (a parametrization)", "unsupported")
+                return Refusal(f"the weight of {place.path} is computed {FOLD}", "unsupported")
             tensors = [(f"{place.path}.{name}", t) for name, t in layer._parameters.items() if t is not None]
         for name, tensor in tensors:
             if not tensor.requires_grad:

@@ -63,7 +63,7 @@ def input_norms(module: nn.Module, weights: Iterable[Weight], run: ModuleRun) ->
 
     def record(path: str, squares: Squares) -> Callable[..., None]:
         def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen = squares(args, kwargs)
+            seen = squares(args, kwargs) if _first(args, kwargs).numel() else None  # no rows: it has not run
             if seen is not None:
                 sums[path] = sums[path] + seen if path in sums else seen
 

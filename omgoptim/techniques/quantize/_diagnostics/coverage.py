@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from onnx import ModelProto
 
 from omgoptim.errors import NoLayerChanged
-from omgoptim.models.onnx_graph import OnnxLayer, find_layers
+from omgoptim.models.onnx_graph import NIBBLES, OnnxLayer, find_layers
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.registry import Outcome
 
@@ -15,7 +15,7 @@ IGNORED = "excluded by targets or ignore"
 
 ALREADY = "already quantized in the source program"
 
-EMBEDDING = "int8 weight, computed in float"
+EMBEDDING = "int{} weight, computed in float"
 
 NOT_TAKEN = "the quantizer kept it in float"
 
@@ -41,7 +41,7 @@ def outcome(
         precision: what a changed layer is now, for people.
         precisions: the same by node name, of layers that are something else.
     """
-    quantized = _quantized_nodes(after)
+    quantized = {layer.node: layer for layer in find_layers(after) if layer.is_quantized}
     names = {layer.node for layer in chosen}
     seen: set[tuple[str, str, str]] = set()
     changed: list[Change] = []
@@ -52,8 +52,10 @@ def outcome(
         seen.add((layer.path, layer.op, layer.weight))
         if layer.is_quantized:
             skipped.append(Skip(path=layer.path, reason=ALREADY, kind="already_compressed"))
-        elif any(layer.node + suffix in quantized for suffix in ("", *REPLACED_SUFFIXES)):
-            now = EMBEDDING if layer.op == "Gather" else (precisions or {}).get(layer.node, precision)
+        elif written := [quantized[n] for n in (layer.node, *_replaced(layer.node)) if n in quantized]:
+            now = (precisions or {}).get(layer.node, precision)
+            if layer.op == "Gather":
+                now = EMBEDDING.format(4 if written[0].weight.endswith(f"{NIBBLES}_quantized") else 8)
             changed.append(Change(path=layer.path, what=layer.what, before="float32", after=now))
         elif layer.node not in names:
             skipped.append(Skip(path=layer.path, reason=IGNORED, kind="excluded"))
@@ -81,5 +83,6 @@ def no_layer_left(scheme: str, before: Sequence[OnnxLayer], chosen: Sequence[Onn
     return None
 
 
-def _quantized_nodes(model: ModelProto) -> Collection[str]:
-    return {layer.node for layer in find_layers(model) if layer.is_quantized}
+def _replaced(node: str) -> list[str]:
+    """Return the names that a node may have after a rewrite."""
+    return [node + suffix for suffix in REPLACED_SUFFIXES]

@@ -40,7 +40,7 @@ def write_qdq(
 
     Args:
         model: prepared by `preparation.prepare`.
-        chosen: the layers to quantize, with what lies between them; embeddings are left to `weight_storage.py`.
+        chosen: the layers to quantize, with what lies between them; embeddings are left to `embeddings.py`.
         ranges: of every float tensor that is computed or given.
         params: granularity and symmetry.
         float_biases: whether biases stay float initializers under their own names, to be looked at and changed;

@@ -1,12 +1,7 @@
-"""Weight-only storage with float computation: 16-bit, int8 (embeddings, recurrent layers) and packed 4-bit weights.
+"""Weight-only storage with float computation: 16-bit, int8 (recurrent layers) and packed 4-bit weights.
 
 16 bits: a Cast back to float32 takes the weight's name, so that no reader changes, subgraphs of control flow included.
 Engines fold the Cast when they open the file.
-
-Embeddings: only the rows that are looked up are converted. ONNX Runtime's own quantizer has one scale per embedding; a
-scale per row costs 4 bytes a row and bounds each row's error by its own largest value.
-
-    s_V1 = max_D |w_VD| / 127,   q_VD = round(w_VD / s_V1),   out = Cast(Gather(q, ids)) * Gather(s, ids)
 
 Recurrent layers: ONNX Runtime and OpenVINO have no int8 GRU or RNN. Both fold Cast and Mul of constants when they open
 the file and run the float layer at its float speed. (ONNX Runtime does not fold a DequantizeLinear.)
@@ -25,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -127,42 +121,12 @@ def quantize_rows(w: NDArray[np.float32], per_row: bool) -> tuple[NDArray[np.int
     return np.clip(np.rint(w / scales), -127, 127).astype(np.int8), scales
 
 
-def quantize_embeddings(model: ModelProto, chosen: Sequence[OnnxLayer], per_row: bool) -> None:
-    """Store the float32 matrices of the chosen embeddings in int8, in place; a shared one once."""
-    wanted = {layer.node for layer in chosen if layer.op == "Gather"}
-    tensors = initializers(model)
-    stored: set[str] = set()
-    rewritten: list[NodeProto] = []
-    for node in model.graph.node:
-        tensor = tensors.get(node.input[0]) if node.name in wanted else None
-        if tensor is None or tensor.data_type != TensorProto.FLOAT:
-            rewritten.append(node)
-            continue
-        if tensor.name not in stored:
-            stored.add(tensor.name)
-            _store_rows(model, tensor, f"{tensor.name}_rows", per_row)
-        rewritten += _nodes(node, tensor.name, per_row)
-    replace_nodes(model.graph, rewritten)
-
-
-def _store_rows(model: ModelProto, tensor: TensorProto, stem: str, per_row: bool) -> None:
+def store_rows(model: ModelProto, tensor: TensorProto, stem: str, per_row: bool) -> None:
     """Add a stored tensor's integers, and their scales, to the program under names of their own."""
     values, scales = quantize_rows(numpy_helper.to_array(tensor), per_row)
     scales = scales if per_row else scales.reshape(())
     model.graph.initializer.append(numpy_helper.from_array(values, f"{stem}_quantized"))
     model.graph.initializer.append(numpy_helper.from_array(scales, f"{stem}_scale"))
-
-
-def _nodes(node: NodeProto, weight: str, per_row: bool) -> list[NodeProto]:
-    name, out = f"{node.name}_quantized_rows", node.output[0]
-    integers = helper.make_node("Gather", [f"{weight}_rows_quantized", node.input[1]], [f"{out}_int8"], name)
-    integers.metadata_props.extend(node.metadata_props)
-    cast = helper.make_node("Cast", [f"{out}_int8"], [f"{out}_float"], f"{name}_cast", to=onnx.TensorProto.FLOAT)
-    nodes, scale = [integers, cast], f"{weight}_rows_scale"
-    if per_row:
-        scale = f"{out}_scale_of_row"
-        nodes.append(helper.make_node("Gather", [f"{weight}_rows_scale", node.input[1]], [scale], f"{name}_scale"))
-    return [*nodes, helper.make_node("Mul", [f"{out}_float", scale], [out], f"{name}_mul")]
 
 
 RECURRENT = ("GRU", "LSTM", "RNN")
@@ -186,7 +150,7 @@ def store_recurrent(model: ModelProto, chosen: Sequence[OnnxLayer], per_row: boo
         if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 3:
             continue
         stem = f"{name}_gates"
-        _store_rows(model, tensor, stem, per_row)
+        store_rows(model, tensor, stem, per_row)
         model.graph.initializer.remove(tensor)
         added += [
             helper.make_node("Cast", [f"{stem}_quantized"], [f"{stem}_float"], f"{stem}_cast", to=TensorProto.FLOAT),

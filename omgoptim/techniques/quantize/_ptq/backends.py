@@ -33,7 +33,7 @@ def quantize_by_onnxruntime(
     """Quantize the chosen layers of a prepared model and what lies between them.
 
     Activations are unsigned with a zero point, or signed without one if `params.symmetric`; weights are signed int8.
-    Embeddings are left to `_onnx/weight_storage.py`. A program past what protobuf holds in memory gets plain ranges.
+    Embeddings are left to `_onnx/embeddings.py`. A program past what protobuf holds in memory gets plain ranges.
 
     Args:
         model: the prepared float program.

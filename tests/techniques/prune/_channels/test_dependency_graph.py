@@ -55,6 +55,20 @@ def test_coverage_counts_for_how_many_samples_each_layer_ran(run_of: Any) -> Non
     assert set(known.partial()) == {"positive", "negative"}
 
 
+def test_a_layer_that_is_called_without_rows_has_not_run(run_of: Any) -> None:
+    class Dispatched(Switched):
+        def forward(self, x: Tensor) -> Tensor:
+            h, positive = self.stem(x).relu(), x.mean(1) > 0
+            out = h.new_zeros(len(x), 6)
+            for layer, taken in ((self.positive, positive), (self.negative, ~positive)):
+                out = out.index_add(0, torch.where(taken)[0], layer(h[taken]))
+            return self.out(self.wide(out).relu())
+
+    model = Dispatched().eval()
+    known = coverage(model, run_of(model, [rows(1, 1, -1)]))
+    assert (known.runs["positive"], known.runs["negative"], known.runs["out"], len(known.ways)) == (2, 1, 3, 2)
+
+
 def test_a_model_without_branches_has_one_way_and_nothing_partial(run_of: Any) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     probe, known = covering(model, run_of(model, [rows(1, -1)]))
@@ -285,6 +299,54 @@ class Softmax(nn.Module):
 def test_channels_that_are_mixed_on_their_way_stay(run_of: RunOf) -> None:
     groups = found_in(Softmax(), run_of, torch.randn(3, 4))
     assert "mixes channels" in reasons(groups)["first"]
+
+
+class BothEnds(nn.Module):
+    """The last states of both directions side by side, as classifiers of sequences have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn = nn.Linear(4, 6), nn.GRU(6, 5, batch_first=True, bidirectional=True)
+        self.hidden, self.head = nn.Linear(10, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, states = self.rnn(self.embed(x))
+        return self.head(self.hidden(torch.cat([states[-2], states[-1]], 1)).relu())
+
+
+def test_layers_behind_concatenated_states_of_a_recurrent_layer_shrink(run_of: RunOf) -> None:
+    groups = found_in(BothEnds(), run_of, torch.randn(3, 7, 4))
+    assert [group.name for group in groups.groups] == ["hidden"]
+    assert {skip.path for skip in groups.skipped} == {"embed", "rnn", "head"}
+
+
+def test_a_prelu_with_one_weight_for_all_channels_stays_as_it_is(run_of: RunOf) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(), nn.Conv2d(8, 4, 3))
+    groups = found_in(module, run_of)
+    assert [(group.name, [place.path for place in group.places]) for group in groups.groups] == [("0", ["0", "2"])]
+    outcome = apply_to_module(module, Structured(pruning_ratio=0.5, reconstruct=False), run_of(module, [IMAGES]))
+    assert {change.path for change in outcome.changed} == {"0", "2"}
+    assert (module[0].out_channels, module[1].num_parameters, module(IMAGES).shape[1]) == (4, 1, 4)
+
+
+class StackedExperts(nn.Module):
+    """A mixture of experts whose weights are one parameter each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.router, self.out = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.up, self.down = nn.Parameter(torch.randn(3, 8, 16)), nn.Parameter(torch.randn(3, 16, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        each = torch.einsum("beh,ehd->bed", torch.einsum("bd,edh->beh", h, self.up).relu(), self.down)
+        return self.out(h + (self.router(h).softmax(-1)[..., None] * each).sum(1))
+
+
+def test_a_walk_that_torch_pruning_would_never_end_keeps_the_layer(run_of: RunOf) -> None:
+    groups = found_in(StackedExperts(), run_of, torch.randn(3, 4))
+    assert groups.groups == []
+    assert "mixes" in reasons(groups)["first"]
 
 
 class TwoOutputs(nn.Module):
