@@ -99,7 +99,7 @@ def choose_ranks(
     """Return the option of each layer by path, in the same order; dense layers go to `skipped`.
 
     Raises:
-        TechniqueError: a target that is out of reach.
+        TechniqueError: the target cannot be reached.
     """
     chosen: dict[str, Option] = {}
     compression = params.compression
@@ -190,7 +190,7 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
         samples: how many of them; None to look at the weights alone.
 
     Raises:
-        TechniqueError: nothing can be factorized, or the goal is out of reach.
+        TechniqueError: nothing can be factorized, or the target cannot be reached.
     """
     paths, skipped = factorizable(module, params, run)
     found, _ = candidates(module, params)
