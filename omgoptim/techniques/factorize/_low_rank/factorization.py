@@ -43,7 +43,7 @@ from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
 SMALLEST_SHARE = 1e-9
 """Lower bound of the kept share before its logarithm: below float32's precision of an energy."""
 
-RUNGS = 256
+MAX_OPTIONS = 256
 """Maximum options of a layer in the allocation: steps of 0.4 % of its ranks. Chosen: more cost time and memory."""
 
 
@@ -176,7 +176,7 @@ def _share_lost(option: Option, candidate: LayerOptions) -> float:
 
 
 def _thinned(options: list[Option]) -> list[Option]:
-    step = -(-len(options) // RUNGS)
+    step = -(-len(options) // MAX_OPTIONS)
     return options[::-1][::step][::-1]
 
 
