@@ -17,7 +17,7 @@ from omgoptim.operations.goal import Goal
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live, LoadedModel, refuse_quantized
 from omgoptim.operations.next_steps import pick_step, result_arguments, same_arguments, step
-from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, single
+from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, quantize_alone
 from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost, epoch_seconds, measured_once
 from omgoptim.operations.optimization.final_choice import (
     FINALISTS,
@@ -121,7 +121,7 @@ def _points(
     Raises:
         RequestError: no step gave a result.
     """
-    alone = single(steps)
+    alone = quantize_alone(steps)
     if problem is None:
         chain = Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone, preference))
         if is_parallel(steps.request):

@@ -25,7 +25,7 @@ UNTRAINED_SHARE = 0.1
 LEVELS = 3
 """Most further levels that are tried by the route that won."""
 
-DUEL_SHARE = 0.2
+SECOND_ROUTE_SHARE = 0.2
 """Share of the time left that a second route may cost before the better of the two is known."""
 
 LEVELS_SHARE = 0.4
@@ -40,7 +40,7 @@ RECOVERY_SHARE = 0.6
 SHARE_OF_GUARD = 2.0
 """Drop after a short recovery, over the guard, up to which a level is worth a full recovery."""
 
-SINGLES, UNTRAINED, COMPARED, RECOVERED, QUANTIZED = (0.05, 0.2), (0.2, 0.25), (0.25, 0.45), (0.45, 0.7), (0.7, 0.82)
+ALONE, UNTRAINED, COMPARED, RECOVERED, QUANTIZED = (0.05, 0.2), (0.2, 0.25), (0.25, 0.45), (0.45, 0.7), (0.7, 0.82)
 """Fractions of the run between which the parts move its progress."""
 
 
@@ -83,14 +83,14 @@ SMALLEST_GUARD = 0.002
 """The guard that a short recovery is compared with where none or less is allowed."""
 
 
-def single(steps: Steps) -> Point | None:
+def quantize_alone(steps: Steps) -> Point | None:
     """Quantize the original: the baseline that a chain must beat."""
     arguments = {
         "runtime": steps.request.runtime,
         "max_quality_drop": steps.request.max_quality_drop,
         "prefer": steps.request.prefer,
     }
-    return steps.take(PlannedStep("quantize", "quantize", arguments, span=SINGLES))
+    return steps.take(PlannedStep("quantize", "quantize", arguments, span=ALONE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,11 @@ class Chain:
         steps, first = self.steps, self._first_level()
         begun: list[tuple[Route, Point]] = []
         for index, route in enumerate((PRUNE, DISTILL)):
-            if index and begun and self.cost.trained_s(steps.taken, SHORT_EPOCHS) > DUEL_SHARE * steps.seconds_left:
+            if (
+                index
+                and begun
+                and self.cost.trained_s(steps.taken, SHORT_EPOCHS) > SECOND_ROUTE_SHARE * steps.seconds_left
+            ):
                 break  # the time is better spent on the route that is begun
             point = self._short(route, first, index)
             if point is not None:
@@ -138,7 +142,7 @@ class Chain:
     def compared(self) -> list[PlannedStep]:
         """Return the steps that are compared first; none where there is time for one alone."""
         steps, first = self.steps, self._first_level()
-        if self.cost.trained_s(steps.taken, SHORT_EPOCHS) > DUEL_SHARE * steps.seconds_left:
+        if self.cost.trained_s(steps.taken, SHORT_EPOCHS) > SECOND_ROUTE_SHARE * steps.seconds_left:
             return []
         trained = _training(steps, SHORT_EPOCHS)
         return [

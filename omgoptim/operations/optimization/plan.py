@@ -10,7 +10,6 @@ from omgoptim.operations.dry_run import dry_run_report
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.chain import (
     DISTILL,
-    DUEL_SHARE,
     FIRST_LEVEL,
     LEVELS,
     LEVELS_SHARE,
@@ -18,6 +17,7 @@ from omgoptim.operations.optimization.chain import (
     MOST_EPOCHS,
     PRUNE,
     RECOVERY_SHARE,
+    SECOND_ROUTE_SHARE,
     SHORT_EPOCHS,
     UNTRAINED_SHARE,
 )
@@ -74,7 +74,7 @@ def _planned_steps(request: OptimizeRequest, cost: Cost, problem: str | None) ->
 def _planned_trainings(cost: Cost, left_s: float) -> list[Step]:
     """Return the steps that train within `left_s` seconds, and the quantization of their result."""
     quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)
-    routes = (PRUNE, DISTILL) if short_s <= DUEL_SHARE * (left_s - short_s) else (PRUNE,)
+    routes = (PRUNE, DISTILL) if short_s <= SECOND_ROUTE_SHARE * (left_s - short_s) else (PRUNE,)
     why = "one short training; the better of the two continues" if len(routes) > 1 else "one short training"
     steps = [
         _planned(f"{route.name} {FIRST_LEVEL:.0%}", route.verb, why, short_s, route.work_ratio(FIRST_LEVEL))

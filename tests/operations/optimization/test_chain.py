@@ -12,7 +12,7 @@ from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.goal import Goal
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live
-from omgoptim.operations.optimization.chain import Chain, single
+from omgoptim.operations.optimization.chain import Chain, quantize_alone
 from omgoptim.operations.optimization.cost import Cost
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds
 from omgoptim.operations.optimization.steps import Steps
@@ -77,7 +77,7 @@ def chained(tmp_path: Path, world: World, budget_s: float, speeds: LevelSpeeds =
     request = OptimizeRequest(model="net.py:build", data="net.py:load", max_quality_drop=GUARD)
     ledger = Ledger(mine / "ledger.jsonl")
     steps = Steps(request, context, Live(), ledger, budget_s, clock=lambda: world.now)
-    assert single(steps) is not None
+    assert quantize_alone(steps) is not None
     Chain(steps, Goal(GUARD), Cost(1.0, 1.0, 0.1, world.epoch_s), Preference("balanced", 1000), speeds).build()
     return steps
 
