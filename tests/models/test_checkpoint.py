@@ -131,7 +131,7 @@ def test_arguments_paths_and_numpy_scores_beside_the_weights_are_passed_over(tmp
     )
     assert loads(tmp_path / "w.pt") == [
         "checkpoint w.pt: the weights were under 'state_dict'",
-        "checkpoint w.pt: left out, since the model has no such entry: history",
+        "checkpoint w.pt: ignored, since the model has no such key: history",
     ]
 
 
