@@ -12,7 +12,8 @@ own 4-bit tensors cannot be looked up by row, so two integers share a byte, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,10 @@ ROWS_AT_ONCE = 8192
 """Rows of a table that are quantized at a time: a bound on memory."""
 
 
+Steps = list[tuple[str, list[str], str, dict[str, Any]]]
+"""Nodes to make: operator, inputs, name of the result, attributes."""
+
+
 def quantize_embeddings(model: ModelProto, chosen: Sequence[OnnxLayer], per_row: bool, num_bits: int = 8) -> None:
     """Store the float32 matrices of the chosen embeddings as integers, in place; a shared one once.
 
@@ -43,7 +48,7 @@ def quantize_embeddings(model: ModelProto, chosen: Sequence[OnnxLayer], per_row:
         num_bits: 8 or 4. A row that no group size divides has 8.
     """
     wanted = {layer.node for layer in chosen if layer.op == "Gather"}
-    tensors = initializers(model)
+    tensors, ranks = initializers(model), _ranks(model)
     stored: set[str] = set()
     rewritten: list[NodeProto] = []
     for node in model.graph.node:
@@ -58,7 +63,10 @@ def quantize_embeddings(model: ModelProto, chosen: Sequence[OnnxLayer], per_row:
                 store_rows(model, tensor, f"{tensor.name}_rows", per_row)
             else:
                 _store_nibbles(model, tensor, group)
-        rewritten += _rows(node, tensor.name, per_row) if group is None else _unpacked(node, tensor.name)
+        if group is None:
+            rewritten += _rows(node, tensor.name, per_row)
+        else:
+            rewritten += _unpacked(node, tensor, group, ranks.get(node.input[1]))
     replace_nodes(model.graph, rewritten)
 
 
@@ -98,11 +106,14 @@ def _store_nibbles(model: ModelProto, tensor: TensorProto, group: int) -> None:
     scales = np.concatenate([part for _, part in parts])
     model.graph.initializer.append(numpy_helper.from_array(packed, f"{tensor.name}{NIBBLES}_quantized"))
     model.graph.initializer.append(numpy_helper.from_array(scales, f"{tensor.name}{NIBBLES}_scale"))
-    for name, value in (
-        (f"{tensor.name}_groups", np.array([tensor.dims[1] // group, group], np.int64)),
-        (f"{tensor.name}_width", np.array([tensor.dims[1]], np.int64)),
-    ):
-        model.graph.initializer.append(numpy_helper.from_array(value, name))
+
+
+def _ranks(model: ModelProto) -> dict[str, int]:
+    """Return the known ranks of inputs and intermediate tensors."""
+    known = (*model.graph.input, *model.graph.value_info)
+    return {
+        value.name: len(value.type.tensor_type.shape.dim) for value in known if value.type.tensor_type.HasField("shape")
+    }
 
 
 def _rows(node: NodeProto, weight: str, per_row: bool) -> list[NodeProto]:
@@ -117,10 +128,11 @@ def _rows(node: NodeProto, weight: str, per_row: bool) -> list[NodeProto]:
     return [*nodes, helper.make_node("Mul", [f"{out}_float", scale], [out], f"{name}_mul")]
 
 
-def _unpacked(node: NodeProto, weight: str) -> list[NodeProto]:
+def _unpacked(node: NodeProto, tensor: TensorProto, group: int, rank: int | None) -> list[NodeProto]:
     """Return the nodes that look up rows of two integers a byte, divide them, and apply the scales of their groups."""
-    name = f"{node.name}_quantized_rows"
-    steps: list[tuple[str, list[str], str, dict[str, float]]] = [
+    name, table, width = f"{node.name}_quantized_rows", f"{tensor.name}{NIBBLES}", tensor.dims[1]
+    shapes = {"by_group": [width // group, group], "by_row": [width]}
+    steps: Steps = [
         ("Constant", [], "base", {"value_float": 16.0}),
         ("Constant", [], "zero", {"value_float": float(NIBBLES_ZERO)}),
         ("Cast", [f"{name}_bytes"], "float", {"to": TensorProto.FLOAT}),
@@ -130,22 +142,31 @@ def _unpacked(node: NodeProto, weight: str) -> list[NodeProto]:
         ("Sub", [f"{name}_float", f"{name}_shifted"], "low", {}),
         ("Concat", [f"{name}_low", f"{name}_high"], "integers", {"axis": -1}),
         ("Sub", [f"{name}_integers", f"{name}_zero"], "centred", {}),
-        ("Shape", [node.input[1]], "indices", {}),
-        ("Concat", [f"{name}_indices", f"{weight}_groups"], "by_group", {"axis": 0}),
-        ("Concat", [f"{name}_indices", f"{weight}_width"], "by_row", {"axis": 0}),
+        *_shapes(node.input[1], name, shapes, rank),
         ("Reshape", [f"{name}_centred", f"{name}_by_group"], "grouped", {}),
-        ("Gather", [f"{weight}{NIBBLES}_scale", node.input[1]], "half_scale", {}),
+        ("Gather", [f"{table}_scale", node.input[1]], "half_scale", {}),
         ("Cast", [f"{name}_half_scale"], "scale", {"to": TensorProto.FLOAT}),
         ("Mul", [f"{name}_grouped", f"{name}_scale"], "scaled", {}),
     ]
     return [
-        _gather(node, f"{weight}{NIBBLES}_quantized", f"{name}_bytes", name),
+        _gather(node, f"{table}_quantized", f"{name}_bytes", name),
         *(
             helper.make_node(op, inputs, [f"{name}_{result}"], f"{name}_{result}", **attributes)
             for op, inputs, result, attributes in steps
         ),
         helper.make_node("Reshape", [f"{name}_scaled", f"{name}_by_row"], [node.output[0]], f"{name}_reshape"),
     ]
+
+
+def _shapes(indices: str, name: str, shapes: Mapping[str, list[int]], rank: int | None) -> Steps:
+    """Return the steps to the indices' shape with each of `shapes` after it: constants where the rank is known."""
+    if rank is not None:  # 0 keeps a dimension
+        return [("Constant", [], result, {"value_ints": [0] * rank + last}) for result, last in shapes.items()]
+    steps: Steps = [("Shape", [indices], "indices", {})]
+    for result, last in shapes.items():
+        steps.append(("Constant", [], f"{result}_last", {"value_ints": last}))
+        steps.append(("Concat", [f"{name}_indices", f"{name}_{result}_last"], result, {"axis": 0}))
+    return steps
 
 
 def _gather(node: NodeProto, table: str, output: str, name: str) -> NodeProto:

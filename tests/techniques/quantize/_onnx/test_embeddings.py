@@ -51,9 +51,13 @@ def test_a_lookup_gives_the_rows_within_half_a_step_for_indices_of_any_rank(shap
     assert np.abs(got - weight[ids]).max() <= np.abs(weight).max() / 127 / 2 + 1e-6
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(("shape", "ids"), RANKS)
-def test_in_4_bits_a_lookup_gives_the_rows_as_they_were_quantized(shape, ids):
+def test_in_4_bits_a_lookup_gives_the_rows_as_they_were_quantized(shape, ids, known):
     model = lookup_model(shape, width=96)  # three groups of 32: 64 does not divide it
+    if not known:  # indices of a rank that the file does not state
+        model.graph.node[0].input[1] = "same"
+        model.graph.node.insert(0, helper.make_node("Identity", ["x"], ["same"]))
     weight = numpy_helper.to_array(model.graph.initializer[0])
     integers, scales = quantize_groups(weight, 32)
     want = ((integers.reshape(6, 3, 32).astype(np.float32) - 8) * scales.astype(np.float32)).reshape(6, 96)
