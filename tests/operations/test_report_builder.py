@@ -86,5 +86,5 @@ def test_the_other_of_student_and_control_follows_where_the_better_one_fails_on_
         return
     assert second is not None
     assert second.module is (alone if following == control else distilled).module
-    assert "failed on the evaluation data (a drop of 0.0500, guard 0.02)" in second.warnings[-1]
+    assert "failed on the evaluation data (quality drop 0.0500, above the guard 0.02)" in second.warnings[-1]
     assert second.fallback(cast(Any, SimpleNamespace(quality=quality, missed=[]))) is None
