@@ -76,6 +76,8 @@ class Launch:
     parts: LaunchParts
     on_open: Callable[[int, MeasuringProcess], None] | None = None
     """Called with each artifact's index and process after its timing."""
+    progress: Callable[[float], None] = lambda _: None
+    """Called between the rounds of turns on this machine, with the fraction of them that is done."""
 
 
 @dataclass(slots=True, eq=False)
@@ -129,8 +131,12 @@ def run_launch(launch: Launch) -> list[LaunchResult | OmgoptimError]:
             entry.process.begin_open()
         run.each(_end_open)
         with launch.setup.hold():
-            latency = _turns(run, LATENCY, plan.rounds)
-            throughput = _turns(run, THROUGHPUT, plan.throughput_rounds) if parts.throughput else {}
+            share = 0.5 if parts.throughput else 1.0
+            latency = _turns(run, LATENCY, plan.rounds, lambda done: launch.progress(share * done))
+            throughput: Turns = {}
+            if parts.throughput:
+                rounds = plan.throughput_rounds
+                throughput = _turns(run, THROUGHPUT, rounds, lambda done: launch.progress(share + share * done))
             if parts.memory:
                 run.each(_read_peak)
             if on_open := launch.on_open:
@@ -142,8 +148,8 @@ Turns = dict[int, list[dict[str, Any]]]
 """Answers of the turns of each artifact, by the id of its entry."""
 
 
-def _turns(run: _Running, batch: str, rounds: int) -> Turns:
-    """Time every artifact round by round, each round in a new random order."""
+def _turns(run: _Running, batch: str, rounds: int, progress: Callable[[float], None]) -> Turns:
+    """Time every artifact round by round, each round in a new random order; report the fraction that is done."""
     turns: Turns = {id(entry): [] for entry in run.active}
     lengths: dict[int, float] = {}
 
@@ -157,8 +163,10 @@ def _turns(run: _Running, batch: str, rounds: int) -> Turns:
 
     run.each(warm)
     very_slow = max(lengths.values(), default=0.0) > VERY_SLOW_S
-    for _ in range(1 if batch == THROUGHPUT and very_slow else rounds):
+    rounds = 1 if batch == THROUGHPUT and very_slow else rounds
+    for done in range(1, rounds + 1):
         run.each(turn, shuffled=True)
+        progress(done / (rounds + 1))
     return turns
 
 

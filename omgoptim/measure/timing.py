@@ -111,7 +111,12 @@ def time_artifacts(
         parts = LaunchParts(throughput=more and THROUGHPUT in setup.batches, memory=more)
         on_open = _with_indices(active, on_first) if on_first is not None and launch == 0 else None
         chosen = [artifacts[index] for index in active]
-        results = run(Launch(chosen, setup, plan, f"{seed} {launch}", parts, on_open))
+        began_at = launch / plan.launches
+
+        def within(done: float, began_at: float = began_at) -> None:
+            progress(min(1.0, began_at + done / plan.launches))
+
+        results = run(Launch(chosen, setup, plan, f"{seed} {launch}", parts, on_open, within))
         for index, result in zip(active, results, strict=True):
             if isinstance(result, OmgoptimError):
                 errors[index] = result

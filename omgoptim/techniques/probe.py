@@ -35,6 +35,9 @@ CPU, 5,000 roundings of 6e-8; in half precision, and on GPUs, which may round th
 MOST_GROWTH = 8
 """Positions of an axis at most, as a multiple of the largest activation or axis: a reshape permutes and repeats."""
 
+MOST_TURNS = 8
+"""Steps of a walk at most, as a multiple of the graph's edges: at most 1.6 on ten networks that are followed."""
+
 FOLD = "(a parametrization: fold it with torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm)"
 """What to do about a weight that is computed from others."""
 
@@ -278,18 +281,26 @@ def _largest_axis(module: nn.Module, probe: Probe) -> int:
     return max(sizes, default=1)
 
 
-def limit_positions(graph: Any, module: nn.Module, probe: Probe) -> None:
-    """Let the walk in torch-pruning's graph of a module end with an error at more positions of an axis than there are.
+class WalkLimit:
+    """Ends a walk in torch-pruning's graph with an error where it goes round in circles.
 
-    Around an einsum it doubles the positions in every turn of a cycle, and would never end.
+    Around an einsum it doubles the positions of an axis in every turn; in the decoding of boxes it never comes to an
+    end.
     """
-    most = MOST_GROWTH * _largest_axis(module, probe)
 
-    def limited(positions: list[Any]) -> list[Any]:
-        if len(positions) > most:
+    def __init__(self, graph: Any, module: nn.Module, probe: Probe) -> None:
+        """Take the graph, and the module that it is of."""
+        dependencies = [dependency for node in graph.module2node.values() for dependency in node.dependencies]
+        self._most_positions = MOST_GROWTH * _largest_axis(module, probe)
+        self._most_steps = MOST_TURNS * len(dependencies)
+        self.steps = 0
+        """Steps of the walk so far: to be set to 0 before each."""
+        for dependency in dependencies:
+            dependency.index_mapping = [*dependency.index_mapping, self]
+
+    def __call__(self, positions: list[Any]) -> list[Any]:
+        """Return the positions of a step."""
+        self.steps += 1
+        if self.steps > self._most_steps or len(positions) > self._most_positions:
             raise ValueError("an operation between the layers mixes them")
         return positions
-
-    for node in graph.module2node.values():
-        for dependency in node.dependencies:
-            dependency.index_mapping = [*dependency.index_mapping, limited]

@@ -30,8 +30,8 @@ from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.probe import (
     DoesNotRun,
     Probe,
+    WalkLimit,
     error_location,
-    limit_positions,
     owned_parameters,
     quiet,
     torch_pruning_context,
@@ -52,6 +52,8 @@ from omgoptim.techniques.prune._channels.groups import (
 )
 from omgoptim.techniques.prune._channels.removal import OUTPUTS, Removal
 from omgoptim.techniques.registry import ModuleRun, Refusal
+
+_OTHER_KIND = Refusal("only Linear layers and convolutions are narrowed, with what depends on them", "unsupported")
 
 MOST_SAMPLES = 64
 """Samples that are run one by one: a path that 5 % of the inputs take is met with a probability of 96 %."""
@@ -202,6 +204,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
             skipped += skips_of_kept(module, found.name, found.writers, refusal)
         else:
             groups.append(found)
+    skipped += _others(module, {place.path for group in groups for place in group.places}, skipped)
     order = {path: index for index, (path, _) in enumerate(module.named_modules())}
     groups.sort(key=lambda group: order[group.name])
     skipped.sort(key=lambda skip: order.get(skip.path, -1))
@@ -217,6 +220,15 @@ def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], known: 
             yield Skip(path=path, reason=reason, kind="not_run")
 
 
+def _others(module: nn.Module, shrinking: set[str], skipped: Sequence[Skip]) -> Iterator[Skip]:
+    """Return the layers with weight matrices that are in no group and have no reason yet, such as embeddings."""
+    named = shrinking | {skip.path for skip in skipped}
+    for path, layer in module.named_modules():
+        matrix = any(weight is not None and weight.ndim > 1 for weight in layer._parameters.values())
+        if path and matrix and not any(path == one or path.startswith(f"{one}.") for one in named):
+            yield _OTHER_KIND.skip(path)
+
+
 def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) -> Iterator[Group | _Skipped]:
     """Return torch-pruning's groups of channels, without those of attention layers."""
     twin = copy.deepcopy(module)
@@ -227,7 +239,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
         if isinstance(layer, nn.RNNBase):
             yield _unsupported(path, f"the hidden size of a recurrent layer ({type(layer).__name__}) is not pruned")
     graph = traced("tracing channel dependencies with torch-pruning", lambda: _graph(twin, probe, recurrent))
-    limit_positions(graph, twin, probe)
+    limit = WalkLimit(graph, twin, probe)
     paths = {layer: path for path, layer in twin.named_modules()}
     written: set[str] = set()
     for path, layer in twin.named_modules():
@@ -236,6 +248,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
             continue
         try:
             with torch_pruning_context():
+                limit.steps = 0
                 pruner = graph.get_pruner_of_module(layer)
                 width = pruner.get_out_channels(layer)
                 hanging = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width)))

@@ -343,10 +343,29 @@ class StackedExperts(nn.Module):
         return self.out(h + (self.router(h).softmax(-1)[..., None] * each).sum(1))
 
 
+class Boxes(nn.Module):
+    """Decodes its boxes, as YOLO does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 2 * 7, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raw = self.head(self.stem(x).relu())
+        batch, _, height, width = raw.shape
+        made = raw.view(batch, 2, 7, height, width).permute(0, 1, 3, 4, 2).sigmoid()
+        places = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), -1)
+        parts = [made[..., :2] * 2 + places, (made[..., 2:4] * 2) ** 2, made[..., 4:]]
+        return torch.cat(parts, -1).reshape(batch, -1, 7)
+
+
 def test_a_walk_that_torch_pruning_would_never_end_keeps_the_layer(run_of: RunOf) -> None:
     groups = found_in(StackedExperts(), run_of, torch.randn(3, 4))
     assert groups.groups == []
     assert "mixes" in reasons(groups)["first"]
+    groups = found_in(Boxes(), run_of)
+    assert [group.name for group in groups.groups] == ["stem"]
+    assert {skip.path for skip in groups.skipped} == {"head"}
 
 
 class TwoOutputs(nn.Module):
