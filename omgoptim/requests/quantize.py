@@ -37,7 +37,7 @@ class Dynamic(Params):
     granularity: Annotated[Literal["per_channel", "per_tensor"], RARE] = "per_channel"
     """One weight scale per output channel, or one per tensor."""
     embedding_bits: Annotated[Literal[4, 8], RARE] = 8
-    """Bits per weight of embedding tables; 4: one scale per 64 weights."""
+    """Bits per weight of embedding tables; 4: one scale per 32 weights."""
     targets: Annotated[list[str], Short("Globs on module paths: only these.")] = []
     """Globs on module paths: quantize only these."""
     ignore: Annotated[list[str], Short("Globs on module paths: not these.")] = []
@@ -59,7 +59,7 @@ class Static(Params):
     granularity: Annotated[Literal["per_channel", "per_tensor"], RARE] = "per_channel"
     """One weight scale per output channel, or one per tensor."""
     embedding_bits: Annotated[Literal[4, 8], RARE] = 8
-    """Bits per weight of embedding tables; 4: one scale per 64 weights."""
+    """Bits per weight of embedding tables; 4: one scale per 32 weights."""
     symmetric: Annotated[bool, RARE] = False
     """Symmetric activations (zero point 0)."""
     algorithm: Annotated[Literal["auto", "onnxruntime", "nncf"], RARE] = "auto"
@@ -106,7 +106,7 @@ class Qat(TrainingFields, Params):
     granularity: Annotated[Literal["per_channel", "per_tensor"], RARE] = "per_channel"
     """One weight scale per output channel, or one per tensor."""
     embedding_bits: Annotated[Literal[4, 8], RARE] = 8
-    """Bits per weight of embedding tables; 4: one scale per 64 weights."""
+    """Bits per weight of embedding tables; 4: one scale per 32 weights."""
     symmetric: Annotated[bool, RARE] = False
     """Symmetric activations (zero point 0)."""
     calibration_samples: Annotated[int, RARE] = Field(256, ge=1)
@@ -132,7 +132,7 @@ class WeightOnly(Params):
     group_size: Annotated[Literal[16, 32, 64, 128, 256], RARE] = 64
     """Weights per scale within an output channel."""
     embedding_bits: Annotated[Literal[4, 8], RARE] = 8
-    """Bits per weight of embedding tables; 4: one scale per 64 weights."""
+    """Bits per weight of embedding tables; 4: one scale per 32 weights."""
     symmetric: Annotated[bool, RARE] = False
     """Symmetric weights (zero point in the middle of the integer range)."""
     targets: list[str] = []

@@ -101,7 +101,7 @@ def test_what_has_no_such_form_is_refused() -> None:
         DepthSeparableConv.from_conv(nn.Conv2d(4, 4, 3, padding_mode="circular"))
     with pytest.raises(ValueError, match="not 3"):
         DepthSeparableConv(4, 4, 3, dims=3)
-    with pytest.raises(ValueError, match="are not 1 sizes"):
+    with pytest.raises(ValueError, match="1 sizes are needed"):
         DepthSeparableConv(4, 4, (3, 3), dims=1)
 
 

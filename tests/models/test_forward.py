@@ -75,10 +75,10 @@ def test_the_batch_is_free_and_so_is_a_dimension_that_differs_between_batches() 
 def test_batches_that_differ_in_kind_are_refused() -> None:
     with pytest.raises(DataError, match="scalar"):
         input_tensors(named(()))
-    with pytest.raises(DataError, match="input 'x' differs between batches") as error:
+    with pytest.raises(DataError, match="input 'x' differ between batches") as error:
         input_tensors(named((2, 3), (3,)))
     assert error.value.why == "torch.float32 with 1 dimensions and torch.float32 with 2 dimensions"
-    with pytest.raises(DataError, match="differs between batches"):
+    with pytest.raises(DataError, match="differ between batches"):
         input_tensors([[("x", X, False)], [("x", X.double(), False)]])
     with pytest.raises(DataError, match="have different inputs") as error:
         input_tensors([[("x", X, True), ("mask", X, True)], [("x", X, True)]])

@@ -18,6 +18,7 @@ from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import build, default_inputs, find_artifact, load_source
+from omgoptim.models.structural_diff import StructuralDiff
 from omgoptim.runtimes.signature import Signature
 
 Write = Callable[..., Path]
@@ -74,6 +75,10 @@ def test_a_source_carries_the_recipe_that_builds_it_again(write: Write, policy: 
     assert again == source.recipe
     assert again.limit_s == 9
     assert build(again, policy).fc.out_features == 7  # type: ignore[union-attr]
+    diff = StructuralDiff(shapes={"fc.weight": [3, 7]})
+    older = source.recipe.to_json()
+    older["surgery"] = older.pop("structural_diff") or diff.to_json()  # the key of older artifacts
+    assert Recipe.from_json(older) == replace(source.recipe, structural_diff=diff)
 
 
 def test_an_instance_that_is_built_twice_is_two_objects_with_the_same_weights(write: Write, policy: PathPolicy) -> None:

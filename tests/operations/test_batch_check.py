@@ -42,7 +42,7 @@ def prepared(folder: Path, module: nn.Module) -> LoadedModel:
 @pytest.mark.parametrize(
     ("module", "cause"),
     [
-        (Switch(), "a branch on values"),
+        (Switch(), "data-dependent control flow"),
         (
             nn.Sequential(
                 nn.Unflatten(1, (1, 4)), nn.BatchNorm1d(1, track_running_stats=False), nn.Flatten(), nn.Linear(4, 3)

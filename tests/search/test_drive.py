@@ -184,7 +184,7 @@ def test_the_commonest_reason_is_told_when_every_trial_fails(tmp_path: Path) -> 
 
 
 def test_a_limit_that_nothing_is_within_ends_without_a_training(tmp_path: Path) -> None:
-    with pytest.raises(TechniqueError, match="within the limits"):
+    with pytest.raises(TechniqueError, match="no network of the search meets the targets"):
         drive(SPACE, lambda _: lambda rows: rows.sum(axis=1) + 2.0, TrialLoop(trained, PLAN, tmp_path))
     assert configurations(tmp_path) == []
 

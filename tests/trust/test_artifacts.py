@@ -406,7 +406,7 @@ def test_weights_of_a_program_lie_beside_it(project: Path, tmp_path: Path, place
     for way in ways:
         with pytest.raises((ArtifactError, ModelError)) as refused:
             way()
-        assert "a file outside its folder" in str(refused.value)
+        assert "lies outside its folder" in str(refused.value)
     assert not (tmp_path / "saved").exists()
 
 

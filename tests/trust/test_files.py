@@ -182,7 +182,7 @@ def test_a_file_of_the_format_before_torch_2_9_is_refused_as_such(tmp_path: Path
             old.writestr(f"serialized_{part}.pt", saved(payloads.Marking(mark)))
     with pytest.raises(ModelError) as refused:
         open_pt2(tmp_path / "old.pt2")
-    assert "before torch 2.9" in refused.value.why
+    assert "torch before 2.9" in refused.value.why
 
 
 def in_tree(part: str, mark: Path, kind: str) -> Callable[[Any], None]:
@@ -639,7 +639,7 @@ def test_an_option_of_transformers_that_runs_code_is_refused(hugging_face: Path,
 def test_a_name_or_option_of_an_image_library_that_reads_other_files_is_refused(
     policy: PathPolicy, model: str, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(ModelError, match=r"is refused|is not the name of a model") as refused:
+    with pytest.raises(ModelError, match=r"is refused|is not a model name of") as refused:
         load_source(model, policy, kwargs=options)
     assert "--allow-remote-code" in refused.value.fix
 
@@ -712,7 +712,7 @@ def test_a_folder_of_hugging_face_that_leads_elsewhere_is_refused(
     FOLDERS[kind](bert, outside)
     with pytest.raises(ModelError) as refused:
         load_source("hf:bert", policy)
-    assert re.search("is refused|is a link out of it|outside its folder|cannot be read", refused.value.what)
+    assert re.search("is refused|links outside it|outside its folder|cannot be read", refused.value.what)
 
 
 def test_pickled_weights_of_a_hugging_face_folder_run_nothing(bert: Path, policy: PathPolicy, mark: Path) -> None:

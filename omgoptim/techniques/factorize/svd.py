@@ -26,6 +26,6 @@ def apply(module: nn.Module, params: Svd, run: ModuleRun) -> Outcome:
     """Factorize layers of `module` in place, by their weights.
 
     Raises:
-        TechniqueError: no layer can be factorized, or the target is out of reach (with the best that is within it).
+        TechniqueError: no layer can be factorized, or the target cannot be reached (the error gives the maximum).
     """
     return factorize(module, params, run, samples=None)

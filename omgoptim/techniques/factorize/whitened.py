@@ -32,6 +32,6 @@ def apply(module: nn.Module, params: Whitened, run: ModuleRun) -> Outcome:
     """Factorize layers of `module` in place, by what they do on the run's statistics.
 
     Raises:
-        TechniqueError: no layer can be factorized, or the target is out of reach (with the best that is within it).
+        TechniqueError: no layer can be factorized, or the target cannot be reached (the error gives the maximum).
     """
     return factorize(module, params, run, samples=params.calibration_samples)

@@ -70,7 +70,7 @@ def test_a_speed_beyond_reach_ends_with_the_best_that_was_found_and_why(
         rounds=2, timing="quick", max_quality_drop=1,
     )  # fmt: skip
     assert report.outcome == "guard_failed"
-    assert "beyond reach" in report.summary
+    assert "is not reachable" in report.summary
     assert report.artifact is not None
     assert report.after is not None
     assert report.before is not None

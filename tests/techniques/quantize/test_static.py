@@ -188,7 +188,7 @@ def test_without_calibration_data_it_is_an_error(program, apply):
 def test_bad_values_in_calibration_data_are_an_error_that_names_the_input(program, apply, value, word):
     batch = program("mlp").sample(4, 0)
     batch[2, 3] = value
-    with pytest.raises(DataError, match=f"'x' holds .*{word}"):
+    with pytest.raises(DataError, match=f"'x' contains .*{word}"):
         apply(program("mlp"), Static(), [batch])
 
 

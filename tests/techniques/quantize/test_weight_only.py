@@ -135,7 +135,7 @@ def test_a_gemm_that_scales_its_product_stays_with_a_reason(tmp_path, program, a
     source = gemm_program(type(program("mlp")), tmp_path / "g.onnx", np.ones((64, 48), np.float32), alpha=0.5)
     with pytest.raises(TechniqueError) as caught:
         apply(source, WeightOnly())
-    assert "plain matrix" in caught.value.why
+    assert "constant matrix" in caught.value.why
 
 
 def test_a_group_that_does_not_divide_the_inputs_becomes_the_largest_that_does(tmp_path, program, apply):

@@ -60,7 +60,7 @@ def test_a_checkpoint_of_another_training_is_named_with_the_difference(tmp_path:
     write_checkpoint(path, MADE)
     with pytest.raises(RunError, match="training with other settings") as error:
         read_checkpoint(path, {**MADE.identity, "seed": 2})
-    assert error.value.why == "seed was 1 and is 2"
+    assert error.value.why == "seed was 1 and is 2 now"
     assert str(path) in error.value.fix
 
 

@@ -44,7 +44,7 @@ from omgoptim.training.batch_norm import reestimate
 Conv = nn.Conv1d | nn.Conv2d
 Block = DepthSeparableConv | InvertedResidual
 
-FITS = 2
+SWEEPS = 2
 """Sweeps over all blocks: the second fits on the inputs that the first gives. Chosen: each costs a pass."""
 
 
@@ -103,7 +103,7 @@ def fit_blocks(module: nn.Module, dense: nn.Module, blocks: Mapping[str, Block],
         block.project.bias = nn.Parameter(block.project_norm.bias.detach() + _middle(block))
         nn.init.zeros_(block.project_norm.bias)
         block.activation = _CentredReLU6()
-    for _ in range(FITS if inverted else 1):
+    for _ in range(SWEEPS if inverted else 1):
         _set_norm_statistics(module, inverted, run)
         reconstruct_channels(module, dense, parts, run)
     _set_norm_statistics(module, inverted, run)

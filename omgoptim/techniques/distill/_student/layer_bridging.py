@@ -29,7 +29,7 @@ from omgoptim.techniques.reconstruction.inputs import (
 from omgoptim.techniques.reconstruction.least_squares import ridge
 from omgoptim.techniques.registry import ModuleRun
 
-HELD = 1e-3
+PRIOR_DAMPING = 1e-3
 """Damping towards the former weight, of an input's mean energy. Chosen small: for directions without samples."""
 
 CLOSE = 1e-3
@@ -161,7 +161,7 @@ def _fit(module: nn.Module, teacher: nn.Module, span: Span, writer: _Writer, run
         energy += float(goal.double().square().sum())
     bias = torch.zeros_like(linear.weight[:, 0]) if linear.bias is None else linear.bias
     before = torch.cat([linear.weight, bias[:, None]], 1).detach().double().mT
-    solved = ridge(gram, cross, HELD, prior=before)
+    solved = ridge(gram, cross, PRIOR_DAMPING, prior=before)
     errors = [float(energy - 2 * (x * cross).sum() + (x * (gram @ x)).sum()) for x in (before, solved)]
     if not (bool(solved.isfinite().all()) and errors[1] < errors[0]):
         return False

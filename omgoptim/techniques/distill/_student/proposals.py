@@ -44,9 +44,9 @@ from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narro
 from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
-ON_THE_CURVE = 3
+INTERPOLATIONS = 3
 """Interpolation steps before bisection: the curve's two unknowns are known after two, the third corrects rounding."""
-BUILDS = ON_THE_CURVE + 10
+MAX_EVALUATIONS = INTERPOLATIONS + 10
 """Maximum evaluations beside that at the upper end: ten bisections end a search over 1,000 steps."""
 CLOSE = 0.97
 """Fraction of the goal at which the search stops. Chosen: the last 3 % of the size would cost more builds."""
@@ -57,7 +57,7 @@ LEAST = 0.02
 """Minimum width and rank ratio that is tried, a fiftieth of a layer. Chosen: less is hard to train."""
 MOST_RANK = 0.9
 """Maximum rank ratio: above it two factors save less than 10 % of the parameters and cost time."""
-LARGE = 32
+MIN_LINEAR_SIZE = 32
 """Minimum inputs and outputs of a Linear layer that is factorized. Chosen: others have under 1,024 weights."""
 DEEPER, WIDER = math.log(1.2), math.log(1.1)
 """Logarithms of depth and width per step of compound scaling: arXiv:1905.11946 (1.2 and 1.1)."""
@@ -76,7 +76,7 @@ def largest_within(
     ends reaches the goal, then it is halved.
 
     Args:
-        count: does not fall with x; called at most `BUILDS` + 1 times.
+        count: does not fall with x; called at most `MAX_EVALUATIONS` + 1 times.
         goal: upper bound of the count.
         least: lower end of x, 0..1.
         most: upper end of x, 0..1.
@@ -87,10 +87,10 @@ def largest_within(
     if at[high] <= goal:
         return most, at[high]
     start, at[0] = 0, 0  # the curve begins at nothing until a count within the goal is known
-    for tried in range(BUILDS):
+    for tried in range(MAX_EVALUATIONS):
         if high - low <= 1:
             break
-        x = _on_curve(start, high, at, goal, power) if tried < ON_THE_CURVE else (low + high) // 2
+        x = _on_curve(start, high, at, goal, power) if tried < INTERPOLATIONS else (low + high) // 2
         x = min(max(x, low + 1), high - 1)
         at[x] = count(x / STEPS)
         if at[x] <= goal:
@@ -313,7 +313,7 @@ def _methods(builder: StudentBuilder, auto: Auto, compression: float) -> Iterato
     if builder.has_convolutions:
         yield _Method("depthwise", lambda width: Depthwise(width=width, depth=depth, **globs))
         yield _Method("inverted residual", lambda width: InvertedResidual(width=width, depth=depth, **globs))
-    if builder.has_linear_of(LARGE):
+    if builder.has_linear_of(MIN_LINEAR_SIZE):
         at = partial(LowRank, depth=depth, **globs)
         if compression > 1:
             yield _Method("low rank", lambda share: at(rank_ratio=share), 1, MOST_RANK)

@@ -43,7 +43,7 @@ from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
 SMALLEST_SHARE = 1e-9
 """Lower bound of the kept share before its logarithm: below float32's precision of an energy."""
 
-RUNGS = 256
+MAX_OPTIONS = 256
 """Maximum options of a layer in the allocation: steps of 0.4 % of its ranks. Chosen: more cost time and memory."""
 
 
@@ -99,7 +99,7 @@ def choose_ranks(
     """Return the option of each layer by path, in the same order; dense layers go to `skipped`.
 
     Raises:
-        TechniqueError: a target that is out of reach.
+        TechniqueError: the target cannot be reached.
     """
     chosen: dict[str, Option] = {}
     compression = params.compression
@@ -176,7 +176,7 @@ def _share_lost(option: Option, candidate: LayerOptions) -> float:
 
 
 def _thinned(options: list[Option]) -> list[Option]:
-    step = -(-len(options) // RUNGS)
+    step = -(-len(options) // MAX_OPTIONS)
     return options[::-1][::step][::-1]
 
 
@@ -190,7 +190,7 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
         samples: how many of them; None to look at the weights alone.
 
     Raises:
-        TechniqueError: nothing can be factorized, or the goal is out of reach.
+        TechniqueError: nothing can be factorized, or the target cannot be reached.
     """
     paths, skipped = factorizable(module, params, run)
     found, _ = candidates(module, params)

@@ -78,7 +78,7 @@ def allocate_ranks(
         compression: total over what is left, to reach within `TOLERANCE`.
 
     Raises:
-        TechniqueError: out of reach, or the ranks are too coarse to meet it.
+        TechniqueError: the compression cannot be reached, or not within `TOLERANCE`.
     """
     budget = int(total / compression) - elsewhere
     least = sum(min([layer.params, *(option.params for option in layer.options)]) for layer in layers.values())

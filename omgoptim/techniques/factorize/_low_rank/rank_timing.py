@@ -34,7 +34,7 @@ TURNS = 3
 BLOCK_S = 0.005
 """Seconds of a block of calls. Chosen: above the clock's and the scheduler's resolution, short for every point."""
 
-SLOPE = 1e-6
+SIZE_TIE_BREAK = 1e-6
 """Fraction of a layer's time that its parameters count for. Chosen small: of equally fast ranks the smaller wins."""
 
 
@@ -88,7 +88,7 @@ def with_times(layered: RankChoice, picked: Sequence[Option], times: RankTimes) 
     """Return the options that are faster than the layer, with times that never fall as parameters grow."""
     rising = np.maximum.accumulate(times.ranks_ms)
     given = np.interp([o.params for o in layered.options], [o.params for o in picked], rising)
-    slope = SLOPE * times.whole_ms / layered.params
+    slope = SIZE_TIE_BREAK * times.whole_ms / layered.params
     ms = [float(one) + slope * option.params for option, one in zip(layered.options, given, strict=True)]
     faster = [index for index, one in enumerate(ms) if one < times.whole_ms]
     return replace(

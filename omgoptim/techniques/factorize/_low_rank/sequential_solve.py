@@ -63,7 +63,7 @@ MOST_STAGES = 32
 KEPT_BYTES = 1_000_000_000
 """Bytes for the inputs of the original's layers in float32, as much as for moments."""
 
-HELD = 0.1
+PRIOR_DAMPING = 0.1
 """Damping towards the original weight, as a fraction of an input's mean energy: as measured for channels in
 `prune/_reconstruction.py`.
 """
@@ -256,7 +256,7 @@ def _solved(
     cross, moment, old_mean = pairs.centred_cross(bias is not None), problem.moment, new.mean
     if cross is not None and moment is not None:
         old_mean = pairs.old_mean
-        fitted = [fit(w, c, m, HELD) for w, c, m in zip(weight.flatten(2), cross, moment, strict=True)]
+        fitted = [fit(w, c, m, PRIOR_DAMPING) for w, c, m in zip(weight.flatten(2), cross, moment, strict=True)]
         problem = replace(problem, weight=torch.stack(fitted).reshape(weight.shape))
     block = block_of(layer, option, solve(problem, option), None)
     w, p = weight.flatten(2), product_of(block).flatten(2)

@@ -57,7 +57,7 @@ _OTHER_KIND = Refusal("only Linear layers and convolutions are narrowed, with wh
 
 MOST_SAMPLES = 64
 """Samples that are run one by one: a path that 5 % of the inputs take is met with a probability of 96 %."""
-MOST_WAYS = 8
+MAX_EXECUTION_PATHS = 8
 """Maximum execution paths of which a sample is kept. Chosen: each adds a forward to every verification."""
 
 Call = tuple[tuple[Tensor, ...], dict[str, Tensor]]
@@ -134,7 +134,7 @@ def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
             for path in ran:
                 runs[path] += 1
             ways.setdefault(frozenset(ran), (args, kwargs))
-    return Coverage(count, runs, list(ways.values())[:MOST_WAYS] if len(ways) > 1 else [])
+    return Coverage(count, runs, list(ways.values())[:MAX_EXECUTION_PATHS] if len(ways) > 1 else [])
 
 
 def _is_empty(inputs: Any) -> bool:

@@ -33,7 +33,7 @@ TINY = 1e-12
 Choice = tuple[int, ...]
 """For each group, the index of an option."""
 
-PRICES = 40
+PRICE_STEPS = 40
 """Bisection steps of the Lagrange multiplier (loss per millisecond): a range of 1e6 shrinks to a relative 1e-11."""
 
 ROUNDS = 8
@@ -244,7 +244,7 @@ def _by_price(problem: WidthProblem, budget: float) -> list[Choice]:
     widest = tuple(len(options) - 1 for options in problem.options)
     narrowest = tuple(0 for _ in problem.options)
     found = []
-    for _ in range(PRICES):
+    for _ in range(PRICE_STEPS):
         price = high if not low else math.sqrt(low * high)
         choices = [_coordinate_descent(problem, start, price) for start in (widest, narrowest)]
         within = [choice for choice in choices if problem.ms(choice) <= budget]

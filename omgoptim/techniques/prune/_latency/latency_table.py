@@ -21,13 +21,13 @@ from omgoptim.errors import TechniqueError
 LEAST_FRACTION, MOST_FRACTION = 0.01, 1.0
 """Bounds of the result of `next_target`."""
 
-BOLDEST = 0.5
+MIN_STEP_RATIO = 0.5
 """Lower bound of the result of `next_target` over the previous one. Chosen: a steep line may be noise."""
 
 MARGIN = 0.01
 """Relative margin of `next_target` beyond the target. Chosen: a target missed by measurement noise costs a round."""
 
-FLAT = 0.02
+MIN_RISE = 0.02
 """Minimum relative rise that counts as a step. Chosen: lower takes noise for steps, higher misses small ones."""
 
 ROUNDINGS = (8, 16, 32)
@@ -36,7 +36,7 @@ ROUNDINGS = (8, 16, 32)
 DEFAULT_ROUNDING = 8
 """Smallest tile size of the common kernels: 8 float32 fill an AVX2 register."""
 
-CLEARER = 0.5
+MAX_RESIDUAL_RATIO = 0.5
 """Maximum residual of a tile size's fit over that of a straight line. Chosen: more finds tile sizes in noise."""
 
 
@@ -164,7 +164,7 @@ def next_target(history: Sequence[MeasuredCut], target: float) -> float:
     near, next_to = sorted(points, key=lambda point: abs(point[1] - goal))[:2]
     aim = _on_line(next_to, near, goal)
     last = min(aim.wanted for aim in history)
-    return _bounded(min(max(aim, BOLDEST * min(last, miss[0])), 0.98 * miss[0]))
+    return _bounded(min(max(aim, MIN_STEP_RATIO * min(last, miss[0])), 0.98 * miss[0]))
 
 
 def unreachable_target(reason: str, best: str) -> TechniqueError:
@@ -193,7 +193,7 @@ def _at_or_above(sizes: Sequence[int], size: int) -> int:
     return min(bisect_left(sizes, size), len(sizes) - 1)
 
 
-def step_edges(times: Mapping[int, float], candidates: Sequence[int], tolerance: float = FLAT) -> tuple[int, ...]:
+def step_edges(times: Mapping[int, float], candidates: Sequence[int], tolerance: float = MIN_RISE) -> tuple[int, ...]:
     """Return the widths just before a rise: more channels cost nothing up to there.
 
     Args:
@@ -269,7 +269,7 @@ def tile_size_of(times: Mapping[int, float]) -> int:
         return DEFAULT_ROUNDING
     errors = {block: _residual(np.ceil(widths / block), values) for block in ROUNDINGS}
     best = min(errors, key=lambda block: (errors[block], -block))
-    return best if errors[best] < CLEARER * line else DEFAULT_ROUNDING
+    return best if errors[best] < MAX_RESIDUAL_RATIO * line else DEFAULT_ROUNDING
 
 
 def _residual(

@@ -42,29 +42,29 @@ from omgoptim.techniques.prune._latency.layer_benchmark import (
 )
 from omgoptim.techniques.registry import ModuleRun
 
-LEAST_KEPT = 0.1
+MIN_WIDTH = 0.1
 """Minimum measured width as a fraction of a group's width: what the default `max_layer_ratio` leaves."""
 
 PASSES, MOST_VISITS = 2, 6
 """Visits of every point, and of a point that is remeasured."""
 
-DOUBT = 0.05
+MAX_SCATTER = 0.05
 """Relative scatter of the two fastest visits that has a point remeasured. Chosen: visits against noise."""
 
-SHARE_OF_PASSES = 0.7
+PASS_TIME_SHARE = 0.7
 """Fraction of the time for the passes; the rest is for remeasuring. Chosen: more widths against less scatter."""
 
-FEWEST_WIDTHS = 3
+MIN_WIDTHS = 3
 """Minimum number of widths per side of a layer, however short the time. Chosen: two give a line, the third a bend."""
 
-MOST_IS_NOISE = 0.25
+MAX_NOISE = 0.25
 """Maximum relative fall that is smoothed, whatever the scatter. Chosen: a larger one is a kernel of its own."""
 
-LEAST_OF_CALL = 0.05
+MIN_CALL_SHARE = 0.05
 """Minimum share of its call that a node counts for, however long the empty call took. Chosen: keeps times above 0."""
 
 
-def widths_of(group: Group, count: int, round_to: int | None = None, least: float = LEAST_KEPT) -> tuple[int, ...]:
+def widths_of(group: Group, count: int, round_to: int | None = None, least: float = MIN_WIDTH) -> tuple[int, ...]:
     """Return at most `count` candidate widths of a group, evenly spread, ascending, the last one full.
 
     Multiples of its unit and of `round_to` (as `Group.step` takes it), from the fraction `least` of its width on. Where
@@ -176,7 +176,7 @@ def measure_layer_times(
         empty = bench.empty_call_ms()
         grids = _fit_to_budget(members, candidates, full, bench, budget_s)
         times = _measure(grids, bench, budget_s, run)
-    noise = min(max(2 * times.scatter(), DOUBT), MOST_IS_NOISE)
+    noise = min(max(2 * times.scatter(), MAX_SCATTER), MAX_NOISE)
     layers = tuple(_layer_times(member, times, empty, noise) for member in grids)
     return TimeTable(bench.runtime, full, candidates, layers, tuple(unmeasured))
 
@@ -219,7 +219,7 @@ def _fit_to_budget(
 ) -> list[_Member]:
     """Return the members with as many sizes per side as the budget allows, estimated by one call of each."""
     cost: dict[tuple[Any, ...], float] = {}
-    most = max(FEWEST_WIDTHS, *(len(some) for some in candidates.values()))
+    most = max(MIN_WIDTHS, *(len(some) for some in candidates.values()))
     for member in members:
         for shape in member.shapes:
             point = SizedLayer(member.layer, shape, *sides(member.layer))
@@ -228,10 +228,10 @@ def _fit_to_budget(
                 session, prepared = bench.open(point)
                 call_s = session.seconds(prepared, 2)
                 cost[point.key] = time.perf_counter() - start + BLOCKS * max(call_s, SHORTEST_BLOCK_S)
-    for count in range(most, FEWEST_WIDTHS - 1, -1):
+    for count in range(most, MIN_WIDTHS - 1, -1):
         grids = [_with_grid(member, candidates, full, count) for member in members]
         points = {point.key: cost[_at_full_size(member, point).key] for member in grids for point in member.points()}
-        if PASSES * sum(points.values()) <= SHARE_OF_PASSES * budget_s:
+        if PASSES * sum(points.values()) <= PASS_TIME_SHARE * budget_s:
             break
     return grids
 
@@ -268,7 +268,7 @@ def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: Mod
     end = time.perf_counter() + budget_s
     block_s = SHORTEST_BLOCK_S
     for number in range(MOST_VISITS):
-        doubtful = points if number < PASSES else _doubtful(members, times)
+        doubtful = points if number < PASSES else _unreliable_points(members, times)
         if not doubtful or (number >= PASSES and time.perf_counter() > end):
             break
         start = time.perf_counter()
@@ -281,7 +281,7 @@ def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: Mod
     return times
 
 
-def _doubtful(members: Sequence[_Member], times: Times) -> list[SizedLayer]:
+def _unreliable_points(members: Sequence[_Member], times: Times) -> list[SizedLayer]:
     """Return the points without two close visits, and those that are slower than the next larger one."""
     doubtful: dict[tuple[Any, ...], SizedLayer] = {}
     for member in members:
@@ -292,9 +292,9 @@ def _doubtful(members: Sequence[_Member], times: Times) -> list[SizedLayer]:
                 narrow
                 for row in rows
                 for narrow, wide in itertools.pairwise(row)
-                if times.ms(narrow) > times.ms(wide) * (1 + DOUBT)
+                if times.ms(narrow) > times.ms(wide) * (1 + MAX_SCATTER)
             )
-            alone = (point for row in table for point in row if times.apart(point) > DOUBT)
+            alone = (point for row in table for point in row if times.apart(point) > MAX_SCATTER)
             doubtful |= {point.key: point for point in (*falls, *alone)}
     return list(doubtful.values())
 
@@ -311,4 +311,4 @@ def _layer_times(member: _Member, times: Times, empty_ms: float, noise: float) -
 
 
 def _without_call(ms: float, empty_ms: float) -> float:
-    return max(ms - empty_ms, LEAST_OF_CALL * ms)
+    return max(ms - empty_ms, MIN_CALL_SHARE * ms)

@@ -24,8 +24,8 @@ from omgoptim.techniques.registry import Outcome
 Scope = Literal["global", "per_layer", "per_row", "erdos_renyi"]
 """Scope of the ranking: all layers together, each layer, each row of a layer, or shares by the layers' shapes."""
 
-SPARED_REASON = "left dense: it has only {share:.2f} % of the selected weights; other layers are pruned more instead"
-UNTOUCHED_REASON = "the saliency of all its weights is above the pruning threshold"
+SMALL_REASON = "left dense: it has only {share:.2f} % of the selected weights; other layers are pruned more instead"
+ABOVE_THRESHOLD_REASON = "the saliency of all its weights is above the pruning threshold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
         zeros = _zeros(weight)
         if not zeros:
             share = 100 * weight.count / selection.count
-            reason = SPARED_REASON.format(share=share) if weight.path in dense else UNTOUCHED_REASON
+            reason = SMALL_REASON.format(share=share) if weight.path in dense else ABOVE_THRESHOLD_REASON
             skipped.append(Skip(path=weight.path, reason=reason, kind="no_benefit"))
             continue
         what_changed = [what, *(f"shared with {path}" for path, _ in weight.shared)]

@@ -13,9 +13,9 @@ from omgoptim.errors import RequestError, did_you_mean
 
 SMALL = 0.02
 """Maximum weights of a small layer over the largest layer's. Chosen, as the two below: more sparsity elsewhere."""
-SPARED = 0.01
+SMALL_SHARE = 0.01
 """Maximum share of all weights that the small layers, which are left dense, hold together."""
-SPARED_OF_KEPT = 0.1
+SMALL_SHARE_OF_KEPT = 0.1
 """Maximum share of the kept weights that they hold: the other layers lose as many more."""
 
 POWERS = {"linear": 1, "cubic": 3}
@@ -78,7 +78,7 @@ def small_layers(counts: Sequence[int], sparsity: float) -> set[int]:
     A first layer of one channel and a classifier of ten classes hold almost none of a network's weights, and every
     output passes through each of those. The smallest come first.
     """
-    limit = min(SPARED, SPARED_OF_KEPT * (1 - sparsity)) * sum(counts)
+    limit = min(SMALL_SHARE, SMALL_SHARE_OF_KEPT * (1 - sparsity)) * sum(counts)
     chosen: set[int] = set()
     for index in sorted(range(len(counts)), key=lambda index: counts[index]):
         limit -= counts[index]

@@ -22,7 +22,7 @@ from omgoptim.models.onnx_graph import constant_roots
 from omgoptim.techniques.quantize._diagnostics.layer_statistics import LayerStatistics, Quantizable, input_ranges
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation
 
-HUGE = 1e4
+MASK_FILL = 1e4
 """Magnitude of a mask's fill value. Chosen: below the common ones, such as -65504 (float16) and -1e9."""
 
 MAX_PATHS = 8
@@ -30,15 +30,15 @@ MAX_PATHS = 8
 
 Array = NDArray[Any]
 
-OUTLIERS = 4.0
+OUTLIER_RATIO = 4.0
 """Ratio of an activation's range to its 99.9th percentile that counts as outliers. Chosen: at 4, two of the eight bits
 serve one value in a thousand."""
 
-SPREAD = 8.0
+CHANNEL_RATIO = 8.0
 """Ratio of the widest to the typical channel that counts as uneven. Chosen: at 8, the typical channel has five of the
 eight bits."""
 
-UNLIKE = 1.5
+RANGE_RATIO = 1.5
 """Ratio between the ranges of evaluation and calibration inputs, either way, that counts as different data. Chosen:
 more than half a bit is lost, or values are clipped."""
 
@@ -70,7 +70,7 @@ def mask_fills(model: ModelProto) -> Iterator[Diagnostic]:
             array = numpy_helper.to_array(stored[root])
             if np.issubdtype(array.dtype, np.floating) and array.size:
                 largest = float(np.abs(array.astype(np.float64)).max())
-                if largest >= HUGE:
+                if largest >= MASK_FILL:
                     values[node.name] = max(largest, values.get(node.name, 0.0))
     if values:
         worst = sorted(values, key=lambda name: -values[name])
@@ -172,7 +172,7 @@ def _outliers(simulation: Simulation, params: Any) -> Iterator[Diagnostic]:
     ratios = {}
     for item, given in _given(simulation):
         largest = max(abs(given.low), abs(given.high))
-        if given.typical > 0 and largest / given.typical >= OUTLIERS:
+        if given.typical > 0 and largest / given.typical >= OUTLIER_RATIO:
             ratios[item.layer.node] = largest / given.typical
     if ratios:
         nodes, paths = _worst(simulation, ratios)
@@ -200,7 +200,7 @@ def _spread_weights(simulation: Simulation, params: Any) -> Iterator[Diagnostic]
     for item in simulation.layers:
         weight = np.abs(simulation.weight(item))
         ratio = _spread(weight.max(tuple(i for i in range(weight.ndim) if i != item.axis)))
-        if ratio >= SPREAD:
+        if ratio >= CHANNEL_RATIO:
             ratios[item.layer.node] = ratio
     if ratios:
         nodes, paths = _worst(simulation, ratios)
@@ -225,7 +225,7 @@ def _spread_activations(simulation: Simulation, params: Any) -> Iterator[Diagnos
             powers = _column_powers(simulation.weight(item), item, given)
             typical[item.layer.node] = _typical_channel(given.channels, powers)
             ratio = float(given.channels.max()) / typical[item.layer.node]
-            if ratio >= SPREAD:
+            if ratio >= CHANNEL_RATIO:
                 ratios[item.layer.node] = ratio
     if ratios:
         nodes, paths = _worst(simulation, ratios)
@@ -286,7 +286,7 @@ def _unlike(simulation: Simulation, evaluation: Sequence[Mapping[str, Array]]) -
         outside = max(low - seen[0], seen[1] - high, 0.0)
         ratio = max((width + outside) / width, width / other) if width > 0 and other > 0 else 1.0
         worst = max(worst, (ratio, name))
-    if worst[0] >= UNLIKE:
+    if worst[0] >= RANGE_RATIO:
         low, high = calibrated[worst[1]]
         seen = coming[worst[1]]
         yield Diagnostic(

@@ -56,7 +56,7 @@ SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 
 ROUNDED = ("small_kernels", "adaround")
 """Rounding methods that minimize the error of the layers' outputs."""
 
-MUCH_DB = 1.0
+MIN_FLOAT_GAIN_DB = 1.0
 """Smallest SQNR gain for which first layers stay in float. Chosen: a fifth of the noise power for their time."""
 
 COMPARISON_MACS = 5e10
@@ -227,7 +227,7 @@ def _keep_first_in_float(state: PtqState, settings: PtqSettings, notes: list[str
         nodes = {layer.node for layer in first}
         tried = replace(settings, chosen=[layer for layer in settings.chosen if layer.node not in nodes])
         found = tried.after(state, restore_float_layers(state.model, state.reference, first), state.ranges)
-        if found.sqnr_db > best.sqnr_db + MUCH_DB:
+        if found.sqnr_db > best.sqnr_db + MIN_FLOAT_GAIN_DB:
             best, kept = found, tried
     count = len(settings.chosen) - len(kept.chosen)
     if count:

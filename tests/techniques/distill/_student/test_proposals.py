@@ -15,7 +15,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.requests.distill import Auto, FewerLayers, LowRank, Narrow
-from omgoptim.techniques.distill._student.proposals import BUILDS, StudentBuilder, largest_within, proposals
+from omgoptim.techniques.distill._student.proposals import MAX_EVALUATIONS, StudentBuilder, largest_within, proposals
 from omgoptim.techniques.registry import apply_to_module
 
 
@@ -40,7 +40,7 @@ def test_it_is_near_the_largest_within_the_goal_in_few_counts(fixed: int, full: 
     assert found == count(x) <= goal
     best = max(count(step / 1000) for step in range(1, 1001) if count(step / 1000) <= goal)
     assert found >= 0.93 * best
-    assert len(counted) <= BUILDS + 1
+    assert len(counted) <= MAX_EVALUATIONS + 1
 
 
 def test_everything_is_within_a_large_goal() -> None:
@@ -85,7 +85,7 @@ def test_a_count_that_falls_otherwise_than_expected_is_bracketed_all_the_same(sh
     assert x is not None
     assert found == count(x)
     assert 0.95 * best <= found <= goal
-    assert len(counted) <= BUILDS + 1
+    assert len(counted) <= MAX_EVALUATIONS + 1
 
 
 @pytest.mark.parametrize("cliff", [0.021, 0.3, 0.5, 0.999])

@@ -147,7 +147,7 @@ class Squared(Plain):
 
 
 def test_units_that_are_the_outputs_or_reach_them_past_every_layer_stay(run_of: RunOf, drawn: Any) -> None:
-    for make, said in ((Outputs, "the model's outputs"), (Squared, "mixes its hidden units")):
+    for make, said in ((Outputs, "outputs of the model"), (Squared, "mixes its hidden units")):
         module = built(make)
         found, (skip,) = find_recurrent(module, ALL, run_of(module, drawn(3, 7, 5)))
         assert found == []

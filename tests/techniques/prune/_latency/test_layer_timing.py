@@ -190,7 +190,7 @@ def test_groups_without_a_layer_that_can_be_timed_are_an_error(module: nn.Module
 def test_little_time_means_fewer_widths_but_all_layers(module: nn.Module, tmp_path: Path) -> None:
     wide = Group("hidden", 16, 1, "channels", HIDDEN.places)
     table = measure_layer_times(module, [wide], run_on("torch_eager", module, tmp_path), 16, round_to=1, budget_s=1e-6)
-    assert [len(layer.outs) for layer in table.layers if layer.path == "hidden"] == [layer_times.FEWEST_WIDTHS]
+    assert [len(layer.outs) for layer in table.layers if layer.path == "hidden"] == [layer_times.MIN_WIDTHS]
     assert len(table.candidates["hidden"]) == 15
 
 
@@ -200,7 +200,7 @@ def test_visits_that_disagree_and_falls_are_in_doubt() -> None:
     times = Times({p.key: ms for p, ms in zip(points, ([1.0, 1.01], [3.0, 3.0], [2.0, 2.0], [4.0, 5.0]), strict=True)})
     assert times.apart(points[3]) == pytest.approx(0.25)
     member = layer_times._Member("l", layer, layer_times.Counter([(1, 4)]), STEM_IN, HIDDEN_OUT, (4,), (4, 8, 12, 16))
-    assert {point.outside for point in layer_times._doubtful([member], times)} == {8, 16}
+    assert {point.outside for point in layer_times._unreliable_points([member], times)} == {8, 16}
 
 
 STEM_IN, HIDDEN_OUT = layer_times.Side(4), layer_times.Side(0, (("hidden", 1),))

@@ -54,7 +54,7 @@ def test_a_lookup_gives_the_rows_within_half_a_step_for_indices_of_any_rank(shap
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(("shape", "ids"), RANKS)
 def test_in_4_bits_a_lookup_gives_the_rows_as_they_were_quantized(shape, ids, known):
-    model = lookup_model(shape, width=96)  # three groups of 32: 64 does not divide it
+    model = lookup_model(shape, width=96)  # three groups of 32
     if not known:  # indices of a rank that the file does not state
         model.graph.node[0].input[1] = "same"
         model.graph.node.insert(0, helper.make_node("Identity", ["x"], ["same"]))
@@ -87,7 +87,7 @@ def test_the_error_is_smaller_than_with_the_scale_that_covers_the_largest_weight
 
 
 def test_a_row_that_no_group_divides_stays_in_8_bits():
-    assert [group_size(width) for width in (384, 96, 48, 40)] == [64, 32, 16, None]
+    assert [group_size(width) for width in (384, 96, 48, 40)] == [32, 32, 16, None]
     model = lookup_model(["n"], width=40)
     quantize_embeddings(model, find_layers(model), per_row=True, num_bits=4)
     assert {t.data_type for t in initializers(model).values() if t.name.endswith("_quantized")} == {TensorProto.INT8}

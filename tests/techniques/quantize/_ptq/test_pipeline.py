@@ -255,7 +255,7 @@ def test_balanced_rounds_small_kernels_where_the_held_out_samples_gain():
         params = apply_preset(Static(algorithm="onnxruntime", range_method="minmax", rounding=rounding), "balanced")
         quantized, notes = pipeline.quantize(model, data, PtqTask(find_layers(model), params))
         levels[rounding] = sqnr_db(want, outputs(quantized, unseen))
-    assert "Small kernels of 2 layers were rounded for the least output error." in notes
+    assert "Small kernels of 2 layers were rounded to minimize the output error." in notes
     assert levels["auto"] > levels["nearest"] + 0.3  # activations are rounded in both
 
 
