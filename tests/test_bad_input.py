@@ -128,7 +128,7 @@ def test_a_state_dict_that_does_not_fit_names_its_keys(project: Path) -> None:
     subprocess.run([sys.executable, "-c", make], cwd=project, check=True)
     result = run(project, "profile", "net.py:Net", "--checkpoint", "w.pt", *LOAD)
     assert result.returncode == 3
-    assert "body.weight is (9, 4) in the file and (8, 4) in the model" in " ".join(result.stderr.split())
+    assert "body.weight has shape (9, 4) in the file and (8, 4) in the model" in " ".join(result.stderr.split())
 
 
 def test_code_that_prints_a_lot_disturbs_nothing(project: Path) -> None:

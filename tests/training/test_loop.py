@@ -526,4 +526,4 @@ def test_a_forward_that_autograd_cannot_go_back_through_is_the_models_error() ->
     with pytest.raises(ModelError, match="cannot be trained") as error:
         trained(InPlace(), eval_mode=False)
     assert "inplace operation" in error.value.why
-    assert "in place" in error.value.fix
+    assert "in-place" in error.value.fix
