@@ -99,7 +99,7 @@ def test_a_pair_that_does_not_exist_is_named_with_what_is_near() -> None:
     with pytest.raises(RequestError, match="the teacher has no layer 'stagex'"):
         pairs_of(student, teacher, ["stage1=stagex"])
     for empty in ("", "stage1="):
-        with pytest.raises(RequestError, match="'' is not a layer"):
+        with pytest.raises(RequestError, match="has no layer ''"):
             pairs_of(student, teacher, [empty])
 
 
