@@ -6,9 +6,10 @@ plain ones; `weights` selects between them and the notes report it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,9 @@ PLAIN_CLASSES = (
 )
 """Classes of what training scripts store beside the weights: arguments, paths, best scores. They are read as
 `_Omitted`, so that nothing of theirs runs."""
+
+MOST_DICTS = 100_000
+"""Nested dicts that are read. Chosen: an optimizer's state has one for each parameter."""
 
 ARRAY_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 """numpy's names of the dtypes whose arrays are read as tensors."""
@@ -171,17 +175,23 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
     if not isinstance(loaded, Mapping):
         raise ModelError(f"checkpoint {path.name} contains a {type(loaded).__name__}", "a state dict is needed")
     try:
-        return _with_tensors(loaded)
+        return _with_tensors(loaded, itertools.count())
     except RecursionError as error:  # a dict within itself, for instance
-        raise _unreadable(path, "its dicts are nested too deep") from error
+        raise _unreadable(path, "its dicts are nested too deep, or too many") from error
 
 
-def _with_tensors(loaded: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return a mapping whose numpy arrays of numbers are tensors; mappings may be nested."""
+def _with_tensors(loaded: Mapping[Any, Any], visited: Iterator[int]) -> dict[Any, Any]:
+    """Return a mapping whose numpy arrays of numbers are tensors; mappings may be nested.
+
+    Raises:
+        RecursionError: too deep, or more than `MOST_DICTS`: each that names the next one twice doubles their number.
+    """
+    if next(visited) > MOST_DICTS:
+        raise RecursionError
     values = {}
     for key, value in loaded.items():
         array = value.tensor() if isinstance(value, _Array) else None
-        values[key] = _with_tensors(value) if isinstance(value, Mapping) else value if array is None else array
+        values[key] = _with_tensors(value, visited) if isinstance(value, Mapping) else value if array is None else array
     return values
 
 

@@ -181,6 +181,15 @@ def test_a_dict_within_itself_is_an_error(tmp_path: Path) -> None:
         load_checkpoint(Net(), tmp_path / "w.pt")
 
 
+def test_dicts_that_each_name_the_next_one_twice_are_an_error_at_once(tmp_path: Path) -> None:
+    state: dict[str, object] = {"w": torch.zeros(2)}
+    for _ in range(60):  # 2 ** 60 paths in a file of a few kilobytes
+        state = {"a": state, "b": state}
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="or too many"):
+        load_checkpoint(Net(), tmp_path / "w.pt")
+
+
 def test_weights_of_a_diverged_training_are_named(tmp_path: Path) -> None:
     torch.save(weights() | {"fc.weight": torch.full((2, 3), float("nan"))}, tmp_path / "w.pt")
     assert load_checkpoint(Net(), tmp_path / "w.pt") == ["checkpoint w.pt: weights contain NaN: fc.weight"]
