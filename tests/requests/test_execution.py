@@ -30,9 +30,9 @@ def test_the_ray_client_is_refused_with_the_call_of_a_job() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "in_flight"), [({}, 1), ({"workers": 2}, 3), ({"on": "ray"}, 2), ({"workers": 4, "proposals": 6}, 6)]
+    ("given", "in_flight"), [({}, 1), ({"workers": 2}, 6), ({"on": "ray"}, 3), ({"workers": 4, "proposals": 6}, 6)]
 )
-def test_a_search_has_one_trial_more_in_flight_than_workers(given: dict[str, object], in_flight: int) -> None:
+def test_a_search_has_three_trials_in_flight_per_worker(given: dict[str, object], in_flight: int) -> None:
     request = parse("search", {"model": "net.py:space", "target_size_mb": 1, **given})
     assert isinstance(request, SearchRequest)
     assert request.in_flight == in_flight
