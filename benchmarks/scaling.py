@@ -5,7 +5,7 @@ and by two workers of a local Ray; with trials of a few seconds, where the drive
 with longer ones. From the trials' folders come the seconds of training and of the driver; a simulation of many workers
 draws from those.
 
-    python benchmarks/scaling.py [--trials 8] [--epochs 54 216] [--quick]
+    python benchmarks/scaling.py [--trials 8] [--epochs 54 216] [--proposals 6] [--quick]
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Searched:
     configurations: list[str]
 
 
-def searched(place: Path, trials: int, epochs: int, options: list[str]) -> Searched:
+def searched(place: Path, trials: int, epochs: int, options: list[str], proposals: int) -> Searched:
     """Search in a folder of its own by the command line."""
     project = place / "-".join(option.strip("-") for option in options)
     project.mkdir()
@@ -80,7 +80,7 @@ def searched(place: Path, trials: int, epochs: int, options: list[str]) -> Searc
         (project / name).write_text((EXAMPLES / name).read_text())
     command = [sys.executable, "-m", "omgoptim.cli", "search", "digits_space.py:space", "--data", "digits_cnn.py:load"]
     command += ["--target-size-mb", "0.2", "--trials", str(trials), "--epochs", str(epochs), "--threads", "1"]
-    command += ["--timing", "quick", "--proposals", str(PROPOSALS), "--max-quality-drop", "1", *options]
+    command += ["--timing", "quick", "--proposals", str(proposals), "--max-quality-drop", "1", *options]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise RuntimeError(done.stderr[-2000:])
@@ -142,7 +142,7 @@ def started() -> list[float]:
     return [float(word) for word in done.stdout.split()[-3:]]
 
 
-def compared(trials: int, epochs: int) -> dict[str, Searched]:
+def compared(trials: int, epochs: int, proposals: int) -> dict[str, Searched]:
     """Search by one worker, by two processes, and by two workers of Ray."""
     ways = {"1 worker": ["--workers", "1"], "2 processes": ["--workers", "2"]}
     ways["2 workers of Ray"] = ["--on", "ray", "--workers", "2"]
@@ -150,7 +150,7 @@ def compared(trials: int, epochs: int) -> dict[str, Searched]:
     with tempfile.TemporaryDirectory() as place:
         for name, options in ways.items():
             began = time.monotonic()
-            found[name] = searched(Path(place), trials, epochs, options)
+            found[name] = searched(Path(place), trials, epochs, options, proposals)
             console.print(f"{epochs} epochs, {name}: {time.monotonic() - began:.0f} s in all")
     return found
 
@@ -181,15 +181,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--epochs", type=int, nargs="+", default=[54, 216], help="the first ones decide the bar")
+    parser.add_argument("--proposals", type=int, default=PROPOSALS, help="trials in flight")
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
     trials, lengths = (4, [9]) if asked.quick else (asked.trials, asked.epochs)
     os.environ.setdefault("OMGOPTIM_STATE_DIR", tempfile.mkdtemp())
     before = machine()
-    found = [compared(trials, epochs) for epochs in lengths]
+    found = [compared(trials, epochs, asked.proposals) for epochs in lengths]
     parts = [rated(each, trials, epochs) for each, epochs in zip(found, lengths, strict=True)]
     alone = found[0]["1 worker"]
-    record: dict[str, Any] = {"trials": trials, "parts": parts}
+    record: dict[str, Any] = {"trials": trials, "proposals": asked.proposals, "parts": parts}
     what = f"two processes over one, trials of {parts[0]['seconds_a_trial']:.0f} s"
     record["bar"] = bar(what, parts[0]["ratio"], SPEEDUP, at_least=True)
     record["sent_bytes"], record["returned_bytes"] = alone.sent_bytes, alone.returned_bytes

@@ -1,4 +1,4 @@
-"""One trial: build, predict and measure the untrained network, then train rung by rung while it is among the best.
+"""Run a trial: measure the untrained network, then train it under successive halving.
 
 A network that is predicted or measured to be over a limit is rejected before any training. Each rung is a training of
 its own, whose learning rate falls to its end, so that qualities at one rung compare.

@@ -71,7 +71,7 @@ class _Omitted:
 
 
 class _ArrayDtype(_Omitted):
-    """What a pickle says of a numpy dtype: its name and byte order."""
+    """Placeholder for a pickled numpy dtype: its name and byte order."""
 
     def __init__(self, name: object = "", *_: object) -> None:
         self.name, self.order = name, ""
@@ -82,7 +82,7 @@ class _ArrayDtype(_Omitted):
 
 
 class _Array(_Omitted):
-    """What a pickle says of a numpy array. numpy's own code, which runs on the content of a pickle, never sees it."""
+    """Placeholder for a pickled numpy array, so that numpy does not unpickle untrusted content."""
 
     state: object = None
 
@@ -112,7 +112,7 @@ STORED_CLASSES: tuple[tuple[type, str], ...] = (
     *((_Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     (_ArrayDtype, "numpy.dtype"),
 )
-"""What stands for a class that a checkpoint names."""
+"""Placeholder of each class that a checkpoint may name."""
 
 
 def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") -> list[str]:

@@ -39,7 +39,7 @@ MOST_TURNS = 8
 """Steps of a walk at most, as a multiple of the graph's edges: at most 1.6 on ten networks that are followed."""
 
 FOLD = "(a parametrization: fold it with torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm)"
-"""What to do about a weight that is computed from others."""
+"""Fix for a parametrized weight, for the end of a reason."""
 
 NOT_RUN = Refusal(
     "it was not called for the samples that were tried: forward never calls it, or only for some inputs", "not_run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -138,3 +139,17 @@ def batches(tmp_path: Path) -> Mapping[str, Path]:
 @pytest.fixture
 def bench(batches: Mapping[str, Path], tmp_path: Path) -> TimingSetup:
     return TimingSetup(batches, batch=3, threads=1, cwd=tmp_path)
+
+
+@pytest.fixture
+def is_alive() -> Callable[[int], bool]:
+    """`is_alive(pid)`: whether the process exists."""
+
+    def exists(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    return exists

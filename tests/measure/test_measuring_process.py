@@ -36,15 +36,7 @@ def start(batches, tmp_path):
         process.__exit__(None, None, None)
 
 
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def test_it_opens_the_artifact_in_a_process_of_its_own_and_is_gone_afterwards(make_module, batches, tmp_path):
+def test_it_opens_the_artifact_in_a_process_of_its_own_and_is_gone_afterwards(make_module, batches, tmp_path, is_alive):
     artifact = make_module("artifact", name="a")
     with MeasuringProcess(artifact, TimingSetup(batches, 1, 1, tmp_path)) as process:
         process.begin_open()
@@ -55,7 +47,7 @@ def test_it_opens_the_artifact_in_a_process_of_its_own_and_is_gone_afterwards(ma
     assert not is_alive(pid)
 
 
-def test_it_is_gone_after_an_error_in_the_caller_even_if_it_hangs(make_module, batches, tmp_path):
+def test_it_is_gone_after_an_error_in_the_caller_even_if_it_hangs(make_module, batches, tmp_path, is_alive):
     artifact = make_module("artifact", does="hang")
     process = MeasuringProcess(artifact, TimingSetup(batches, 1, 1, tmp_path)).__enter__()
     process.begin_open()
@@ -102,7 +94,7 @@ def test_a_process_that_exits_is_an_error_that_names_its_code(make_module, start
     assert "exit code 7" in raised.value.why
 
 
-def test_a_process_that_does_not_answer_in_time_is_ended(make_program, batches, tmp_path):
+def test_a_process_that_does_not_answer_in_time_is_ended(make_program, batches, tmp_path, is_alive):
     """Stopped, it can answer nothing, however long it is waited for."""
     with MeasuringProcess(make_program("artifact"), TimingSetup(batches, 1, 1, tmp_path), limit_s=0.2) as process:
         pid = process._process.pid

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -318,14 +317,6 @@ def test_what_else_is_wanted_is_done_once_after_the_timing_of_the_first_launch(n
 # Real processes
 
 
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def calls_of(folder):
     return [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
 
@@ -389,7 +380,7 @@ def test_a_challenger_whose_outputs_hold_nan_drops_out(make_module, make_program
     assert (tmp_path / "outputs" / "0" / "000000.npz").is_file()
 
 
-def test_launches_with_a_pool_share_its_processes_until_it_ends(make_module, bench, tmp_path):
+def test_launches_with_a_pool_share_its_processes_until_it_ends(make_module, bench, tmp_path, is_alive):
     first, *others = [make_module(name, name=name) for name in ("first", "one", "two")]
     with ProcessPool() as pool:
         timings = [time_artifacts([first, other], replace(bench, pool=pool), TINY, seed=0)[1] for other in others]

@@ -1,4 +1,4 @@
-"""Costs of a network in the final engine and precision, timed in a fresh process beside the original."""
+"""Costs of a network in the final engine and precision, timed in turns with the original."""
 
 from __future__ import annotations
 

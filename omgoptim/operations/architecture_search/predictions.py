@@ -27,7 +27,7 @@ MIXED = 8
 """Networks of several changed options that are measured beside every single one, for the correction of their sum."""
 
 AT_ONCE = 5
-"""Networks that are timed in one launch, beside the original. Chosen: processes of one launch share the memory."""
+"""Networks that are saved before they are timed; on a target they are timed in one launch. Chosen: memory."""
 
 
 @dataclass(slots=True)
