@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omgoptim.architecture_search.halving import comparable
-from omgoptim.architecture_search.journal import backend
 from omgoptim.architecture_search.propose import Observations
 from omgoptim.architecture_search.space import Configuration, Space
 from omgoptim.errors import SetupError
 
 if TYPE_CHECKING:
     import optuna
+
 
 STARTUP = 10
 """Trials that TPE draws at random before it models anything: Optuna's default."""
@@ -261,3 +261,51 @@ def optuna_library() -> Any:
         )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+CHUNK = 2**16
+"""Bytes read at a time from the end of the file."""
+
+
+class OneWriter:
+    """A lock for Optuna's journal that is always free."""
+
+    def acquire(self) -> bool:
+        """Return True: the lock is always acquired."""
+        return True
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+def backend(library: Any, path: Path) -> Any:
+    """Return Optuna's file backend on a journal whose torn last line, if any, was cut.
+
+    Args:
+        library: the module optuna.
+        path: of the journal.
+    """
+    cut_torn_line(path)
+    return library.storages.journal.JournalFileBackend(str(path), lock_obj=OneWriter())
+
+
+def cut_torn_line(path: Path) -> int:
+    """Cut the text after the last line end of a file; return how many bytes that were.
+
+    A missing file is ignored.
+    """
+    if not path.exists():
+        return 0
+    with open(path, "r+b") as file:
+        size = end = file.seek(0, 2)
+        while end > 0:
+            start = max(0, end - CHUNK)
+            file.seek(start)
+            at = file.read(end - start).rfind(b"\n")
+            if at >= 0:
+                end = start + at + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
+    return size - end

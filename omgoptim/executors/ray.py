@@ -26,9 +26,8 @@ import psutil
 from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.executors import RETRIES, Task, TaskResult, lost
-from omgoptim.executors.connection import cluster_address, ray_library, read_again, token_mode
+from omgoptim.executors.connection import cluster_address, pack, ray_library, read_again, token_mode
 from omgoptim.executors.local import result_of, stopped
-from omgoptim.executors.package import pack
 from omgoptim.executors.task import WORKER, run_task, to_record
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"

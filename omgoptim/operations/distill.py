@@ -20,8 +20,8 @@ from omgoptim.operations.distillation.student_training import train, training_re
 from omgoptim.operations.dry_run import plan_distill
 from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.final_measurement import FinalChoice, MeasuredArtifact, NamedArtifact, guard_reasons
+from omgoptim.operations.final_report import new_output_folder
 from omgoptim.operations.loaded_model import Live, LoadedModel
-from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_builder import FinalModel, build_report
 from omgoptim.operations.report_records import finite
@@ -45,7 +45,7 @@ def distill(request: DistillRequest, context: RunContext, live: Live | None = No
     """Train a student and measure it against its teacher. See `DistillRequest`."""
     live = live or Live()
     refuse_unreachable(request, live)
-    output = free_output(request, context)
+    output = new_output_folder(request, context)
     job = open_job(request, context, live, _refuse_without_data)
     if request.plan:
         return plan_distill(job, live)

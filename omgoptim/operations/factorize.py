@@ -11,8 +11,8 @@ from omgoptim.operations.compression_job import applied, open_job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.dry_run import plan_rounds
 from omgoptim.operations.execution import refuse_unreachable
+from omgoptim.operations.final_report import new_output_folder
 from omgoptim.operations.loaded_model import Live, LoadedModel
-from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.report_builder import build_report
 from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, final_model_of, run_round
 from omgoptim.operations.rounds.sensitivity import layer_sensitivity
@@ -24,7 +24,7 @@ from omgoptim.techniques.registry import Outcome, technique_of
 
 def factorize(request: FactorizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Factorize weights and fine-tune. See `FactorizeRequest`."""
-    output = free_output(request, context)
+    output = new_output_folder(request, context)
     if request.sensitivity:
         refuse_unreachable(request, live)
     job = open_job(request, context, live, partial(_refuse_without_data, request))

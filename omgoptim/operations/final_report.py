@@ -1,12 +1,16 @@
-"""Reports of the entries of a final measurement, and their delivery into the run's folder."""
+"""Reports of the finalists, and their artifacts in the run's folder and in the output folder."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from omgoptim.models import artifact as artifacts
 from omgoptim.models.report_file import write_sealed
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.operations.context import RunContext
 from omgoptim.operations.final_measurement import AnyEntry, FinalChoice, MeasuredEntry
 from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of
@@ -14,7 +18,7 @@ from omgoptim.operations.report_records import artifact_record, environment, out
 from omgoptim.operations.timing import slow_warnings
 from omgoptim.operations.verdict import load_warnings, passes, quality_warnings
 from omgoptim.reports import Alternative, EfficiencyReport, GainsBy
-from omgoptim.requests import verb_of
+from omgoptim.requests import ModelRequest, verb_of
 
 
 def final_report(
@@ -125,3 +129,25 @@ def _strengths(one: MeasuredEntry[AnyEntry], chosen: FinalChoice[AnyEntry]) -> l
     if one is min(holding, key=lambda other: other.quality.drop):
         strengths.append("quality")
     return strengths
+
+
+def new_output_folder(request: ModelRequest, context: RunContext) -> Path | None:
+    """Return the output folder of a request, if it has one; raise before any work if it exists."""
+    output: str | None = getattr(request, "output", None)
+    return None if output is None else PathPolicy.of(context.project, request.allow_path).new_folder(output, "output")
+
+
+def with_output(
+    report: EfficiencyReport,
+    artifact: Path,
+    output: Path | None,
+    fault: str = "the artifact fails the quality guard",
+) -> EfficiencyReport:
+    """Copy the run's artifact to the output folder and name it in the report; if it failed, warn with `fault`."""
+    if output is None:
+        return report
+    if report.outcome == "guard_failed":
+        note = f"'{output.name}' was not written: {fault}"
+        return report.model_copy(update={"warnings": [*report.warnings, note]})
+    artifacts.copy_artifact(artifact, output)
+    return report.model_copy(update={"artifact": artifact_record(output)})

@@ -1,12 +1,27 @@
-"""The goal of a run: a guard on quality, and targets for latency, size and memory."""
+"""Goal of a run: the quality guard, targets for latency, size and memory, and lower bounds of what can be reached."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import onnx
+
+from omgoptim.errors import OmgoptimError, RequestError
+from omgoptim.measure.timing import PLANS, Timing, time_artifacts
+from omgoptim.models.artifact import save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Measurement
 from omgoptim.requests import OptimizeRequest, PruneRequest, SearchRequest
+from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.signature import Signature
 
 MB = 1_000_000
 """Bytes of a megabyte: decimal, as in all reports."""
@@ -81,3 +96,141 @@ class Goal:
             if value is not None and target is not None and value > target
         ]
         return sorted(missed, key=lambda one: -one.factor)
+
+
+MARGIN = 1.2
+"""Factor over the lower bound of a suggested target: the model's own work is added to the bound. Chosen: a target at
+the bound itself cannot be reached."""
+
+
+FEWEST_BITS = 4
+"""Bits of a parameter in the smallest format there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Cost of an identity graph on one engine."""
+
+    runtime: str
+    latency_ms: float
+    memory_bytes: int | None
+    size_bytes: int
+
+
+def measure_floors(loaded: LoadedModel, context: RunContext, runtime: str) -> tuple[list[Floor], float]:
+    """Time an empty graph with the model's inputs on every engine that may be used; none where no program engine is.
+
+    Args:
+        loaded: the original.
+        context: of the run.
+        runtime: the engine of the result, or auto.
+
+    Returns:
+        The floors; and the seconds that one launch took, without the wait for the device.
+    """
+    names = [
+        name
+        for name, engine in ENGINES.items()
+        if engine.runs == "program" and runtime in ("auto", name) and not engine.missing(loaded.device)
+    ]
+    folders = []
+    for name in names:
+        folder = context.work / "floors" / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _save_empty(folder, name, loaded)
+        folders.append(folder)
+    if not folders:
+        return [], 0.0
+    context.progress("measuring an empty graph, the lower bound", 0.03)
+    with context.measuring():
+        began = time.monotonic()
+        timings = time_artifacts(folders, loaded.bench, PLANS["quick"], 0)
+        launch_s = (time.monotonic() - began) / len(folders)
+    floors = [
+        Floor(name, timing.latency_ms_p50, timing.peak_memory_bytes, Manifest.read(folder).size_bytes)
+        for name, folder, timing in zip(names, folders, timings, strict=True)
+        if isinstance(timing, Timing)
+    ]
+    return floors, launch_s
+
+
+def refuse_below(goal: Goal, floors: Sequence[Floor]) -> None:
+    """Refuse a target that not even an empty graph reaches.
+
+    Raises:
+        RequestError: with the nearest target that is not ruled out.
+    """
+    if not floors:
+        return
+    fastest = min(floors, key=lambda floor: floor.latency_ms)
+    if goal.latency_ms is not None and goal.latency_ms < fastest.latency_ms:
+        least = fastest.latency_ms * MARGIN
+        raise RequestError(
+            f"no model reaches {goal.latency_ms:g} ms on this machine",
+            f"an empty graph with these inputs takes {fastest.latency_ms:.3g} ms on {fastest.runtime}, the fastest",
+            f"give a latency target of at least {least:.3g} ms",
+        )
+    known = [floor for floor in floors if floor.memory_bytes]
+    if goal.memory_bytes is not None and known:
+        lightest = min(known, key=lambda floor: floor.memory_bytes or 0)
+        least_bytes = lightest.memory_bytes or 0
+        if goal.memory_bytes < least_bytes:
+            raise RequestError(
+                f"no model runs within {goal.memory_bytes / MB:g} MB on these engines",
+                f"a process of {lightest.runtime} with an empty graph takes {least_bytes / MB:.0f} MB",
+                f"give a memory target of at least {MARGIN * least_bytes / MB:.0f} MB",
+            )
+    smallest = min(floor.size_bytes for floor in floors)
+    if goal.size_bytes is not None and goal.size_bytes < smallest:
+        raise RequestError(
+            f"no model fits into {goal.size_bytes / MB:g} MB",
+            f"a file with an empty graph takes {smallest:,} bytes",
+            f"give a size target of at least {MARGIN * smallest / MB:.3g} MB",
+        )
+
+
+def refuse_size(goal: Goal, loaded: LoadedModel, problem: str | None) -> None:
+    """Refuse a size that no number format reaches, where the number of parameters cannot change.
+
+    Args:
+        goal: the guard and the targets.
+        loaded: the original.
+        problem: why nothing can be trained, and so nothing pruned or distilled; None where it can.
+
+    Raises:
+        RequestError: with the nearest size that is not ruled out.
+    """
+    if goal.size_bytes is None or problem is None or loaded.params is None:
+        return
+    least = loaded.params[0] * FEWEST_BITS / 8
+    if goal.size_bytes < least:
+        raise RequestError(
+            f"the model does not fit into {goal.size_bytes / MB:g} MB",
+            f"{loaded.params[0]:,} parameters in {FEWEST_BITS} bits each are {least / MB:.3g} MB; {problem}",
+            f"give a size target of at least {MARGIN * least / MB:.3g} MB, or training data",
+        )
+
+
+def _save_empty(folder: Path, runtime: str, loaded: LoadedModel) -> None:
+    """Save a program that returns its first input and reads no other."""
+    path = folder.with_suffix(".onnx")
+    inputs = loaded.signature.inputs
+    kinds = [onnx.helper.np_dtype_to_tensor_dtype(np.dtype(_numpy(tensor.dtype))) for tensor in inputs]
+    values = [
+        onnx.helper.make_tensor_value_info(tensor.name, kind, list(tensor.shape))
+        for tensor, kind in zip(inputs, kinds, strict=True)
+    ]
+    given = onnx.helper.make_tensor_value_info("given", kinds[0], list(inputs[0].shape))
+    node = onnx.helper.make_node("Identity", [inputs[0].name], ["given"])
+    graph = onnx.helper.make_graph([node], "empty", values, [given])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save_model(model, path)
+    signature = Signature(inputs, "tensor")
+    batch = {tensor.name: loaded.example[tensor.name] for tensor in inputs}
+    save_program(folder, path, Manifest(runtime, "float32", signature), OutputCheck(batch, [batch[inputs[0].name]]))
+
+
+def _numpy(dtype: str) -> str:
+    if dtype == "bfloat16":
+        raise OmgoptimError("no lower bound can be measured with an input in bfloat16")
+    return dtype

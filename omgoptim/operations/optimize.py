@@ -12,25 +12,24 @@ from omgoptim.operations.baseline import at_exportable_batch, original_on_target
 from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.execution import is_parallel, refuse_unreachable
 from omgoptim.operations.final_measurement import SPAN, guard_reasons, measure_finalists
-from omgoptim.operations.final_report import final_report, save_finalists
-from omgoptim.operations.goal import Goal
+from omgoptim.operations.final_report import final_report, new_output_folder, save_finalists, with_output
+from omgoptim.operations.goal import Goal, measure_floors, refuse_below, refuse_size
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live, LoadedModel, refuse_quantized
 from omgoptim.operations.next_steps import pick_step, result_arguments, same_arguments, step
 from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, quantize_alone
 from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost, epoch_seconds, measured_once
-from omgoptim.operations.optimization.final_choice import (
+from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_levels
+from omgoptim.operations.optimization.parallel_steps import train_in_parallel
+from omgoptim.operations.optimization.plan import plan_report
+from omgoptim.operations.optimization.points import (
     FINALISTS,
     Chosen,
     DeliveryOrder,
     Finalist,
+    Point,
     pick_finalists,
 )
-from omgoptim.operations.optimization.floors import measure_floors, refuse_below, refuse_size
-from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_levels
-from omgoptim.operations.optimization.parallel_steps import train_in_parallel
-from omgoptim.operations.optimization.plan import plan_report
-from omgoptim.operations.optimization.points import Point
 from omgoptim.operations.optimization.selection_data import (
     identity_of,
     selection_as_evaluation,
@@ -38,7 +37,6 @@ from omgoptim.operations.optimization.selection_data import (
     weights_identity,
 )
 from omgoptim.operations.optimization.steps import Steps
-from omgoptim.operations.output_folder import free_output, with_output
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.timing import OVERLOADED
@@ -57,7 +55,7 @@ LEDGER = "ledger.jsonl"
 def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Make a model smaller and faster within a guard and a time budget. See `OptimizeRequest`."""
     began = time.monotonic()
-    output = free_output(request, context)
+    output = new_output_folder(request, context)
     live = live or Live()
     refuse_unreachable(request, live)
     loaded = original_on_target(prepare(request, context, live), context)

@@ -23,6 +23,7 @@ from omgoptim.models.onnx_graph import count_params as count_program_params
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.raw_batch import Collation
 from omgoptim.models.samples import forward_args, repeat_to_size
+from omgoptim.models.security.file_integrity import can_seal
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import Source, default_inputs, load_source
@@ -38,7 +39,6 @@ from omgoptim.operations.first_forward import (
     settled_outputs,
 )
 from omgoptim.operations.loaded_model import Live, LoadedModel, OpenedModel, at_batch_one, recipe_of_live
-from omgoptim.operations.output_folder import not_sealed
 from omgoptim.operations.reference_outputs import outputs_of
 from omgoptim.operations.timing import bench_of
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
@@ -99,7 +99,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         metric=metric,
         eval_folder=evaluation.write(context.work / "eval"),
         outputs=outputs,
-        notes=[*source.notes, *first.data.notes, *notes, *count_notes(macs), *not_sealed(request)],
+        notes=[*source.notes, *first.data.notes, *notes, *count_notes(macs), *_unsigned_warnings(request)],
         batch_dependent=first.dependent,
     )
     return at_batch_one(loaded, fixed, context.work) if fixed else loaded
@@ -264,3 +264,13 @@ def _save_baseline(
         check = recorded(first_sample(example))
     artifacts.save_module(folder, opened.module, recipe, manifest, check)
     return fixed
+
+
+def _unsigned_warnings(request: ModelRequest) -> list[str]:
+    """Return a warning where the artifact cannot be signed with this user's key."""
+    if "output" not in type(request).model_fields or can_seal():
+        return []
+    return [
+        "the state folder cannot be written, so the artifact is not signed with your key: if it holds a recipe, "
+        f"opening it later requires {argument('trust_artifact', True)} (OMGOPTIM_STATE_DIR names another folder)"
+    ]

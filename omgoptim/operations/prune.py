@@ -12,8 +12,8 @@ from omgoptim.operations.compression_job import Job, applied, open_job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.dry_run import plan_rounds
 from omgoptim.operations.execution import refuse_unreachable
+from omgoptim.operations.final_report import new_output_folder
 from omgoptim.operations.loaded_model import Live, LoadedModel
-from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.report_builder import build_report
 from omgoptim.operations.rounds.checkpoint import RoundState
 from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, collapsed, final_model_of, run_round
@@ -38,7 +38,7 @@ class PruningStep:
 
 def prune(request: PruneRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Prune a model and fine-tune it. See `PruneRequest`."""
-    output = free_output(request, context)
+    output = new_output_folder(request, context)
     if request.sensitivity:
         refuse_unreachable(request, live)
     steps = steps_of(request)

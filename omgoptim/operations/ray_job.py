@@ -22,15 +22,14 @@ from types import FrameType
 from typing import Any
 
 from omgoptim.errors import OmgoptimError, RunError, SetupError
-from omgoptim.executors.connection import probe_head, ray_library, token_mode
-from omgoptim.executors.package import pack
+from omgoptim.executors.connection import pack, probe_head, ray_library, token_mode
 from omgoptim.executors.ray import runtime_env
 from omgoptim.models.manifest import MANIFEST
 from omgoptim.models.report_file import write_sealed
 from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.final_report import new_output_folder, with_output
 from omgoptim.operations.loaded_model import Live
-from omgoptim.operations.output_folder import free_output, with_output
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import ModelRequest
 from omgoptim.requests.training import ExecutionFields
@@ -65,7 +64,7 @@ def run_as_job(verb: str, request: ModelRequest, context: RunContext, live: Live
     assert isinstance(request, ExecutionFields)
     refuse_unreachable(request, live)
     probe_head(request.on)
-    output = free_output(request, context)
+    output = new_output_folder(request, context)
     with token_mode():
         client = _client(request.on)
         with _stopped_with_this(client, context.run_id):

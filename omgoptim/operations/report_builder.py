@@ -20,9 +20,8 @@ from omgoptim.operations.final_measurement import (
     NamedArtifact,
     measure_finalists,
 )
-from omgoptim.operations.final_report import final_report
+from omgoptim.operations.final_report import final_report, with_output
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.output_folder import with_output
 from omgoptim.operations.recovery_next_steps import RunResult, next_steps
 from omgoptim.operations.save_module import save
 from omgoptim.operations.verdict import Outcome, quality_sentence, verdict_sentence

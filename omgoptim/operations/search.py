@@ -20,10 +20,14 @@ from omgoptim.measure.size import count_params
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
-from omgoptim.operations.architecture_search.final import Entry, measured
-from omgoptim.operations.architecture_search.predictions import FEWEST, Predictions, first_rows, measured_first
-from omgoptim.operations.architecture_search.prior import quality_hints
-from omgoptim.operations.architecture_search.report import plan_report, search_report
+from omgoptim.operations.architecture_search.predictions import (
+    FEWEST,
+    Predictions,
+    first_rows,
+    measured_first,
+    quality_hints,
+)
+from omgoptim.operations.architecture_search.report import Entry, measured, plan_report, search_report
 from omgoptim.operations.architecture_search.spaces import (
     Searched,
     automatic_space,
@@ -44,12 +48,10 @@ from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.execution import pausing, refuse_unreachable, weights_hash
-from omgoptim.operations.final_report import save_finalists
+from omgoptim.operations.final_report import new_output_folder, save_finalists, with_output
 from omgoptim.operations.float_program import float_program
-from omgoptim.operations.goal import Goal
+from omgoptim.operations.goal import Goal, measure_floors, refuse_below
 from omgoptim.operations.loaded_model import Live, LoadedModel
-from omgoptim.operations.optimization.floors import measure_floors, refuse_below
-from omgoptim.operations.output_folder import free_output, with_output
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.save_module import require_module, save
 from omgoptim.reports import EfficiencyReport
@@ -73,7 +75,7 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     began = time.monotonic()
     optuna_library()
     refuse_unreachable(request, live)
-    output = free_output(request, context)
+    output = new_output_folder(request, context)
     live = live or Live()
     searched, live = users_space(request, PathPolicy.of_request(context.project, request), live)
     if request.control == "random" and searched is not None and searched.product is None:

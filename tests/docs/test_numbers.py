@@ -9,8 +9,7 @@ import pytest
 from omgoptim.cli import output
 from omgoptim.errors import DataError, RequestError
 from omgoptim.executors import RETRIES
-from omgoptim.executors.connection import PROBE_S
-from omgoptim.executors.package import MOST_BYTES
+from omgoptim.executors.connection import MOST_BYTES, PROBE_S
 from omgoptim.measure.timing import PLANS
 from omgoptim.models.labels import IGNORED
 from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE

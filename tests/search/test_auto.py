@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.architecture_search.auto import MOST_OPTIONS, AutoSpace, auto_space, stages_of
-from omgoptim.architecture_search.derivation import INPUT_SIZE, KEEP
+from omgoptim.architecture_search.auto import INPUT_SIZE, KEEP, MOST_OPTIONS, AutoSpace, auto_space, stages_of
 from omgoptim.errors import TechniqueError
 from omgoptim.models.samples import Samples
 from omgoptim.models.structural_diff import StructuralDiff, apply_diff, compute_diff

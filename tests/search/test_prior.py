@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from omgoptim.architecture_search.space import Knob, Space
-from omgoptim.operations.architecture_search.prior import hint_of
+from omgoptim.operations.architecture_search.predictions import hint_of
 
 SPACE = Space((Knob("a", ("keep", "half", "drop")), Knob("b", ("keep", "half"))))
 

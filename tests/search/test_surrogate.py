@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from omgoptim.architecture_search import surrogate
+from omgoptim.architecture_search import propose
 
 
 def test_the_posterior_recovers_weights_from_enough_observations() -> None:
     generator = np.random.default_rng(0)
     features = generator.standard_normal((200, 3))
     truth = 5.0 + features @ np.array([2.0, -1.0, 0.0])
-    posterior = surrogate.fit(features, truth + 0.1 * generator.standard_normal(200))
+    posterior = propose.fit_posterior(features, truth + 0.1 * generator.standard_normal(200))
     np.testing.assert_allclose(posterior.predict(features), truth, atol=0.2)
 
 
 def test_the_posterior_is_the_textbook_one() -> None:
     features, y = np.array([[1.0], [-1.0]]), np.array([1.0, -1.0])
-    fitted = surrogate.fit(features, y)
+    fitted = propose.fit_posterior(features, y)
     x = np.array([[1.0, 1.0], [1.0, -1.0]])
     options = []
-    for prior in surrogate.PRIOR_VARIANCES:
-        for noise in surrogate.NOISE_VARIANCES:
+    for prior in propose.PRIOR_VARIANCES:
+        for noise in propose.NOISE_VARIANCES:
             covariance = np.linalg.inv(x.T @ x / noise + np.eye(2) / prior)
             options.append((covariance @ x.T @ y / noise, covariance))
     assert any(
@@ -33,12 +33,12 @@ def test_the_posterior_is_the_textbook_one() -> None:
 def test_draws_vary_more_where_less_was_seen() -> None:
     generator = np.random.default_rng(0)
     features = np.concatenate([generator.standard_normal((30, 1)), np.zeros((30, 1))], axis=1)
-    posterior = surrogate.fit(features, features[:, 0] + 0.1 * generator.standard_normal(30))
+    posterior = propose.fit_posterior(features, features[:, 0] + 0.1 * generator.standard_normal(30))
     seen, unseen = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     spread = [np.std([posterior.sample(row, generator) for _ in range(300)]) for row in (seen, unseen)]
     assert spread[1] > 3 * spread[0]
 
 
 def test_equal_qualities_give_a_finite_prediction() -> None:
-    posterior = surrogate.fit(np.eye(3), np.full(3, 0.5))
+    posterior = propose.fit_posterior(np.eye(3), np.full(3, 0.5))
     np.testing.assert_allclose(posterior.predict(np.eye(3)), 0.5)

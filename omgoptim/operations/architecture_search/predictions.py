@@ -1,4 +1,11 @@
-"""Predicted cost of a configuration: fitted to whole untrained networks that were measured in the final engine."""
+"""What is predicted of a configuration before it is trained: its cost, and prior scores of its quality.
+
+Costs are fitted to whole untrained networks that were measured in the final engine. The prior score of an option is the
+quality of the model with one stage replaced and not trained: weights of a replacement are fitted to the stage's outputs
+(`omgoptim/techniques/distill`). The sum over a configuration's options is a feature of the surrogate. Source of the
+scores: the block-wise scores of LANA (Molchanov et al. 2021, arXiv:2107.10624); differs in a closed-form fit, without
+training.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +18,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.architecture_search.journal import cut_torn_line
 from omgoptim.architecture_search.latency import Predictor, best_fit
 from omgoptim.architecture_search.propose import Load
 from omgoptim.architecture_search.space import Configuration, Indices, Option, Space
+from omgoptim.architecture_search.study import cut_torn_line
 from omgoptim.architecture_search.trials import TrialResult
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.operations.architecture_search.costs import Costs
 from omgoptim.operations.architecture_search.spaces import Searched
+from omgoptim.operations.compression_job import Job
+from omgoptim.requests import SearchRequest
 
 FEWEST, MOST = 8, 30
 """Networks that are measured before the first trial, without those below."""
@@ -171,3 +180,51 @@ def _entry(line: str) -> tuple[dict[str, Option], float, int] | None:
         return dict(entry["configuration"]), float(entry["latency_ms"]), int(entry["size_bytes"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+LEAST_MINUTES = 60.0
+"""Budget from which the scores are worth their time. Chosen: every option is scored once, which a short budget needs
+for trials."""
+
+WORST = 1.0
+"""Loss of an option that cannot be scored, or gives no usable numbers."""
+
+
+def quality_hints(job: Job[SearchRequest], searched: Searched, folder: Path) -> Load | None:
+    """Score each option alone on the selection samples; None for a user's space, or where the budget is short.
+
+    Scores of an interrupted search are read.
+    """
+    minutes, space = job.request.budget_minutes, searched.product
+    if space is None or searched.parameters is not None or minutes is None or minutes < LEAST_MINUTES:
+        return None
+    file = folder / "prior.jsonl"
+    cut_torn_line(file)
+    losses = [float(line) for line in file.read_text().splitlines()] if file.exists() else []
+    singles = space.singles[1:]
+    for number, row in enumerate(singles[len(losses) :], start=len(losses)):
+        job.context.progress(f"scoring replacements untrained: {number} of {len(singles)}", 0.24)
+        try:
+            score = job.datasets.evaluator.score(searched.build(space.configuration(row)))
+            loss = min(WORST, job.drop(score))
+        except OmgoptimError:  # options that do not build are found by the search
+            loss = WORST
+        losses.append(loss)
+        with open(file, "a", encoding="utf-8") as target:
+            target.write(json.dumps(loss) + "\n")
+    return hint_of(space, losses)
+
+
+def hint_of(space: Space, losses: list[float]) -> Load:
+    """Return the function that sums the losses of a configuration's options, negated: higher is better.
+
+    Args:
+        space: of the configurations.
+        losses: of each option but a knob's first, in the order of `Space.singles`.
+    """
+
+    def hint(rows: Indices) -> NDArray[np.float64]:
+        total: NDArray[np.float64] = -(space.one_hot(rows) @ np.array(losses))
+        return total
+
+    return hint

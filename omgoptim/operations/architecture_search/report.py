@@ -1,28 +1,42 @@
-"""Report of a search: trials as candidates, predicted against measured costs, finalists."""
+"""End of a search: the finalists measured against the original, and the report with all trials."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from omgoptim.architecture_search.trials import TrialResult
-from omgoptim.operations.architecture_search.final import Chosen, Finalist
 from omgoptim.operations.architecture_search.predictions import Predictions, first_rows
 from omgoptim.operations.architecture_search.spaces import Searched
 from omgoptim.operations.architecture_search.trials import FINALS, Found, Trials, trial_record
 from omgoptim.operations.compression_job import Job
+from omgoptim.operations.context import Stage
 from omgoptim.operations.dry_run import dry_run_report
-from omgoptim.operations.final_measurement import guard_reasons
+from omgoptim.operations.final_measurement import (
+    SPAN,
+    DeliveryRule,
+    FinalChoice,
+    FinalRace,
+    MeasuredEntry,
+    TimedEntry,
+    guard_reasons,
+    measure_finalists,
+)
 from omgoptim.operations.final_report import final_report
+from omgoptim.operations.goal import Goal, Missed
+from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import result_arguments, same_arguments, step
+from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.verdict import (
     Outcome,
     quality_sentence,
     size_phrase,
     speed_phrase,
 )
-from omgoptim.reports import Candidate, EfficiencyReport, NextStep
+from omgoptim.reports import Candidate, EfficiencyReport, Gains, Measurement, NextStep
 from omgoptim.requests import SearchRequest
 
 MOST_REJECTED = 20
@@ -158,3 +172,61 @@ def _next_steps(job: Job[SearchRequest], outcome: Outcome) -> list[NextStep]:
         again = {"model": run_id, "data": request.data, "max_quality_drop": request.max_quality_drop}
         return [step("quantize", again, "the network is in float32: quantization makes it smaller and faster")]
     return [step("profile", result_arguments(job.request, run_id), "shows the time by layer of the artifact")]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A trial that was trained to the end."""
+
+    name: str
+    number: int
+    artifact: Path
+    quality: float
+    """On the selection samples."""
+    by_rule: bool
+    """True if the proposal rule chose it, False if the random control did."""
+
+
+Finalist = MeasuredEntry[Entry]
+Chosen = FinalChoice[Entry]
+
+
+def measured(job: Job[SearchRequest], baseline: Path, entries: Sequence[Entry]) -> Chosen:
+    """Time the original and the finalists in turns, read the evaluation data once, and choose.
+
+    The order of preference: networks that meet the targets first, then by quality on the selection samples.
+
+    Raises:
+        OmgoptimError: no finalist could be measured.
+    """
+    loaded = replace(job.loaded, baseline=baseline)
+    stage = Stage(job.context, "measuring the finalists against the original", SPAN)
+    return measure_finalists(job.request, loaded, entries, TargetsFirst(job.request, loaded), stage)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetsFirst(DeliveryRule[Entry]):
+    """Order of preference: networks that meet the targets, then by quality on the selection samples."""
+
+    request: SearchRequest
+    loaded: LoadedModel
+
+    def order(self, race: FinalRace[Entry]) -> list[TimedEntry[Entry]]:
+        """Return the entries in the order of preference."""
+        before = measurement(self.loaded.baseline, race.original, self.loaded.bench, None, None, None)
+
+        def place(one: TimedEntry[Entry]) -> tuple[float, ...]:
+            after = measurement(one.entry.artifact, one.timing, self.loaded.bench, None, None, None)
+            over = self.missed(after, gains(before, after, one.timing, None, race.load), race)
+            return float(bool(over)), over[0].factor if over else 1.0, -one.entry.quality
+
+        return sorted(race.timed, key=place)
+
+    def missed(self, after: Measurement, gained: Gains, race: FinalRace[Entry]) -> list[Missed]:
+        """Return the targets that are not met, the furthest first."""
+        missed = Goal.of(self.request).missed(after, race.load)
+        wanted = self.request.target_speedup
+        if wanted is not None and gained.speedup is not None and gained.speedup < wanted and after.latency_ms_p50:
+            allowed = after.latency_ms_p50 * gained.speedup / wanted
+            missed.append(Missed(f"latency for a speedup of {wanted:g}:", after.latency_ms_p50, allowed, "ms"))
+        return sorted(missed, key=lambda one: -one.factor)

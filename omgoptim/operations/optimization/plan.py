@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from omgoptim.measure.timing import PLANS
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.dry_run import dry_run_report
+from omgoptim.operations.goal import Floor
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.chain import (
     DISTILL,
@@ -22,7 +23,6 @@ from omgoptim.operations.optimization.chain import (
     UNTRAINED_SHARE,
 )
 from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost
-from omgoptim.operations.optimization.floors import Floor
 from omgoptim.operations.optimization.level_speeds import LEVELS as UNTRAINED_LEVELS
 from omgoptim.reports import EfficiencyReport, Step
 from omgoptim.requests import OptimizeRequest

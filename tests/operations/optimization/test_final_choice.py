@@ -12,9 +12,7 @@ import pytest
 from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.final_measurement import FinalRace, TimedEntry
 from omgoptim.operations.goal import Goal
-from omgoptim.operations.optimization import final_choice
-from omgoptim.operations.optimization.final_choice import DeliveryOrder, is_slower, pick_finalists
-from omgoptim.operations.optimization.points import Point
+from omgoptim.operations.optimization.points import DeliveryOrder, Point, is_slower, pick_finalists
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.reports import Measurement
 
@@ -35,9 +33,9 @@ def first(
 ) -> str:
     """Name of the point that is delivered."""
     sizes = {one.artifact: one.size_bytes for one in points}
-    monkeypatch.setattr(final_choice, "measurement", lambda *_: None)
+    monkeypatch.setattr(points, "measurement", lambda *_: None)
     monkeypatch.setattr(Goal, "missed", lambda *_: [])
-    monkeypatch.setattr(final_choice.Manifest, "read", lambda path: SimpleNamespace(size_bytes=sizes[path]))
+    monkeypatch.setattr(points.Manifest, "read", lambda path: SimpleNamespace(size_bytes=sizes[path]))
     order = DeliveryOrder(cast(Any, SimpleNamespace(bench=None)), GOAL, Preference(cast(Any, prefer), 1000))
     timed = [TimedEntry(one, own, Path("outputs")) for one, own in zip(points, timings, strict=True)]
     race = FinalRace(timing(1.0), Path("outputs"), load, timed, [])

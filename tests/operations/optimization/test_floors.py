@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from omgoptim.errors import RequestError
-from omgoptim.operations.goal import Goal
-from omgoptim.operations.optimization.floors import Floor, refuse_below, refuse_size
+from omgoptim.operations.goal import Floor, Goal, refuse_below, refuse_size
 
 FLOORS = [Floor("onnxruntime", 0.02, 60_000_000, 250), Floor("openvino", 0.05, 90_000_000, 200)]
 

@@ -14,9 +14,8 @@ from omgoptim.models.manifest import PROGRAM
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.prepare import prepare
-from omgoptim.operations.quantization.build_all import build_all
+from omgoptim.operations.quantization.build_all import OUTCOME, build_all, programs_by_workers
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
-from omgoptim.operations.quantization.candidate_tasks import OUTCOME, programs_by_workers
 from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec, plan_candidates
 from omgoptim.operations.quantization.screening import CandidateResult
 from omgoptim.operations.quantization.selection import Preference, finalists
