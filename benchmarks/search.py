@@ -82,10 +82,10 @@ def by_plain_random(networks: Networks, limit: float, trials: int, seed: int) ->
 
 def by_tpe(networks: Networks, limit: float, trials: int, seed: int) -> float:
     """The same for TPE with rejection, as a conditional space is searched."""
-    from omgoptim.architecture_search.study import Finished, Rejected, Search, SearchSettings
+    from omgoptim.architecture_search.study import Finished, Rejected, SearchSettings, SearchStudy
 
     luck = np.random.default_rng([seed, 1])
-    search = Search(SearchSettings(seed=seed))
+    search = SearchStudy(SearchSettings(seed=seed))
     best, accuracy, done = -np.inf, float("nan"), 0
     known: dict[int, float] = {}
     while done < trials:

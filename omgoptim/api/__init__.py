@@ -259,10 +259,10 @@ def derive_student(
         >>> student[0]
         Linear(in_features=8, out_features=32, bias=True)
     """
-    from omgoptim.operations.distillation.student import derived_alone
+    from omgoptim.operations.distillation.student import derive_module
 
     request = parse("distill", {"model": LIVE.format("module"), "student": student, **parameters})
-    return derived_alone(copied(teacher), getattr(request, "student"), inputs, seed)  # noqa: B009  DistillRequest has it
+    return derive_module(copied(teacher), getattr(request, "student"), inputs, seed)  # noqa: B009  DistillRequest has it
 
 
 @_documented("optimize")

@@ -68,9 +68,9 @@ class AutoSpace:
         chosen = [(stage, str(configuration.get(stage.name, KEEP))) for stage in self.stages]
         for stage, option in sorted(chosen, key=lambda each: each[1].startswith("narrow")):
             if option != KEEP:
-                module = derived(module, option, stage.targets, run)
+                module = with_option(module, option, stage.targets, run)
         scale = str(configuration.get(INPUT_SIZE, KEEP))
-        return module if scale == KEEP else resized(module, float(scale), run)
+        return module if scale == KEEP else with_scaled_input(module, float(scale), run)
 
 
 def auto_space(model: nn.Module, run: ModuleRun, stages: int = 10, progress: Progress | None = None) -> AutoSpace:
@@ -171,7 +171,7 @@ def _options(model: nn.Module, stage: Stage, run: ModuleRun) -> tuple[list[str],
     for option in OPTIONS:
         where = f"{stage.name}: {option}"
         try:
-            module = derived(model, option, stage.targets, run)
+            module = with_option(model, option, stage.targets, run)
         except OmgoptimError as error:
             reasons.append((where, error.reason))
             continue
@@ -184,7 +184,7 @@ def _options(model: nn.Module, stage: Stage, run: ModuleRun) -> tuple[list[str],
 
 def _can_be_resized(model: nn.Module, scale: float, run: ModuleRun) -> bool:
     try:
-        resized(copy.deepcopy(model), scale, run)
+        with_scaled_input(copy.deepcopy(model), scale, run)
     except OmgoptimError:
         return False
     return True
@@ -210,7 +210,7 @@ INPUT_SIZES = ("0.75", "0.5")
 """Name of the knob that scales the input, and its options beside `keep`."""
 
 
-def params_of(option: str, targets: tuple[str, ...]) -> Params:
+def params_of_option(option: str, targets: tuple[str, ...]) -> Params:
     """Return the deriver's params for an option of the space, on the layers that globs name.
 
     Raises:
@@ -229,7 +229,7 @@ def params_of(option: str, targets: tuple[str, ...]) -> Params:
     return ways[option]
 
 
-def derived(model: nn.Module, option: str, targets: tuple[str, ...], run: ModuleRun) -> nn.Module:
+def with_option(model: nn.Module, option: str, targets: tuple[str, ...], run: ModuleRun) -> nn.Module:
     """Return a copy of a model with an option applied to the layers that globs name, in eval mode.
 
     Args:
@@ -242,13 +242,13 @@ def derived(model: nn.Module, option: str, targets: tuple[str, ...], run: Module
         TechniqueError: the option changes nothing there, or cannot.
     """
     module = copy.deepcopy(model).eval()
-    outcome = apply_to_module(module, params_of(option, targets), replace(run, original=copy.deepcopy(module)))
+    outcome = apply_to_module(module, params_of_option(option, targets), replace(run, original=copy.deepcopy(module)))
     if not outcome.changed:
         raise TechniqueError(f"'{option}' changes nothing of {', '.join(targets)}")
     return module.eval()
 
 
-def resized(model: nn.Module, scale: float, run: ModuleRun) -> nn.Module:
+def with_scaled_input(model: nn.Module, scale: float, run: ModuleRun) -> nn.Module:
     """Return the model with the input of its first convolution scaled, in place.
 
     Raises:

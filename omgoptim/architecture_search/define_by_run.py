@@ -16,7 +16,7 @@ from torch import nn
 from omgoptim.architecture_search.space import Configuration, Knob, Option, Space
 from omgoptim.errors import UserCodeError
 
-LOOKS = 8
+PROBE_CALLS = 8
 """Calls with random options before a space counts as a product: a condition on a choice of two options stays unseen in
 fewer than 1 of 100 spaces."""
 MOST_STEPS = 64
@@ -81,7 +81,7 @@ class DrawnTrial:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ProbedSpace:
     """Result of a few calls of a space."""
 
     space: Space | None
@@ -91,7 +91,7 @@ class Look:
     calls: int
 
 
-def look(function: Callable[[Any], Any], seed: int, calls: int = LOOKS) -> Look:
+def probe_space(function: Callable[[Any], Any], seed: int, calls: int = PROBE_CALLS) -> ProbedSpace:
     """Call a space with random options and infer what it varies.
 
     Raises:
@@ -123,8 +123,8 @@ def look(function: Callable[[Any], Any], seed: int, calls: int = LOOKS) -> Look:
     first = seen[0]
     finite = [(name, options) for name, options in first.items() if options]
     if len(finite) < len(first) or any(other != first for other in seen):
-        return Look(None, tuple(reasons), calls)
-    return Look(Space(tuple(Knob(name, options) for name, options in finite)), tuple(reasons), calls)
+        return ProbedSpace(None, tuple(reasons), calls)
+    return ProbedSpace(Space(tuple(Knob(name, options) for name, options in finite)), tuple(reasons), calls)
 
 
 def module_of(function: Callable[[Any], Any], trial: Any) -> nn.Module:

@@ -18,7 +18,7 @@ RUNGS = (1 / 9, 1 / 3, 1.0)
 """Fractions of the whole training at which a trial is evaluated: powers of 1 / `ETA`, as in the paper."""
 
 
-def goes_on(quality: float, others: Sequence[float], eta: int = ETA) -> bool:
+def is_promoted(quality: float, others: Sequence[float], eta: int = ETA) -> bool:
     """Return whether a trial with this quality at a rung continues.
 
     Args:
@@ -39,12 +39,12 @@ def rung_epochs(epochs: int) -> tuple[int, ...]:
     return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
 
-def at_rung(histories: Sequence[Sequence[float]], rung: int) -> list[float]:
+def qualities_at_rung(histories: Sequence[Sequence[float]], rung: int) -> list[float]:
     """Return the qualities of the trials that reached a rung, counted from 0."""
     return [history[rung] for history in histories if len(history) > rung]
 
 
-def comparable(histories: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+def expected_final_qualities(histories: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     """Return the quality each trial is expected to end with.
 
     The last quality of a trial, plus the mean gain from rung to rung of the trials that went on: paired differences,
@@ -58,6 +58,6 @@ def comparable(histories: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     return np.array([history[-1] + gains[len(history) :].sum() for history in histories], dtype=np.float64)
 
 
-def best_of(histories: Sequence[Sequence[float]], count: int = 3) -> list[int]:
+def most_promising(histories: Sequence[Sequence[float]], count: int = 3) -> list[int]:
     """Return the indices of the trials that are expected to end best, the best first; all train to the end."""
-    return [int(index) for index in np.argsort(-comparable(histories), kind="stable")[:count]]
+    return [int(index) for index in np.argsort(-expected_final_qualities(histories), kind="stable")[:count]]

@@ -1,11 +1,11 @@
 """Latency predictors: a sum over the choices of a configuration, with its error.
 
-Two predictors. `corrected` has a table of blocks that were measured one by one, as replacements in the whole network
-(`replacements`), and fits what the sum of blocks cannot know (the call itself, fusion across blocks, the cost of one
-more block) from other networks: three parameters. `fitted` has whole networks only and fits a term for each option, of
-the latency or of its logarithm. `best_fit` takes the one that misses less when a network is left out.
+`fit_correction` takes a table of blocks, each measured as a replacement in the whole network (`replacements`), and
+fits three parameters to other networks for what a sum of blocks lacks: the call itself, fusion across blocks, and the
+cost of one more block. `fit_options` needs whole networks only and fits a term for each option, of the latency or of
+its logarithm. `best_fit` returns the predictor with the smaller leave-one-out error.
 
-Both weigh relative errors. Latencies are in ms; what else adds up (bytes of weights) can be predicted in the same way.
+Both weigh relative errors. Latencies are in ms; other additive costs (bytes of weights) can be predicted likewise.
 Source: the sum over a table of layers is that of ProxylessNAS (Cai et al. 2018, arXiv:1812.00332), appendix B.
 """
 
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 RIDGE = 1e-3
 """Weight of the prior in a fit of relative errors: latencies known to 3 %, terms free to change them by 100 %."""
 
-FEWEST_JUDGES = 5
+MIN_HELD_OUT = 5
 """Minimum networks for the error of a predictor; with fewer, all networks are used. Chosen: the mean error of fewer is
 mostly chance."""
 
@@ -72,12 +72,12 @@ class CorrectedTable:
     table: BlockTable
     constant: float
     scale: float
-    each: float
+    per_block: float
     error: float | None
 
     def predict(self, rows: Indices) -> Floats:
         """Return predicted latencies in ms, shape [configurations]."""
-        return self.constant + self.scale * self.table.sums(rows) + self.each * self.table.counts(rows)
+        return self.constant + self.scale * self.table.sums(rows) + self.per_block * self.table.counts(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def replacements(space: Space, rows: Indices, measured: Sequence[float]) -> Bloc
 
 
 def best_fit(space: Space, rows: Indices, measured: Sequence[float]) -> Predictor:
-    """Return the predictor of least error: `corrected` where every option was measured alone, or `fitted`.
+    """Return the predictor of least error: `fit_correction` where every option was measured alone, or `fit_options`.
 
     Both are evaluated on the networks that differ from the first options in more than one knob.
 
@@ -124,15 +124,15 @@ def best_fit(space: Space, rows: Indices, measured: Sequence[float]) -> Predicto
     """
     alone = {row.tobytes() for row in space.singles}
     others = [place for place, row in enumerate(rows) if row.tobytes() not in alone]
-    judges = others if len(others) >= FEWEST_JUDGES else None
-    found: list[Predictor] = [fitted(space, rows, measured, judges)]
+    held_out = others if len(others) >= MIN_HELD_OUT else None
+    found: list[Predictor] = [fit_options(space, rows, measured, held_out)]
     table = replacements(space, rows, measured)
-    if table is not None and judges:
-        found.append(corrected(table, rows[others], [measured[place] for place in others]))
+    if table is not None and held_out:
+        found.append(fit_correction(table, rows[others], [measured[place] for place in others]))
     return min(found, key=lambda each: np.inf if each.error is None else each.error)
 
 
-def corrected(table: BlockTable, rows: Indices, measured: Sequence[float]) -> CorrectedTable:
+def fit_correction(table: BlockTable, rows: Indices, measured: Sequence[float]) -> CorrectedTable:
     """Fit the correction of a table to whole networks; without any, the table is returned unchanged.
 
     Args:
@@ -151,12 +151,12 @@ def corrected(table: BlockTable, rows: Indices, measured: Sequence[float]) -> Co
         return _ridge(features[kept], latencies[kept], prior)
 
     weights = fit(np.arange(len(rows)))
-    error = _left_out(fit, lambda index, solved: float(features[index] @ solved), latencies, np.arange(len(rows)))
+    error = _held_out_error(fit, lambda index, solved: float(features[index] @ solved), latencies, np.arange(len(rows)))
     return CorrectedTable(table, float(weights[0]), float(weights[1]), float(weights[2]), error)
 
 
-def fitted(
-    space: Space, rows: Indices, measured: Sequence[float], judged_by: Sequence[int] | None = None
+def fit_options(
+    space: Space, rows: Indices, measured: Sequence[float], held_out_rows: Sequence[int] | None = None
 ) -> FittedOptions:
     """Fit a term for every option to whole networks.
 
@@ -166,7 +166,7 @@ def fitted(
         space: the knobs whose options get a term each.
         rows: configurations that were measured, shape [networks, knobs]; at least one.
         measured: their latencies in ms, above 0.
-        judged_by: the networks to leave out for the error, such as those that are no singles; default: all.
+        held_out_rows: the networks to leave out for the error, such as those that are no singles; default: all.
 
     Raises:
         DataError: there is no network, or a latency is not a positive number.
@@ -175,12 +175,14 @@ def fitted(
     if not len(latencies):
         raise DataError("no latency was measured", "a predictor needs at least one network")
     features = _with_constant(space.one_hot(rows))
-    judges = np.arange(len(latencies)) if judged_by is None else np.asarray(judged_by, dtype=np.int64)
-    tried = [_fitted(space, features, latencies, logarithmic, judges) for logarithmic in (False, True)]
+    held_out = np.arange(len(latencies)) if held_out_rows is None else np.asarray(held_out_rows, dtype=np.int64)
+    tried = [_fit_options(space, features, latencies, logarithmic, held_out) for logarithmic in (False, True)]
     return min(tried, key=lambda each: np.inf if each.error is None else each.error)
 
 
-def _fitted(space: Space, features: Floats, latencies: Floats, logarithmic: bool, judges: Indices) -> FittedOptions:
+def _fit_options(
+    space: Space, features: Floats, latencies: Floats, logarithmic: bool, held_out: Indices
+) -> FittedOptions:
     def fit(kept: Indices) -> Floats:
         prior = np.zeros(features.shape[1])
         if logarithmic:
@@ -195,7 +197,7 @@ def _fitted(space: Space, features: Floats, latencies: Floats, logarithmic: bool
         predicted = float(features[index] @ weights)
         return float(np.exp(predicted)) if logarithmic else predicted
 
-    error = _left_out(fit, predict, latencies, judges)
+    error = _held_out_error(fit, predict, latencies, held_out)
     return FittedOptions(space, fit(np.arange(len(latencies))), logarithmic, error)
 
 
@@ -211,15 +213,15 @@ def _ridge(features: Floats, latencies: Floats, prior: Floats) -> Floats:
     return weights
 
 
-def _left_out(
-    fit: Callable[[Indices], Floats], predict: Callable[[int, Floats], float], latencies: Floats, judges: Indices
+def _held_out_error(
+    fit: Callable[[Indices], Floats], predict: Callable[[int, Floats], float], latencies: Floats, held_out: Indices
 ) -> float | None:
     """Return the median relative error of networks that the fit did not see."""
-    if len(judges) < 3:
+    if len(held_out) < 3:
         return None
     every = np.arange(len(latencies))
-    predicted = np.array([predict(int(index), fit(np.delete(every, index))) for index in judges])
-    return float(np.median(np.abs(predicted - latencies[judges]) / latencies[judges]))
+    predicted = np.array([predict(int(index), fit(np.delete(every, index))) for index in held_out])
+    return float(np.median(np.abs(predicted - latencies[held_out]) / latencies[held_out]))
 
 
 def _checked(measured: Sequence[float]) -> Floats:

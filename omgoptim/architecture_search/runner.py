@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import nn
 
-from omgoptim.architecture_search.halving import at_rung, best_of, goes_on, rung_epochs
+from omgoptim.architecture_search.halving import is_promoted, most_promising, qualities_at_rung, rung_epochs
 from omgoptim.architecture_search.space import Configuration
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import ArtifactError
@@ -33,7 +33,7 @@ Train = Callable[[nn.Module, int, int, Path], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class NetworkCost:
     """Measured cost of a saved network on the device."""
 
     latency_ms: float | None = None
@@ -43,12 +43,12 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class TrialFunctions:
     """Functions of a trial; an OmgoptimError of one fails only that trial."""
 
     build: Callable[[Configuration], nn.Module]
     """Build a new module, with inherited weights where it has a parent."""
-    measure: Callable[[nn.Module, Path], Cost]
+    measure: Callable[[nn.Module, Path], NetworkCost]
     """`measure(module, folder)`: export into the folder in the final engine and precision, and measure that."""
     train: Train
     predict: Callable[[Configuration], float] | None = None
@@ -59,7 +59,7 @@ class Steps:
     """Tolerance of the prediction's limit; within it the measurement decides."""
 
 
-def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path) -> TrialResult:
+def run_trial(steps: TrialFunctions, folders: TrialFolders, spec: TrialSpec, folder: Path) -> TrialResult:
     """Run a trial; a function of its spec and of the trials that are finished.
 
     Args:
@@ -75,10 +75,10 @@ def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path
     if isinstance(screened, TrialResult):
         return screened
     module = screened.module
-    qualities = climb(steps.train, module, spec, folder / "checkpoints", list(folders.histories().values()))
+    qualities = train_rungs(steps.train, module, spec, folder / "checkpoints", list(folders.histories().values()))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     save_weights(module, folder / WEIGHTS)
-    return conclude(spec, qualities, screened.untrained, screened.predicted)
+    return training_result(spec, qualities, screened.untrained, screened.predicted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,10 @@ class Screened:
     module: nn.Module
     predicted: float | None
     """Latency in ms."""
-    untrained: Cost
+    untrained: NetworkCost
 
 
-def screen(steps: Steps, spec: TrialSpec, folder: Path) -> Screened | TrialResult:
+def screen(steps: TrialFunctions, spec: TrialSpec, folder: Path) -> Screened | TrialResult:
     """Build a network, predict and measure it untrained; return the result of a rejected one.
 
     Raises:
@@ -107,14 +107,16 @@ def screen(steps: Steps, spec: TrialSpec, folder: Path) -> Screened | TrialResul
     return Screened(module, predicted, untrained)
 
 
-def conclude(spec: TrialSpec, qualities: tuple[float, ...], untrained: Cost, predicted: float | None) -> TrialResult:
+def training_result(
+    spec: TrialSpec, qualities: tuple[float, ...], untrained: NetworkCost, predicted: float | None
+) -> TrialResult:
     """Return the result of a training, with the cost that the network had before it."""
     if len(qualities) < len(rung_epochs(spec.epochs)):
         return _result("stopped", qualities, untrained, predicted, "not among the best third at its rung")
     return _result("trained", qualities, untrained, predicted, "")
 
 
-def climb(
+def train_rungs(
     train: Train,
     module: nn.Module,
     spec: TrialSpec,
@@ -135,21 +137,21 @@ def climb(
     qualities = list(before)
     for rung, epochs in list(enumerate(rung_epochs(spec.epochs)))[len(qualities) :]:
         qualities.append(train(module, rung, epochs, checkpoints))
-        if others is not None and not goes_on(qualities[-1], at_rung(others, rung)):
+        if others is not None and not is_promoted(qualities[-1], qualities_at_rung(others, rung)):
             break
     return tuple(qualities)
 
 
-def unfinished(folders: TrialFolders, count: int = 3) -> list[tuple[TrialSpec, TrialResult]]:
+def most_promising_trials(folders: TrialFolders, count: int = 3) -> list[tuple[TrialSpec, TrialResult]]:
     """Return the trials that are to be trained to the end, the most promising first; some are already."""
     histories = folders.histories()
     numbers = list(histories)
-    chosen = [numbers[index] for index in best_of(list(histories.values()), count)]
+    chosen = [numbers[index] for index in most_promising(list(histories.values()), count)]
     return [(folders.spec(number), found) for number in chosen if (found := folders.result(number)) is not None]
 
 
-def finalists(
-    steps: Steps, folders: TrialFolders, finals: TrialFolders, count: int = 3
+def train_finalists(
+    steps: TrialFunctions, folders: TrialFolders, finals: TrialFolders, count: int = 3
 ) -> list[tuple[TrialSpec, TrialResult]]:
     """Train the best trials to the end and measure them, the most promising first.
 
@@ -160,13 +162,13 @@ def finalists(
         OmgoptimError: as the steps do.
     """
     found = []
-    for spec, before in unfinished(folders, count):
+    for spec, before in most_promising_trials(folders, count):
         weights = folders.path(spec.number) / WEIGHTS
-        found.append((spec, finals.run(spec, partial(finished, steps, before=before, weights=weights))))
+        found.append((spec, finals.run(spec, partial(train_to_end, steps, before=before, weights=weights))))
     return found
 
 
-def fitting(
+def train_function(
     batches: Batches,
     loss: Loss | None,
     plan: Callable[[int], TrainingConfig],
@@ -195,18 +197,22 @@ def fitting(
     return train
 
 
-def finished(steps: Steps, spec: TrialSpec, folder: Path, before: TrialResult, weights: Path) -> TrialResult:
+def train_to_end(
+    steps: TrialFunctions, spec: TrialSpec, folder: Path, before: TrialResult, weights: Path
+) -> TrialResult:
     """Train a trial from its weights to the end, unless it was, and measure the result."""
     module = steps.build(spec.configuration)
     load_weights(module, weights)
-    qualities = climb(steps.train, module, spec, folder / "checkpoints", None, before.rungs)
+    qualities = train_rungs(steps.train, module, spec, folder / "checkpoints", None, before.rungs)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     save_weights(module, folder / WEIGHTS)
     cost = steps.measure(module, folder / "artifact")
     return _result("trained", qualities, cost, before.predicted_ms, "")
 
 
-def _result(outcome: str, rungs: tuple[float, ...], cost: Cost, predicted: float | None, reason: str) -> TrialResult:
+def _result(
+    outcome: str, rungs: tuple[float, ...], cost: NetworkCost, predicted: float | None, reason: str
+) -> TrialResult:
     return TrialResult.model_validate(
         {
             "outcome": outcome,
@@ -220,7 +226,7 @@ def _result(outcome: str, rungs: tuple[float, ...], cost: Cost, predicted: float
     )
 
 
-def _predicted(steps: Steps, configuration: Configuration) -> float | None:
+def _predicted(steps: TrialFunctions, configuration: Configuration) -> float | None:
     return None if steps.predict is None else steps.predict(configuration)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omgoptim.architecture_search.halving import comparable
+from omgoptim.architecture_search.halving import expected_final_qualities
 from omgoptim.architecture_search.propose import Observations
 from omgoptim.architecture_search.space import Configuration, Space
 from omgoptim.errors import SetupError
@@ -64,7 +64,7 @@ class Finished:
     """False: successive halving stopped it early."""
 
 
-class Search:
+class SearchStudy:
     """An Optuna study with a single writer.
 
     Raises:
@@ -90,7 +90,7 @@ class Search:
         return sum(bool(trial.user_attrs.get(COUNTS)) for trial in self._trials())
 
     @property
-    def asked(self) -> int:
+    def started(self) -> int:
         """Number of started trials, rejected and failed ones included, a lost one and its repetition counted once.
 
         It is the number of the next proposal, whether or not the search was interrupted.
@@ -109,7 +109,7 @@ class Search:
     def ask_sampler(self) -> optuna.trial.Trial:
         """Begin a trial of a conditional space by TPE; a lost one comes first, with its parameters."""
         library = optuna_library()
-        seed = int(np.random.default_rng([self.settings.seed, self.asked - self.waiting()]).integers(2**31))
+        seed = int(np.random.default_rng([self.settings.seed, self.started - self.waiting()]).integers(2**31))
         # A sampler of its own for each trial: a resumed search draws what an uninterrupted one would.
         self.study.sampler = library.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=STARTUP)
         trial: optuna.trial.Trial = self.study.ask()
@@ -197,7 +197,7 @@ class Search:
         none = np.empty((0, len(space.knobs)), dtype=np.int64)
         return Observations(
             np.array(rows, dtype=np.int64) if rows else none,
-            comparable(histories),
+            expected_final_qualities(histories),
             np.array(out, dtype=np.int64) if out else none,
         )
 

@@ -18,7 +18,7 @@ from omgoptim.requests import DistillRequest, FactorizeRequest, Params, PruneReq
 from omgoptim.techniques.registry import ModuleRun, Outcome, apply_to_module
 from omgoptim.training.modes import placed
 
-WORK = (0.12, 0.76)
+WORK_SPAN = (0.12, 0.76)
 """Fractions of the run's progress for compression and training."""
 
 Request = TypeVar("Request", bound=PruneRequest | FactorizeRequest | DistillRequest | SearchRequest, covariant=True)
@@ -36,7 +36,7 @@ class Job(Generic[Request]):
     runtime: str
     rounds: int = 1
 
-    def module_run(self, span: tuple[float, float] = WORK) -> ModuleRun:
+    def module_run(self, span: tuple[float, float] = WORK_SPAN) -> ModuleRun:
         """Return the input of a technique, with progress within `span` of the run."""
         scratch = self.context.work / "technique"
         scratch.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class Job(Generic[Request]):
 
     def span(self, number: int, part: tuple[float, float]) -> tuple[float, float]:
         """Return the fractions of the run for a part (0..1) of round `number`."""
-        start, end = WORK
+        start, end = WORK_SPAN
         width = (end - start) / self.rounds
         return start + width * (number - 1 + part[0]), start + width * (number - 1 + part[1])
 
@@ -93,7 +93,7 @@ def open_job(
     return Job(request, context, loaded, load_datasets(request, loaded, original, live), original, runtime)
 
 
-def applied(job: AnyJob, module: nn.Module, params: Params, run: ModuleRun) -> Outcome:
+def apply_technique(job: AnyJob, module: nn.Module, params: Params, run: ModuleRun) -> Outcome:
     """Apply a technique to a module on the run's device and move it back to the CPU."""
     try:
         return apply_to_module(module.to(job.loaded.device), params, run)

@@ -11,14 +11,14 @@ from torch import nn
 from omgoptim.errors import DataError, RequestError, argument
 from omgoptim.measure.quality import compare_quality, read_outputs
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
-from omgoptim.operations.compression_job import WORK, Job, open_job
+from omgoptim.operations.compression_job import WORK_SPAN, Job, open_job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import loss_for
-from omgoptim.operations.distillation.student import Student, derived_student, given_student
-from omgoptim.operations.distillation.student_search import search
-from omgoptim.operations.distillation.student_training import train, training_record
+from omgoptim.operations.distillation.student import Student, derive_student, load_student
+from omgoptim.operations.distillation.student_search import search_student
+from omgoptim.operations.distillation.student_training import train_student, training_record
 from omgoptim.operations.dry_run import plan_distill
-from omgoptim.operations.execution import refuse_unreachable
+from omgoptim.operations.execution import refuse_unsendable
 from omgoptim.operations.final_measurement import FinalChoice, MeasuredArtifact, NamedArtifact, guard_reasons
 from omgoptim.operations.final_report import new_output_folder
 from omgoptim.operations.loaded_model import Live, LoadedModel
@@ -44,12 +44,12 @@ NO_TARGETS_NOTE = (
 def distill(request: DistillRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Train a student and measure it against its teacher. See `DistillRequest`."""
     live = live or Live()
-    refuse_unreachable(request, live)
+    refuse_unsendable(request, live)
     output = new_output_folder(request, context)
     job = open_job(request, context, live, _refuse_without_data)
     if request.plan:
         return plan_distill(job, live)
-    start, end = WORK
+    start, end = WORK_SPAN
     middle = start + (end - start) * (SEARCH_SHARE if isinstance(request.student, Auto) else DERIVING)
     student, candidates = _student(job, live, (start, middle))
     if isinstance(request.student, Given):
@@ -58,20 +58,20 @@ def distill(request: DistillRequest, context: RunContext, live: Live | None = No
     _refuse_unusable(job, student)
     parts = 2 if request.control else 1
     half = middle + (end - middle) / parts
-    distilled = train(job, student, "student", (middle, half), teacher=job.original)
-    control = train(job, student, "control", (half, end), teacher=None) if request.control else None
+    distilled = train_student(job, student, "student", (middle, half), teacher=job.original)
+    control = train_student(job, student, "control", (half, end), teacher=None) if request.control else None
     return build_report(job, _final_model(job, student, distilled, control, candidates), output)
 
 
 def _student(job: Job[DistillRequest], live: Live, span: tuple[float, float]) -> tuple[Student, list[Candidate]]:
     params = job.request.student
     if isinstance(params, Auto):
-        return search(job, params, span)
+        return search_student(job, params, span)
     if isinstance(params, Given):
         job.context.progress("loading the student", span[0])
-        return given_student(job, params, live), []
+        return load_student(job, params, live), []
     job.context.progress("deriving the student from the teacher", span[0])
-    return derived_student(job, params, span), []
+    return derive_student(job, params, span), []
 
 
 def _refuse_without_data(loaded: LoadedModel) -> None:

@@ -13,11 +13,11 @@ from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import find_layers, select_layers
-from omgoptim.operations.compression_job import WORK, AnyJob, Job, applied
+from omgoptim.operations.compression_job import WORK_SPAN, AnyJob, Job, apply_technique
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
-from omgoptim.operations.distillation.student import Student, derived_student, given_student
-from omgoptim.operations.distillation.student_search import derive_students, planned
+from omgoptim.operations.distillation.student import Student, derive_student, load_student
+from omgoptim.operations.distillation.student_search import derive_students, planned_record
 from omgoptim.operations.final_measurement import Compression
 from omgoptim.operations.float_program import Program
 from omgoptim.operations.loaded_model import Live, LoadedModel
@@ -58,7 +58,9 @@ def plan_quantize(
     build_s = 2 * samples * _seconds_per_sample(loaded) + 3.0
     seconds = len(plan.specs) * build_s + launches * (OPEN_S + 4.0)
     why = "to be built and screened, and measured in full if among the best; the size is an estimate"
-    candidates = [spec.record("planned", why, size_bytes=_estimated_bytes(spec.params, program)) for spec in plan.specs]
+    candidates = [
+        spec.record("planned_record", why, size_bytes=_estimated_bytes(spec.params, program)) for spec in plan.specs
+    ]
     changed = _planned_changes(plan, program)
     training = ""
     if isinstance(request.scheme, Qat):
@@ -77,9 +79,9 @@ def plan_rounds(job: RoundsJob, steps: Sequence[Params]) -> EfficiencyReport:
     Raises:
         OmgoptimError: the technique does not support the model.
     """
-    job.context.progress("applying the technique to a copy", WORK[0])
+    job.context.progress("applying the technique to a copy", WORK_SPAN[0])
     module = copy.deepcopy(job.original)
-    outcome = applied(job, module, steps[-1], job.module_run())
+    outcome = apply_technique(job, module, steps[-1], job.module_run())
     args, kwargs = one_sample(job.loaded)
     params, nonzero = count_params(module)
     last = Round(number=len(steps), params=params, nonzero_params=nonzero, macs=count_macs(module, args, kwargs).macs)
@@ -105,7 +107,7 @@ def plan_distill(job: Job[DistillRequest], live: Live) -> EfficiencyReport:
         text = f"the student would be {student.name}, with {student.params:,} parameters"
     else:
         rounds = []
-        text = f"{sum(each.status == 'planned' for each in candidates)} derived students would be compared"
+        text = f"{sum(each.status == 'planned_record' for each in candidates)} derived students would be compared"
     teacher = f"; the teacher has {params[0]:,} parameters" if params else ""
     twice = ", twice: a control is trained too" if request.control else ""
     summary = (
@@ -160,11 +162,11 @@ def _rounds_training(job: RoundsJob, rounds: int) -> str:
 def _planned_student(job: Job[DistillRequest], live: Live) -> tuple[Student | None, list[Candidate]]:
     params = job.request.student
     if isinstance(params, Auto):
-        trials, skipped = derive_students(job, params, WORK)
-        return None, [*(planned(job, trial) for trial in trials), *skipped]
+        trials, skipped = derive_students(job, params, WORK_SPAN)
+        return None, [*(planned_record(job, trial) for trial in trials), *skipped]
     if isinstance(params, Given):
-        return given_student(job, params, live), []
-    return derived_student(job, params, WORK), []
+        return load_student(job, params, live), []
+    return derive_student(job, params, WORK_SPAN), []
 
 
 def _seconds_per_sample(loaded: LoadedModel) -> float:

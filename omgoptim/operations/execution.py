@@ -27,7 +27,7 @@ from omgoptim.requests.training import ExecutionFields
 PARENT = "parent/"
 """Prefix of a task's inputs: the files of the artifact that the model is."""
 
-HERE = {"on": "local", "workers": 1, "output": None, "target": None}
+WORKER_VALUES = {"on": "local", "workers": 1, "output": None, "target": None}
 """Values that replace arguments of a request on a worker: it works alone, and neither delivers nor measures."""
 
 
@@ -36,12 +36,12 @@ def is_parallel(request: ExecutionFields) -> bool:
     return request.on != "local" or request.workers > 1
 
 
-def threads_each(request: ExecutionFields) -> int:
+def threads_per_worker(request: ExecutionFields) -> int:
     """Return the threads of each worker: its share of this machine's cores, and one on Ray."""
     return 1 if request.on == "ray" else max(1, usable_cores() // request.workers)
 
 
-def refuse_unreachable(request: ExecutionFields, live: Live | None) -> None:
+def refuse_unsendable(request: ExecutionFields, live: Live | None) -> None:
     """Refuse a request that workers cannot execute, before any work.
 
     Raises:
@@ -50,10 +50,12 @@ def refuse_unreachable(request: ExecutionFields, live: Live | None) -> None:
     """
     if not is_parallel(request):
         return
-    given = [name for name in ("module", "data", "metric", "loss", "student", "space") if getattr(live, name, None)]
-    if given:
+    live_objects = [
+        name for name in ("module", "data", "metric", "loss", "student", "space") if getattr(live, name, None)
+    ]
+    if live_objects:
         raise RequestError(
-            f"the Python object given as {given[0]} cannot be sent to workers",
+            f"the Python object given as {live_objects[0]} cannot be sent to workers",
             "workers load model, data and functions by their names",
             f"give it as file.py:callable, or leave out {argument('on', request.on)} and workers",
         )
@@ -64,7 +66,7 @@ def refuse_unreachable(request: ExecutionFields, live: Live | None) -> None:
         ray_library()
 
 
-def pausing(context: RunContext, executor: Executor) -> RunContext:
+def with_paused_tasks(context: RunContext, executor: Executor) -> RunContext:
     """Return the context with the tasks on this machine stopped while something is measured."""
 
     @contextmanager
@@ -75,8 +77,8 @@ def pausing(context: RunContext, executor: Executor) -> RunContext:
     return replace(context, measuring=measuring)
 
 
-def sent(verb: str, request: ModelRequest, context: RunContext, threads: int) -> dict[str, Any]:
-    """Return a request as it is sent to workers, in JSON: see `request_here`.
+def to_payload(verb: str, request: ModelRequest, context: RunContext, threads: int) -> dict[str, Any]:
+    """Return a request as it is sent to workers, in JSON: see `from_payload`.
 
     Args:
         verb: that is done.
@@ -84,24 +86,24 @@ def sent(verb: str, request: ModelRequest, context: RunContext, threads: int) ->
         context: of the run.
         threads: of each worker, unless the request has fewer.
     """
-    asked = request.model_dump(mode="json")
-    asked |= {name: value for name, value in HERE.items() if name in asked}
+    arguments = request.model_dump(mode="json")
+    arguments |= {name: value for name, value in WORKER_VALUES.items() if name in arguments}
     return {
         "verb": verb,
-        "request": asked | {"threads": min(threads, request.threads or threads)},
+        "request": arguments | {"threads": min(threads, request.threads or threads)},
         "project": str(context.project),
         "scratch": str(context.work),
         "run_id": context.run_id,
     }
 
 
-def parent_files(artifact: Path | None) -> dict[str, Path]:
+def parent_artifact_files(artifact: Path | None) -> dict[str, Path]:
     """Return the files of the artifact that a run starts from, as inputs of a task; none where it is no artifact."""
     files = [] if artifact is None else sorted(file for file in artifact.rglob("*") if file.is_file())
     return {PARENT + file.relative_to(artifact or file).as_posix(): file for file in files}
 
 
-def with_parent(record: Mapping[str, Any], inputs: Mapping[str, Path]) -> Mapping[str, Any]:
+def with_parent_artifact(record: Mapping[str, Any], inputs: Mapping[str, Path]) -> Mapping[str, Any]:
     """Return a request that was sent, with the artifact among a task's inputs as its model where the run's is not here.
 
     The driver has verified the artifact. It is stored in the copy of the project, by its hash.
@@ -122,7 +124,7 @@ def with_parent(record: Mapping[str, Any], inputs: Mapping[str, Path]) -> Mappin
     return {**record, "request": record["request"] | {"model": str(folder), "trust_artifact": True}}
 
 
-def request_here(record: Mapping[str, Any]) -> tuple[Request, RunContext]:
+def from_payload(record: Mapping[str, Any]) -> tuple[Request, RunContext]:
     """Return a request that was sent, and a context of this worker process.
 
     Where the run's folder is not shared, the project is the copy in the working directory, and paths are those of it.

@@ -7,10 +7,10 @@ from functools import partial
 from torch import nn
 
 from omgoptim.errors import DataError, argument
-from omgoptim.operations.compression_job import applied, open_job
+from omgoptim.operations.compression_job import apply_technique, open_job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.dry_run import plan_rounds
-from omgoptim.operations.execution import refuse_unreachable
+from omgoptim.operations.execution import refuse_unsendable
 from omgoptim.operations.final_report import new_output_folder
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.report_builder import build_report
@@ -26,7 +26,7 @@ def factorize(request: FactorizeRequest, context: RunContext, live: Live | None 
     """Factorize weights and fine-tune. See `FactorizeRequest`."""
     output = new_output_folder(request, context)
     if request.sensitivity:
-        refuse_unreachable(request, live)
+        refuse_unsendable(request, live)
     job = open_job(request, context, live, partial(_refuse_without_data, request))
     if request.plan:
         return plan_rounds(job, [request.method])
@@ -34,7 +34,7 @@ def factorize(request: FactorizeRequest, context: RunContext, live: Live | None 
 
     def compress(copied: nn.Module, span: tuple[float, float]) -> Outcome:
         context.progress("factorizing", span[0])
-        return applied(job, copied, request.method, job.module_run(span))
+        return apply_technique(job, copied, request.method, job.module_run(span))
 
     kept = choose_round(job, [run_round(job, 1, _amount(request), job.original, compress, keep_zeros=False)])
     goal = CompressionGoal(_name(request.method))

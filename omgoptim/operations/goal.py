@@ -108,7 +108,7 @@ FEWEST_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Floor:
+class LowerBound:
     """Cost of an identity graph on one engine."""
 
     runtime: str
@@ -117,7 +117,7 @@ class Floor:
     size_bytes: int
 
 
-def measure_floors(loaded: LoadedModel, context: RunContext, runtime: str) -> tuple[list[Floor], float]:
+def measure_lower_bounds(loaded: LoadedModel, context: RunContext, runtime: str) -> tuple[list[LowerBound], float]:
     """Time an empty graph with the model's inputs on every engine that may be used; none where no program engine is.
 
     Args:
@@ -135,9 +135,9 @@ def measure_floors(loaded: LoadedModel, context: RunContext, runtime: str) -> tu
     ]
     folders = []
     for name in names:
-        folder = context.work / "floors" / name
+        folder = context.work / "bounds" / name
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _save_empty(folder, name, loaded)
+        _save_identity_graph(folder, name, loaded)
         folders.append(folder)
     if not folders:
         return [], 0.0
@@ -146,23 +146,23 @@ def measure_floors(loaded: LoadedModel, context: RunContext, runtime: str) -> tu
         began = time.monotonic()
         timings = time_artifacts(folders, loaded.bench, PLANS["quick"], 0)
         launch_s = (time.monotonic() - began) / len(folders)
-    floors = [
-        Floor(name, timing.latency_ms_p50, timing.peak_memory_bytes, Manifest.read(folder).size_bytes)
+    bounds = [
+        LowerBound(name, timing.latency_ms_p50, timing.peak_memory_bytes, Manifest.read(folder).size_bytes)
         for name, folder, timing in zip(names, folders, timings, strict=True)
         if isinstance(timing, Timing)
     ]
-    return floors, launch_s
+    return bounds, launch_s
 
 
-def refuse_below(goal: Goal, floors: Sequence[Floor]) -> None:
+def refuse_below_bounds(goal: Goal, bounds: Sequence[LowerBound]) -> None:
     """Refuse a target that not even an empty graph reaches.
 
     Raises:
         RequestError: with the nearest target that is not ruled out.
     """
-    if not floors:
+    if not bounds:
         return
-    fastest = min(floors, key=lambda floor: floor.latency_ms)
+    fastest = min(bounds, key=lambda bound: bound.latency_ms)
     if goal.latency_ms is not None and goal.latency_ms < fastest.latency_ms:
         least = fastest.latency_ms * MARGIN
         raise RequestError(
@@ -170,9 +170,9 @@ def refuse_below(goal: Goal, floors: Sequence[Floor]) -> None:
             f"an empty graph with these inputs takes {fastest.latency_ms:.3g} ms on {fastest.runtime}, the fastest",
             f"give a latency target of at least {least:.3g} ms",
         )
-    known = [floor for floor in floors if floor.memory_bytes]
+    known = [bound for bound in bounds if bound.memory_bytes]
     if goal.memory_bytes is not None and known:
-        lightest = min(known, key=lambda floor: floor.memory_bytes or 0)
+        lightest = min(known, key=lambda bound: bound.memory_bytes or 0)
         least_bytes = lightest.memory_bytes or 0
         if goal.memory_bytes < least_bytes:
             raise RequestError(
@@ -180,7 +180,7 @@ def refuse_below(goal: Goal, floors: Sequence[Floor]) -> None:
                 f"a process of {lightest.runtime} with an empty graph takes {least_bytes / MB:.0f} MB",
                 f"give a memory target of at least {MARGIN * least_bytes / MB:.0f} MB",
             )
-    smallest = min(floor.size_bytes for floor in floors)
+    smallest = min(bound.size_bytes for bound in bounds)
     if goal.size_bytes is not None and goal.size_bytes < smallest:
         raise RequestError(
             f"no model fits into {goal.size_bytes / MB:g} MB",
@@ -189,7 +189,7 @@ def refuse_below(goal: Goal, floors: Sequence[Floor]) -> None:
         )
 
 
-def refuse_size(goal: Goal, loaded: LoadedModel, problem: str | None) -> None:
+def refuse_unreachable_size(goal: Goal, loaded: LoadedModel, problem: str | None) -> None:
     """Refuse a size that no number format reaches, where the number of parameters cannot change.
 
     Args:
@@ -211,7 +211,7 @@ def refuse_size(goal: Goal, loaded: LoadedModel, problem: str | None) -> None:
         )
 
 
-def _save_empty(folder: Path, runtime: str, loaded: LoadedModel) -> None:
+def _save_identity_graph(folder: Path, runtime: str, loaded: LoadedModel) -> None:
     """Save a program that returns its first input and reads no other."""
     path = folder.with_suffix(".onnx")
     inputs = loaded.signature.inputs

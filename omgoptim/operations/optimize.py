@@ -10,30 +10,36 @@ from omgoptim.measure.timing import PLANS
 from omgoptim.models.manifest import Manifest
 from omgoptim.operations.baseline import at_exportable_batch, original_on_target
 from omgoptim.operations.context import RunContext, Stage
-from omgoptim.operations.execution import is_parallel, refuse_unreachable
+from omgoptim.operations.execution import is_parallel, refuse_unsendable
 from omgoptim.operations.final_measurement import SPAN, guard_reasons, measure_finalists
 from omgoptim.operations.final_report import final_report, new_output_folder, save_finalists, with_output
-from omgoptim.operations.goal import Goal, measure_floors, refuse_below, refuse_size
-from omgoptim.operations.ledger import Ledger
+from omgoptim.operations.goal import Goal, measure_lower_bounds, refuse_below_bounds, refuse_unreachable_size
 from omgoptim.operations.loaded_model import Live, LoadedModel, refuse_quantized
 from omgoptim.operations.next_steps import pick_step, result_arguments, same_arguments, step
-from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, quantize_alone
-from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost, epoch_seconds, measured_once
+from omgoptim.operations.optimization.chain import (
+    SHORT_EPOCHS,
+    UNTRAINED_SHARE,
+    UNTRAINED_SPAN,
+    Chain,
+    quantize_original,
+)
+from omgoptim.operations.optimization.cost import FINAL_SHARE, StepCosts, epoch_seconds, measure_once
+from omgoptim.operations.optimization.ledger import Ledger
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_levels
 from omgoptim.operations.optimization.parallel_steps import train_in_parallel
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import (
     FINALISTS,
     Chosen,
-    DeliveryOrder,
     Finalist,
     Point,
+    PointRanking,
     pick_finalists,
 )
 from omgoptim.operations.optimization.selection_data import (
-    identity_of,
+    data_identity,
     selection_as_evaluation,
-    train_problem,
+    training_problem,
     weights_identity,
 )
 from omgoptim.operations.optimization.steps import Steps
@@ -57,28 +63,28 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     began = time.monotonic()
     output = new_output_folder(request, context)
     live = live or Live()
-    refuse_unreachable(request, live)
+    refuse_unsendable(request, live)
     loaded = original_on_target(prepare(request, context, live), context)
     load_s = time.monotonic() - began
     refuse_quantized(request, loaded)
     loaded = at_exportable_batch("onnxruntime" if request.runtime == "auto" else request.runtime, loaded, context)
     goal = Goal.of(request)
     data = selection_as_evaluation(loaded.data)  # refuses data that cannot be divided, before any step
-    problem = "a program cannot be trained" if loaded.module is None else train_problem(data)
-    refuse_size(goal, loaded, problem)
-    floors, launch_s = measure_floors(loaded, context, request.runtime)
-    refuse_below(goal, floors)
+    problem = "a program cannot be trained" if loaded.module is None else training_problem(data)
+    refuse_unreachable_size(goal, loaded, problem)
+    bounds, launch_s = measure_lower_bounds(loaded, context, request.runtime)
+    refuse_below_bounds(goal, bounds)
 
-    def measure() -> Cost:
+    def measure() -> StepCosts:
         trained_began = time.monotonic()
         epoch_s = None if problem else epoch_seconds(loaded, data, request.time_limit_s)
-        prepared_s = load_s + launch_s * len(floors) + time.monotonic() - trained_began
-        return Cost(prepared_s, load_s, launch_s, epoch_s)
+        prepared_s = load_s + launch_s * len(bounds) + time.monotonic() - trained_began
+        return StepCosts(prepared_s, load_s, launch_s, epoch_s)
 
-    cost = measured_once(context.checkpoints / "cost.json", Cost, measure)
+    cost = measure_once(context.checkpoints / "cost.json", StepCosts, measure)
     _refuse_short(request, cost)
     if request.plan:
-        return plan_report(request, context, loaded, floors, cost, problem)
+        return plan_report(request, context, loaded, bounds, cost, problem)
     steps = Steps(
         request,
         context,
@@ -86,17 +92,17 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
         Ledger(context.folder / LEDGER),
         (1 - FINAL_SHARE) * 60 * request.budget_minutes - cost.prepared_s,
         model=weights_identity(loaded),
-        data=identity_of(loaded.data),
+        data=data_identity(loaded.data),
     )
     preference = Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
-    points, singles = _points(steps, goal, cost, problem, loaded, preference)
+    points, quantized_originals = _points(steps, goal, cost, problem, loaded, preference)
     left_s = steps.seconds_left + FINAL_SHARE * 60 * request.budget_minutes
-    finalists = pick_finalists(points, goal, preference, singles, cost.finalists(left_s, FINALISTS))
+    finalists = pick_finalists(points, goal, preference, quantized_originals, cost.finalists(left_s, FINALISTS))
     stage = Stage(context, "measuring the finalists against the original", SPAN)
-    chosen = measure_finalists(request, loaded, finalists, DeliveryOrder(loaded, goal, preference), stage, left_s)
+    chosen = measure_finalists(request, loaded, finalists, PointRanking(loaded, goal, preference), stage, left_s)
     for point in chosen.winner.entry.chain:
         point.status = "kept"
-    for point in steps.taken:
+    for point in steps.points:
         if point.status != "kept":
             point.why = _why_not(point, goal)
     reports = {one.slug: _report(request, steps, chosen, one) for one in chosen.finalists}
@@ -104,7 +110,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
 
 
 def _points(
-    steps: Steps, goal: Goal, cost: Cost, problem: str | None, loaded: LoadedModel, preference: Preference
+    steps: Steps, goal: Goal, cost: StepCosts, problem: str | None, loaded: LoadedModel, preference: Preference
 ) -> tuple[list[Point], list[Point]]:
     """Take the steps; return all of their results, and those of quantization alone.
 
@@ -119,40 +125,42 @@ def _points(
     Raises:
         RequestError: no step gave a result.
     """
-    alone = quantize_alone(steps)
+    quantized_original = quantize_original(steps)
     if problem is None:
-        chain = Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone, preference))
+        chain = Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, quantized_original, preference))
         if is_parallel(steps.request):
-            train_in_parallel(steps, chain.compared(), loaded.source.artifact)
+            train_in_parallel(steps, chain.first_steps(), loaded.source.artifact)
         chain.build()
     else:
         steps.skip("prune or distill", "prune", problem)
-    singles = [alone, *steps.alternatives(alone)] if alone else []
-    others = [point for point in steps.taken if point is not alone]
-    points = [*singles, *(one for point in others for one in (point, *steps.alternatives(point)))]
+    quantized_originals = [quantized_original, *steps.alternatives(quantized_original)] if quantized_original else []
+    others = [point for point in steps.points if point is not quantized_original]
+    points = [*quantized_originals, *(one for point in others for one in (point, *steps.alternatives(point)))]
     if not points:
         reasons = [step for step in steps.without_result if step.status == "failed"] or steps.without_result
         fix = "`omgoptim runs list` (tool: runs, action list) shows the runs of the steps"
         raise RequestError("no step gave a result", f"{reasons[0].name}: {reasons[0].why}", fix)
-    return points, singles
+    return points, quantized_originals
 
 
 def _level_speeds(
-    steps: Steps, cost: Cost, loaded: LoadedModel, alone: Point | None, preference: Preference
+    steps: Steps, cost: StepCosts, loaded: LoadedModel, quantized_original: Point | None, preference: Preference
 ) -> LevelSpeeds:
     """Measure the levels untrained, within their share of the budget, which is charged for it.
 
     Nothing is measured where no time would be left to train and quantize one of them.
     """
     limit_s = UNTRAINED_SHARE * 60 * steps.request.budget_minutes
-    needed_s = cost.trained_s(steps.taken, SHORT_EPOCHS) + cost.quantize_s(steps.taken)
-    if alone is None or steps.seconds_left < limit_s + needed_s:
+    needed_s = cost.trained_s(steps.points, SHORT_EPOCHS) + cost.quantize_s(steps.points)
+    if quantized_original is None or steps.seconds_left < limit_s + needed_s:
         return LevelSpeeds()
     context, seed = steps.context, steps.request.seed
-    speeds = measured_once(
+    speeds = measure_once(
         context.checkpoints / "levels.json",
         LevelSpeeds,
-        lambda: measure_levels(loaded, alone, preference, seed, Stage(context, "levels", UNTRAINED), limit_s),
+        lambda: measure_levels(
+            loaded, quantized_original, preference, seed, Stage(context, "levels", UNTRAINED_SPAN), limit_s
+        ),
     )
     steps.budget_s -= speeds.seconds
     return speeds
@@ -168,7 +176,7 @@ def _why_not(point: Point, goal: Goal) -> str:
     return f"{words}, {point.cautious_drop:.4f} with its margin" if margin > 0 else words
 
 
-def _refuse_short(request: OptimizeRequest, cost: Cost) -> None:
+def _refuse_short(request: OptimizeRequest, cost: StepCosts) -> None:
     """Refuse a budget in which not even half of the first step would be done."""
     needed_s = cost.prepared_s + cost.quantize_s([]) + cost.final_s(PLANS[request.timing].launches)
     if 60 * request.budget_minutes < max(2 * cost.prepared_s, needed_s / 2):
@@ -208,16 +216,16 @@ def _summary(chosen: Chosen, one: Finalist) -> str:
         reasons = "; ".join(guard_reasons(one, chosen.guard))
         return f"The goal was not met: {reasons}. The nearest result is {became}. Steps: {steps}. {quality}"
     first = "No gain. The best result is" if outcome == "no_gain" else "Optimized:"
-    alone = _against_single(one, chosen)
-    return f"{first} {became}. Steps: {steps}. {quality}{alone}"
+    quantized_original = _against_single(one, chosen)
+    return f"{first} {became}. Steps: {steps}. {quality}{quantized_original}"
 
 
 def _against_single(one: Finalist, chosen: Chosen) -> str:
     """Return a sentence that compares the chain with the best quantization alone, from the same measurement."""
-    singles = [other for other in chosen.finalists if other.entry.quantized_alone]
-    if not singles or any(one is other for other in singles) or chosen.race.load > OVERLOADED:
+    quantized_originals = [other for other in chosen.finalists if other.entry.is_quantized_original]
+    if not quantized_originals or any(one is other for other in quantized_originals) or chosen.race.load > OVERLOADED:
         return ""
-    best = singles[0]
+    best = quantized_originals[0]
     if best.gains.speedup is None or one.gains.speedup is None:
         return ""
     size = (best.after.size_bytes or 0) / (one.after.size_bytes or 1)

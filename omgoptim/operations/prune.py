@@ -8,10 +8,10 @@ from functools import partial
 from torch import nn
 
 from omgoptim.errors import DataError, argument
-from omgoptim.operations.compression_job import Job, applied, open_job
+from omgoptim.operations.compression_job import Job, apply_technique, open_job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.dry_run import plan_rounds
-from omgoptim.operations.execution import refuse_unreachable
+from omgoptim.operations.execution import refuse_unsendable
 from omgoptim.operations.final_report import new_output_folder
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.report_builder import build_report
@@ -40,7 +40,7 @@ def prune(request: PruneRequest, context: RunContext, live: Live | None = None) 
     """Prune a model and fine-tune it. See `PruneRequest`."""
     output = new_output_folder(request, context)
     if request.sensitivity:
-        refuse_unreachable(request, live)
+        refuse_unsendable(request, live)
     steps = steps_of(request)
     job = open_job(request, context, live, partial(_refuse_without_data, request))
     job = replace(job, rounds=len(steps))
@@ -99,7 +99,7 @@ def _rounds(job: Job[PruneRequest], steps: list[PruningStep]) -> list[RoundState
                 finally:
                     copied.cpu()
             job.context.progress(f"pruning, round {number} of {len(steps)}", span[0])  # noqa: B023  called in this iteration
-            return applied(job, copied, step.params, job.module_run(span))
+            return apply_technique(job, copied, step.params, job.module_run(span))
 
         keep_zeros = not isinstance(step.params, Structured)
         states.append(run_round(job, number, step.amount, module, compress, keep_zeros))

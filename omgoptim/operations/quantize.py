@@ -7,7 +7,7 @@ from dataclasses import replace
 from omgoptim.operations.baseline import original_on_target
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.dry_run import plan_quantize
-from omgoptim.operations.execution import refuse_unreachable
+from omgoptim.operations.execution import refuse_unsendable
 from omgoptim.operations.final_report import new_output_folder, with_output
 from omgoptim.operations.float_program import float_program, unrolled_note
 from omgoptim.operations.loaded_model import Live, at_batch_one, refuse_quantized
@@ -36,7 +36,7 @@ from omgoptim.runtimes.executorch import ONE_SAMPLE
 def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Quantize a model and keep the best candidate that passes the quality guard. See `QuantizeRequest`."""
     output = new_output_folder(request, context)
-    refuse_unreachable(request, None)  # workers get programs and samples: the caller's objects stay here
+    refuse_unsendable(request, None)  # workers get programs and samples: the caller's objects stay here
     loaded = prepare(request, context, live)
     refuse_quantized(request, loaded)
     unrolled = unrolled_note(loaded, request)

@@ -59,10 +59,10 @@ def run_as_job(verb: str, request: ModelRequest, context: RunContext, live: Live
         SetupError: Ray is not installed, or the head does not answer.
         OmgoptimError: what the run raised there.
     """
-    from omgoptim.operations.execution import refuse_unreachable
+    from omgoptim.operations.execution import refuse_unsendable
 
     assert isinstance(request, ExecutionFields)
-    refuse_unreachable(request, live)
+    refuse_unsendable(request, live)
     probe_head(request.on)
     output = new_output_folder(request, context)
     with token_mode():

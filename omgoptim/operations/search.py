@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omgoptim.architecture_search.define_by_run import LOOKS
+from omgoptim.architecture_search.define_by_run import PROBE_CALLS
 from omgoptim.architecture_search.propose import DEFAULT
 from omgoptim.architecture_search.study import optuna_library
 from omgoptim.errors import DataError, RequestError, TechniqueError, argument
@@ -19,38 +19,38 @@ from omgoptim.measure.measuring_process import ProcessPool
 from omgoptim.measure.size import count_params
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
+from omgoptim.operations.architecture_search.costs import CostMeter, Limits, open_cost_meter
 from omgoptim.operations.architecture_search.predictions import (
     FEWEST,
     Predictions,
-    first_rows,
-    measured_first,
-    quality_hints,
+    first_configurations,
+    measure_first_networks,
+    prior_scores,
 )
-from omgoptim.operations.architecture_search.report import Entry, measured, plan_report, search_report
-from omgoptim.operations.architecture_search.spaces import (
-    Searched,
-    automatic_space,
-    drawn_networks,
-    users_space,
-)
-from omgoptim.operations.architecture_search.tasks import load_workers
-from omgoptim.operations.architecture_search.trials import (
+from omgoptim.operations.architecture_search.report import TrialEntry, measure_trials, plan_report, search_report
+from omgoptim.operations.architecture_search.search_runner import (
     FINAL_SHARE,
-    Found,
-    Trials,
+    SearchResult,
+    SearchRunner,
     remove_weights,
-    search_both,
+    search_with_control,
     train_reference,
 )
+from omgoptim.operations.architecture_search.spaces import (
+    SearchSpace,
+    automatic_space,
+    sample_networks,
+    user_space,
+)
+from omgoptim.operations.architecture_search.tasks import load_workers
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
-from omgoptim.operations.execution import pausing, refuse_unreachable, weights_hash
+from omgoptim.operations.execution import refuse_unsendable, weights_hash, with_paused_tasks
 from omgoptim.operations.final_report import new_output_folder, save_finalists, with_output
 from omgoptim.operations.float_program import float_program
-from omgoptim.operations.goal import Goal, measure_floors, refuse_below
+from omgoptim.operations.goal import Goal, measure_lower_bounds, refuse_below_bounds
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.save_module import require_module, save
@@ -74,11 +74,11 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     """Search for an architecture. See `SearchRequest`."""
     began = time.monotonic()
     optuna_library()
-    refuse_unreachable(request, live)
+    refuse_unsendable(request, live)
     output = new_output_folder(request, context)
     live = live or Live()
-    searched, live = users_space(request, PathPolicy.of_request(context.project, request), live)
-    if request.control == "random" and searched is not None and searched.product is None:
+    search_space, live = user_space(request, PathPolicy.of_request(context.project, request), live)
+    if request.control == "random" and search_space is not None and search_space.product is None:
         raise RequestError(
             "this space has no random control",
             "the space is conditional or continuous, and its networks cannot be listed",
@@ -87,68 +87,70 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     loaded = prepare(request, context, live)
     original = require_module(loaded, "search")
     _refuse_without_data(loaded)
-    floors, launch_s = measure_floors(loaded, context, request.runtime)
-    refuse_below(Goal.of(request), floors)
-    _refuse_short(request, searched, time.monotonic() - began, launch_s)
+    bounds, launch_s = measure_lower_bounds(loaded, context, request.runtime)
+    refuse_below_bounds(Goal.of(request), bounds)
+    _refuse_short(request, search_space, time.monotonic() - began, launch_s)
     datasets = load_datasets(request, loaded, original, live)
     job = Job(request, context, loaded, datasets, original, _engine(request, loaded, context))
-    searched = searched or automatic_space(job, (0.06, 0.1))
+    search_space = search_space or automatic_space(job, (0.06, 0.1))
     if request.plan:
-        return plan_report(job, searched)
+        return plan_report(job, search_space)
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         if executor is not None:
-            job = replace(job, context=pausing(context, executor))
-            load_workers(executor, job, "" if searched.alone else weights_hash(original))
-        report = _searched(job, searched, executor, began)
+            job = replace(job, context=with_paused_tasks(context, executor))
+            load_workers(executor, job, "" if search_space.without_model else weights_hash(original))
+        report = _searched(job, search_space, executor, began)
     return with_output(report, context.artifact, output)
 
 
-def _searched(job: Job[SearchRequest], searched: Searched, executor: Executor | None, began: float) -> EfficiencyReport:
+def _searched(
+    job: Job[SearchRequest], search_space: SearchSpace, executor: Executor | None, began: float
+) -> EfficiencyReport:
     """Search, measure the best, and save them."""
     request, context = job.request, job.context
     folder = context.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    if searched.alone:
-        job = _with_trained_reference(job, searched, folder, began)
-    recipe = Recipe("pt2", "") if searched.function is not None else None
+    if search_space.without_model:
+        job = _with_trained_reference(job, search_space, folder, began)
+    recipe = Recipe("pt2", "") if search_space.function is not None else None
     with ProcessPool() as pool:
-        costs = costs_of(job, baseline_on(job.runtime, job.loaded, context), recipe, folder, pool)
+        costs = open_cost_meter(job, baseline_on(job.runtime, job.loaded, context), recipe, folder, pool)
         predictions = None
-        if searched.product is not None:
-            predictions = measured_first(searched.product, searched, costs, folder, request.trials)
+        if search_space.product is not None:
+            predictions = measure_first_networks(search_space.product, search_space, costs, folder, request.trials)
             _refuse_too_slow(predictions)
-        elif searched.function is not None:
-            _refuse_all_too_slow(searched, costs, folder, request.seed)
-        rule = replace(DEFAULT, hints=quality_hints(job, searched, folder))
-        teacher = None if searched.alone else job.original
-        trials = Trials(job, searched, costs, predictions, teacher, began, rule, executor)
-        found, control = search_both(trials, folder)
-    chosen = measured(job, costs.baseline, _entries(found, control))
+        elif search_space.function is not None:
+            _refuse_all_too_slow(search_space, costs, folder, request.seed)
+        rule = replace(DEFAULT, hints=prior_scores(job, search_space, folder))
+        teacher = None if search_space.without_model else job.original
+        trials = SearchRunner(job, search_space, costs, predictions, teacher, began, rule, executor)
+        found, control = search_with_control(trials, folder)
+    chosen = measure_trials(job, costs.baseline, _entries(found, control))
     reports = {one.slug: search_report(trials, found, control, chosen, one) for one in chosen.finalists}
     report = save_finalists(chosen, reports)
     remove_weights(folder)
     return report
 
 
-def _entries(found: Found, control: Found | None) -> list[Entry]:
+def _entries(found: SearchResult, control: SearchResult | None) -> list[TrialEntry]:
     """Return the finals of the search, and the best one of the control."""
     entries = [
-        Entry(f"trial {number}", number, found.artifacts[number], found.results[number].rungs[-1], True)
+        TrialEntry(f"trial {number}", number, found.artifacts[number], found.results[number].rungs[-1], True)
         for number in found.finals
     ]
     if control is not None:
         number = control.finals[0]
         quality = control.results[number].rungs[-1]
-        entries.append(Entry(f"random trial {number}", number, control.artifacts[number], quality, False))
+        entries.append(TrialEntry(f"random trial {number}", number, control.artifacts[number], quality, False))
     return entries
 
 
 def _with_trained_reference(
-    job: Job[SearchRequest], searched: Searched, folder: Path, began: float
+    job: Job[SearchRequest], search_space: SearchSpace, folder: Path, began: float
 ) -> Job[SearchRequest]:
     """Return the job with the largest network trained, and saved in place of the untrained one."""
-    unlimited = Costs(job, job.loaded.baseline, 1.0, Limits(None, None, None), None)
-    reference = train_reference(Trials(job, searched, unlimited, None, None, began), job.original, folder)
+    unlimited = CostMeter(job, job.loaded.baseline, 1.0, Limits(None, None, None), None)
+    reference = train_reference(SearchRunner(job, search_space, unlimited, None, None, began), job.original, folder)
     loaded = replace(job.loaded, module=reference)
     shutil.rmtree(loaded.baseline)
     save(reference, replace(loaded, recipe=Recipe("pt2", "")), "torch_eager", loaded.baseline, job.context)
@@ -177,14 +179,14 @@ def _engine(request: SearchRequest, loaded: LoadedModel, context: RunContext) ->
     return "torch_eager"
 
 
-def _refuse_short(request: SearchRequest, searched: Searched | None, elapsed_s: float, launch_s: float) -> None:
+def _refuse_short(request: SearchRequest, search_space: SearchSpace | None, elapsed_s: float, launch_s: float) -> None:
     """Refuse a budget that is over before the first trial: preparation, and one launch per network measured first.
 
     Raises:
         RequestError: with the budget that it needs at least.
     """
-    space = None if searched is None else searched.product
-    first = FEWEST if space is None else len(first_rows(space, request.seed, request.trials))
+    space = None if search_space is None else search_space.product
+    first = FEWEST if space is None else len(first_configurations(space, request.seed, request.trials))
     needed_s = elapsed_s + first * launch_s
     if request.budget_minutes is not None and 60 * request.budget_minutes < needed_s / (1 - FINAL_SHARE):
         minutes = math.ceil(20 * needed_s / (1 - FINAL_SHARE) / 60) / 10
@@ -205,7 +207,7 @@ def _refuse_without_data(loaded: LoadedModel) -> None:
         )
 
 
-def _refuse_all_too_slow(searched: Searched, costs: Costs, folder: Path, seed: int) -> None:
+def _refuse_all_too_slow(search_space: SearchSpace, costs: CostMeter, folder: Path, seed: int) -> None:
     """Refuse a target that the smallest of a few networks of a conditional space misses by far.
 
     Raises:
@@ -213,13 +215,13 @@ def _refuse_all_too_slow(searched: Searched, costs: Costs, folder: Path, seed: i
     """
     if (folder / "study.log").exists():  # the search is resumed
         return
-    smallest = min(drawn_networks(searched, seed), key=lambda module: count_params(module)[0])
+    smallest = min(sample_networks(search_space, seed), key=lambda module: count_params(module)[0])
     whole = costs.job.context.work / "smallest" / "artifact"  # what cannot be delivered fails before any training
     load = max(costs.measure(smallest, whole).loads.values(), default=0.0)
     if load > FAR_OVER_SMALLEST:
         raise TechniqueError(
             "no network of the space meets the targets",
-            f"the smallest of {LOOKS} sampled networks is at {load:.2f} times a limit",
+            f"the smallest of {PROBE_CALLS} sampled networks is at {load:.2f} times a limit",
             "allow more latency or size, or give a space with smaller networks",
         )
 

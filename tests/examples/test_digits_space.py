@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from omgoptim.architecture_search.define_by_run import build, look
+from omgoptim.architecture_search.define_by_run import build, probe_space
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
 def test_the_space_is_a_product_of_as_many_networks_as_its_docstring_says(example) -> None:
-    space = look(example.space, seed=0).space
+    space = probe_space(example.space, seed=0).space
     assert space is not None
     assert f"{space.size:,} networks" in example.space.__doc__
     for row in (space.every[0], space.every[-1]):

@@ -15,8 +15,15 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.architecture_search.drive import Driven, Plan, TrialLoop, drive
-from omgoptim.architecture_search.runner import WEIGHTS, Cost, Steps, climb, load_weights, save_weights
+from omgoptim.architecture_search.runner import (
+    WEIGHTS,
+    NetworkCost,
+    TrialFunctions,
+    load_weights,
+    save_weights,
+    train_rungs,
+)
+from omgoptim.architecture_search.search_loop import LoopSettings, SearchCounts, TrialLoop, search_product
 from omgoptim.architecture_search.space import Configuration, Knob, Space
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.executors import Task, TaskResult
@@ -27,7 +34,7 @@ from omgoptim.operations.context import RunContext
 from omgoptim.requests import parse
 
 SPACE = Space((Knob("width", (1, 2, 3, 4)), Knob("depth", (0, 1, 2, 3))))
-PLAN = Plan(trials=10, seed=0, parent="", data="", epochs=9, in_flight=3)
+PLAN = LoopSettings(trials=10, seed=0, parent="", data="", epochs=9, in_flight=3)
 
 
 def build(configuration: Configuration) -> nn.Module:
@@ -43,12 +50,12 @@ def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float
     return (module.in_features * 7 + module.out_features * 5) % 11 * (rung + 1.0)
 
 
-def measure(module: nn.Module, folder: Path) -> Cost:
+def measure(module: nn.Module, folder: Path) -> NetworkCost:
     size = sum(parameter.numel() for parameter in module.parameters())
     if folder.name == "artifact":
         folder.mkdir()
         save_weights(module, folder / WEIGHTS)
-    return Cost(size_bytes=size, loads={"size": size / 12})
+    return NetworkCost(size_bytes=size, loads={"size": size / 12})
 
 
 class Threads:
@@ -69,7 +76,7 @@ class Threads:
         module = build(spec.configuration)
         if "weights" in task.inputs:
             load_weights(module, task.inputs["weights"])
-        qualities = climb(train, module, spec, task.target, payload["others"], payload["before"])
+        qualities = train_rungs(train, module, spec, task.target, payload["others"], payload["before"])
         self.trained.append(spec.number)
         task.target.mkdir()
         save_weights(module, task.target / WEIGHTS)
@@ -92,13 +99,13 @@ def runner(folder: Path, executor: Threads | None) -> TaskRunner:
     context = RunContext(folder, "search-1", folder, "", "", lambda _stage, _done: None)
     loaded = SimpleNamespace(source=Source())
     job = cast(Any, SimpleNamespace(request=request, context=context, runtime="torch_eager", loaded=loaded))
-    return TaskRunner(executor, job, Steps(build, measure, train), "")
+    return TaskRunner(executor, job, TrialFunctions(build, measure, train), "")
 
 
-def searched(folder: Path, executor: Threads | None) -> tuple[Driven, dict[int, TrialResult]]:
+def searched(folder: Path, executor: Threads | None) -> tuple[SearchCounts, dict[int, TrialResult]]:
     tasks = runner(folder, executor)
     folders = TrialFolders(folder / "trials")
-    tasks.conclude_left(folders)
+    tasks.collect_trained(folders)
 
     def loads(_results: dict[int, TrialResult]) -> Any:
         return lambda rows: (rows.sum(axis=1) + 2) / 8
@@ -106,13 +113,13 @@ def searched(folder: Path, executor: Threads | None) -> tuple[Driven, dict[int, 
     def never(spec: TrialSpec, into: Path) -> TrialResult:
         raise AssertionError("the search did not begin this trial by its own function")
 
-    driven = drive(SPACE, loads, TrialLoop(never, PLAN, folder, start=partial(tasks.start, folders)))
-    return driven, {number: result.model_copy(update={"seconds": 0.0}) for number, result in folders.results().items()}
+    counts = search_product(SPACE, loads, TrialLoop(never, PLAN, folder, start=partial(tasks.start, folders)))
+    return counts, {number: result.model_copy(update={"seconds": 0.0}) for number, result in folders.results().items()}
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_have_the_trials_rungs_and_best_network_of_one_process(tmp_path: Path, workers: int) -> None:
-    alone = searched(tmp_path / "alone", None)
+    alone = searched(tmp_path / "without_model", None)
     executor = Threads(workers)
     shared = searched(tmp_path / "shared", executor)
     executor.close()
@@ -129,11 +136,11 @@ def test_a_trial_that_was_trained_before_a_kill_is_not_trained_again(tmp_path: P
     tasks.start(folders, spec)
     executor.close()  # the task has ended, and the driver died before it took the result
     assert (tmp_path / "trials" / "00000.trained").is_dir()
-    driven, results = searched(tmp_path, Threads(1))
+    counts, results = searched(tmp_path, Threads(1))
     assert executor.trained == [0]
     assert results[0].outcome == "trained"
     assert not (tmp_path / "trials" / "00000.trained").exists()
-    assert driven.trained == 10
+    assert counts.trained == 10
 
 
 def test_the_best_are_trained_to_the_end_from_the_weights_they_stopped_at(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from omgoptim.architecture_search.define_by_run import build, look
+from omgoptim.architecture_search.define_by_run import build, probe_space
 from omgoptim.errors import UserCodeError
 
 
@@ -28,7 +28,7 @@ def continuous(trial: Any) -> nn.Module:
 
 
 def test_a_space_that_always_asks_the_same_is_a_product_of_knobs() -> None:
-    space = look(product, seed=0).space
+    space = probe_space(product, seed=0).space
     assert space is not None
     assert {knob.name: knob.options for knob in space.knobs} == {
         "width": (8, 16, 32),
@@ -39,7 +39,7 @@ def test_a_space_that_always_asks_the_same_is_a_product_of_knobs() -> None:
 
 @pytest.mark.parametrize("function", [conditional, continuous])
 def test_a_conditional_or_continuous_space_is_no_product(function: Any) -> None:
-    assert look(function, seed=0).space is None
+    assert probe_space(function, seed=0).space is None
 
 
 def test_a_configuration_builds_its_module() -> None:
@@ -56,7 +56,7 @@ def sometimes(trial: Any) -> nn.Module:
 
 
 def test_a_space_that_fails_for_some_choices_is_still_searched() -> None:
-    found = look(sometimes, seed=0)
+    found = probe_space(sometimes, seed=0)
     assert found.space is not None
     assert found.space.knobs[0].options == (1, 9)
     assert 0 < len(found.reasons) < found.calls
@@ -73,7 +73,7 @@ def test_a_space_that_fails_for_some_choices_is_still_searched() -> None:
 )
 def test_a_space_that_is_none_is_refused(function: Any, said: str) -> None:
     with pytest.raises(UserCodeError, match=said):
-        look(function, seed=0)
+        probe_space(function, seed=0)
 
 
 def test_it_takes_and_gives_what_an_optuna_trial_does() -> None:

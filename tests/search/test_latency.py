@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omgoptim.architecture_search.latency import BlockTable, best_fit, corrected, fitted, replacements
+from omgoptim.architecture_search.latency import BlockTable, best_fit, fit_correction, fit_options, replacements
 from omgoptim.architecture_search.space import Knob, Space
 from omgoptim.errors import DataError
 
@@ -19,13 +19,13 @@ def some(count: int) -> np.ndarray:
 
 def test_without_a_whole_network_the_table_stands_as_it_is() -> None:
     rows = np.array([[0, 0, 0, 0], [1, 2, 1, 2], [2, 2, 2, 2]])
-    np.testing.assert_allclose(corrected(TABLE, rows[:0], []).predict(rows), [10.1, 1.6, 0.1])
+    np.testing.assert_allclose(fit_correction(TABLE, rows[:0], []).predict(rows), [10.1, 1.6, 0.1])
 
 
 def test_the_correction_recovers_fusion_and_the_cost_of_a_block() -> None:
     rows = some(16)
     measured = 0.3 + 0.8 * TABLE.sums(rows) + 0.05 * TABLE.counts(rows)
-    predictor = corrected(TABLE, rows, measured.tolist())
+    predictor = fit_correction(TABLE, rows, measured.tolist())
     truth = 0.3 + 0.8 * TABLE.sums(SPACE.every) + 0.05 * TABLE.counts(SPACE.every)
     relative = np.abs(predictor.predict(SPACE.every) / truth - 1)
     assert np.median(relative) < 0.02
@@ -39,14 +39,14 @@ def test_terms_of_options_recover_a_sum_and_a_product_from_whole_networks() -> N
     products = np.exp(0.2 * TABLE.sums(SPACE.every))
     for truth, logarithmic in ((sums, False), (products, True)):
         seen = [truth[np.flatnonzero((SPACE.every == row).all(axis=1))[0]] for row in rows]
-        predictor = fitted(SPACE, rows, seen)
+        predictor = fit_options(SPACE, rows, seen)
         assert predictor.logarithmic is logarithmic
         assert np.median(np.abs(predictor.predict(SPACE.every) / truth - 1)) < 0.02
 
 
 def test_singles_are_enough_for_a_sum_and_whole_networks_judge_it() -> None:
     rows = np.concatenate([SPACE.singles, some(6)])
-    predictor = fitted(SPACE, rows, (1.0 + TABLE.sums(rows)).tolist(), judged_by=range(9, 15))
+    predictor = fit_options(SPACE, rows, (1.0 + TABLE.sums(rows)).tolist(), held_out_rows=range(9, 15))
     np.testing.assert_allclose(predictor.predict(SPACE.every), 1.0 + TABLE.sums(SPACE.every), rtol=0.05)
     assert predictor.error is not None
     assert predictor.error < 0.05
@@ -55,22 +55,22 @@ def test_singles_are_enough_for_a_sum_and_whole_networks_judge_it() -> None:
 def test_the_error_is_that_of_networks_that_were_left_out() -> None:
     rows = some(30)
     noise = np.random.default_rng(1).lognormal(sigma=0.5, size=len(rows))
-    predictor = corrected(TABLE, rows, (TABLE.sums(rows) + 1.0) * noise)
+    predictor = fit_correction(TABLE, rows, (TABLE.sums(rows) + 1.0) * noise)
     assert predictor.error is not None
     assert 0.15 < predictor.error < 0.8
 
 
 def test_two_networks_give_no_error_and_none_give_no_fit() -> None:
     rows = some(2)
-    assert fitted(SPACE, rows, [1.0, 2.0]).error is None
+    assert fit_options(SPACE, rows, [1.0, 2.0]).error is None
     with pytest.raises(DataError, match="no latency"):
-        fitted(SPACE, rows[:0], [])
+        fit_options(SPACE, rows[:0], [])
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
 def test_a_latency_that_is_no_positive_number_is_refused(bad: float) -> None:
     with pytest.raises(DataError, match="positive"):
-        corrected(TABLE, some(2), [1.0, bad])
+        fit_correction(TABLE, some(2), [1.0, bad])
 
 
 def test_replacements_give_the_table_that_the_latencies_were_made_of() -> None:

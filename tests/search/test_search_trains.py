@@ -11,9 +11,9 @@ import torch
 from small_training import batches_of, blobs, evaluator_of, net
 from torch import nn
 
-from omgoptim.architecture_search.define_by_run import build, look
-from omgoptim.architecture_search.drive import Plan, TrialLoop, drive
-from omgoptim.architecture_search.runner import Cost, Steps, finalists, fitting, run_trial
+from omgoptim.architecture_search.define_by_run import build, probe_space
+from omgoptim.architecture_search.runner import NetworkCost, TrialFunctions, run_trial, train_finalists, train_function
+from omgoptim.architecture_search.search_loop import LoopSettings, TrialLoop, search_product
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.security.path_policy import PathPolicy
@@ -35,17 +35,17 @@ def weights(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def measure(module: nn.Module, folder: Path) -> Cost:
-    return Cost(latency_ms=weights(module) / 100, loads={"latency": weights(module) / LIMIT})
+def measure(module: nn.Module, folder: Path) -> NetworkCost:
+    return NetworkCost(latency_ms=weights(module) / 100, loads={"latency": weights(module) / LIMIT})
 
 
 @pytest.mark.slow
 def test_a_search_trains_within_the_limit_and_its_finals_to_the_end(tmp_path: Path) -> None:
     x, y = blobs(192)
     teacher = net()
-    found = look(space, seed=0).space
+    found = probe_space(space, seed=0).space
     assert found is not None
-    train = fitting(
+    train = train_function(
         batches_of(teacher, x, y),
         loss_of(RequestedFunction("auto", PathPolicy.of(Path.cwd(), []), 60.0), teacher(x[:8]), y[:8]),
         lambda epochs: TrainingConfig(epochs=epochs, learning_rate=1e-2, batch=32),
@@ -53,7 +53,7 @@ def test_a_search_trains_within_the_limit_and_its_finals_to_the_end(tmp_path: Pa
         teacher,
         DistillationLoss(),
     )
-    steps = Steps(lambda configuration: build(space, configuration), measure, train)
+    steps = TrialFunctions(lambda configuration: build(space, configuration), measure, train)
     folders, finals = TrialFolders(tmp_path / "trials"), TrialFolders(tmp_path / "finals")
 
     def load(rows: Any) -> Any:
@@ -62,9 +62,9 @@ def test_a_search_trains_within_the_limit_and_its_finals_to_the_end(tmp_path: Pa
     def trial(spec: TrialSpec, folder: Path) -> TrialResult:
         return run_trial(steps, folders, spec, folder)
 
-    ended = drive(found, lambda _: load, TrialLoop(trial, Plan(4, 0, "m", "d", epochs=9), tmp_path))
+    ended = search_product(found, lambda _: load, TrialLoop(trial, LoopSettings(4, 0, "m", "d", epochs=9), tmp_path))
     assert (ended.trained, ended.rejected, ended.failed) == (4, 0, 0)
-    best = finalists(steps, folders, finals, count=2)
+    best = train_finalists(steps, folders, finals, count=2)
     assert [len(result.rungs) for _, result in best] == [3, 3]
     assert all(result.loads["latency"] <= 1.0 for _, result in best)
     assert max(result.rungs[-1] for _, result in best) > 0.6  # a guess is right for a third

@@ -9,7 +9,7 @@ import pytest
 
 from omgoptim.architecture_search.propose import propose
 from omgoptim.architecture_search.space import Indices, Knob, Space
-from omgoptim.architecture_search.study import Finished, Rejected, Search, SearchSettings
+from omgoptim.architecture_search.study import Finished, Rejected, SearchSettings, SearchStudy
 
 SPACE = Space(tuple(Knob(f"stage{number}", (0, 1, 2)) for number in range(4)))
 
@@ -22,8 +22,8 @@ def quality(configuration: dict[str, int]) -> float:
     return float(2 * configuration["stage0"] + configuration["stage1"])
 
 
-def opened(tmp_path: Path) -> Search:
-    return Search(SearchSettings(seed=3, journal=tmp_path / "study.log"))
+def opened(tmp_path: Path) -> SearchStudy:
+    return SearchStudy(SearchSettings(seed=3, journal=tmp_path / "study.log"))
 
 
 def test_a_told_study_is_the_same_after_it_is_opened_again(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_told_study_is_the_same_after_it_is_opened_again(tmp_path: Path) -> No
     third = search.ask(SPACE, {"stage0": 2, "stage1": 2, "stage2": 2, "stage3": 2})
     search.reject(third, Rejected({"latency": 1.6}))
     again = opened(tmp_path)
-    assert (len(again), again.asked, again.best()) == (2, 3, (0, 0.9))
+    assert (len(again), again.started, again.best()) == (2, 3, (0, 0.9))
     seen = again.observations(SPACE)
     assert seen.rows.tolist() == [[2, 0, 1, 1], [1, 1, 1, 1]]
     assert seen.qualities.tolist() == [0.9, 0.5]
@@ -56,7 +56,7 @@ def test_the_three_fates_of_a_trial_that_was_not_told(tmp_path: Path) -> None:
     assert again.ask_again(SPACE) is None
     again.finish(repeated, Finished((0.3,)))
     assert again.best() == (repeated.number, 0.3)
-    assert again.asked == 4
+    assert again.started == 4
     assert opened(tmp_path).resume(folders.get) == []
 
 
@@ -71,10 +71,10 @@ def test_a_lost_trial_is_repeated_once_however_often_the_search_is_killed(tmp_pa
     assert trial.params == SPACE.configuration(SPACE.every[7])
 
 
-def step(search: Search, stop_before_telling: bool = False) -> None:
+def step(search: SearchStudy, stop_before_telling: bool = False) -> None:
     trial = search.ask_again(SPACE)
     if trial is None:
-        row = propose(SPACE, load, search.observations(SPACE), 3, search.asked)
+        row = propose(SPACE, load, search.observations(SPACE), 3, search.started)
         assert row is not None
         trial = search.ask(SPACE, SPACE.configuration(row))
     if not stop_before_telling:
@@ -96,7 +96,7 @@ def test_a_search_that_was_killed_goes_on_as_an_uninterrupted_one(tmp_path: Path
 
 
 def test_a_quality_that_is_no_number_fails_the_trial_and_its_reason_is_kept() -> None:
-    search = Search(SearchSettings())
+    search = SearchStudy(SearchSettings())
     search.finish(search.ask(SPACE, SPACE.configuration(SPACE.every[0])), Finished((float("nan"),)))
     search.fail(search.ask(SPACE, SPACE.configuration(SPACE.every[1])), "RuntimeError: kernel too large")
     search.fail(search.ask(SPACE, SPACE.configuration(SPACE.every[2])), "RuntimeError: kernel too large")
@@ -108,7 +108,7 @@ def test_a_quality_that_is_no_number_fails_the_trial_and_its_reason_is_kept() ->
 
 def test_tpe_searches_a_conditional_space_and_repeats_itself() -> None:
     def run(seed: int) -> list[dict[str, object]]:
-        search, asked = Search(SearchSettings(seed=seed)), []
+        search, asked = SearchStudy(SearchSettings(seed=seed)), []
         while len(search) < 14:
             trial = search.ask_sampler()
             depth = trial.suggest_int("depth", 1, 3)
@@ -126,7 +126,7 @@ def test_tpe_searches_a_conditional_space_and_repeats_itself() -> None:
 
 @pytest.mark.parametrize("load_", [1.5, 0.5])
 def test_constraints_are_optunas_own(load_: float) -> None:
-    search = Search(SearchSettings())
+    search = SearchStudy(SearchSettings())
     search.finish(search.ask(SPACE, SPACE.configuration(SPACE.every[0])), Finished((0.5,), {"latency": load_}))
     assert list(search.study.trials[0].constraints.values()) == [load_ - 1.0]
 

@@ -24,8 +24,8 @@ from omgoptim.architecture_search.space import Configuration, Indices, Option, S
 from omgoptim.architecture_search.study import cut_torn_line
 from omgoptim.architecture_search.trials import TrialResult
 from omgoptim.errors import OmgoptimError, TechniqueError
-from omgoptim.operations.architecture_search.costs import Costs
-from omgoptim.operations.architecture_search.spaces import Searched
+from omgoptim.operations.architecture_search.costs import CostMeter
+from omgoptim.operations.architecture_search.spaces import SearchSpace
 from omgoptim.operations.compression_job import Job
 from omgoptim.requests import SearchRequest
 
@@ -44,7 +44,7 @@ class Predictions:
     """Measured networks, and predictions for the others."""
 
     space: Space
-    costs: Costs
+    costs: CostMeter
     configurations: list[dict[str, Option]] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -97,7 +97,9 @@ class Predictions:
         return np.array([self.space.row(each) for each in configurations])
 
 
-def measured_first(space: Space, searched: Searched, costs: Costs, folder: Path, trials: int) -> Predictions:
+def measure_first_networks(
+    space: Space, search_space: SearchSpace, costs: CostMeter, folder: Path, trials: int
+) -> Predictions:
     """Measure the first whole networks, untrained; those that an interrupted search measured are read.
 
     Raises:
@@ -108,22 +110,22 @@ def measured_first(space: Space, searched: Searched, costs: Costs, folder: Path,
     cut_torn_line(file)
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     for line in lines:
-        entry = _entry(line)
+        entry = _parsed_line(line)
         if entry is not None:
-            _note(found, *entry)
+            _add(found, *entry)
     reasons: list[str] = []
-    rows = [space.configuration(row) for row in first_rows(space, costs.job.request.seed, trials)]
+    rows = [space.configuration(row) for row in first_configurations(space, costs.job.request.seed, trials)]
     left = [each for each in rows if each not in found.configurations]
     for start in range(0, len(left), AT_ONCE):
         done = 0.15 + 0.1 * start / len(left)
         costs.job.context.progress(f"measuring untrained networks: {start} of {len(left)}", done)
-        reasons += _measure(left[start : start + AT_ONCE], searched, found, file)
+        reasons += _measure(left[start : start + AT_ONCE], search_space, found, file)
     if not found.configurations:
         raise TechniqueError("no network of the space could be measured", max(reasons, key=reasons.count))
     return found
 
 
-def first_rows(space: Space, seed: int, trials: int) -> Indices:
+def first_configurations(space: Space, seed: int, trials: int) -> Indices:
     """Return the configurations to measure first: each option once where there are few, and others at random."""
     count = min(max(FEWEST, trials), MOST, space.size)
     singles = space.singles if 2 * len(space.singles) <= 3 * count else space.singles[:1]
@@ -137,7 +139,7 @@ def first_rows(space: Space, seed: int, trials: int) -> Indices:
 
 
 def _measure(
-    configurations: Sequence[dict[str, Option]], searched: Searched, found: Predictions, file: Path
+    configurations: Sequence[dict[str, Option]], search_space: SearchSpace, found: Predictions, file: Path
 ) -> list[str]:
     """Measure networks in one launch; return the reasons of those that failed."""
     costs = found.costs
@@ -148,7 +150,7 @@ def _measure(
     for number, configuration in enumerate(configurations):
         try:
             whole = not found.configurations and not saved  # what cannot be delivered fails before any training
-            costs.save(searched.to_time(configuration), scratch / str(number), to_time_only=not whole)
+            costs.save(search_space.build_to_time(configuration), scratch / str(number), to_time_only=not whole)
             saved.append((configuration, scratch / str(number)))
         except OmgoptimError as error:
             reasons.append(error.reason)
@@ -160,20 +162,20 @@ def _measure(
                 reasons.append(cost.reason)
                 continue
             latency, size = cost.latency_ms or 0.0, cost.size_bytes or 0
-            _note(found, configuration, latency, size)
+            _add(found, configuration, latency, size)
             line = {"configuration": configuration, "latency_ms": latency, "size_bytes": size}
             target.write(json.dumps(line) + "\n")
     shutil.rmtree(scratch, ignore_errors=True)
     return reasons
 
 
-def _note(found: Predictions, configuration: dict[str, Option], latency: float, size: int) -> None:
+def _add(found: Predictions, configuration: dict[str, Option], latency: float, size: int) -> None:
     found.configurations.append(configuration)
     found.latencies.append(latency)
     found.sizes.append(size)
 
 
-def _entry(line: str) -> tuple[dict[str, Option], float, int] | None:
+def _parsed_line(line: str) -> tuple[dict[str, Option], float, int] | None:
     """Return a line of the file; None for one that a kill tore."""
     try:
         entry = json.loads(line)
@@ -190,13 +192,13 @@ WORST = 1.0
 """Loss of an option that cannot be scored, or gives no usable numbers."""
 
 
-def quality_hints(job: Job[SearchRequest], searched: Searched, folder: Path) -> Load | None:
+def prior_scores(job: Job[SearchRequest], search_space: SearchSpace, folder: Path) -> Load | None:
     """Score each option alone on the selection samples; None for a user's space, or where the budget is short.
 
     Scores of an interrupted search are read.
     """
-    minutes, space = job.request.budget_minutes, searched.product
-    if space is None or searched.parameters is not None or minutes is None or minutes < LEAST_MINUTES:
+    minutes, space = job.request.budget_minutes, search_space.product
+    if space is None or search_space.parameters is not None or minutes is None or minutes < LEAST_MINUTES:
         return None
     file = folder / "prior.jsonl"
     cut_torn_line(file)
@@ -205,17 +207,17 @@ def quality_hints(job: Job[SearchRequest], searched: Searched, folder: Path) -> 
     for number, row in enumerate(singles[len(losses) :], start=len(losses)):
         job.context.progress(f"scoring replacements untrained: {number} of {len(singles)}", 0.24)
         try:
-            score = job.datasets.evaluator.score(searched.build(space.configuration(row)))
+            score = job.datasets.evaluator.score(search_space.build(space.configuration(row)))
             loss = min(WORST, job.drop(score))
         except OmgoptimError:  # options that do not build are found by the search
             loss = WORST
         losses.append(loss)
         with open(file, "a", encoding="utf-8") as target:
             target.write(json.dumps(loss) + "\n")
-    return hint_of(space, losses)
+    return prior_score_of(space, losses)
 
 
-def hint_of(space: Space, losses: list[float]) -> Load:
+def prior_score_of(space: Space, losses: list[float]) -> Load:
     """Return the function that sums the losses of a configuration's options, negated: higher is better.
 
     Args:

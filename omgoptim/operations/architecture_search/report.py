@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from omgoptim.architecture_search.trials import TrialResult
-from omgoptim.operations.architecture_search.predictions import Predictions, first_rows
-from omgoptim.operations.architecture_search.spaces import Searched
-from omgoptim.operations.architecture_search.trials import FINALS, Found, Trials, trial_record
+from omgoptim.operations.architecture_search.predictions import Predictions, first_configurations
+from omgoptim.operations.architecture_search.search_runner import FINALS, SearchResult, SearchRunner, trial_record
+from omgoptim.operations.architecture_search.spaces import SearchSpace
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import Stage
 from omgoptim.operations.dry_run import dry_run_report
@@ -43,15 +43,15 @@ MOST_REJECTED = 20
 """Rejected networks that a report lists."""
 
 
-def plan_report(job: Job[SearchRequest], searched: Searched) -> EfficiencyReport:
+def plan_report(job: Job[SearchRequest], search_space: SearchSpace) -> EfficiencyReport:
     """Return the plan of a search; nothing is trained."""
-    request, space = job.request, searched.product
+    request, space = job.request, search_space.product
     if space is None:
         what, first = "A conditional space, searched by TPE", 0
         candidates = []
     else:
         what = f"{space.size:,} networks of {len(space.knobs)} choices"
-        first = len(first_rows(space, request.seed, request.trials))
+        first = len(first_configurations(space, request.seed, request.trials))
         candidates = [
             Candidate(
                 name=knob.name,
@@ -68,16 +68,16 @@ def plan_report(job: Job[SearchRequest], searched: Searched) -> EfficiencyReport
         "end and compared with the original. Evaluation data is read once, at the end."
     )
     report = dry_run_report(request, job.context, job.loaded, summary)
-    return report.model_copy(update={"warnings": [*report.warnings, *searched.notes], "candidates": candidates})
+    return report.model_copy(update={"warnings": [*report.warnings, *search_space.notes], "candidates": candidates})
 
 
 def search_report(
-    trials: Trials, found: Found, control: Found | None, chosen: Chosen, one: Finalist
+    trials: SearchRunner, found: SearchResult, control: SearchResult | None, chosen: Chosen, one: Finalist
 ) -> EfficiencyReport:
     """Return the report of a finalist as that of the run's artifact."""
     job, request = trials.job, trials.job.request
     summary = " ".join([*chosen.leading_warnings(one), _summary(trials, found, control, chosen, one)])
-    notes = [*job.datasets.notes, *trials.searched.notes, *_ended_early(request, found)]
+    notes = [*job.datasets.notes, *trials.space.notes, *_ended_early(request, found)]
     report = final_report(chosen, one, summary, notes)
     candidates = _candidates(trials, found, chosen, one, "trial")
     if control is not None:
@@ -85,12 +85,12 @@ def search_report(
     return report.model_copy(update={"next_steps": _next_steps(job, report.outcome), "candidates": candidates})
 
 
-def _ended_early(request: SearchRequest, found: Found) -> list[str]:
+def _ended_early(request: SearchRequest, found: SearchResult) -> list[str]:
     """Return the warning that fewer trials than requested were trained."""
-    trained = found.driven.trained
+    trained = found.counts.trained
     if trained >= request.trials:
         return []
-    if found.driven.exhausted:
+    if found.counts.exhausted:
         return [f"no further network is predicted to meet the targets: {trained} were trained"]
     return [f"the budget allowed {trained} of {request.trials} trials"]
 
@@ -105,7 +105,9 @@ def prediction_error(results: Sequence[TrialResult]) -> float | None:
     return statistics.median(errors) if errors else None
 
 
-def _summary(trials: Trials, found: Found, control: Found | None, chosen: Chosen, one: Finalist) -> str:
+def _summary(
+    trials: SearchRunner, found: SearchResult, control: SearchResult | None, chosen: Chosen, one: Finalist
+) -> str:
     outcome = chosen.outcome(one)
     became = f"{size_phrase(one.gains)}, {speed_phrase(one.gains)}"
     quality = quality_sentence(one.before, one.quality)
@@ -114,15 +116,15 @@ def _summary(trials: Trials, found: Found, control: Found | None, chosen: Chosen
         first = f"The goal was not met: {'; '.join(reasons)}. The nearest, {one.entry.name}, is {became}."
     else:
         first = f"{'No gain. ' if outcome == 'no_gain' else ''}{one.entry.name.capitalize()} is {became}."
-    driven = found.driven
-    counts = f"{driven.trained} networks were trained, {driven.rejected} missed a target before training"
-    counts += f", {driven.failed} failed." if driven.failed else "."
+    result_counts = found.counts
+    counts = f"{result_counts.trained} networks were trained, {result_counts.rejected} missed a target before training"
+    counts += f", {result_counts.failed} failed." if result_counts.failed else "."
     return " ".join(
-        [first, quality, counts, *_prediction_words(found, trials.predictions), *_control_words(found, control)]
+        [first, quality, counts, *_prediction_sentences(found, trials.predictions), *_control_sentences(found, control)]
     )
 
 
-def _prediction_words(found: Found, predictions: Predictions | None) -> list[str]:
+def _prediction_sentences(found: SearchResult, predictions: Predictions | None) -> list[str]:
     error = prediction_error(list(found.results.values()))
     if predictions is None or error is None:
         return []
@@ -131,17 +133,19 @@ def _prediction_words(found: Found, predictions: Predictions | None) -> list[str
     return [f"Latency predicted against measured: median error {error:.0%}{other}."]
 
 
-def _control_words(found: Found, control: Found | None) -> list[str]:
+def _control_sentences(found: SearchResult, control: SearchResult | None) -> list[str]:
     if control is None:
         return []
     ours, theirs = (each.results[each.finals[0]].rungs[-1] for each in (found, control))
     return [
         f"Random search with the same rejection and halving reached {theirs:.4f} on the selection samples in "
-        f"{control.driven.trained} trials, this one {ours:.4f} in {found.driven.trained}."
+        f"{control.counts.trained} trials, this one {ours:.4f} in {found.counts.trained}."
     ]
 
 
-def _candidates(trials: Trials, found: Found, chosen: Chosen, one: Finalist, prefix: str) -> list[Candidate]:
+def _candidates(
+    trials: SearchRunner, found: SearchResult, chosen: Chosen, one: Finalist, prefix: str
+) -> list[Candidate]:
     """Return the trials of a search, the finalists first; of the rejected ones the first few."""
     by_rule = prefix == "trial"
     finalists = {other.entry.number for other in chosen.finalists if other.entry.by_rule == by_rule}
@@ -175,7 +179,7 @@ def _next_steps(job: Job[SearchRequest], outcome: Outcome) -> list[NextStep]:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TrialEntry:
     """A trial that was trained to the end."""
 
     name: str
@@ -187,11 +191,11 @@ class Entry:
     """True if the proposal rule chose it, False if the random control did."""
 
 
-Finalist = MeasuredEntry[Entry]
-Chosen = FinalChoice[Entry]
+Finalist = MeasuredEntry[TrialEntry]
+Chosen = FinalChoice[TrialEntry]
 
 
-def measured(job: Job[SearchRequest], baseline: Path, entries: Sequence[Entry]) -> Chosen:
+def measure_trials(job: Job[SearchRequest], baseline: Path, entries: Sequence[TrialEntry]) -> Chosen:
     """Time the original and the finalists in turns, read the evaluation data once, and choose.
 
     The order of preference: networks that meet the targets first, then by quality on the selection samples.
@@ -201,28 +205,28 @@ def measured(job: Job[SearchRequest], baseline: Path, entries: Sequence[Entry]) 
     """
     loaded = replace(job.loaded, baseline=baseline)
     stage = Stage(job.context, "measuring the finalists against the original", SPAN)
-    return measure_finalists(job.request, loaded, entries, TargetsFirst(job.request, loaded), stage)
+    return measure_finalists(job.request, loaded, entries, TrialRanking(job.request, loaded), stage)
 
 
 @dataclass(frozen=True, slots=True)
-class TargetsFirst(DeliveryRule[Entry]):
+class TrialRanking(DeliveryRule[TrialEntry]):
     """Order of preference: networks that meet the targets, then by quality on the selection samples."""
 
     request: SearchRequest
     loaded: LoadedModel
 
-    def order(self, race: FinalRace[Entry]) -> list[TimedEntry[Entry]]:
+    def order(self, race: FinalRace[TrialEntry]) -> list[TimedEntry[TrialEntry]]:
         """Return the entries in the order of preference."""
         before = measurement(self.loaded.baseline, race.original, self.loaded.bench, None, None, None)
 
-        def place(one: TimedEntry[Entry]) -> tuple[float, ...]:
+        def place(one: TimedEntry[TrialEntry]) -> tuple[float, ...]:
             after = measurement(one.entry.artifact, one.timing, self.loaded.bench, None, None, None)
             over = self.missed(after, gains(before, after, one.timing, None, race.load), race)
             return float(bool(over)), over[0].factor if over else 1.0, -one.entry.quality
 
         return sorted(race.timed, key=place)
 
-    def missed(self, after: Measurement, gained: Gains, race: FinalRace[Entry]) -> list[Missed]:
+    def missed(self, after: Measurement, gained: Gains, race: FinalRace[TrialEntry]) -> list[Missed]:
         """Return the targets that are not met, the furthest first."""
         missed = Goal.of(self.request).missed(after, race.load)
         wanted = self.request.target_speedup

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from omgoptim.architecture_search.auto import auto_space
-from omgoptim.architecture_search.define_by_run import LOOKS, DrawnTrial, build, look, module_of
+from omgoptim.architecture_search.define_by_run import PROBE_CALLS, DrawnTrial, build, module_of, probe_space
 from omgoptim.architecture_search.space import Configuration, Space
 from omgoptim.errors import OmgoptimError, RequestError, UserCodeError, argument
 from omgoptim.measure.size import count_params
@@ -24,7 +24,7 @@ from omgoptim.requests import SearchRequest
 
 AUTO = "auto"
 
-SKETCHED_ON, INHERITED_ON = 16, 128
+TIMING_FIT_SAMPLES, TRAINING_FIT_SAMPLES = 16, 128
 """Samples that weights are fitted to: of a network that is only timed, and of one that is trained afterwards. Chosen:
 the weights do not change the time."""
 
@@ -33,7 +33,7 @@ SpaceFunction = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Searched:
+class SearchSpace:
     """Space of a search, and the function that builds its networks."""
 
     build: Callable[[Configuration], nn.Module]
@@ -44,14 +44,14 @@ class Searched:
     notes: tuple[str, ...] = ()
     function: SpaceFunction | None = None
     """The user's function; None for `auto`."""
-    alone: bool = False
+    without_model: bool = False
     """True without a model: the largest network of the space is the reference, and is trained first."""
-    outline: Callable[[Configuration], nn.Module] | None = None
+    build_for_timing: Callable[[Configuration], nn.Module] | None = None
     """Builds a network to be timed only, its weights not fitted; None: as `build` does."""
 
-    def to_time(self, configuration: Configuration) -> nn.Module:
+    def build_to_time(self, configuration: Configuration) -> nn.Module:
         """Build a network whose weights do not matter."""
-        return (self.outline or self.build)(configuration)
+        return (self.build_for_timing or self.build)(configuration)
 
 
 def _space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> SpaceFunction | None:
@@ -90,7 +90,7 @@ def _space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> S
     return limited
 
 
-def users_space(request: SearchRequest, policy: PathPolicy, live: Live) -> tuple[Searched | None, Live]:
+def user_space(request: SearchRequest, policy: PathPolicy, live: Live) -> tuple[SearchSpace | None, Live]:
     """Return the user's space, and the model, data and functions of a run on it; None for `auto`.
 
     Without a model, the largest of a few networks of the space is the reference.
@@ -102,21 +102,21 @@ def users_space(request: SearchRequest, policy: PathPolicy, live: Live) -> tuple
     function = _space_function(request, policy, live)
     if function is None:
         return None, live
-    searched = _looked_at(function, request.seed)
+    search_space = _probed(function, request.seed)
     if request.space is not None or live.module is not None:
-        return searched, live
-    largest = max(drawn_networks(searched, request.seed), key=lambda module: count_params(module)[0])
-    return replace(searched, alone=True), replace(live, module=largest)
+        return search_space, live
+    largest = max(sample_networks(search_space, request.seed), key=lambda module: count_params(module)[0])
+    return replace(search_space, without_model=True), replace(live, module=largest)
 
 
-def _looked_at(function: SpaceFunction, seed: int) -> Searched:
+def _probed(function: SpaceFunction, seed: int) -> SearchSpace:
     """Return the space of a user's function; each network begins with the same random state.
 
     Raises:
         UserCodeError: every call failed, or none requested a choice.
     """
     torch.manual_seed(seed)
-    found = look(function, seed)
+    found = probe_space(function, seed)
     notes = []
     if found.reasons:
         notes.append(f"{len(found.reasons)} of {found.calls} first calls of the space failed: {found.reasons[0]}")
@@ -132,44 +132,44 @@ def _looked_at(function: SpaceFunction, seed: int) -> Searched:
             return dict(trial.params)
         return dict(trial.params)
 
-    return Searched(built, found.space, parameters, tuple(notes), function)
+    return SearchSpace(built, found.space, parameters, tuple(notes), function)
 
 
-def automatic_space(job: Job[SearchRequest], span: tuple[float, float]) -> Searched:
+def automatic_space(job: Job[SearchRequest], span: tuple[float, float]) -> SearchSpace:
     """Return the space of variants of the model's stages, with inherited weights.
 
     Raises:
         TechniqueError: nothing of the model can be varied.
     """
     run = job.module_run(span)
-    sketched, inherited = (
+    for_timing, for_training = (
         replace(run, statistics=run.statistics.split(count)[0], progress=lambda *_: None)
-        for count in (SKETCHED_ON, INHERITED_ON)
+        for count in (TIMING_FIT_SAMPLES, TRAINING_FIT_SAMPLES)
     )
-    found = auto_space(job.original, sketched, job.request.stages, run.progress)
-    return Searched(
-        lambda configuration: found.build(configuration, inherited),
+    found = auto_space(job.original, for_timing, job.request.stages, run.progress)
+    return SearchSpace(
+        lambda configuration: found.build(configuration, for_training),
         found.space,
         None,
-        outline=lambda configuration: found.build(configuration, sketched),
+        build_for_timing=lambda configuration: found.build(configuration, for_timing),
     )
 
 
-def drawn_networks(searched: Searched, seed: int) -> list[nn.Module]:
+def sample_networks(search_space: SearchSpace, seed: int) -> list[nn.Module]:
     """Return a few networks of a space: drawn at random, and of a product the first and last options.
 
     Raises:
         OmgoptimError: none could be built.
     """
-    assert searched.function is not None  # an automatic space is not drawn from
+    assert search_space.function is not None  # an automatic space is not drawn from
     tried: list[Configuration] = []
-    if searched.product is not None:
-        ends = [np.zeros(len(searched.product.knobs), dtype=np.int64), np.array(searched.product.counts) - 1]
-        tried += [searched.product.configuration(row) for row in ends]
-    for number in range(LOOKS):
+    if search_space.product is not None:
+        ends = [np.zeros(len(search_space.product.knobs), dtype=np.int64), np.array(search_space.product.counts) - 1]
+        tried += [search_space.product.configuration(row) for row in ends]
+    for number in range(PROBE_CALLS):
         trial = DrawnTrial(np.random.default_rng([seed, number]))
         try:
-            module_of(searched.function, trial)
+            module_of(search_space.function, trial)
         except UserCodeError:
             continue
         tried.append(dict(trial.params))
@@ -177,7 +177,7 @@ def drawn_networks(searched: Searched, seed: int) -> list[nn.Module]:
     failure: OmgoptimError | None = None
     for configuration in tried:
         try:
-            found.append(searched.build(configuration))
+            found.append(search_space.build(configuration))
         except OmgoptimError as error:
             failure = error
     if not found:

@@ -21,37 +21,37 @@ from typing import Any
 
 from torch import nn
 
-from omgoptim.architecture_search.drive import Started
 from omgoptim.architecture_search.runner import (
     WEIGHTS,
-    Cost,
+    NetworkCost,
     Screened,
-    Steps,
-    climb,
-    conclude,
-    finished,
+    TrialFunctions,
     load_weights,
+    most_promising_trials,
     save_weights,
     screen,
-    unfinished,
+    train_rungs,
+    train_to_end,
+    training_result,
 )
+from omgoptim.architecture_search.search_loop import StartedTrial
 from omgoptim.architecture_search.trials import MOST_BYTES, TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import OmgoptimError
 from omgoptim.executors import Executor, Task, TaskResult
 from omgoptim.executors.task import WORKER, Work
 from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.operations.architecture_search.costs import Costs, Limits
-from omgoptim.operations.architecture_search.spaces import automatic_space, users_space
+from omgoptim.operations.architecture_search.costs import CostMeter, Limits
+from omgoptim.operations.architecture_search.spaces import automatic_space, user_space
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.execution import (
-    parent_files,
+    from_payload,
+    parent_artifact_files,
     refuse_other_weights,
-    request_here,
-    sent,
-    threads_each,
-    with_parent,
+    threads_per_worker,
+    to_payload,
+    with_parent_artifact,
 )
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
@@ -72,11 +72,11 @@ class TaskRunner:
 
     executor: Executor | None
     job: Job[SearchRequest]
-    steps: Steps
+    steps: TrialFunctions
     identity: str
     """Hash of the weights that every worker must start from; empty without a model."""
 
-    def start(self, folders: TrialFolders, spec: TrialSpec) -> Started:
+    def start(self, folders: TrialFolders, spec: TrialSpec) -> StartedTrial:
         """Screen a network here, and submit its training; what it is compared with at its rungs is fixed now."""
         scratch = self.job.context.work / "screened"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -85,50 +85,54 @@ class TaskRunner:
             screened = screen(self.steps, spec, scratch)
         except OmgoptimError as error:
             failed = folders.run(spec, _raising(error))
-            return Started(lambda: failed)
+            return StartedTrial(lambda: failed)
         if isinstance(screened, TrialResult):
             rejected = folders.run(spec, lambda _spec, _folder: screened)
-            return Started(lambda: rejected, rejected=True)
+            return StartedTrial(lambda: rejected, rejected=True)
         others = list(folders.histories().values())
         if self.executor is None:
-            return Started(lambda: folders.run(spec, partial(self._here, screened, others)))
-        future = self._submit(folders, spec, _asked(screened.untrained, screened.predicted, others, ()))
-        return Started(lambda: folders.run(spec, lambda _spec, folder: self._concluded(future.result().folder, folder)))
+            return StartedTrial(lambda: folders.run(spec, partial(self._here, screened, others)))
+        future = self._submit(folders, spec, _training_payload(screened.untrained, screened.predicted, others, ()))
+        return StartedTrial(
+            lambda: folders.run(spec, lambda _spec, folder: self._collected(future.result().folder, folder))
+        )
 
     def _here(self, screened: Screened, others: list[tuple[float, ...]], spec: TrialSpec, folder: Path) -> TrialResult:
-        qualities = climb(self.steps.train, screened.module, spec, folder / "checkpoints", others)
+        qualities = train_rungs(self.steps.train, screened.module, spec, folder / "checkpoints", others)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         save_weights(screened.module, folder / WEIGHTS)
-        return conclude(spec, qualities, screened.untrained, screened.predicted)
+        return training_result(spec, qualities, screened.untrained, screened.predicted)
 
     def _trial_of(self, trained: Path, _spec: TrialSpec, folder: Path) -> TrialResult:
-        return self._concluded(trained, folder)
+        return self._collected(trained, folder)
 
-    def conclude_left(self, folders: TrialFolders) -> None:
+    def collect_trained(self, folders: TrialFolders) -> None:
         """Take the results of the trials that were trained before the search was cut off."""
         for trained in sorted(folders.root.glob(f"*{TRAINED}")):
             spec = TrialSpec.model_validate(_record(trained)["spec"])
             folders.run(spec, partial(self._trial_of, trained))
             shutil.rmtree(trained, ignore_errors=True)
 
-    def finalists(self, folders: TrialFolders, finals: TrialFolders, count: int) -> list[tuple[TrialSpec, TrialResult]]:
-        """Train the best trials to the end, all at the same time: see `runner.finalists`."""
-        chosen = unfinished(folders, count)
+    def train_finalists(
+        self, folders: TrialFolders, finals: TrialFolders, count: int
+    ) -> list[tuple[TrialSpec, TrialResult]]:
+        """Train the best trials to the end, all at the same time: see `runner.train_finalists`."""
+        chosen = most_promising_trials(folders, count)
         futures: dict[int, Future[TaskResult]] = {}
         for spec, before in chosen:
             if before.outcome != "trained" and finals.result(spec.number) is None:
                 weights = {"weights": folders.path(spec.number) / WEIGHTS}
-                asked = _asked(Cost(), before.predicted_ms, None, before.rungs)
-                futures[spec.number] = self._submit(finals, spec, asked, weights)
+                training = _training_payload(NetworkCost(), before.predicted_ms, None, before.rungs)
+                futures[spec.number] = self._submit(finals, spec, training, weights)
         found = []
         for spec, before in chosen:
 
             def trial(spec: TrialSpec, folder: Path, before: TrialResult = before) -> TrialResult:
                 weights = folders.path(spec.number) / WEIGHTS
                 if spec.number in futures:
-                    before = self._concluded(futures[spec.number].result().folder, folder)
+                    before = self._collected(futures[spec.number].result().folder, folder)
                     weights = folder / WEIGHTS
-                return finished(self.steps, spec, folder, before, weights).model_copy(
+                return train_to_end(self.steps, spec, folder, before, weights).model_copy(
                     update={"seconds": before.seconds}
                 )
 
@@ -136,30 +140,34 @@ class TaskRunner:
         return found
 
     def _submit(
-        self, folders: TrialFolders, spec: TrialSpec, asked: Mapping[str, Any], inputs: Mapping[str, Path] | None = None
+        self,
+        folders: TrialFolders,
+        spec: TrialSpec,
+        training: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None = None,
     ) -> Future[TaskResult]:
-        assert self.executor is not None  # `start` and `finalists` see to it
+        assert self.executor is not None  # `start` and `train_finalists` see to it
         problem = _sent_problem(self.job, self.identity)
-        payload = {"problem": problem, "spec": spec.model_dump(mode="json"), **asked}
+        payload = {"problem": problem, "spec": spec.model_dump(mode="json"), **training}
         key = hashlib.sha256(json.dumps([spec.configuration, spec.seed, spec.epochs]).encode()).hexdigest()[:16]
         target = folders.root / f"{spec.number:05d}{TRAINED}"
-        inputs = {**(inputs or {}), **parent_files(self.job.loaded.source.artifact)}
+        inputs = {**(inputs or {}), **parent_artifact_files(self.job.loaded.source.artifact)}
         return self.executor.submit(Task(FUNCTION, payload, target, f"{key}.checkpoints", inputs))
 
-    def _concluded(self, trained: Path, folder: Path) -> TrialResult:
+    def _collected(self, trained: Path, folder: Path) -> TrialResult:
         record = _record(trained)
         for name in (WEIGHTS, WORKER):
             os.replace(trained / name, folder / name)
-        cost, predicted = Cost(**record["screened"]["cost"]), record["screened"]["predicted"]
-        result = conclude(TrialSpec.model_validate(record["spec"]), tuple(record["qualities"]), cost, predicted)
+        cost, predicted = NetworkCost(**record["screened"]["cost"]), record["screened"]["predicted"]
+        result = training_result(TrialSpec.model_validate(record["spec"]), tuple(record["qualities"]), cost, predicted)
         shutil.rmtree(trained, ignore_errors=True)
         return result.model_copy(update={"seconds": record["seconds"]})
 
 
-def _asked(
-    untrained: Cost, predicted: float | None, others: list[tuple[float, ...]] | None, before: tuple[float, ...]
+def _training_payload(
+    untrained: NetworkCost, predicted: float | None, others: list[tuple[float, ...]] | None, before: tuple[float, ...]
 ) -> dict[str, Any]:
-    """Return the training that a task does: the network's cost before it, and the arguments of `climb`."""
+    """Return the training that a task does: the network's cost before it, and the arguments of `train_rungs`."""
     return {"screened": {"cost": asdict(untrained), "predicted": predicted}, "others": others, "before": before}
 
 
@@ -171,7 +179,7 @@ def train_trial(payload: Mapping[str, Any], work: Work) -> None:
     module = build(spec.configuration)
     if "weights" in work.inputs:
         load_weights(module, work.inputs["weights"])
-    qualities = climb(train, module, spec, work.checkpoints, payload["others"], payload["before"])
+    qualities = train_rungs(train, module, spec, work.checkpoints, payload["others"], payload["before"])
     save_weights(module, work.folder / WEIGHTS)
     record = {
         "spec": payload["spec"],
@@ -191,7 +199,9 @@ def load_workers(executor: Executor, job: Job[SearchRequest], identity: str) -> 
     place.mkdir(parents=True, exist_ok=True)
     payload = {"problem": _sent_problem(job, identity)}
     for number in range(executor.workers):
-        executor.submit(Task(LOAD, payload, place / str(number), inputs=parent_files(job.loaded.source.artifact)))
+        executor.submit(
+            Task(LOAD, payload, place / str(number), inputs=parent_artifact_files(job.loaded.source.artifact))
+        )
 
 
 def load_problem(payload: Mapping[str, Any], work: Work) -> None:
@@ -200,12 +210,12 @@ def load_problem(payload: Mapping[str, Any], work: Work) -> None:
 
 
 def _sent_problem(job: Job[SearchRequest], identity: str) -> dict[str, Any]:
-    record = sent("search", job.request, job.context, threads_each(job.request))
+    record = to_payload("search", job.request, job.context, threads_per_worker(job.request))
     return record | {"runtime": job.runtime, "identity": identity}
 
 
 def _loaded(payload: Mapping[str, Any], work: Work) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Training]:
-    return _problem(json.dumps(with_parent(payload["problem"], work.inputs), sort_keys=True))
+    return _problem(json.dumps(with_parent_artifact(payload["problem"], work.inputs), sort_keys=True))
 
 
 @cache
@@ -215,20 +225,22 @@ def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Tra
     Raises:
         RunError: the model has other weights here than where the search was started.
     """
-    from omgoptim.operations.architecture_search.trials import Trials
+    from omgoptim.operations.architecture_search.search_runner import SearchRunner
 
-    asked = json.loads(record)
-    request, context = request_here(asked)
+    training = json.loads(record)
+    request, context = from_payload(training)
     assert isinstance(request, SearchRequest)
-    searched, live = users_space(request, PathPolicy.of_request(context.project, request), Live())
+    search_space, live = user_space(request, PathPolicy.of_request(context.project, request), Live())
     loaded = prepare(request, context, live)
     original = require_module(loaded, "search")
-    refuse_other_weights(original, asked["identity"], request.model)
-    job = Job(request, context, loaded, load_datasets(request, loaded, original, live), original, asked["runtime"])
-    searched = searched or automatic_space(job, (0.0, 1.0))
-    costs = Costs(job, loaded.baseline, 1.0, Limits(None, None, None), None)
-    trials = Trials(job, searched, costs, None, None if searched.alone else original, time.monotonic())
-    return searched.build, trials.training()
+    refuse_other_weights(original, training["identity"], request.model)
+    job = Job(request, context, loaded, load_datasets(request, loaded, original, live), original, training["runtime"])
+    search_space = search_space or automatic_space(job, (0.0, 1.0))
+    costs = CostMeter(job, loaded.baseline, 1.0, Limits(None, None, None), None)
+    trials = SearchRunner(
+        job, search_space, costs, None, None if search_space.without_model else original, time.monotonic()
+    )
+    return search_space.build, trials.training()
 
 
 def _record(trained: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from omgoptim.models.manifest import Manifest
 from omgoptim.models.recipe import read_recipe
 from omgoptim.models.samples import Samples, as_tensors, forward_args, repeat_to_size
 from omgoptim.models.source import Source, load_source
-from omgoptim.operations.compression_job import Job, applied
+from omgoptim.operations.compression_job import Job, apply_technique
 from omgoptim.operations.datasets import one_sample, scoring_loss
 from omgoptim.operations.loaded_model import Live, LoadedModel, recipe_of_live
 from omgoptim.operations.per_sample_check import refuse_partial
@@ -59,19 +59,19 @@ class Student:
         return count_macs(self.module, args, kwargs).macs
 
 
-def derived_student(job: Job[DistillRequest], params: Params, span: tuple[float, float]) -> Student:
+def derive_student(job: Job[DistillRequest], params: Params, span: tuple[float, float]) -> Student:
     """Derive a student from a copy of the teacher.
 
     Raises:
         OmgoptimError: the technique does not support the teacher.
     """
     module = copy.deepcopy(job.original)
-    outcome = applied(job, module, params, job.module_run(span))
+    outcome = apply_technique(job, module, params, job.module_run(span))
     refuse_partial(module, job.original, job.datasets.selection, job.loaded.signature, job.loaded.device)
     return as_student(job, params, module, outcome)
 
 
-def derived_alone(teacher: nn.Module, params: Params, inputs: Any, seed: int) -> nn.Module:
+def derive_module(teacher: nn.Module, params: Params, inputs: Any, seed: int) -> nn.Module:
     """Derive a student outside of a run; in eval mode.
 
     Args:
@@ -118,7 +118,7 @@ def scheme_of(params: Params) -> str:
     return params.bare("student").replace("_", " ")
 
 
-def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Student:
+def load_student(job: Job[DistillRequest], params: Given, live: Live) -> Student:
     """Load a student given by the user.
 
     Raises:

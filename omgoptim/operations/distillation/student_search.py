@@ -18,7 +18,7 @@ from omgoptim.measure.timing import SCREENING_PLAN, Timing, time_artifacts
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.distillation.student import Student, as_student, name_of
-from omgoptim.operations.distillation.student_training import train
+from omgoptim.operations.distillation.student_training import train_student
 from omgoptim.operations.per_sample_check import refuse_partial
 from omgoptim.operations.save_module import save
 from omgoptim.reports import Candidate
@@ -27,7 +27,7 @@ from omgoptim.requests.distill import Auto
 from omgoptim.techniques.distill._student.proposals import Proposal, proposals
 from omgoptim.text import plural
 
-Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned"]
+Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned_record"]
 
 DERIVING = 0.1
 """Fraction of the search's progress for deriving and timing the students, which takes far less time than training."""
@@ -52,7 +52,7 @@ class StudentTrial:
     why: str = ""
 
 
-def search(job: Job[DistillRequest], auto: Auto, span: tuple[float, float]) -> tuple[Student, list[Candidate]]:
+def search_student(job: Job[DistillRequest], auto: Auto, span: tuple[float, float]) -> tuple[Student, list[Candidate]]:
     """Choose the student to train fully; return it with all candidates.
 
     Raises:
@@ -161,13 +161,13 @@ def _successive_halving(
 ) -> StudentTrial:
     """Train all students, keep the better half and double the epochs, until one is left."""
     epochs, rung = auto.trial_epochs, 1
-    total = _trainings(len(alive))
+    total = _training_count(len(alive))
     done = 0
     while len(alive) > 1:
         for trial in alive:
             number = f"trial {rung} of {trial.student.name}"
             part = tuple(span[0] + (span[1] - span[0]) * (done + each) / total for each in (0, 1))
-            state = train(
+            state = train_student(
                 job,
                 trial.student if trial.trained is None else replace(trial.student, module=trial.trained),
                 number,
@@ -186,7 +186,7 @@ def _successive_halving(
     return alive[0]
 
 
-def _trainings(count: int) -> int:
+def _training_count(count: int) -> int:
     """Return the number of trainings of successive halving."""
     total = 0
     while count > 1:
@@ -203,7 +203,7 @@ def _chosen_reason(best: StudentTrial, alive: list[StudentTrial]) -> str:
 
 def _candidate(job: Job[DistillRequest], trial: StudentTrial) -> Candidate:
     quality = trial.quality if trial.quality is not None and math.isfinite(trial.quality) else None
-    seen = planned(job, trial)
+    seen = planned_record(job, trial)
     return seen.model_copy(
         update={
             "speedup": trial.speedup,
@@ -215,13 +215,13 @@ def _candidate(job: Job[DistillRequest], trial: StudentTrial) -> Candidate:
     )
 
 
-def planned(job: Job[DistillRequest], trial: StudentTrial) -> Candidate:
+def planned_record(job: Job[DistillRequest], trial: StudentTrial) -> Candidate:
     """Return the record of a planned student."""
     return Candidate(
         name=trial.student.name,
         scheme=trial.student.scheme,
         runtime=job.runtime,
-        status="planned",
+        status="planned_record",
         why=_size_reason(job, trial),
     )
 

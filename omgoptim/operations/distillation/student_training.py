@@ -26,8 +26,8 @@ from omgoptim.executors.task import Work, end_with_parent
 from omgoptim.models.samples import as_tensors, repeat_to_size
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import load_datasets, loss_for
-from omgoptim.operations.distillation.student import Student, given_student
-from omgoptim.operations.execution import request_here, sent, threads_each
+from omgoptim.operations.distillation.student import Student, load_student
+from omgoptim.operations.execution import from_payload, threads_per_worker, to_payload
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
@@ -46,7 +46,7 @@ PRETRAINED_LEARNING_RATE = 3e-4
 would destroy them. Chosen: a third of Adam's default."""
 
 
-def train(
+def train_student(
     job: Job[DistillRequest],
     student: Student,
     name: str,
@@ -150,9 +150,9 @@ def train_on_workers(
     request, context = job.request, job.context
     folder = context.checkpoints / name
     write_round(folder / "start", RoundState(module, Round(number=1), student.changes), student.base)
-    threads = threads_each(request)
+    threads = threads_per_worker(request)
     payload = {
-        "problem": sent("distill", request, context, threads) | {"runtime": job.runtime},
+        "problem": to_payload("distill", request, context, threads) | {"runtime": job.runtime},
         "name": name,
         "teacher": teacher,
         "epochs": epochs,
@@ -165,9 +165,9 @@ def train_on_workers(
         os.replace(folder / "shared" / "done", trained)
     elif request.on == "ray":
         with executor_on("ray", request.workers, context.project, context.progress):
-            _on_ray_train(payload, trained, context.work / "train")
+            _on_ray_train(payload, trained, context.work / "train_student")
     else:
-        _here(payload, folder)
+        _on_this_machine(payload, folder)
         os.replace(folder / "rank-0", trained)
     shutil.rmtree(folder / "done", ignore_errors=True)
     os.replace(trained, folder / "done")
@@ -175,7 +175,7 @@ def train_on_workers(
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _here(payload: dict[str, Any], folder: Path) -> None:
+def _on_this_machine(payload: dict[str, Any], folder: Path) -> None:
     """Train in processes of this machine; if one is lost, all end, and a resumed run continues from the last epoch."""
     for left in folder.glob("rank-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -195,7 +195,7 @@ def _here(payload: dict[str, Any], folder: Path) -> None:
 
 def _on_ray_train(payload: dict[str, Any], trained: Path, storage: Path) -> None:
     """Train with Ray Train, which restarts all processes from the last epoch if one of them is lost."""
-    train, torch_train = ray_library("train"), ray_library("train.torch")
+    train, torch_train = ray_library("train_student"), ray_library("train.torch")
     storage.mkdir(parents=True, exist_ok=True)
     trainer = torch_train.TorchTrainer(
         _ray_train_loop,
@@ -220,7 +220,7 @@ def _ray_train_loop(payload: dict[str, Any]) -> None:
     import tempfile
 
     end_with_parent()
-    train = ray_library("train")
+    train = ray_library("train_student")
     rank = train.get_context().get_world_rank()
     with tempfile.TemporaryDirectory() as scratch:
         work = Work(Path(scratch), Path(payload["checkpoints"]), {})
@@ -242,7 +242,7 @@ def train_share(payload: Mapping[str, Any], work: Work) -> None:
         work.checkpoints.mkdir(parents=True, exist_ok=True)
         own.symlink_to(work.checkpoints, target_is_directory=True)
     teacher = job.original if payload["teacher"] else None
-    train(job, student, payload["name"], (0.0, 1.0), teacher=teacher, epochs=payload["epochs"])
+    train_student(job, student, payload["name"], (0.0, 1.0), teacher=teacher, epochs=payload["epochs"])
     for file in (own / "done").iterdir():
         shutil.copy2(file, work.folder / file.name)
     if torch.distributed.is_initialized() and "port" in payload:
@@ -259,13 +259,13 @@ def _loaded(payload: Mapping[str, Any]) -> tuple[Job[DistillRequest], Student]:
             f"there is no {start} on {socket.gethostname()}",
             "keep the project on storage that the cluster shares, or train with one worker",
         )
-    request, context = request_here(payload["problem"])
+    request, context = from_payload(payload["problem"])
     assert isinstance(request, DistillRequest)
     loaded = prepare(request, context, Live())
     teacher = require_module(loaded, "distill")
     datasets = load_datasets(request, loaded, teacher, None)
     job = Job(request, context, loaded, datasets, teacher, payload["problem"]["runtime"])
-    given = given_student(job, request.student, Live()) if isinstance(request.student, Given) else None
+    given = load_student(job, request.student, Live()) if isinstance(request.student, Given) else None
     base = teacher if given is None else given.base
     state = read_round(start, base)
     if state is None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from omgoptim.operations.goal import Goal
-from omgoptim.operations.optimization.cost import Cost
+from omgoptim.operations.optimization.cost import StepCosts
 from omgoptim.operations.optimization.level_speeds import FACTORIZED, LevelSpeeds
-from omgoptim.operations.optimization.points import Point, product, speeds
+from omgoptim.operations.optimization.points import Point, chained_speedup, comparable_speeds
 from omgoptim.operations.optimization.steps import PlannedStep, Steps
 from omgoptim.operations.quantization.selection import Preference
 
@@ -22,7 +22,7 @@ MOST_EPOCHS = 40
 UNTRAINED_SHARE = 0.1
 """Share of the budget that measuring untrained levels may cost."""
 
-LEVELS = 3
+FURTHER_LEVELS = 3
 """Most further levels that are tried by the route that won."""
 
 SECOND_ROUTE_SHARE = 0.2
@@ -37,10 +37,16 @@ MARGIN = 1.3
 RECOVERY_SHARE = 0.6
 """Share of the time left that one full recovery may cost: a shallower level may have to follow."""
 
-SHARE_OF_GUARD = 2.0
+PROMISING_DROP_FACTOR = 2.0
 """Drop after a short recovery, over the guard, up to which a level is worth a full recovery."""
 
-ALONE, UNTRAINED, COMPARED, RECOVERED, QUANTIZED = (0.05, 0.2), (0.2, 0.25), (0.25, 0.45), (0.45, 0.7), (0.7, 0.82)
+ORIGINAL_SPAN, UNTRAINED_SPAN, COMPARED_SPAN, RECOVERED_SPAN, QUANTIZED_SPAN = (
+    (0.05, 0.2),
+    (0.2, 0.25),
+    (0.25, 0.45),
+    (0.45, 0.7),
+    (0.7, 0.82),
+)
 """Fractions of the run between which the parts move its progress."""
 
 
@@ -83,14 +89,14 @@ SMALLEST_GUARD = 0.002
 """The guard that a short recovery is compared with where none or less is allowed."""
 
 
-def quantize_alone(steps: Steps) -> Point | None:
+def quantize_original(steps: Steps) -> Point | None:
     """Quantize the original: the baseline that a chain must beat."""
     arguments = {
         "runtime": steps.request.runtime,
         "max_quality_drop": steps.request.max_quality_drop,
         "prefer": steps.request.prefer,
     }
-    return steps.take(PlannedStep("quantize", "quantize", arguments, span=ALONE))
+    return steps.run(PlannedStep("quantize", "quantize", arguments, span=ORIGINAL_SPAN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,31 +105,31 @@ class Chain:
 
     steps: Steps
     goal: Goal
-    cost: Cost
+    cost: StepCosts
     preference: Preference
     speeds: LevelSpeeds
 
     def build(self) -> None:
         """Take the steps."""
         steps, first = self.steps, self._first_level()
-        begun: list[tuple[Route, Point]] = []
+        compared: list[tuple[Route, Point]] = []
         for index, route in enumerate((PRUNE, DISTILL)):
             if (
                 index
-                and begun
-                and self.cost.trained_s(steps.taken, SHORT_EPOCHS) > SECOND_ROUTE_SHARE * steps.seconds_left
+                and compared
+                and self.cost.trained_s(steps.points, SHORT_EPOCHS) > SECOND_ROUTE_SHARE * steps.seconds_left
             ):
                 break  # the time is better spent on the route that is begun
-            point = self._short(route, first, index)
+            point = self._short_recovery(route, first, index)
             if point is not None:
-                begun.append((route, point))
-        if not begun:
+                compared.append((route, point))
+        if not compared:
             return
-        route = _better(begun, steps)
-        level = self._level(route, first)
+        route = _better(compared, steps)
+        level = self._deepest_promising_level(route, first)
 
         def recovered_within(level: float) -> Point | None:
-            point = self._recovered(route, level)
+            point = self._full_recovery(route, level)
             held = point and self._quantized_within(point, f"quantize after {_name(route, level)}", level)
             return point if held else None
 
@@ -134,15 +140,15 @@ class Chain:
             self._factorize(deepest[1], _name(route, deepest[0]))
             return
         guard = self.goal.max_quality_drop
-        short = [point for point in steps.taken if point.verb == route.verb and point.cautious_drop <= guard]
+        short = [point for point in steps.points if point.verb == route.verb and point.cautious_drop <= guard]
         if short:  # no full recovery came to an end within the guard
-            fastest = max(zip(speeds(short), short, strict=True), key=lambda pair: pair[0])[1]
+            fastest = max(zip(comparable_speeds(short), short, strict=True), key=lambda pair: pair[0])[1]
             self._quantized_within(fastest, f"quantize after {fastest.name}", None)
 
-    def compared(self) -> list[PlannedStep]:
+    def first_steps(self) -> list[PlannedStep]:
         """Return the steps that are compared first; none where there is time for one alone."""
         steps, first = self.steps, self._first_level()
-        if self.cost.trained_s(steps.taken, SHORT_EPOCHS) > SECOND_ROUTE_SHARE * steps.seconds_left:
+        if self.cost.trained_s(steps.points, SHORT_EPOCHS) > SECOND_ROUTE_SHARE * steps.seconds_left:
             return []
         trained = _training(steps, SHORT_EPOCHS)
         return [
@@ -151,70 +157,70 @@ class Chain:
 
     def _first_level(self) -> float:
         """Return the level worth a training that is nearest to the usual one."""
-        edges = self.speeds.edges(self.preference) or [FIRST_LEVEL]
-        return min(edges, key=lambda level: abs(level - FIRST_LEVEL))
+        worthwhile = self.speeds.worthwhile_levels(self.preference) or [FIRST_LEVEL]
+        return min(worthwhile, key=lambda level: abs(level - FIRST_LEVEL))
 
     def _between(self, low: float, high: float) -> float | None:
         return self.speeds.next_level(low, high, self.preference)
 
-    def _level(self, route: Route, first: float) -> float | None:
+    def _deepest_promising_level(self, route: Route, first: float) -> float | None:
         """Return the deepest level whose drop after a short recovery promises to end within the guard."""
         steps, cost = self.steps, self.cost
         limit = _limit(steps)
-        kept_s = cost.trained_s(steps.taken, 2 * SHORT_EPOCHS) + cost.quantize_s(steps.taken)  # for one full recovery
+        kept_s = cost.trained_s(steps.points, 2 * SHORT_EPOCHS) + cost.quantize_s(steps.points)  # for one full recovery
         spare_s = min(LEVELS_SHARE * steps.seconds_left, steps.seconds_left - MARGIN * kept_s)
-        affordable = max(0, int(spare_s / max(cost.trained_s(steps.taken, SHORT_EPOCHS), 0.01)))
+        affordable = max(0, int(spare_s / max(cost.trained_s(steps.points, SHORT_EPOCHS), 0.01)))
         tried = {first}
 
         def result(level: float) -> Point | None:
-            known = next((point for point in steps.taken if point.name == _name(route, level)), None)
+            known = next((point for point in steps.points if point.name == _name(route, level)), None)
             tried.add(level)
-            point = known or self._short(route, level, len(tried))
+            point = known or self._short_recovery(route, level, len(tried))
             return point if point is not None and point.drop <= limit else None
 
-        most = 1 + min(LEVELS, affordable)
+        most = 1 + min(FURTHER_LEVELS, affordable)
         found = deepest_level(result, first=first, most=most, between=self._between)
         return None if found is None else found[0]
 
-    def _short(self, route: Route, level: float, index: int) -> Point | None:
+    def _short_recovery(self, route: Route, level: float, index: int) -> Point | None:
         """Take a step to a level with a short recovery, if there is time to quantize its result."""
         steps, cost = self.steps, self.cost
-        start, end = COMPARED
-        width = (end - start) / (LEVELS + 2)
+        start, end = COMPARED_SPAN
+        width = (end - start) / (FURTHER_LEVELS + 2)
         begin = min(start + index * width, end - width)
         arguments = self._arguments(route, level) | _training(steps, SHORT_EPOCHS)
-        needed = cost.trained_s(steps.taken, SHORT_EPOCHS) + cost.quantize_s(steps.taken)
+        needed = cost.trained_s(steps.points, SHORT_EPOCHS) + cost.quantize_s(steps.points)
         span, expected = (begin, begin + width), self._expected(route, level)
-        return steps.take(PlannedStep(_name(route, level), route.verb, arguments, None, span, expected, needed))
+        return steps.run(PlannedStep(_name(route, level), route.verb, arguments, None, span, expected, needed))
 
-    def _recovered(self, route: Route, level: float) -> Point | None:
+    def _full_recovery(self, route: Route, level: float) -> Point | None:
         """Recover a level for as many epochs as the time left allows, with what quantizing takes held back."""
         steps, cost = self.steps, self.cost
-        after = cost.quantize_s(steps.taken)
-        overhead = cost.trained_s(steps.taken, 0)
-        epoch = cost.trained_s(steps.taken, 1) - overhead
+        after = cost.quantize_s(steps.points)
+        overhead = cost.trained_s(steps.points, 0)
+        epoch = cost.trained_s(steps.points, 1) - overhead
         affordable = (RECOVERY_SHARE * (steps.seconds_left - after) - overhead) / max(epoch, 1e-3)
         epochs = int(min(MOST_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
         arguments = self._arguments(route, level) | _training(steps, epochs)
         name = f"{_name(route, level)}, {epochs} epochs"
         needed = overhead + epochs * epoch + after
         expected = self._expected(route, level)
-        return steps.take(PlannedStep(name, route.verb, arguments, None, RECOVERED, expected, needed))
+        return steps.run(PlannedStep(name, route.verb, arguments, None, RECOVERED_SPAN, expected, needed))
 
     def _factorize(self, point: Point, name: str) -> None:
         """Factorize a recovered network, train it and quantize that, where an untrained one was better for it."""
         steps, cost = self.steps, self.cost
-        if not self.speeds.factorizing_pays(self.preference):
+        if not self.speeds.is_factorizing_worthwhile(self.preference):
             return
-        after, overhead = cost.quantize_s(steps.taken), cost.trained_s(steps.taken, 0)
-        epoch = cost.trained_s(steps.taken, 1) - overhead
+        after, overhead = cost.quantize_s(steps.points), cost.trained_s(steps.points, 0)
+        epoch = cost.trained_s(steps.points, 1) - overhead
         affordable = (steps.seconds_left - after - overhead) / max(epoch, 1e-3)
         epochs = int(min(MOST_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
         method = {"method": "whitened", "target_compression": FACTORIZED}
         arguments = {"method": method, "max_quality_drop": 1.0} | _training(steps, epochs)
         name = f"factorize after {name}"
         needed = overhead + epochs * epoch + after
-        factorized = steps.take(PlannedStep(name, "factorize", arguments, point, RECOVERED, None, needed))
+        factorized = steps.run(PlannedStep(name, "factorize", arguments, point, RECOVERED_SPAN, None, needed))
         if factorized is not None:
             self._quantized_within(factorized, f"quantize after {name}", None)
 
@@ -230,12 +236,16 @@ class Chain:
         left = min(1.0, guard - point.drop)
         quantized = None
         if left >= 0:
-            alone = next((one for one in steps.taken if one.verb == "quantize" and one.parent is None), None)
+            quantized_original = next(
+                (one for one in steps.points if one.verb == "quantize" and one.parent is None), None
+            )
             expected = None if level is None else self.speeds.expected_quantized(level)
-            expected = expected or product(point.speedup, alone.speedup if alone else None)
+            expected = expected or chained_speedup(
+                point.speedup, quantized_original.speedup if quantized_original else None
+            )
             arguments = {"runtime": steps.request.runtime, "max_quality_drop": left, "prefer": steps.request.prefer}
-            seconds = self.cost.quantize_s(steps.taken)
-            quantized = steps.take(PlannedStep(name, "quantize", arguments, point, QUANTIZED, expected, seconds))
+            seconds = self.cost.quantize_s(steps.points)
+            quantized = steps.run(PlannedStep(name, "quantize", arguments, point, QUANTIZED_SPAN, expected, seconds))
         made = [point, *([quantized, *steps.alternatives(quantized)] if quantized else [])]
         return any(one.cautious_drop <= guard for one in made)
 
@@ -247,20 +257,20 @@ class Chain:
         return self.speeds.expected_eager(level) or route.work_ratio(level)
 
 
-def _better(begun: Sequence[tuple[Route, Point]], steps: Steps) -> Route:
+def _better(compared: Sequence[tuple[Route, Point]], steps: Steps) -> Route:
     """Return the route whose drop may be recovered, then the faster one; else the one that lost less."""
     limit = _limit(steps)
-    known = speeds([point for _, point in begun])
+    known = comparable_speeds([point for _, point in compared])
 
     def merit(index: int) -> tuple[bool, float]:
-        point = begun[index][1]
+        point = compared[index][1]
         return point.drop <= limit, known[index] if point.drop <= limit else -point.drop
 
-    return begun[max(range(len(begun)), key=merit)][0]
+    return compared[max(range(len(compared)), key=merit)][0]
 
 
 def _limit(steps: Steps) -> float:
-    return SHARE_OF_GUARD * max(steps.request.max_quality_drop, SMALLEST_GUARD)
+    return PROMISING_DROP_FACTOR * max(steps.request.max_quality_drop, SMALLEST_GUARD)
 
 
 def _training(steps: Steps, epochs: int) -> dict[str, Any]:

@@ -32,14 +32,14 @@ FINAL_SHARE = 0.15
 COUNTING_S = 10.0
 """Longest time in which the samples of an epoch are counted."""
 
-Kept = TypeVar("Kept")
+Stored = TypeVar("Stored")
 
 QUANTIZE_LAUNCHES, TRAINED_LAUNCHES, FINAL_LAUNCHES = 16, 4, 12
 """Timing launches of a quantize step, of a step that trains, and of the final measurement."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class StepCosts:
     """Seconds that parts of a step take, each measured once."""
 
     prepared_s: float
@@ -51,16 +51,16 @@ class Cost:
     epoch_s: float | None
     """An epoch of training with the original as the teacher; None where nothing can be trained."""
 
-    def quantize_s(self, taken: Sequence[Point]) -> float:
+    def quantize_s(self, points: Sequence[Point]) -> float:
         """Return the seconds of a quantize step: those of the first one, or an estimate before it."""
-        done = [point.seconds for point in taken if point.verb == "quantize" and point.seconds]
+        done = [point.seconds for point in points if point.verb == "quantize" and point.seconds]
         return done[0] if done else self.load_s + QUANTIZE_LAUNCHES * self.launch_s
 
-    def trained_s(self, taken: Sequence[Point], epochs: int) -> float:
+    def trained_s(self, points: Sequence[Point], epochs: int) -> float:
         """Return the seconds of a step with so many epochs, by the slowest so far, or an estimate before any."""
         measured = []
         overhead, epoch = self.load_s + TRAINED_LAUNCHES * self.launch_s, self.epoch_s or 0.0
-        for point in taken:
+        for point in points:
             training = point.run.report.training
             if training and training.epochs and point.seconds:
                 measured.append((point.seconds - training.seconds, training.seconds / len(training.epochs)))
@@ -81,7 +81,7 @@ class Cost:
         return min(most, max(2, int(left_s / (2 * max(self.launch_s, 1e-3))) - 1))
 
 
-def measured_once(file: Path, kind: Callable[..., Kept], measure: Callable[[], Kept]) -> Kept:
+def measure_once(file: Path, kind: Callable[..., Stored], measure: Callable[[], Stored]) -> Stored:
     """Return a quantity that was measured before the run was interrupted; else measure and store it.
 
     Args:

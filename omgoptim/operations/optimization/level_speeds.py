@@ -40,7 +40,7 @@ from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Static
 from omgoptim.techniques.quantize._ptq.state import apply_preset
 from omgoptim.techniques.registry import ModuleRun, apply_to_module
 
-LEVELS = (0.5, 0.75, 0.25, 0.625, 0.375, 0.875)
+UNTRAINED_LEVELS = (0.5, 0.75, 0.25, 0.625, 0.375, 0.875)
 """Levels in the order in which they are measured while time is left: the usual one, then its bisections."""
 
 TILE = 16
@@ -98,7 +98,7 @@ class LevelSpeeds:
         """Return the expected speedup of a level after quantization."""
         return _between(self.levels, self.quantized, level)
 
-    def edges(self, preference: Preference) -> list[float]:
+    def worthwhile_levels(self, preference: Preference) -> list[float]:
         """Return the levels whose merit exceeds that of every shallower one."""
         known = all(speed is not None for speed in self.quantized)
         best, found = 0.0, []
@@ -114,10 +114,10 @@ class LevelSpeeds:
         middle = (low + high) / 2
         if not any(low < level < high for level in self.levels):
             return round(middle, 3)
-        inside = [level for level in self.edges(preference) if low < level < high]
+        inside = [level for level in self.worthwhile_levels(preference) if low < level < high]
         return min(inside, key=lambda level: abs(level - middle), default=None)
 
-    def factorizing_pays(self, preference: Preference) -> bool:
+    def is_factorizing_worthwhile(self, preference: Preference) -> bool:
         """Return whether a factorized network is expected to have more merit than one that is not."""
         if self.factorized is None or self.factorized_size is None:
             return False
@@ -125,36 +125,36 @@ class LevelSpeeds:
 
 
 def measure_levels(
-    loaded: LoadedModel, alone: Point, preference: Preference, seed: int, stage: Stage, limit_s: float
+    loaded: LoadedModel, quantized_original: Point, preference: Preference, seed: int, stage: Stage, limit_s: float
 ) -> LevelSpeeds:
     """Prune, quantize and time a network at every level that `limit_s` leaves time for; the first at least.
 
     Args:
         loaded: the original.
-        alone: quantization of the original, whose scheme and engine are used.
+        quantized_original: quantization of the original, whose scheme and engine are used.
         preference: decides between the default multiple of the widths and the tile of int8 kernels.
         seed: of the run.
         stage: part of the run that this is.
         limit_s: seconds for all levels.
     """
     began = time.monotonic()
-    chosen = next((one for one in alone.run.report.candidates if one.status == "chosen"), None)
+    chosen = next((one for one in quantized_original.run.report.candidates if one.status == "chosen"), None)
     params = QUANTIZED.get(chosen.scheme) if chosen else None
     if loaded.module is None or chosen is None or params is None:
         return LevelSpeeds(time.monotonic() - began)
     probe = _Probe(loaded, stage.context, CandidateSpec(params, chosen.runtime), seed)
-    folders, eager = {0.0: alone.artifact}, {0.0: 1.0 if loaded.device == "cpu" else None}
+    folders, eager = {0.0: quantized_original.artifact}, {0.0: 1.0 if loaded.device == "cpu" else None}
     factorized = first = None
     if isinstance(params, Static):
         replace(stage, doing="comparing multiples of the widths untrained").report(0.0)
         first = probe.better_multiple(loaded.module, preference)
     round_to = first.round_to if first else None
     compared = time.monotonic() - began
-    for number, level in enumerate(LEVELS):
+    for number, level in enumerate(UNTRAINED_LEVELS):
         spent = time.monotonic() - began - compared
         if number and compared + spent * (number + 2) / number > limit_s:  # the launch takes about as long as a level
             break
-        replace(stage, doing=f"measuring level {level:.0%} untrained").report(number / len(LEVELS))
+        replace(stage, doing=f"measuring level {level:.0%} untrained").report(number / len(UNTRAINED_LEVELS))
         try:
             narrowed = first if first and number == 0 else probe.narrowed(loaded.module, level, round_to)
             folders[level], eager[level] = narrowed.artifact, probe.eager_ratio(narrowed.module)
@@ -194,7 +194,7 @@ class _Probe:
         None where it cannot be made. The default multiple, where the machine is overloaded.
         """
         try:
-            default, tiled = (self.narrowed(module, LEVELS[0], round_to) for round_to in (None, TILE))
+            default, tiled = (self.narrowed(module, UNTRAINED_LEVELS[0], round_to) for round_to in (None, TILE))
         except OmgoptimError:  # the level itself reports why
             return None
         speeds = self.speeds([default.artifact, tiled.artifact])
@@ -281,8 +281,8 @@ def _timed(
     unknown: list[float | None] = [None] * len(artifacts)
     speeds = probe.speeds(artifacts) if len(levels) > 1 else unknown
     ratio = size_ratio = None
-    if factorized and LEVELS[0] in levels:
-        first, last = levels.index(LEVELS[0]), len(levels)
+    if factorized and UNTRAINED_LEVELS[0] in levels:
+        first, last = levels.index(UNTRAINED_LEVELS[0]), len(levels)
         size_ratio = sizes[first] / sizes[last]
         whole, parts = speeds[first], speeds[last]
         ratio = parts / whole if parts and whole else None

@@ -17,7 +17,13 @@ from typing import Any, cast
 from omgoptim.executors import Task, executor_on
 from omgoptim.executors.task import Work
 from omgoptim.operations import operation_of
-from omgoptim.operations.execution import parent_files, request_here, sent, threads_each, with_parent
+from omgoptim.operations.execution import (
+    from_payload,
+    parent_artifact_files,
+    threads_per_worker,
+    to_payload,
+    with_parent_artifact,
+)
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.optimization.steps import PARALLEL, SECONDS_FILE, PlannedStep, Steps
@@ -26,14 +32,14 @@ from omgoptim.requests import ModelRequest, parse
 FUNCTION = f"{__name__}:train_step"
 
 
-def train_in_parallel(steps: Steps, asked: Sequence[PlannedStep], artifact: Path | None) -> None:
-    """Train steps from the original on the workers of the request; `Steps.take` resumes each and measures it.
+def train_in_parallel(steps: Steps, planned: Sequence[PlannedStep], artifact: Path | None) -> None:
+    """Train steps from the original on the workers of the request; `Steps.run` resumes each and measures it.
 
-    A step that fails here is repeated by `Steps.take`, which records its error.
+    A step that fails here is repeated by `Steps.run`, which records its error.
 
     Args:
         steps: of the run.
-        asked: the steps, which start from the original.
+        planned: the steps, which start from the original.
         artifact: that the original is, if it is one.
 
     Raises:
@@ -42,20 +48,20 @@ def train_in_parallel(steps: Steps, asked: Sequence[PlannedStep], artifact: Path
     context, request = steps.context, steps.request
     place = context.checkpoints / PARALLEL
     waiting = {}
-    for step in asked:
-        key, arguments = steps.named(step)
+    for step in planned:
+        key, arguments = steps.key_and_arguments(step)
         if steps.ledger.get(key) is None and not (place / key).is_dir():
             waiting[key] = step.verb, cast(ModelRequest, parse(step.verb, arguments))
     if not waiting:
         return
     place.mkdir(parents=True, exist_ok=True)
-    threads = threads_each(request)
-    inputs = parent_files(artifact)
+    threads = threads_per_worker(request)
+    inputs = parent_artifact_files(artifact)
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         assert executor is not None  # the caller asks only where there are workers
         context.progress(f"training {len(waiting)} steps on {request.workers} workers", None)
         futures = [
-            executor.submit(Task(FUNCTION, sent(verb, step, context, threads), place / key, inputs=inputs))
+            executor.submit(Task(FUNCTION, to_payload(verb, step, context, threads), place / key, inputs=inputs))
             for key, (verb, step) in waiting.items()
         ]
         trained = sum(future.exception() is None for future in futures)
@@ -68,8 +74,8 @@ class _ReachedTiming(Exception):
 
 def train_step(payload: Mapping[str, Any], work: Work) -> None:
     """Run a verb up to its first measurement of time: the task of a worker."""
-    began, record = time.monotonic(), with_parent(payload, work.inputs)
-    request, context = request_here(record)
+    began, record = time.monotonic(), with_parent_artifact(payload, work.inputs)
+    request, context = from_payload(record)
     context = replace(context, folder=work.checkpoints, measuring=_stop_before_timing)
     shutil.rmtree(context.work, ignore_errors=True)  # of a lost attempt, whose checkpoints stay
     context.work.mkdir(parents=True)

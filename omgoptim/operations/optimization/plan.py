@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from omgoptim.measure.timing import PLANS
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.dry_run import dry_run_report
-from omgoptim.operations.goal import Floor
+from omgoptim.operations.goal import LowerBound
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.chain import (
     DISTILL,
     FIRST_LEVEL,
-    LEVELS,
+    FURTHER_LEVELS,
     LEVELS_SHARE,
     MARGIN,
     MOST_EPOCHS,
@@ -22,8 +22,8 @@ from omgoptim.operations.optimization.chain import (
     SHORT_EPOCHS,
     UNTRAINED_SHARE,
 )
-from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost
-from omgoptim.operations.optimization.level_speeds import LEVELS as UNTRAINED_LEVELS
+from omgoptim.operations.optimization.cost import FINAL_SHARE, StepCosts
+from omgoptim.operations.optimization.level_speeds import FURTHER_LEVELS as UNTRAINED_LEVELS
 from omgoptim.reports import EfficiencyReport, Step
 from omgoptim.requests import OptimizeRequest
 
@@ -32,8 +32,8 @@ def plan_report(
     request: OptimizeRequest,
     context: RunContext,
     loaded: LoadedModel,
-    floors: Sequence[Floor],
-    cost: Cost,
+    bounds: Sequence[LowerBound],
+    cost: StepCosts,
     problem: str | None,
 ) -> EfficiencyReport:
     """Return the plan as a report, with the minutes that each step would take.
@@ -42,7 +42,7 @@ def plan_report(
         request: of the run.
         context: of the run.
         loaded: the original.
-        floors: costs of an empty graph on each engine.
+        bounds: costs of an empty graph on each engine.
         cost: measured seconds of a launch and of an epoch.
         problem: why nothing can be trained; None where it can.
     """
@@ -52,26 +52,28 @@ def plan_report(
     summary = (
         f"Dry run: about {max(1, round(total_s / 60))} of {request.budget_minutes:g} minutes, of "
         f"which the final measurement takes about {final_s:.0f} s. The guard is a drop of "
-        f"{request.max_quality_drop:g}. Evaluation data is read once, at the end.{_floor_sentence(floors)}"
+        f"{request.max_quality_drop:g}. Evaluation data is read once, at the end.{_bound_sentence(bounds)}"
     )
     return dry_run_report(request, context, loaded, summary).model_copy(update={"steps": steps})
 
 
-def _planned_steps(request: OptimizeRequest, cost: Cost, problem: str | None) -> list[Step]:
+def _planned_steps(request: OptimizeRequest, cost: StepCosts, problem: str | None) -> list[Step]:
     """Return the steps that fit the budget; without training where `problem` says why there is none."""
     quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)
     left_s = 60 * request.budget_minutes * (1 - FINAL_SHARE) - cost.prepared_s - quantize_s
-    alone = _planned("quantize", "quantize", "all schemes and engines that this machine can run", quantize_s)
+    quantized_original = _planned(
+        "quantize", "quantize", "all schemes and engines that this machine can run", quantize_s
+    )
     if problem is not None or left_s <= short_s + quantize_s:
         why = problem or f"no time: one training and quantizing take {short_s + quantize_s:.0f} s"
-        return [alone, Step(name="prune or distill", verb="prune", status="skipped", why=why)]
+        return [quantized_original, Step(name="prune or distill", verb="prune", status="skipped", why=why)]
     probe_s = min(UNTRAINED_SHARE * 60 * request.budget_minutes, 3 * (len(UNTRAINED_LEVELS) + 1) * cost.launch_s)
     words = f"up to {len(UNTRAINED_LEVELS)} compression levels pruned, quantized and timed without training"
     untrained = _planned("untrained levels", "prune", words, probe_s)
-    return [alone, untrained, *_planned_trainings(cost, left_s - probe_s)]
+    return [quantized_original, untrained, *_planned_trainings(cost, left_s - probe_s)]
 
 
-def _planned_trainings(cost: Cost, left_s: float) -> list[Step]:
+def _planned_trainings(cost: StepCosts, left_s: float) -> list[Step]:
     """Return the steps that train within `left_s` seconds, and the quantization of their result."""
     quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)
     routes = (PRUNE, DISTILL) if short_s <= SECOND_ROUTE_SHARE * (left_s - short_s) else (PRUNE,)
@@ -83,7 +85,7 @@ def _planned_trainings(cost: Cost, left_s: float) -> list[Step]:
     left_s -= len(routes) * short_s
     kept_s = cost.trained_s([], 2 * SHORT_EPOCHS) + quantize_s
     spare_s = min(LEVELS_SHARE * left_s, left_s - MARGIN * kept_s)
-    levels = max(0, min(LEVELS, int(spare_s / max(short_s, 0.01))))
+    levels = max(0, min(FURTHER_LEVELS, int(spare_s / max(short_s, 0.01))))
     verb = "prune or distill" if len(routes) > 1 else "prune"
     if levels:
         deeper = f"at most {levels} further compression levels, bisecting to the guard"
@@ -103,8 +105,8 @@ def _planned(name: str, verb: str, why: str, seconds: float, speedup: float | No
     )
 
 
-def _floor_sentence(floors: Sequence[Floor]) -> str:
-    lowest = min(floors, key=lambda floor: floor.latency_ms, default=None)
+def _bound_sentence(bounds: Sequence[LowerBound]) -> str:
+    lowest = min(bounds, key=lambda bound: bound.latency_ms, default=None)
     if lowest is None:
         return ""
     return f" An empty graph takes {lowest.latency_ms:.3g} ms on {lowest.runtime}: no model is faster here."

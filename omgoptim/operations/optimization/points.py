@@ -60,12 +60,12 @@ class Point:
         return missed[0].factor if missed else 1.0
 
     @property
-    def quantized_alone(self) -> bool:
+    def is_quantized_original(self) -> bool:
         """True if it is the original, quantized."""
         return self.verb == "quantize" and self.parent is None
 
 
-def speeds(points: Sequence[Point]) -> list[float]:
+def comparable_speeds(points: Sequence[Point]) -> list[float]:
     """Return how fast points are against the original: measured, or their work where one could not be measured."""
     measured = [point.speedup for point in points if point.speedup is not None]
     return measured if len(measured) == len(points) else [point.work_ratio for point in points]
@@ -73,7 +73,7 @@ def speeds(points: Sequence[Point]) -> list[float]:
 
 def pareto_points(points: Sequence[Point]) -> list[Point]:
     """Return the points that no other beats or equals in speed, size and drop at once; of equal ones the first."""
-    costs = [(-s, p.size_bytes, p.drop) for s, p in zip(speeds(points), points, strict=True)]
+    costs = [(-s, p.size_bytes, p.drop) for s, p in zip(comparable_speeds(points), points, strict=True)]
     front = []
     for index, point in enumerate(points):
         mine = costs[index]
@@ -87,7 +87,7 @@ def pareto_points(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def product(parent: float | None, own: float | None) -> float | None:
+def chained_speedup(parent: float | None, own: float | None) -> float | None:
     """Return the speedup along a chain; None where one of the two is not known."""
     return None if parent is None or own is None else parent * own
 
@@ -100,7 +100,11 @@ Chosen = FinalChoice[Point]
 
 
 def pick_finalists(
-    points: Sequence[Point], goal: Goal, preference: Preference, singles: Sequence[Point], most: int = FINALISTS
+    points: Sequence[Point],
+    goal: Goal,
+    preference: Preference,
+    quantized_originals: Sequence[Point],
+    most: int = FINALISTS,
 ) -> list[Point]:
     """Return the points worth measuring in full, by what the selection samples and single launches say.
 
@@ -111,16 +115,16 @@ def pick_finalists(
         points: all results so far.
         goal: the guard and the targets.
         preference: order by time and size.
-        singles: results of quantization alone.
+        quantized_originals: results of quantization without a smaller network.
         most: as many as the time left allows; never fewer than the best and those that are always among them.
     """
-    speed_of = {id(point): speed for speed, point in zip(speeds(points), points, strict=True)}
+    speed_of = {id(point): speed for speed, point in zip(comparable_speeds(points), points, strict=True)}
     merits = {id(point): _merit(speed_of[id(point)], point.size_bytes, preference) for point in points}
     within = [point for point in points if point.cautious_drop <= goal.max_quality_drop]
     ranked = sorted(within, key=lambda point: (-point.overshoot(goal), merits[id(point)]), reverse=True)
     chosen = ranked[: max(1, most - 3)]
     fastest = sorted(within, key=lambda point: speed_of[id(point)], reverse=True)
-    alone = [point for point in ranked if any(point is other for other in singles)]
+    alone = [point for point in ranked if any(point is other for other in quantized_originals)]
     safest = max(points, key=lambda point: (-point.cautious_drop, merits[id(point)]))
     for further in (*fastest[:1], *alone[:1], safest):
         if not any(further is point for point in chosen):
@@ -129,7 +133,7 @@ def pick_finalists(
 
 
 @dataclass(frozen=True, slots=True)
-class DeliveryOrder(DeliveryRule[Point]):
+class PointRanking(DeliveryRule[Point]):
     """Order in which finalists are delivered, from times, sizes and selection samples."""
 
     loaded: LoadedModel
@@ -138,9 +142,9 @@ class DeliveryOrder(DeliveryRule[Point]):
 
     def order(self, race: FinalRace[Point]) -> list[TimedEntry[Point]]:
         """Return the finalists in the order of preference."""
-        return sorted(race.timed, key=lambda one: self.place(one.entry, one.timing, race))
+        return sorted(race.timed, key=lambda one: self.sort_key(one.entry, one.timing, race))
 
-    def place(self, point: Point, timing: Timing, race: FinalRace[Point]) -> tuple[float, ...]:
+    def sort_key(self, point: Point, timing: Timing, race: FinalRace[Point]) -> tuple[float, ...]:
         """Return the key of a finalist, smaller for a better one.
 
         The guard comes first, then the targets, then whether it is slower than quantization alone, which the balanced
@@ -152,7 +156,7 @@ class DeliveryOrder(DeliveryRule[Point]):
         within = self._holds(point)
         known = race.load <= OVERLOADED and timing.speedup is not None
         speedup = timing.speedup.value if known and timing.speedup else point.work_ratio
-        slower = known and self.preference.prefer == "balanced" and is_slower(timing, self._alone(race))
+        slower = known and self.preference.prefer == "balanced" and is_slower(timing, self._quantized_originals(race))
         merit, size_ratio = _merit(speedup, Manifest.read(point.artifact).size_bytes, self.preference)
         return not within, furthest, slower, -merit if within else point.cautious_drop, -size_ratio
 
@@ -163,9 +167,9 @@ class DeliveryOrder(DeliveryRule[Point]):
     def _holds(self, point: Point) -> bool:
         return point.cautious_drop <= self.goal.max_quality_drop
 
-    def _alone(self, race: FinalRace[Point]) -> list[Timing]:
+    def _quantized_originals(self, race: FinalRace[Point]) -> list[Timing]:
         """Return the timings of quantization alone, within the guard on the selection samples."""
-        return [one.timing for one in race.timed if one.entry.quantized_alone and self._holds(one.entry)]
+        return [one.timing for one in race.timed if one.entry.is_quantized_original and self._holds(one.entry)]
 
 
 def is_slower(timing: Timing, others: Sequence[Timing]) -> bool:

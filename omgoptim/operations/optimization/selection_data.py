@@ -35,7 +35,9 @@ def selection_as_evaluation(data: DataSource) -> DataSource:
     Raises:
         DataError: the calibration split has too few samples to divide.
     """
-    total = sum(batch_size(raw.inputs) for raw in take_samples(_steady(data), MOST_SELECTION + MOST_CALIBRATION))
+    total = sum(
+        batch_size(raw.inputs) for raw in take_samples(_in_fixed_order(data), MOST_SELECTION + MOST_CALIBRATION)
+    )
     selection = min(total // 2, MOST_SELECTION)
     if selection < FEWEST_SELECTION:
         raise DataError(
@@ -46,7 +48,7 @@ def selection_as_evaluation(data: DataSource) -> DataSource:
     calibration = min(total - selection, MOST_CALIBRATION)
 
     chosen = calibration, calibration + selection
-    held_out = {key for raw in _window(_steady(data), *chosen) for key in _keys(raw)}
+    held_out = {key for raw in _window(_in_fixed_order(data), *chosen) for key in _keys(raw)}
 
     def apart(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
         for raw in batches:
@@ -59,12 +61,12 @@ def selection_as_evaluation(data: DataSource) -> DataSource:
     def batches(split: Split) -> Iterator[RawBatch]:
         if split == "train":
             return apart(data.batches("train"))
-        return _window(_steady(data), *((0, calibration) if split == "calibration" else chosen))
+        return _window(_in_fixed_order(data), *((0, calibration) if split == "calibration" else chosen))
 
     return replace(data, batches=batches, epoch=lambda size: apart(data.epoch(size)))
 
 
-def train_problem(data: DataSource) -> str | None:
+def training_problem(data: DataSource) -> str | None:
     """Return why nothing can be trained; None where training samples are left beside the selection samples.
 
     Args:
@@ -82,10 +84,10 @@ def train_problem(data: DataSource) -> str | None:
     return None
 
 
-def identity_of(data: DataSource, samples: int = MOST_SELECTION + MOST_CALIBRATION) -> str:
+def data_identity(data: DataSource, samples: int = MOST_SELECTION + MOST_CALIBRATION) -> str:
     """Return a hash of the calibration split, which distinguishes data sets of the same name."""
     digest = hashlib.sha256()
-    for raw in take_samples(_steady(data), samples):
+    for raw in take_samples(_in_fixed_order(data), samples):
         for key in _keys(raw):
             digest.update(key)
     return digest.hexdigest()[:16]
@@ -134,7 +136,7 @@ def _rows(value: Any, kept: Sequence[int]) -> Any:
     return value[list(kept)] if hasattr(value, "shape") else [value[index] for index in kept]
 
 
-def _steady(data: DataSource) -> Iterator[RawBatch]:
+def _in_fixed_order(data: DataSource) -> Iterator[RawBatch]:
     """Yield the calibration split in the same order every time, even from a loader that shuffles."""
     with own_randomness():
         seed_everything(0)

@@ -14,25 +14,25 @@ import omgoptim
 from omgoptim.errors import OmgoptimError, RunError, SetupError
 from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
-from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
 from omgoptim.operations.loaded_model import Live
-from omgoptim.operations.optimization.points import Point, pareto_points, product
+from omgoptim.operations.optimization.ledger import Amounts, Ledger, LedgerEntry, key_of
+from omgoptim.operations.optimization.points import Point, chained_speedup, pareto_points
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.report_records import VERSIONS
 from omgoptim.operations.verdict import with_margin
 from omgoptim.reports import Alternative, EfficiencyReport, Step
 from omgoptim.requests import ModelRequest, OptimizeRequest, Request, parse
 
-PASSING = (SetupError, RunError)
+RETRIED_ERRORS = (SetupError, RunError)
 """Errors of the machine, such as a full disk: a step that failed by one is taken again when the run is resumed."""
 
 PARALLEL, SECONDS_FILE = "parallel", "seconds"
 """Folder, in a run's checkpoints, of the steps that workers trained, by key; and the file of a step's seconds there."""
 
-PLACE = ("project", "python", "timing")
+NOT_IN_KEY = ("project", "python", "timing")
 """Arguments of a request that decide nothing of a step's result."""
 
-OF_THE_ORIGINAL = ("checkpoint", "weights", "model_kwargs")
+MODEL_ARGUMENTS = ("checkpoint", "weights", "model_kwargs")
 """Arguments that build the original: an artifact needs none of them."""
 
 
@@ -73,7 +73,7 @@ class Steps:
     data: str = ""
     """Identity of the data."""
     clock: Callable[[], float] = time.monotonic
-    taken: list[Point] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     without_result: list[Step] = field(default_factory=list)
     """Steps that failed, and those that were not begun for want of time."""
     original_quality: float | None = None
@@ -82,55 +82,55 @@ class Steps:
     @property
     def seconds_left(self) -> float:
         """Return the unused seconds of the budget."""
-        used = sum(point.seconds for point in self.taken) + sum(step.seconds or 0.0 for step in self.without_result)
+        used = sum(point.seconds for point in self.points) + sum(step.seconds or 0.0 for step in self.without_result)
         return self.budget_s - used
 
-    def take(self, step: PlannedStep) -> Point | None:
+    def run(self, step: PlannedStep) -> Point | None:
         """Take a step, or read its result from the ledger; None where it gave none, with the reason recorded."""
         left = self.seconds_left
         if left <= 0 or step.expected_seconds > left:
             why = f"no time: about {step.expected_seconds:.0f} s needed, {max(0.0, left):.0f} s left of the budget"
             if not any(one.status == "skipped" and one.verb == step.verb for one in self.without_result):
-                self._give_up(step, "skipped", why, None)
+                self._record_without_result(step, "skipped", why, None)
             return None
-        key, asked = self.named(step)
+        key, arguments = self.key_and_arguments(step)
         known = self.ledger.get(key)
         if known and known.verdict == "failed":
-            self._give_up(step, "failed", known.why, known.seconds)
+            self._record_without_result(step, "failed", known.why, known.seconds)
             return None
         run = self._finished(known) if known else None
         seconds = known.seconds if known and run else 0.0
         if run is None:
-            began, request = self.clock(), parse(step.verb, asked)
+            began, request = self.clock(), parse(step.verb, arguments)
             try:
-                began -= self._take_over(key, step.verb, request)
+                began -= self._adopt_checkpoints(key, step.verb, request)
                 run = self.context.run_step(key, step.verb, request, self._live(step.parent), step.span)
             except OmgoptimError as error:
                 why, seconds = ": ".join(filter(None, (error.what, error.why))), round(self.clock() - began, 2)
-                if not isinstance(error, PASSING):
-                    self._note(step, None, seconds, why)
-                self._give_up(step, "failed", why, seconds)
+                if not isinstance(error, RETRIED_ERRORS):
+                    self._record(step, None, seconds, why)
+                self._record_without_result(step, "failed", why, seconds)
                 return None
             seconds = round(self.clock() - began, 2)
             known = None
         point = self._point(step, run, seconds)
         if known is None:
-            self._note(step, point, seconds)
-        self.taken.append(point)
+            self._record(step, point, seconds)
+        self.points.append(point)
         speed = "speed unknown" if point.speedup is None else f"{point.speedup:.2f}x"
         done = f"{step.name} done: {speed}, {point.size_bytes:,} bytes, drop {point.drop:.4f}, {seconds:.0f} s"
         self.context.progress(done, step.span[1])
-        self.context.publish(self.records()[len(self.taken) - 1])
+        self.context.publish(self.records()[len(self.points) - 1])
         return point
 
-    def named(self, step: PlannedStep) -> tuple[str, dict[str, Any]]:
+    def key_and_arguments(self, step: PlannedStep) -> tuple[str, dict[str, Any]]:
         """Return the key of a step, and all of its arguments."""
-        asked = self._arguments(step.parent) | step.arguments
-        return self._key(step.verb, asked, step.parent), asked
+        arguments = self._arguments(step.parent) | step.arguments
+        return self._key(step.verb, arguments, step.parent), arguments
 
     def skip(self, name: str, verb: str, why: str) -> None:
         """Record that a step was not taken."""
-        self._give_up(PlannedStep(name, verb, {}), "skipped", why, None)
+        self._record_without_result(PlannedStep(name, verb, {}), "skipped", why, None)
 
     def alternatives(self, point: Point) -> list[Point]:
         """Return the other finalists that a step kept, as points of their own."""
@@ -143,7 +143,7 @@ class Steps:
 
     def records(self) -> list[Step]:
         """Return the steps as records of the report."""
-        front = pareto_points(self.taken)
+        front = pareto_points(self.points)
         done = [
             Step(
                 name=point.name,
@@ -160,11 +160,11 @@ class Steps:
                 quality_drop=point.drop,
                 on_front=any(point is one for one in front),
             )
-            for point in self.taken
+            for point in self.points
         ]
         return [*done, *self.without_result]
 
-    def _take_over(self, key: str, verb: str, step: Request) -> float:
+    def _adopt_checkpoints(self, key: str, verb: str, step: Request) -> float:
         """Copy the checkpoints of a step that a worker trained into its run; return the worker's seconds, or 0."""
         trained = self.context.checkpoints / PARALLEL / key
         if not trained.is_dir():
@@ -179,7 +179,7 @@ class Steps:
         shared = {name: getattr(self.request, name) for name in ModelRequest.model_fields}
         shared["timing"] = "quick"
         if parent is not None:
-            shared = {name: value for name, value in shared.items() if name not in OF_THE_ORIGINAL}
+            shared = {name: value for name, value in shared.items() if name not in MODEL_ARGUMENTS}
             shared["model"] = str(parent.artifact)
         return shared
 
@@ -193,8 +193,8 @@ class Steps:
             resplit=selection_as_evaluation,
         )
 
-    def _key(self, verb: str, asked: dict[str, Any], parent: Point | None) -> str:
-        settings = {name: value for name, value in asked.items() if name not in (*PLACE, "model")}
+    def _key(self, verb: str, arguments: dict[str, Any], parent: Point | None) -> str:
+        settings = {name: value for name, value in arguments.items() if name not in (*NOT_IN_KEY, "model")}
         versions = " ".join(f"{name} {version}" for name, version in sorted(_versions().items()))
         return key_of(
             parent=parent.run.run_id if parent else f"{self.request.model} {self.model}",
@@ -205,7 +205,7 @@ class Steps:
             seed=self.request.seed,
         )
 
-    def _finished(self, entry: Entry) -> StepRun | None:
+    def _finished(self, entry: LedgerEntry) -> StepRun | None:
         """Return the run of a ledger's entry; None where its folder is gone."""
         if entry.artifact is None:
             return None
@@ -215,10 +215,10 @@ class Steps:
             return None
         return StepRun(folder.name, folder, found[0])
 
-    def _note(self, step: PlannedStep, point: Point | None, seconds: float, why: str = "") -> None:
+    def _record(self, step: PlannedStep, point: Point | None, seconds: float, why: str = "") -> None:
         """Write what a step brought into the ledger; `why` it brought nothing."""
-        key, asked = self.named(step)
-        settings = {name: value for name, value in asked.items() if name not in PLACE}
+        key, arguments = self.key_and_arguments(step)
+        settings = {name: value for name, value in arguments.items() if name not in NOT_IN_KEY}
         measured = Amounts()
         if point is not None:
             after = point.run.report.after
@@ -232,7 +232,7 @@ class Steps:
         within = point is not None and point.cautious_drop <= self.request.max_quality_drop
         speedup = point.expected_speedup if point else None
         self.ledger.append(
-            Entry(
+            LedgerEntry(
                 key=key,
                 parent=step.parent.run.run_id if step.parent else "original",
                 step=step.verb,
@@ -246,7 +246,7 @@ class Steps:
             )
         )
 
-    def _give_up(
+    def _record_without_result(
         self, step: PlannedStep, status: Literal["failed", "skipped"], why: str, seconds: float | None
     ) -> None:
         parent = step.parent.name if step.parent else None
@@ -265,7 +265,7 @@ class Steps:
             run=run,
             artifact=run.folder / "artifact",
             parent=parent,
-            speedup=product(parent.speedup if parent else 1.0, report.gains.speedup if report.gains else None),
+            speedup=chained_speedup(parent.speedup if parent else 1.0, report.gains.speedup if report.gains else None),
             work_ratio=(parent.work_ratio if parent else 1.0) * ((report.gains and report.gains.macs_ratio) or 1.0),
             size_bytes=(report.after.size_bytes if report.after else None) or 0,
             quality=quality,
@@ -304,7 +304,7 @@ class Steps:
             run=point.run,
             artifact=folder,
             parent=point.parent,
-            speedup=product(point.parent.speedup if point.parent else 1.0, one.speedup),
+            speedup=chained_speedup(point.parent.speedup if point.parent else 1.0, one.speedup),
             work_ratio=point.work_ratio,
             size_bytes=one.size_bytes or 0,
             quality=quality,

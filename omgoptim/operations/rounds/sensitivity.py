@@ -17,16 +17,16 @@ from torch import nn
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.executors import Task, executor_on
 from omgoptim.executors.task import Work
-from omgoptim.operations.compression_job import applied, open_job
+from omgoptim.operations.compression_job import apply_technique, open_job
 from omgoptim.operations.execution import (
+    from_payload,
     is_parallel,
-    parent_files,
+    parent_artifact_files,
     refuse_other_weights,
-    request_here,
-    sent,
-    threads_each,
+    threads_per_worker,
+    to_payload,
     weights_hash,
-    with_parent,
+    with_parent_artifact,
 )
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.rounds.loop import RoundsJob
@@ -90,8 +90,10 @@ def _measured(
         return
     place = context.checkpoints / "sensitivity"
     place.mkdir(parents=True, exist_ok=True)
-    problem = sent(verb_of(request), request, context, threads_each(request)) | {"identity": weights_hash(job.original)}
-    inputs = parent_files(job.loaded.source.artifact)
+    problem = to_payload(verb_of(request), request, context, threads_per_worker(request)) | {
+        "identity": weights_hash(job.original)
+    }
+    inputs = parent_artifact_files(job.loaded.source.artifact)
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         assert executor is not None  # there are workers
         futures = []
@@ -104,7 +106,7 @@ def _measured(
 
 def measure_path(payload: Mapping[str, Any], work: Work) -> None:
     """Measure the quality with one path compressed by each of `AMOUNTS`: the task of a worker."""
-    job = _loaded(json.dumps(with_parent(payload["problem"], work.inputs), sort_keys=True))
+    job = _loaded(json.dumps(with_parent_artifact(payload["problem"], work.inputs), sort_keys=True))
     found = qualities(job, job.request.method, payload["path"])
     (work.folder / QUALITIES).write_text(json.dumps(found), encoding="utf-8")
 
@@ -117,7 +119,7 @@ def _loaded(record: str) -> RoundsJob:
         RunError: the model has other weights here than in the driver.
     """
     asked = json.loads(record)
-    request, context = request_here(asked)
+    request, context = from_payload(asked)
     assert isinstance(request, PruneRequest | FactorizeRequest)
 
     def refuse(loaded: LoadedModel) -> None:
@@ -130,7 +132,7 @@ def _paths(job: RoundsJob, params: Params) -> list[str]:
     """Return the groups, or the layers that the technique changes on a copy."""
     if isinstance(params, Structured):
         return [group.name for group in find_groups(placed(job.original, job.loaded.device), params, _run(job)).groups]
-    outcome = applied(job, copy.deepcopy(job.original), _everywhere(params), _run(job))
+    outcome = apply_technique(job, copy.deepcopy(job.original), _everywhere(params), _run(job))
     return list(dict.fromkeys(change.path for change in outcome.changed))
 
 
@@ -173,7 +175,7 @@ def _quality(job: RoundsJob, params: Params) -> float | None:
     """Measure the quality; None where this layer alone cannot be compressed by the amount."""
     module: nn.Module = copy.deepcopy(job.original)
     try:
-        applied(job, module, params, _run(job))
+        apply_technique(job, module, params, _run(job))
     except OmgoptimError:
         return None
     if job.loaded.data.real:

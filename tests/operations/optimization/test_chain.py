@@ -10,10 +10,10 @@ import pytest
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.goal import Goal
-from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live
-from omgoptim.operations.optimization.chain import Chain, quantize_alone
-from omgoptim.operations.optimization.cost import Cost
+from omgoptim.operations.optimization.chain import Chain, quantize_original
+from omgoptim.operations.optimization.cost import StepCosts
+from omgoptim.operations.optimization.ledger import Ledger
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds
 from omgoptim.operations.optimization.steps import Steps
 from omgoptim.operations.quantization.selection import Preference
@@ -77,8 +77,8 @@ def chained(tmp_path: Path, world: World, budget_s: float, speeds: LevelSpeeds =
     request = OptimizeRequest(model="net.py:build", data="net.py:load", max_quality_drop=GUARD)
     ledger = Ledger(mine / "ledger.jsonl")
     steps = Steps(request, context, Live(), ledger, budget_s, clock=lambda: world.now)
-    assert quantize_alone(steps) is not None
-    Chain(steps, Goal(GUARD), Cost(1.0, 1.0, 0.1, world.epoch_s), Preference("balanced", 1000), speeds).build()
+    assert quantize_original(steps) is not None
+    Chain(steps, Goal(GUARD), StepCosts(1.0, 1.0, 0.1, world.epoch_s), Preference("balanced", 1000), speeds).build()
     return steps
 
 
@@ -130,7 +130,7 @@ def test_the_route_that_lost_less_goes_on(tmp_path: Path) -> None:
 def test_where_no_level_holds_the_chain_ends(tmp_path: Path, holds: float) -> None:
     world = World(tmp_path / "runs", holds=holds)
     steps = chained(tmp_path, world, 1e6)
-    assert all(point.cautious_drop > GUARD for point in steps.taken if point.verb == "prune")
+    assert all(point.cautious_drop > GUARD for point in steps.points if point.verb == "prune")
 
 
 def speeds(quantized: list[float], **more: float) -> LevelSpeeds:
@@ -147,7 +147,7 @@ def test_a_level_that_is_no_faster_untrained_is_never_trained(tmp_path: Path) ->
 def test_what_untrained_networks_gave_is_what_is_expected_of_the_steps(tmp_path: Path) -> None:
     world = World(tmp_path / "runs", holds=0.6)
     steps = chained(tmp_path, world, 1e6, speeds([4.0, 5.0, 6.0, 9.0, 12.0]))
-    expected = {point.name: point.expected_speedup for point in steps.taken}
+    expected = {point.name: point.expected_speedup for point in steps.points}
     assert expected["prune 50%"] == 1.5
     assert expected["quantize after prune 50%"] == 6.0
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from omgoptim.operations.context import StepRun
-from omgoptim.operations.optimization.cost import Cost, measured_once
+from omgoptim.operations.optimization.cost import StepCosts, measure_once
 from omgoptim.operations.optimization.points import Point
 from omgoptim.reports import EfficiencyReport, Environment, Epoch, Training
 
-COST = Cost(prepared_s=5.0, load_s=2.0, launch_s=0.5, epoch_s=3.0)
+COST = StepCosts(prepared_s=5.0, load_s=2.0, launch_s=0.5, epoch_s=3.0)
 
 
 def point(verb: str, seconds: float, epochs: int = 0, training_s: float = 0.0) -> Point:
@@ -36,19 +36,19 @@ def test_before_any_step_the_estimate_is_from_one_launch_and_one_epoch() -> None
 
 
 def test_after_a_step_of_the_kind_the_estimate_is_what_that_took() -> None:
-    taken = [point("quantize", 40.0), point("prune", 12.0, epochs=2, training_s=4.0), point("quantize", 25.0)]
-    assert COST.quantize_s(taken) == 40.0
-    assert COST.trained_s(taken, 10) == 8.0 + 10 * 2.0
-    taken.append(point("prune", 9.0, epochs=1, training_s=3.0))
-    assert COST.trained_s(taken, 10) == 8.0 + 10 * 3.0
+    points = [point("quantize", 40.0), point("prune", 12.0, epochs=2, training_s=4.0), point("quantize", 25.0)]
+    assert COST.quantize_s(points) == 40.0
+    assert COST.trained_s(points, 10) == 8.0 + 10 * 2.0
+    points.append(point("prune", 9.0, epochs=1, training_s=3.0))
+    assert COST.trained_s(points, 10) == 8.0 + 10 * 3.0
 
 
 def test_a_cost_is_measured_once_and_read_by_a_run_that_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "cost.json"
-    assert measured_once(file, Cost, lambda: COST) == COST
-    assert measured_once(file, Cost, lambda: pytest.fail("it was measured again")) == COST
+    assert measure_once(file, StepCosts, lambda: COST) == COST
+    assert measure_once(file, StepCosts, lambda: pytest.fail("it was measured again")) == COST
     file.write_text("{torn")
-    assert measured_once(file, Cost, lambda: COST) == COST
+    assert measure_once(file, StepCosts, lambda: COST) == COST
 
 
 def test_there_are_as_many_finalists_as_the_time_left_launches_twice() -> None:

@@ -12,7 +12,7 @@ import pytest
 from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.final_measurement import FinalRace, TimedEntry
 from omgoptim.operations.goal import Goal
-from omgoptim.operations.optimization.points import DeliveryOrder, Point, is_slower, pick_finalists
+from omgoptim.operations.optimization.points import Point, PointRanking, is_slower, pick_finalists
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.reports import Measurement
 
@@ -36,10 +36,10 @@ def first(
     monkeypatch.setattr(points, "measurement", lambda *_: None)
     monkeypatch.setattr(Goal, "missed", lambda *_: [])
     monkeypatch.setattr(points.Manifest, "read", lambda path: SimpleNamespace(size_bytes=sizes[path]))
-    order = DeliveryOrder(cast(Any, SimpleNamespace(bench=None)), GOAL, Preference(cast(Any, prefer), 1000))
+    order = PointRanking(cast(Any, SimpleNamespace(bench=None)), GOAL, Preference(cast(Any, prefer), 1000))
     timed = [TimedEntry(one, own, Path("outputs")) for one, own in zip(points, timings, strict=True)]
     race = FinalRace(timing(1.0), Path("outputs"), load, timed, [])
-    places = {one.name: order.place(one, own, race) for one, own in zip(points, timings, strict=True)}
+    places = {one.name: order.sort_key(one, own, race) for one, own in zip(points, timings, strict=True)}
     assert json.dumps(list(places.values()))  # plain numbers
     return order.order(race)[0].entry.name
 

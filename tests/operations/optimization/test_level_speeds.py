@@ -16,7 +16,7 @@ def measured(*quantized: float | None) -> LevelSpeeds:
 
 
 @pytest.mark.parametrize(
-    ("quantized", "preference", "edges"),
+    ("quantized", "preference", "worthwhile_levels"),
     [
         ((4.0, 4.05, 8.0, 8.1), SPEED, [0.5]),
         ((4.0, 3.0, 8.0, 9.0), SPEED, [0.5, 0.75]),
@@ -28,7 +28,7 @@ def measured(*quantized: float | None) -> LevelSpeeds:
 def test_an_edge_is_better_than_every_shallower_level(
     quantized: tuple[float | None, ...], preference: Preference, edges: list[float]
 ) -> None:
-    assert measured(*quantized).edges(preference) == edges
+    assert measured(*quantized).worthwhile_levels(preference) == edges
 
 
 def test_between_two_levels_the_edge_nearest_their_middle_is_next() -> None:
@@ -48,7 +48,7 @@ def test_expected_speeds_are_those_of_latencies_between_the_measured_levels() ->
 
 
 def test_factorizing_pays_where_it_has_more_merit() -> None:
-    assert not LevelSpeeds().factorizing_pays(SPEED)
+    assert not LevelSpeeds().is_factorizing_worthwhile(SPEED)
     slower = LevelSpeeds(factorized=0.8, factorized_size=1.4)
-    assert not slower.factorizing_pays(SPEED)
-    assert slower.factorizing_pays(SIZE)
+    assert not slower.is_factorizing_worthwhile(SPEED)
+    assert slower.is_factorizing_worthwhile(SIZE)

@@ -17,7 +17,7 @@ from omgoptim.models.raw_batch import RawBatch
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.loaded_model import Live
-from omgoptim.operations.optimization.selection_data import identity_of, selection_as_evaluation, train_problem
+from omgoptim.operations.optimization.selection_data import data_identity, selection_as_evaluation, training_problem
 from omgoptim.operations.prepare import prepare
 from omgoptim.requests import PruneRequest
 
@@ -78,7 +78,7 @@ def test_a_loader_that_shuffles_gives_the_same_halves_every_time() -> None:
 
 
 def test_data_is_told_apart_by_what_is_in_it() -> None:
-    assert identity_of(numbered(40)) == identity_of(numbered(40)) != identity_of(numbered(41))
+    assert data_identity(numbered(40)) == data_identity(numbered(40)) != data_identity(numbered(41))
 
 
 def test_without_a_train_split_the_reason_is_said() -> None:
@@ -88,8 +88,8 @@ def test_without_a_train_split_the_reason_is_said() -> None:
         return numbered(100).batches("calibration")
 
     data = selection_as_evaluation(DataSource(batches, lambda _: batches("train"), True))  # type: ignore[arg-type]
-    assert train_problem(data) == "the train split cannot be read: load knows calibration and eval"
-    assert train_problem(selection_as_evaluation(numbered(100))) is None
+    assert training_problem(data) == "the train split cannot be read: load knows calibration and eval"
+    assert training_problem(selection_as_evaluation(numbered(100))) is None
 
 
 def test_what_a_step_is_prepared_with_never_loads_the_evaluation_split(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 from omgoptim.errors import SetupError, TechniqueError
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext, StepRun
-from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live
-from omgoptim.operations.optimization.points import speeds
+from omgoptim.operations.optimization.ledger import Ledger
+from omgoptim.operations.optimization.points import comparable_speeds
 from omgoptim.operations.optimization.steps import PARALLEL, SECONDS_FILE, PlannedStep, Steps
 from omgoptim.reports import EfficiencyReport, Environment, Gains, Measurement, OutputRecord
 from omgoptim.requests import OptimizeRequest, Request
@@ -63,9 +63,9 @@ SECOND = {"before": 0.94, "after": 0.935, "size": 125, "speedup": 3.0}
 def test_a_chain_multiplies_speedups_and_counts_its_drop_from_the_original(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "runs", [FIRST, SECOND])
     steps = steps_with(tmp_path, runs)
-    first = steps.take(PlannedStep("prune 50%", "prune", {"pruning_ratio": 0.5, "epochs": 1}, None))
+    first = steps.run(PlannedStep("prune 50%", "prune", {"pruning_ratio": 0.5, "epochs": 1}, None))
     assert first is not None
-    second = steps.take(PlannedStep("quantize", "quantize", {}, first, expected_speedup=5.0))
+    second = steps.run(PlannedStep("quantize", "quantize", {}, first, expected_speedup=5.0))
     assert second is not None
     assert (second.speedup, second.size_bytes) == (6.0, 125)
     assert second.drop == pytest.approx(0.015)
@@ -83,8 +83,8 @@ def test_a_result_with_a_ruined_output_is_above_any_guard_though_the_metric_lost
     scores = boxes.model_copy(update={"name": "scores", "ruined": False, "labelled": True})
     runs = Runs(tmp_path / "runs", [FIRST | {"outputs": [boxes, scores]}, FIRST | {"outputs": [scores]}])
     steps = steps_with(tmp_path, runs)
-    ruined = steps.take(PlannedStep("prune 50%", "prune", {"epochs": 1}, None))
-    kept = steps.take(PlannedStep("prune 25%", "prune", {"epochs": 2}, None))
+    ruined = steps.run(PlannedStep("prune 50%", "prune", {"epochs": 1}, None))
+    kept = steps.run(PlannedStep("prune 25%", "prune", {"epochs": 2}, None))
     assert ruined is not None
     assert kept is not None
     assert (ruined.ruined, kept.ruined) == (True, False)
@@ -94,8 +94,8 @@ def test_a_result_with_a_ruined_output_is_above_any_guard_though_the_metric_lost
 def test_the_original_is_built_by_its_checkpoint_and_an_artifact_by_itself(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "runs", [FIRST, SECOND])
     steps = steps_with(tmp_path, runs)
-    first = steps.take(PlannedStep("prune 50%", "prune", {"epochs": 1}, None))
-    steps.take(PlannedStep("quantize", "quantize", {}, first))
+    first = steps.run(PlannedStep("prune 50%", "prune", {"epochs": 1}, None))
+    steps.run(PlannedStep("quantize", "quantize", {}, first))
     (_, original, live), (_, artifact, _) = runs.asked
     assert (original.model, original.checkpoint) == ("net.py:build", "w.pt")
     assert (artifact.model, artifact.checkpoint) == (str(tmp_path / "runs" / "prune-1" / "artifact"), None)
@@ -106,11 +106,11 @@ def test_the_original_is_built_by_its_checkpoint_and_an_artifact_by_itself(tmp_p
 def test_a_step_that_is_in_the_ledger_is_read_and_not_taken_again(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "runs", [FIRST, TechniqueError("nothing can be removed", "all layers are tied")])
     begun = steps_with(tmp_path, runs)
-    first = begun.take(PlannedStep("prune 50%", "prune", {"epochs": 1}, None))
-    assert begun.take(PlannedStep("prune 75%", "prune", {"epochs": 1, "pruning_ratio": 0.75}, None)) is None
+    first = begun.run(PlannedStep("prune 50%", "prune", {"epochs": 1}, None))
+    assert begun.run(PlannedStep("prune 75%", "prune", {"epochs": 1, "pruning_ratio": 0.75}, None)) is None
     again = steps_with(tmp_path, runs)
-    read = again.take(PlannedStep("prune 50%", "prune", {"epochs": 1}, None))
-    assert again.take(PlannedStep("prune 75%", "prune", {"epochs": 1, "pruning_ratio": 0.75}, None)) is None
+    read = again.run(PlannedStep("prune 50%", "prune", {"epochs": 1}, None))
+    assert again.run(PlannedStep("prune 75%", "prune", {"epochs": 1, "pruning_ratio": 0.75}, None)) is None
     assert len(runs.asked) == 2
     assert read is not None
     assert first is not None
@@ -124,30 +124,30 @@ def test_a_step_that_is_in_the_ledger_is_read_and_not_taken_again(tmp_path: Path
 def test_other_settings_are_another_step(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "runs", [FIRST, FIRST])
     steps = steps_with(tmp_path, runs)
-    steps.take(PlannedStep("a", "prune", {"epochs": 1}, None))
-    steps.take(PlannedStep("b", "prune", {"epochs": 2}, None))
+    steps.run(PlannedStep("a", "prune", {"epochs": 1}, None))
+    steps.run(PlannedStep("b", "prune", {"epochs": 2}, None))
     assert len(runs.asked) == 2
 
 
 def test_a_step_that_would_end_past_the_budget_is_not_begun_and_says_so(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "runs", [FIRST, SECOND])
     steps = steps_with(tmp_path, runs, budget_s=100, clock=count(0, 60).__next__)  # each step takes 60 s
-    first = steps.take(PlannedStep("a", "prune", {"epochs": 1}, None, expected_seconds=90))
+    first = steps.run(PlannedStep("a", "prune", {"epochs": 1}, None, expected_seconds=90))
     assert (first is not None, steps.seconds_left) == (True, 40)
-    assert steps.take(PlannedStep("b", "prune", {"epochs": 2}, None, expected_seconds=41)) is None
+    assert steps.run(PlannedStep("b", "prune", {"epochs": 2}, None, expected_seconds=41)) is None
     assert len(runs.asked) == 1
     (left_out,) = steps.without_result
     assert (left_out.status, left_out.seconds) == ("skipped", None)
     assert left_out.why == "no time: about 41 s needed, 40 s left of the budget"
-    assert steps.take(PlannedStep("c", "prune", {"epochs": 2}, None, expected_seconds=40)) is not None
+    assert steps.run(PlannedStep("c", "prune", {"epochs": 2}, None, expected_seconds=40)) is not None
 
 
 def test_a_run_that_goes_on_has_as_much_time_left_as_if_it_had_not_been_cut_off(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "runs", [FIRST, TechniqueError("no")])
     for seconds in (60, 1):
         steps = steps_with(tmp_path, runs, 1000, count(0, seconds).__next__)
-        steps.take(PlannedStep("a", "prune", {"epochs": 1}, None))
-        steps.take(PlannedStep("b", "prune", {"epochs": 2}, None))
+        steps.run(PlannedStep("a", "prune", {"epochs": 1}, None))
+        steps.run(PlannedStep("b", "prune", {"epochs": 2}, None))
         assert steps.seconds_left == 880
     assert len(runs.asked) == 2
 
@@ -156,8 +156,8 @@ def test_a_step_that_failed_by_the_machine_is_taken_again_and_one_by_the_model_i
     runs = Runs(tmp_path / "runs", [SetupError("the disk is full"), TechniqueError("no"), FIRST])
     for _ in range(2):
         steps = steps_with(tmp_path, runs)
-        full = steps.take(PlannedStep("a", "prune", {"epochs": 1}, None))
-        steps.take(PlannedStep("b", "prune", {"epochs": 2}, None))
+        full = steps.run(PlannedStep("a", "prune", {"epochs": 1}, None))
+        steps.run(PlannedStep("b", "prune", {"epochs": 2}, None))
     assert full is not None
     assert len(runs.asked) == 3
 
@@ -167,14 +167,14 @@ def test_where_a_speed_is_not_known_all_are_compared_by_their_work(tmp_path: Pat
     quantized = {"before": 0.95, "after": 0.95, "size": 250, "speedup": 3.0}
     runs = Runs(tmp_path / "runs", [pruned, quantized, {**SECOND, "after": 0.94}])
     steps = steps_with(tmp_path, runs)
-    first = steps.take(PlannedStep("prune", "prune", {"epochs": 1}, None))
-    other = steps.take(PlannedStep("quantize", "quantize", {}, None))
-    chained = steps.take(PlannedStep("quantize after", "quantize", {}, first))
+    first = steps.run(PlannedStep("prune", "prune", {"epochs": 1}, None))
+    other = steps.run(PlannedStep("quantize", "quantize", {}, None))
+    chained = steps.run(PlannedStep("quantize after", "quantize", {}, first))
     assert first is not None
     assert other is not None
     assert chained is not None
-    assert speeds([first, other, chained]) == [4.0, 1.0, 4.0]
-    assert speeds([other]) == [3.0]
+    assert comparable_speeds([first, other, chained]) == [4.0, 1.0, 4.0]
+    assert comparable_speeds([other]) == [3.0]
     assert chained.speedup is None
     assert steps.records()[0].speedup is None
     assert [record.on_front for record in steps.records()] == [False, True, True]
@@ -185,7 +185,7 @@ def test_another_model_or_other_data_under_the_same_name_is_another_step(tmp_pat
     for model, data in (("a", "x"), ("b", "x"), ("b", "y"), ("a", "x")):
         steps = steps_with(tmp_path, runs)
         steps.model, steps.data = model, data
-        steps.take(PlannedStep("a", "prune", {"epochs": 1}, None))
+        steps.run(PlannedStep("a", "prune", {"epochs": 1}, None))
     assert len(runs.asked) == 3
 
 
@@ -195,12 +195,12 @@ def test_a_step_that_a_worker_trained_goes_on_from_its_checkpoints_and_costs_its
     (begun / "checkpoints" / "round-1").mkdir(parents=True)
     steps = steps_with(tmp_path, runs, budget_s=100.0)
     steps.context = replace(steps.context, begin_step=lambda *_: begun)
-    key, _ = steps.named(PlannedStep("prune", "prune", {"max_quality_drop": 1.0}))
+    key, _ = steps.key_and_arguments(PlannedStep("prune", "prune", {"max_quality_drop": 1.0}))
     made = steps.context.checkpoints / PARALLEL / key
     (made / "checkpoints" / "round-1" / "done").mkdir(parents=True)
     (made / "checkpoints" / "round-1" / "done" / "state.json").write_text("{}")
     (made / SECONDS_FILE).write_text("40.5")
-    point = steps.take(PlannedStep("prune", "prune", {"max_quality_drop": 1.0}, None))
+    point = steps.run(PlannedStep("prune", "prune", {"max_quality_drop": 1.0}, None))
     assert point is not None
     assert (begun / "checkpoints" / "round-1" / "done" / "state.json").read_text() == "{}"
     assert (point.seconds, steps.seconds_left) == (40.5, 59.5)

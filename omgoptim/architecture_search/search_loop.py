@@ -1,6 +1,7 @@
 """Loop of a search: propose a trial, run it and record its result, until enough trials were trained.
 
-A trial that is too slow costs a measurement and does not count. After a kill, `drive` on the same folder resumes.
+A trial that is too slow costs a measurement and does not count. After a kill, `search_product` resumes in the same
+folder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose
 from omgoptim.architecture_search.space import Configuration, Space
-from omgoptim.architecture_search.study import Finished, Rejected, Search, SearchSettings
+from omgoptim.architecture_search.study import Finished, Rejected, SearchSettings, SearchStudy
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import RequestError, TechniqueError
 
@@ -23,8 +24,8 @@ Trial = Callable[[TrialSpec, Path], TrialResult]
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """A started trial."""
+class StartedTrial:
+    """A trial in flight, here or on a worker."""
 
     wait: Callable[[], TrialResult]
     """Waits for its end, and returns its result."""
@@ -38,7 +39,7 @@ networks needs other targets."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoopSettings:
     """Settings of a search."""
 
     trials: int
@@ -55,8 +56,8 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Driven:
-    """Result of a search."""
+class SearchCounts:
+    """Numbers of trials by outcome, and the best one."""
 
     trained: int
     rejected: int
@@ -73,57 +74,57 @@ class TrialLoop:
 
     trial: Trial
     """Runs one trial."""
-    plan: Plan
+    plan: LoopSettings
     folder: Path
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
     """`progress(stage, fraction)` of the search."""
     more: Callable[[], bool] = lambda: True
     """Return True while another trial may begin: there is time left."""
-    start: Callable[[TrialSpec], Started] | None = None
+    start: Callable[[TrialSpec], StartedTrial] | None = None
     """Begins a trial elsewhere, in place of running `trial` here."""
 
     def run(
         self,
-        again: Callable[[Search], Any],
-        begin: Callable[[Search, dict[int, TrialResult]], Any],
+        again: Callable[[SearchStudy], Any],
+        begin: Callable[[SearchStudy, dict[int, TrialResult]], Any],
         nearest: float | None = None,
-    ) -> Driven:
+    ) -> SearchCounts:
         """Run trials until enough were trained.
 
         Args:
             again: the next of the trials that were begun before an interruption; None where there is none.
             begin: a new trial by the results so far; None where the space is exhausted.
-            nearest: as for `drive`.
+            nearest: as for `search_product`.
         """
         plan, folders = self.plan, TrialFolders(self.folder / "trials")
         folders.clear()
-        search = Search(SearchSettings(seed=plan.seed, journal=self.folder / "study.log"))
-        search.resume(lambda number: None if (found := folders.result(number)) is None else found.for_study())
+        study = SearchStudy(SearchSettings(seed=plan.seed, journal=self.folder / "study.log"))
+        study.resume(lambda number: None if (found := folders.result(number)) is None else found.for_study())
         results = folders.results()
-        in_flight: deque[tuple[Any, Started]] = deque()
+        in_flight: deque[tuple[Any, StartedTrial]] = deque()
         exhausted = False
         while True:
-            counted = len(search) + sum(not each.rejected for _, each in in_flight)
-            asked = None
+            counted = len(study) + sum(not each.rejected for _, each in in_flight)
+            optuna_trial = None
             if counted < plan.trials and len(in_flight) < plan.in_flight and not exhausted and self.more():
-                asked = again(search) or begin(search, results)
-                exhausted = asked is None and not in_flight
-            if asked is not None:
-                self.progress(f"trial {counted + 1} of {plan.trials}", len(search) / plan.trials)
-                in_flight.append((asked, self._started(asked, folders)))
+                optuna_trial = again(study) or begin(study, results)
+                exhausted = optuna_trial is None and not in_flight
+            if optuna_trial is not None:
+                self.progress(f"trial {counted + 1} of {plan.trials}", len(study) / plan.trials)
+                in_flight.append((optuna_trial, self._started(optuna_trial, folders)))
                 continue
             if not in_flight:
                 break
-            asked, started = in_flight.popleft()
-            results[asked.number] = found = started.wait()
-            _record(search, asked, found)
+            optuna_trial, started = in_flight.popleft()
+            results[optuna_trial.number] = found = started.wait()
+            _record(study, optuna_trial, found)
             exhausted = exhausted or len(results) >= plan.trials * (1 + REJECTED_PER_TRIAL)
-        return _ended(search, results, exhausted and len(search) < plan.trials, nearest)
+        return _counts_of(study, results, exhausted and len(study) < plan.trials, nearest)
 
-    def _started(self, asked: Any, folders: TrialFolders) -> Started:
+    def _started(self, optuna_trial: Any, folders: TrialFolders) -> StartedTrial:
         spec = TrialSpec(
-            number=asked.number,
-            configuration=dict(asked.params),
+            number=optuna_trial.number,
+            configuration=dict(optuna_trial.params),
             seed=self.plan.seed,
             parent=self.plan.parent,
             data=self.plan.data,
@@ -132,17 +133,17 @@ class TrialLoop:
         if self.start is not None:
             return self.start(spec)
         found = folders.run(spec, self.trial)
-        return Started(lambda: found, found.outcome == "rejected")
+        return StartedTrial(lambda: found, found.outcome == "rejected")
 
 
-def drive(
+def search_product(
     space: Space,
     loads: Callable[[dict[int, TrialResult]], Load],
     loop: TrialLoop,
-    way: Proposal = propose,
+    proposal: Proposal = propose,
     rule: Rule = DEFAULT,
     nearest: float | None = None,
-) -> Driven:
+) -> SearchCounts:
     """Search a product of knobs by a proposal rule.
 
     Args:
@@ -150,8 +151,8 @@ def drive(
         loads: the predicted load given the trials so far; called before each proposal, so that it can learn from what
             was measured.
         loop: runs the trials.
-        way: how the next configuration is proposed.
-        rule: settings of `way`.
+        proposal: how the next configuration is proposed.
+        rule: settings of `proposal`.
         nearest: smallest load measured before the search, for the error when nothing is predicted within the limits.
 
     Raises:
@@ -159,18 +160,18 @@ def drive(
         RequestError: the time was over before the first trial.
     """
 
-    def begin(search: Search, results: dict[int, TrialResult]) -> Any:
-        row = way(space, loads(results), search.observations(space), loop.plan.seed, search.asked, rule)
-        return None if row is None else search.ask(space, space.configuration(row))
+    def begin(study: SearchStudy, results: dict[int, TrialResult]) -> Any:
+        row = proposal(space, loads(results), study.observations(space), loop.plan.seed, study.started, rule)
+        return None if row is None else study.ask(space, space.configuration(row))
 
-    return loop.run(partial(Search.ask_again, space=space), begin, nearest)
+    return loop.run(partial(SearchStudy.ask_again, space=space), begin, nearest)
 
 
-def drive_conditional(
+def search_conditional(
     parameters: Callable[[Any], Configuration],
     predicted: Callable[[Configuration], dict[str, float]] | None,
     loop: TrialLoop,
-) -> Driven:
+) -> SearchCounts:
     """Search a conditional space by TPE, rejecting what is predicted to be over the limits.
 
     Args:
@@ -179,44 +180,46 @@ def drive_conditional(
         loop: runs the trials.
 
     Raises:
-        TechniqueError: as for `drive`.
+        TechniqueError: as for `search_product`.
     """
 
-    def begin(search: Search, _results: dict[int, TrialResult]) -> Any:
-        while search.asked < loop.plan.trials * (1 + REJECTED_PER_TRIAL):
-            asked = search.ask_sampler()
-            configuration = parameters(asked)
+    def begin(study: SearchStudy, _results: dict[int, TrialResult]) -> Any:
+        while study.started < loop.plan.trials * (1 + REJECTED_PER_TRIAL):
+            optuna_trial = study.ask_sampler()
+            configuration = parameters(optuna_trial)
             found = predicted(configuration) if predicted is not None else {}
             if max(found.values(), default=0.0) <= 1.0:
-                return asked
-            search.reject(asked, Rejected(found))
+                return optuna_trial
+            study.reject(optuna_trial, Rejected(found))
         return None
 
-    def again(search: Search) -> Any:
-        if not search.waiting():
+    def again(study: SearchStudy) -> Any:
+        if not study.waiting():
             return None
-        asked = search.ask_sampler()
-        parameters(asked)
-        return asked
+        optuna_trial = study.ask_sampler()
+        parameters(optuna_trial)
+        return optuna_trial
 
     return loop.run(again, begin)
 
 
-def _record(search: Search, asked: Any, result: TrialResult) -> None:
+def _record(study: SearchStudy, optuna_trial: Any, result: TrialResult) -> None:
     ended = result.for_study()
     if isinstance(ended, Finished):
-        search.finish(asked, ended)
+        study.finish(optuna_trial, ended)
     elif isinstance(ended, Rejected):
-        search.reject(asked, ended)
+        study.reject(optuna_trial, ended)
     else:
-        search.fail(asked, ended)
+        study.fail(optuna_trial, ended)
 
 
-def _ended(search: Search, results: dict[int, TrialResult], exhausted: bool, nearest: float | None) -> Driven:
+def _counts_of(
+    study: SearchStudy, results: dict[int, TrialResult], exhausted: bool, nearest: float | None
+) -> SearchCounts:
     outcomes = [result.outcome for result in results.values()]
-    trained = len(search)
+    trained = len(study)
     if not trained:
-        reasons = search.reasons()
+        reasons = study.reasons()
         if not results and not exhausted:
             raise RequestError(
                 "the budget is too short for a trial",
@@ -233,5 +236,5 @@ def _ended(search: Search, results: dict[int, TrialResult], exhausted: bool, nea
             else f"the nearest measured network is at {nearest:.2f} times a limit",
             "allow more latency or size, or give a space with smaller networks",
         )
-    best = search.best()
-    return Driven(trained, outcomes.count("rejected"), outcomes.count("failed"), exhausted, best and best[0])
+    best = study.best()
+    return SearchCounts(trained, outcomes.count("rejected"), outcomes.count("failed"), exhausted, best and best[0])

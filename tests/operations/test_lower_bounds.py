@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 
 from omgoptim.errors import RequestError
-from omgoptim.operations.goal import Floor, Goal, refuse_below, refuse_size
+from omgoptim.operations.goal import Goal, LowerBound, refuse_below_bounds, refuse_unreachable_size
 
-FLOORS = [Floor("onnxruntime", 0.02, 60_000_000, 250), Floor("openvino", 0.05, 90_000_000, 200)]
+FLOORS = [LowerBound("onnxruntime", 0.02, 60_000_000, 250), LowerBound("openvino", 0.05, 90_000_000, 200)]
 
 
 @dataclass
@@ -29,20 +29,20 @@ class Sized:
 )
 def test_a_target_below_every_engine_is_refused(goal: Goal, what: str, fix: str) -> None:
     with pytest.raises(RequestError, match=what) as refused:
-        refuse_below(goal, FLOORS)
+        refuse_below_bounds(goal, FLOORS)
     assert fix in refused.value.fix
 
 
 def test_a_target_that_one_engine_may_reach_is_not_refused() -> None:
-    refuse_below(Goal(0.01, latency_ms=0.03, memory_bytes=7e7, size_bytes=210), FLOORS)
-    refuse_below(Goal(0.01, latency_ms=1e-9), [])
+    refuse_below_bounds(Goal(0.01, latency_ms=0.03, memory_bytes=7e7, size_bytes=210), FLOORS)
+    refuse_below_bounds(Goal(0.01, latency_ms=1e-9), [])
 
 
 def test_a_size_below_four_bits_a_parameter_is_refused_only_where_nothing_can_be_trained() -> None:
     goal, model = Goal(0.01, size_bytes=4e6), Sized((10_000_000, 10_000_000))
     with pytest.raises(RequestError, match="does not fit into 4 MB") as refused:
-        refuse_size(goal, model, "a program cannot be trained")  # type: ignore[arg-type]
+        refuse_unreachable_size(goal, model, "a program cannot be trained")  # type: ignore[arg-type]
     assert refused.value.why == "10,000,000 parameters in 4 bits each are 5 MB; a program cannot be trained"
     assert "at least 6 MB" in refused.value.fix
-    refuse_size(goal, model, None)  # type: ignore[arg-type]
-    refuse_size(Goal(0.01, size_bytes=5.1e6), model, "a program cannot be trained")  # type: ignore[arg-type]
+    refuse_unreachable_size(goal, model, None)  # type: ignore[arg-type]
+    refuse_unreachable_size(Goal(0.01, size_bytes=5.1e6), model, "a program cannot be trained")  # type: ignore[arg-type]

@@ -14,20 +14,26 @@ from typing import Any
 
 import pytest
 
-from omgoptim.architecture_search.drive import Plan, Started, TrialLoop, drive, drive_conditional
+from omgoptim.architecture_search.search_loop import (
+    LoopSettings,
+    StartedTrial,
+    TrialLoop,
+    search_conditional,
+    search_product,
+)
 from omgoptim.architecture_search.space import Knob, Space
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import RunError, TechniqueError
 
 SPACE = Space(tuple(Knob(f"stage{number}", (0, 1, 2)) for number in range(4)))
-PLAN = Plan(trials=12, seed=0, parent="sha256:m", data="sha256:d", epochs=1)
+PLAN = LoopSettings(trials=12, seed=0, parent="sha256:m", data="sha256:d", epochs=1)
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_drive import SPACE, PLAN, loads, trained
-from omgoptim.architecture_search.drive import TrialLoop, drive
+from omgoptim.architecture_search.search_loop import TrialLoop, drive
 
 calls = 0
 
@@ -69,7 +75,7 @@ def configurations(folder: Path) -> list[str]:
 
 
 def test_a_search_trains_as_many_as_were_asked_for_and_finds_the_best(tmp_path: Path) -> None:
-    ended = drive(SPACE, loads, TrialLoop(trained, PLAN, tmp_path))
+    ended = search_product(SPACE, loads, TrialLoop(trained, PLAN, tmp_path))
     assert (ended.trained, ended.rejected, ended.failed, ended.exhausted) == (12, 0, 0, False)
     assert ended.best is not None
     best = TrialFolders(tmp_path / "trials").result(ended.best)
@@ -78,8 +84,8 @@ def test_a_search_trains_as_many_as_were_asked_for_and_finds_the_best(tmp_path: 
 
 
 def test_a_finished_search_runs_nothing_again(tmp_path: Path) -> None:
-    first = drive(SPACE, loads, TrialLoop(trained, PLAN, tmp_path))
-    assert drive(SPACE, loads, TrialLoop(trained, PLAN, tmp_path)).best == first.best
+    first = search_product(SPACE, loads, TrialLoop(trained, PLAN, tmp_path))
+    assert search_product(SPACE, loads, TrialLoop(trained, PLAN, tmp_path)).best == first.best
     assert len((tmp_path / "trials" / "log.txt").read_text().splitlines()) == 12
 
 
@@ -96,13 +102,13 @@ def test_a_kill_loses_no_finished_trial_and_repeats_none(tmp_path: Path, dies_in
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     folder.mkdir()
-    ended = drive(SPACE, loads, TrialLoop(trained, PLAN, whole))
+    ended = search_product(SPACE, loads, TrialLoop(trained, PLAN, whole))
     code = KILLED.format(here=str(Path(__file__).parent), dies_in=dies_in, inside=inside, folder=str(folder))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     finished = len(configurations(folder))
     assert finished == (dies_in - 1 if inside else dies_in)
-    again = drive(SPACE, loads, TrialLoop(trained, PLAN, folder))
+    again = search_product(SPACE, loads, TrialLoop(trained, PLAN, folder))
     log = (folder / "trials" / "log.txt").read_text().splitlines()
     assert log == configurations(folder) == configurations(whole)
     assert again.trained == ended.trained == 12
@@ -115,7 +121,7 @@ def test_which_trials_a_search_has_depends_on_those_in_flight_and_not_on_the_wor
 ) -> None:
     plan = replace(PLAN, in_flight=3)
     (tmp_path / "here").mkdir()
-    alone = drive(SPACE, loads, TrialLoop(trained, plan, tmp_path / "here"))
+    alone = search_product(SPACE, loads, TrialLoop(trained, plan, tmp_path / "here"))
     (tmp_path / "there").mkdir()
     folders = TrialFolders(tmp_path / "there" / "trials")
     most, running = [0], [0]
@@ -123,7 +129,7 @@ def test_which_trials_a_search_has_depends_on_those_in_flight_and_not_on_the_wor
     def run(spec: TrialSpec) -> TrialResult:
         return folders.run(spec, trained)
 
-    def start(spec: TrialSpec) -> Started:
+    def start(spec: TrialSpec) -> StartedTrial:
         running[0] += 1
         most[0] = max(most[0], running[0])
         future = pool.submit(run, spec)
@@ -132,10 +138,10 @@ def test_which_trials_a_search_has_depends_on_those_in_flight_and_not_on_the_wor
             running[0] -= 1
             return future.result()
 
-        return Started(wait)
+        return StartedTrial(wait)
 
     with ThreadPoolExecutor(workers) as pool:
-        shared = drive(SPACE, loads, TrialLoop(trained, plan, tmp_path / "there", start=start))
+        shared = search_product(SPACE, loads, TrialLoop(trained, plan, tmp_path / "there", start=start))
     assert shared == alone
     assert most == [3]
     assert configurations(tmp_path / "there") == configurations(tmp_path / "here")
@@ -148,7 +154,7 @@ def test_a_candidate_that_is_too_slow_does_not_count(tmp_path: Path) -> None:
             return TrialResult(outcome="rejected", loads={"latency": 1.2})
         return trained(spec, folder)
 
-    ended = drive(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
+    ended = search_product(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
     assert ended.trained == 12
     assert ended.rejected > 0
     assert len(configurations(tmp_path)) == 12 + ended.rejected
@@ -160,7 +166,7 @@ def test_a_trial_that_raises_fails_alone(tmp_path: Path) -> None:
             raise TechniqueError("the network has no output", "its kernel is too large")
         return trained(spec, folder)
 
-    ended = drive(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
+    ended = search_product(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
     assert ended.trained == 12
     assert ended.failed > 0
 
@@ -170,7 +176,7 @@ def test_a_quality_that_is_no_number_fails_alone(tmp_path: Path) -> None:
         bad = spec.configuration["stage0"] == 2
         return TrialResult(outcome="trained", rungs=(float("nan"),)) if bad else trained(spec, folder)
 
-    ended = drive(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
+    ended = search_product(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
     assert ended.trained == 12
 
 
@@ -179,19 +185,19 @@ def test_the_commonest_reason_is_told_when_every_trial_fails(tmp_path: Path) -> 
         raise TechniqueError("the network has no output", "its kernel is too large")
 
     with pytest.raises(TechniqueError, match="no trial of the search could be trained") as caught:
-        drive(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
+        search_product(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
     assert "kernel is too large" in caught.value.why
 
 
 def test_a_limit_that_nothing_is_within_ends_without_a_training(tmp_path: Path) -> None:
     with pytest.raises(TechniqueError, match="no network of the search meets the targets"):
-        drive(SPACE, lambda _: lambda rows: rows.sum(axis=1) + 2.0, TrialLoop(trained, PLAN, tmp_path))
+        search_product(SPACE, lambda _: lambda rows: rows.sum(axis=1) + 2.0, TrialLoop(trained, PLAN, tmp_path))
     assert configurations(tmp_path) == []
 
 
 def test_a_small_space_is_exhausted(tmp_path: Path) -> None:
     few = Space((Knob("stage0", (0, 1)), Knob("stage3", (0, 1))))
-    ended = drive(few, lambda _: lambda rows: rows.sum(axis=1) / 2.0, TrialLoop(trained, PLAN, tmp_path))
+    ended = search_product(few, lambda _: lambda rows: rows.sum(axis=1) / 2.0, TrialLoop(trained, PLAN, tmp_path))
     assert (ended.trained, ended.exhausted) == (4, True)
 
 
@@ -208,7 +214,7 @@ def test_a_conditional_space_rejects_before_it_trains(tmp_path: Path) -> None:
         assert load["latency"] <= 1.0
         return TrialResult(outcome="trained", rungs=(load["latency"],), loads=load)
 
-    ended = drive_conditional(parameters, predicted, TrialLoop(trial, PLAN, tmp_path))
+    ended = search_conditional(parameters, predicted, TrialLoop(trial, PLAN, tmp_path))
     assert ended.trained == 12
 
 

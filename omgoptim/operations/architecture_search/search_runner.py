@@ -13,17 +13,23 @@ from pathlib import Path
 
 from torch import nn
 
-from omgoptim.architecture_search.drive import Driven, Plan, TrialLoop, drive, drive_conditional
 from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose, propose_random
-from omgoptim.architecture_search.runner import WEIGHTS, Steps, finalists, fitting, run_trial
+from omgoptim.architecture_search.runner import WEIGHTS, TrialFunctions, run_trial, train_finalists, train_function
+from omgoptim.architecture_search.search_loop import (
+    LoopSettings,
+    SearchCounts,
+    TrialLoop,
+    search_conditional,
+    search_product,
+)
 from omgoptim.architecture_search.space import Configuration
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import TechniqueError
 from omgoptim.executors import Executor
 from omgoptim.models.manifest import Manifest
-from omgoptim.operations.architecture_search.costs import Costs
+from omgoptim.operations.architecture_search.costs import CostMeter
 from omgoptim.operations.architecture_search.predictions import Predictions
-from omgoptim.operations.architecture_search.spaces import Searched
+from omgoptim.operations.architecture_search.spaces import SearchSpace
 from omgoptim.operations.architecture_search.tasks import TaskRunner
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
@@ -44,10 +50,10 @@ FINAL_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """Result of the search."""
 
-    driven: Driven
+    counts: SearchCounts
     specs: dict[int, TrialSpec]
     results: dict[int, TrialResult]
     """Results of every trial; that of the final training where there was one."""
@@ -58,12 +64,12 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Trials:
+class SearchRunner:
     """Runs searches of one space: the rule's, and the control's."""
 
     job: Job[SearchRequest]
-    searched: Searched
-    costs: Costs
+    space: SearchSpace
+    costs: CostMeter
     predictions: Predictions | None
     teacher: nn.Module | None
     began: float
@@ -71,7 +77,7 @@ class Trials:
     executor: Executor | None = None
     """Trains networks elsewhere; None: here, one after the other."""
 
-    def run(self, folder: Path, way: Proposal, span: tuple[float, float], finals: int = FINALS) -> Found:
+    def run(self, folder: Path, proposal: Proposal, span: tuple[float, float], finals: int = FINALS) -> SearchResult:
         """Search in a folder, or go on there, and train the best to the end.
 
         Raises:
@@ -91,20 +97,24 @@ class Trials:
         shown: set[int] = set()
 
         def progress(stage: str, done: float | None) -> None:
-            self._publish(folders, shown, "trial" if way is propose else "random trial")
+            self._publish(folders, shown, "trial" if proposal is propose else "random trial")
             self.job.context.progress(stage, None if done is None else first + (middle - first) * done)
 
         tasks = self._tasks(steps)
         if tasks is not None:
-            tasks.conclude_left(folders)
+            tasks.collect_trained(folders)
         start = None if tasks is None else partial(tasks.start, folders)
         request = self.job.request
         data = str(request.data)
-        plan = Plan(request.trials, request.seed, request.model, data, request.whole_epochs, request.in_flight)
-        driven = self._drive(TrialLoop(trial, plan, folder, progress, self._more, start), folders, way)
+        plan = LoopSettings(request.trials, request.seed, request.model, data, request.whole_epochs, request.in_flight)
+        counts = self._search(TrialLoop(trial, plan, folder, progress, self._more, start), folders, proposal)
         self.job.context.progress(f"training the best {finals} to the end", middle)
         shared = tasks is not None and tasks.executor is not None
-        best = tasks.finalists(folders, ends, finals) if tasks and shared else finalists(steps, folders, ends, finals)
+        best = (
+            tasks.train_finalists(folders, ends, finals)
+            if tasks and shared
+            else train_finalists(steps, folders, ends, finals)
+        )
         results = folders.results()
         artifacts: dict[int, Path] = {}
         specs = {number: folders.spec(number) for number in results}
@@ -118,20 +128,20 @@ class Trials:
             why = reasons[0] if reasons else "no trial was trained to the end"
             raise TechniqueError("none of the best trials could be trained to the end", why)
         order = sorted(artifacts, key=lambda number: -results[number].rungs[-1])
-        return Found(driven, specs, results, order, artifacts)
+        return SearchResult(counts, specs, results, order, artifacts)
 
-    def _drive(self, loop: TrialLoop, folders: TrialFolders, way: Proposal) -> Driven:
-        predictions, product = self.predictions, self.searched.product
+    def _search(self, loop: TrialLoop, folders: TrialFolders, proposal: Proposal) -> SearchCounts:
+        predictions, product = self.predictions, self.space.product
         if product is None or predictions is None:
-            assert self.searched.parameters is not None  # an automatic space is a product
-            return drive_conditional(self.searched.parameters, None, loop)
+            assert self.space.parameters is not None  # an automatic space is a product
+            return search_conditional(self.space.parameters, None, loop)
 
         def loads(results: dict[int, TrialResult]) -> Load:
             known: dict[int, Configuration] = {number: folders.spec(number).configuration for number in results}
             return predictions.loads(results, known)
 
         nearest = min(predictions.measured_loads, default=None)
-        return drive(product, loads, loop, way, self.rule, nearest)
+        return search_product(product, loads, loop, proposal, self.rule, nearest)
 
     def _publish(self, folders: TrialFolders, shown: set[int], prefix: str) -> None:
         """Show the trials that have ended to those who watch the run."""
@@ -148,15 +158,15 @@ class Trials:
         minutes = self.job.request.budget_minutes
         return minutes is None or time.monotonic() - self.began < (1 - FINAL_SHARE) * 60 * minutes
 
-    def _tasks(self, steps: Steps) -> TaskRunner | None:
+    def _tasks(self, steps: TrialFunctions) -> TaskRunner | None:
         if self.executor is None and self.job.request.in_flight == 1:
             return None
         return TaskRunner(self.executor, self.job, steps, "" if self.teacher is None else weights_hash(self.teacher))
 
-    def _steps(self) -> Steps:
+    def _steps(self) -> TrialFunctions:
         predictions, limit = self.predictions, self.costs.limits.latency_ms
-        return Steps(
-            self.searched.build,
+        return TrialFunctions(
+            self.space.build,
             self.costs.measure,
             self.training(),
             predictions.latency if predictions is not None else None,
@@ -172,7 +182,7 @@ class Trials:
                 config = TrainingConfig.of(request, count, self.job.loaded.device, request.seed)
                 normalized = any(isinstance(layer, nn.LayerNorm) for layer in module.modules())
                 adaptive = request.learning_rate is None and request.optimizer in ("adam", "adamw")
-                inherits = self.searched.parameters is None
+                inherits = self.space.parameters is None
                 config = (
                     replace(config, learning_rate=PRETRAINED_LEARNING_RATE)
                     if normalized and adaptive and inherits
@@ -181,7 +191,7 @@ class Trials:
                 return config_for_data(config, request, datasets.batches)
 
             distillation = DistillationLoss(request.temperature, request.alpha)
-            fits = fitting(datasets.batches, datasets.loss, plan, datasets.evaluator, self.teacher, distillation)
+            fits = train_function(datasets.batches, datasets.loss, plan, datasets.evaluator, self.teacher, distillation)
             quality = fits(module, rung, epochs, checkpoints)
             if not math.isfinite(quality):
                 raise TechniqueError(
@@ -194,7 +204,7 @@ class Trials:
 
 
 def trial_record(
-    job: Job[SearchRequest], costs: Costs, name: str, status: str, spec: TrialSpec, result: TrialResult
+    job: Job[SearchRequest], costs: CostMeter, name: str, status: str, spec: TrialSpec, result: TrialResult
 ) -> Candidate:
     """Return a trial as a candidate of the report."""
     baseline = Manifest.read(costs.baseline).size_bytes
@@ -218,9 +228,9 @@ def trial_record(
     )
 
 
-def search_both(trials: Trials, folder: Path) -> tuple[Found, Found | None]:
+def search_with_control(trials: SearchRunner, folder: Path) -> tuple[SearchResult, SearchResult | None]:
     """Search by the rule; and at random, where a control was asked for."""
-    control = trials.job.request.control == "random" and trials.searched.product is not None
+    control = trials.job.request.control == "random" and trials.space.product is not None
     middle = 0.5 if control else 0.8
     found = trials.run(folder, propose, (0.25, middle))
     if not control:
@@ -228,7 +238,7 @@ def search_both(trials: Trials, folder: Path) -> tuple[Found, Found | None]:
     return found, trials.run(folder / "control", propose_random, (middle, 0.8))
 
 
-def train_reference(trials: Trials, module: nn.Module, folder: Path) -> nn.Module:
+def train_reference(trials: SearchRunner, module: nn.Module, folder: Path) -> nn.Module:
     """Train a copy of a space's largest network as long as a trial: without a model it is what others are compared to.
 
     A search that goes on reads the weights.
