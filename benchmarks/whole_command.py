@@ -36,7 +36,9 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     screening.time_artifacts = clocked("measuring_s", screening.time_artifacts)
     timing.time_artifacts = clocked("measuring_s", timing.time_artifacts)
-    timing._quiet = clocked("waiting_s", timing._quiet)  # for other programs to let go of the machine
+    timing._wait_until_idle = clocked(
+        "waiting_s", timing._wait_until_idle
+    )  # for other programs to let go of the machine
     report = omgoptim.quantize(request.pop("model"), **request)
     Path(sys.argv[2]).write_text(json.dumps({"report": report.model_dump(mode="json"), **spent}))
 

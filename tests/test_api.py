@@ -61,7 +61,7 @@ def test_progress_is_shown_where_a_person_looks_or_where_it_is_asked_for(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     if notebook:
         monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
-    watched = live_call.shown(by_hand.running_run(tmp_path), asked)
+    watched = live_call.progress_display(by_hand.running_run(tmp_path), asked)
     assert (type(watched).__name__ != "nullcontext") is shown
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from typing_extensions import Unpack
 
 from omgoptim.api.artifacts import export_coreml, open_artifact, pick
-from omgoptim.api.live_call import copied, request_of, run, search_request
+from omgoptim.api.live_call import cpu_copy, request_of, run, search_request
 from omgoptim.operations.context import LIVE
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import parse
@@ -235,7 +235,7 @@ def distill(
     named = LIVE.format("student") if callable(student) else student
     request, live = request_of("distill", teacher, data, metric, {"student": named, **arguments}, loss)
     if callable(student):
-        live = replace(live, student=copied(student))
+        live = replace(live, student=cpu_copy(student))
     return run("distill", request, live, progress)
 
 
@@ -262,7 +262,7 @@ def derive_student(
     from omgoptim.operations.distillation.student import derive_module
 
     request = parse("distill", {"model": LIVE.format("module"), "student": student, **parameters})
-    return derive_module(copied(teacher), getattr(request, "student"), inputs, seed)  # noqa: B009  DistillRequest has it
+    return derive_module(cpu_copy(teacher), getattr(request, "student"), inputs, seed)  # noqa: B009  DistillRequest has it
 
 
 @_documented("optimize")

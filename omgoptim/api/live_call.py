@@ -35,7 +35,7 @@ def run(verb: str, request: Request, live: Live | None, progress: bool | None) -
     """
     here = Interpreter(Path(sys.executable), "the caller's own process", platform.python_version(), ())
     folder = open_run(verb, request, find_project(getattr(request, "project", None)), here)
-    with _callers_torch(), shown(folder, progress):
+    with _callers_torch(), progress_display(folder, progress):
         execute(folder, lambda name, resolved, context: run_verb(name, resolved, context, live), owns_process=False)
     return load_report(folder)
 
@@ -53,7 +53,7 @@ def _callers_torch() -> Iterator[None]:
         torch.set_rng_state(random)
 
 
-def shown(folder: RunFolder, progress: bool | None) -> AbstractContextManager[None]:
+def progress_display(folder: RunFolder, progress: bool | None) -> AbstractContextManager[None]:
     """Show where a run stands, if that was asked for, or where a person looks: in a notebook or on a terminal."""
     notebook = "ipykernel" in sys.modules
     if progress is False or (progress is None and not notebook and not sys.stdout.isatty()):
@@ -79,7 +79,7 @@ def request_of(
     if loss is not None:
         named["loss"] = loss if isinstance(loss, str) else LIVE.format("loss")
     live = Live(
-        module=None if isinstance(model, str) else copied(model),
+        module=None if isinstance(model, str) else cpu_copy(model),
         data=None if data is None or isinstance(data, str) else by_split(data),
         metric=None if isinstance(metric, str) else metric,
         loss=None if isinstance(loss, str) else loss,
@@ -104,7 +104,7 @@ def search_request(
     return request, replace(live, space=function)
 
 
-def copied(model: nn.Module) -> nn.Module:
+def cpu_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a module on the CPU in eval mode."""
     import copy
 

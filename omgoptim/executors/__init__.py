@@ -103,7 +103,7 @@ def executor_on(
         yield opened
 
 
-def lost(task: Task, attempts: int, reason: str) -> RunError:
+def lost_worker_error(task: Task, attempts: int, reason: str) -> RunError:
     """Return the error for a task whose worker was lost on every attempt."""
     return RunError(
         f"the worker of {task.target.name} was lost {attempts} times",

@@ -106,16 +106,16 @@ def token_mode() -> Iterator[None]:
     given = bool(os.environ.get("RAY_AUTH_TOKEN")) and MODE not in os.environ
     if given:
         os.environ[MODE] = "token"
-    read_again()
+    reload_auth_settings()
     try:
         yield
     finally:
         if given:
             os.environ.pop(MODE, None)
-        read_again()
+        reload_auth_settings()
 
 
-def read_again() -> None:
+def reload_auth_settings() -> None:
     """Make Ray read mode and token from the environment again; it keeps those that it was imported with."""
     with suppress(ImportError, AttributeError):
         compiled = importlib.import_module("ray._raylet")

@@ -18,7 +18,7 @@ from typing import Any
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import OmgoptimError
-from omgoptim.executors import RETRIES, Task, TaskResult, lost
+from omgoptim.executors import RETRIES, Task, TaskResult, lost_worker_error
 from omgoptim.executors.task import to_record
 
 START = IMPORT_OMGOPTIM + "from omgoptim.executors.task import main\nmain()\n"
@@ -52,7 +52,7 @@ class LocalExecutor:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """See `Executor.paused`."""
-        with self._starting, stopped([process.pid for process in self._processes.values()]):
+        with self._starting, processes_stopped([process.pid for process in self._processes.values()]):
             yield
 
     def close(self) -> None:
@@ -68,8 +68,8 @@ class LocalExecutor:
             (folder / self._mark).unlink(missing_ok=True)
 
     def _serve(self, place: int) -> None:
-        while (asked := self._waiting.get()) is not None and not self._closed:
-            task, future = asked
+        while (waiting := self._waiting.get()) is not None and not self._closed:
+            task, future = waiting
             future.set_running_or_notify_cancel()
             try:
                 future.set_result(self._run(task, place))
@@ -85,12 +85,12 @@ class LocalExecutor:
             process = self._process(place)
             outcome = self._ask(process, json.dumps(to_record(task, self._mark)))
             if outcome is not None:
-                return result_of(task, outcome)
+                return task_result(task, outcome)
             code = process.returncode
             reason = f"it ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
             if self._closed:
                 break
-        raise lost(task, 1 + self._retries, reason)
+        raise lost_worker_error(task, 1 + self._retries, reason)
 
     def _process(self, place: int) -> subprocess.Popen[str]:
         with self._starting:  # none while something is timed
@@ -134,7 +134,7 @@ def _end(process: subprocess.Popen[str]) -> None:
                 pipe.close()
 
 
-def result_of(task: Task, outcome: dict[str, Any]) -> TaskResult:
+def task_result(task: Task, outcome: dict[str, Any]) -> TaskResult:
     """Return the result of a finished attempt.
 
     Raises:
@@ -147,7 +147,7 @@ def result_of(task: Task, outcome: dict[str, Any]) -> TaskResult:
 
 
 @contextmanager
-def stopped(pids: list[int]) -> Iterator[None]:
+def processes_stopped(pids: list[int]) -> Iterator[None]:
     """Stop processes while the context is open; only where the kernel ends a stopped one with its parent (Linux)."""
     held = []
     for pid in pids if sys.platform == "linux" else []:

@@ -25,9 +25,9 @@ import psutil
 
 from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import OmgoptimError, SetupError
-from omgoptim.executors import RETRIES, Task, TaskResult, lost
-from omgoptim.executors.connection import cluster_address, pack, ray_library, read_again, token_mode
-from omgoptim.executors.local import result_of, stopped
+from omgoptim.executors import RETRIES, Task, TaskResult, lost_worker_error
+from omgoptim.executors.connection import cluster_address, pack, ray_library, reload_auth_settings, token_mode
+from omgoptim.executors.local import processes_stopped, task_result
 from omgoptim.executors.task import WORKER, run_task, to_record
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -105,7 +105,9 @@ class RayExecutor:
             except OmgoptimError as error:
                 future.set_exception(error)
             except Exception as error:  # noqa: BLE001 Ray's many kinds of a lost worker or node
-                future.set_exception(lost(task, 1 + RETRIES, f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+                future.set_exception(
+                    lost_worker_error(task, 1 + RETRIES, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+                )
 
         reference.future().add_done_callback(ended)
         return future
@@ -115,7 +117,7 @@ class RayExecutor:
         """See `Executor.paused`."""
         self._hold.touch()
         try:
-            with stopped(list(self._pids())):
+            with processes_stopped(list(self._pids())):
                 yield
         finally:
             self._hold.unlink(missing_ok=True)
@@ -133,7 +135,7 @@ class RayExecutor:
             else:
                 os.environ[name] = value
         if self._ours:
-            read_again()
+            reload_auth_settings()
         for folder in self._marked:
             (folder / self._mark).unlink(missing_ok=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -183,7 +185,7 @@ class RayExecutor:
 
     def _received(self, task: Task, outcome: dict[str, Any]) -> TaskResult:
         """Write what came back from a worker that does not share the folder, and return how the task ran."""
-        result = result_of(task, outcome)
+        result = task_result(task, outcome)
         if not outcome["shared"]:
             folder = task.target.with_name(f"{task.target.name}.tmp-{secrets.token_hex(4)}")
             for name, data in outcome["files"].items():

@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 from omgoptim.errors import RunError, did_you_mean
 from omgoptim.jobs.folder import RunFolder, Submission
 from omgoptim.jobs.interpreter import find_interpreter, require
-from omgoptim.jobs.processes import end_family
+from omgoptim.jobs.processes import end_processes
 from omgoptim.jobs.report_files import write_report_files
-from omgoptim.jobs.states import ENDED, as_cancelled, as_done, load_report, read_state, settle
+from omgoptim.jobs.states import ENDED, as_cancelled, as_done, load_report, read_state, write_final_state
 from omgoptim.jobs.storage import now
 from omgoptim.jobs.submit import WORKER, start_worker
 from omgoptim.models.report_file import read_report
@@ -57,10 +57,10 @@ def cancel(folder: RunFolder, grace_s: float = 3.0) -> RunState:
         return state
     process = folder.read_worker()
     if process is not None:
-        end_family(process, folder.path, grace_s)
+        end_processes(process, folder.path, grace_s)
     try:
         with FileLock(folder.worker_lock, timeout=LOCK_LIMIT_S):
-            return settle(folder, as_cancelled)
+            return write_final_state(folder, as_cancelled)
     except Timeout:
         raise RunError(
             f"run {folder.id} could not be ended",

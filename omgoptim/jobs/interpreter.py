@@ -128,16 +128,18 @@ def allowed_python(project: Path, named: str, served: Sequence[Path]) -> Path:
     Raises:
         RequestError: it is none of those; `why` lists them.
     """
-    found, asked = _found_pythons(project), None
+    found, requested = _found_pythons(project), None
     on_path = [Path(text) for text in os.environ.get("PATH", "").split(os.pathsep) if os.path.isabs(text)]
     on_path = [folder for folder in on_path if not any(map(folder.resolve().is_relative_to, served))]
     if "/" not in named and os.sep not in named:
-        asked = shutil.which(named, path=os.pathsep.join(map(str, on_path))) if _COMMAND.fullmatch(named) else None
+        requested = shutil.which(named, path=os.pathsep.join(map(str, on_path))) if _COMMAND.fullmatch(named) else None
     else:
         with suppress(OSError, RuntimeError, ValueError):  # too long, ~ of an unknown user
-            asked = os.path.abspath(project / Path(named).expanduser())
-    if asked is not None:
-        python = next((one for one in found if Path(asked) in (one, one.parent, one.parent.parent)), Path(asked))
+            requested = os.path.abspath(project / Path(named).expanduser())
+    if requested is not None:
+        python = next(
+            (one for one in found if Path(requested) in (one, one.parent, one.parent.parent)), Path(requested)
+        )
         if python in found or (python.parent in on_path and _COMMAND.fullmatch(python.name) and os.path.isfile(python)):
             return python
     raise RequestError(

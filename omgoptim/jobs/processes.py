@@ -50,7 +50,7 @@ def is_alive(process: WorkerProcess) -> bool:
     return birth(process.pid) == process.born
 
 
-def family(worker: WorkerProcess, run: Path) -> list[psutil.Process]:
+def run_processes(worker: WorkerProcess, run: Path) -> list[psutil.Process]:
     """Return the living processes of a run, except the one that asks.
 
     These are the worker, its process group, and children that left the group: they carry the run's mark in their
@@ -67,15 +67,15 @@ def family(worker: WorkerProcess, run: Path) -> list[psutil.Process]:
     return members
 
 
-def end_family(worker: WorkerProcess, run: Path, grace_s: float) -> None:
+def end_processes(worker: WorkerProcess, run: Path, grace_s: float) -> None:
     """Terminate all processes of a run; kill the remaining ones after `grace_s` seconds."""
     if grace_s > 0:
-        _signal(family(worker, run), force=False)
+        _signal(run_processes(worker, run), force=False)
         deadline = time.monotonic() + grace_s
-        while family(worker, run) and time.monotonic() < deadline:
+        while run_processes(worker, run) and time.monotonic() < deadline:
             time.sleep(0.05)
     deadline = time.monotonic() + KILL_LIMIT_S
-    while (left := family(worker, run)) and time.monotonic() < deadline:
+    while (left := run_processes(worker, run)) and time.monotonic() < deadline:
         _signal(left, force=True)
         time.sleep(0.02)
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from omgoptim.errors import OmgoptimError, RunError
 from omgoptim.jobs.folder import RunFolder, run_folders
-from omgoptim.jobs.processes import end_family, is_alive
+from omgoptim.jobs.processes import end_processes, is_alive
 from omgoptim.jobs.storage import log_tail, now
 from omgoptim.models.security.file_integrity import can_seal
 from omgoptim.reports import EfficiencyReport, RunState
@@ -107,7 +107,7 @@ def as_cancelled(state: RunState) -> RunState:
     return as_failed(state, error).model_copy(update={"status": "cancelled"})
 
 
-def settle(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunState:
+def write_final_state(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunState:
     """Write how a run ended: its own final state, done if it has a report, else `verdict`.
 
     The caller holds the run's lock, and no process of the run lives.
@@ -163,8 +163,8 @@ def finalize_dead_run(folder: RunFolder) -> RunState:
     if process is not None:
         if is_alive(process):  # it was just started
             return folder.stored_state()
-        end_family(process, folder.path, grace_s=0)
-    return settle(folder, lambda state: as_failed(state, _death_error(folder, state)))
+        end_processes(process, folder.path, grace_s=0)
+    return write_final_state(folder, lambda state: as_failed(state, _death_error(folder, state)))
 
 
 def _state_of_dead_run(folder: RunFolder) -> RunState:

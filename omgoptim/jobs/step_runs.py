@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from omgoptim.jobs.actions import reopen
 from omgoptim.jobs.folder import NAME, RunFolder, Submission, is_run
 from omgoptim.jobs.interpreter import Interpreter
-from omgoptim.jobs.states import ENDED, as_cancelled, load_report, read_state, settle
+from omgoptim.jobs.states import ENDED, as_cancelled, load_report, read_state, write_final_state
 from omgoptim.jobs.storage import write_whole
 from omgoptim.jobs.submit import open_run
 from omgoptim.reports import EfficiencyReport
@@ -64,9 +64,9 @@ class StepRuns:
         return (self._begun(key, verb, request) or self._begin(key, verb, request)).path
 
     def _begin(self, key: str, verb: str, request: Request) -> RunFolder:
-        asked = self.submission
-        interpreter = Interpreter(Path(asked.python), asked.found_by, asked.version, ())
-        folder = open_run(verb, request, asked.project, interpreter)
+        requested = self.submission
+        interpreter = Interpreter(Path(requested.python), requested.found_by, requested.version, ())
+        folder = open_run(verb, request, requested.project, interpreter)
         place = _steps_of(self.folder)
         place.mkdir(parents=True, exist_ok=True)
         write_whole(place / key, folder.id)
@@ -79,21 +79,26 @@ class StepRuns:
             return None
         state = read_state(folder)
         if state.status in ENDED and state.status != "done":
-            asked = self.submission
+            requested = self.submission
             again = Submission(
-                verb, request.model_dump(mode="json"), asked.project, asked.python, asked.found_by, asked.version
+                verb,
+                request.model_dump(mode="json"),
+                requested.project,
+                requested.python,
+                requested.found_by,
+                requested.version,
             )
             reopen(folder, state, again)
         return folder
 
 
-def settle_steps(folder: RunFolder) -> None:
+def cancel_steps(folder: RunFolder) -> None:
     """Write the cancelled state of all unfinished steps of a cancelled run. The caller is their process."""
     place = _steps_of(folder)
     for name in sorted(place.iterdir()) if place.is_dir() else []:
         step = _named(folder, name)
         if step is not None:
-            settle(step, as_cancelled)
+            write_final_state(step, as_cancelled)
 
 
 def _steps_of(folder: RunFolder) -> Path:

@@ -24,11 +24,11 @@ from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import OmgoptimError, UserCodeError
 from omgoptim.jobs.device_queue import DeviceQueue, Wait, device_of
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.jobs.processes import end_family, this_process
+from omgoptim.jobs.processes import end_processes, this_process
 from omgoptim.jobs.progress import Progress
 from omgoptim.jobs.report_files import write_report_files
-from omgoptim.jobs.states import ENDED, as_cancelled, as_done, as_failed, settle
-from omgoptim.jobs.step_runs import StepRuns, settle_steps
+from omgoptim.jobs.states import ENDED, as_cancelled, as_done, as_failed, write_final_state
+from omgoptim.jobs.step_runs import StepRuns, cancel_steps
 from omgoptim.jobs.storage import full_disk, keep_reserve
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Request, parse, technique_field
@@ -50,7 +50,7 @@ def main(run_path: str) -> None:
     faulthandler.enable()
     folder = RunFolder(Path(run_path))
     execute(folder, _operations)
-    end_family(this_process(), folder.path, grace_s=0)  # what the user's code left running
+    end_processes(this_process(), folder.path, grace_s=0)  # what the user's code left running
     last_resort = threading.Timer(EXIT_LIMIT_S, os._exit, (0,))
     last_resort.daemon = True
     last_resort.start()
@@ -222,9 +222,9 @@ def _cancelled(folder: RunFolder, progress: Progress) -> Callable[[int, FrameTyp
             os.kill(os.getpid(), number)
             return
         progress.close()
-        end_family(process, folder.path, grace_s=0)
-        settle(folder, as_cancelled)
-        settle_steps(folder)
+        end_processes(process, folder.path, grace_s=0)
+        write_final_state(folder, as_cancelled)
+        cancel_steps(folder)
         os._exit(128 + number)
 
     return handle

@@ -43,10 +43,10 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
         report = operation(request, context, live) if REGISTRY[verb].on_model else operation(request, context)
         report = with_target(report, context)
     from omgoptim.operations.gain_attribution import with_total_gain
-    from omgoptim.operations.next_steps import new_calls
+    from omgoptim.operations.next_steps import without_repeats
 
     report = with_total_gain(report, request, context)
-    return report.model_copy(update={"next_steps": new_calls(report, request)})
+    return report.model_copy(update={"next_steps": without_repeats(report, request)})
 
 
 def operation_of(verb: str) -> Operation:

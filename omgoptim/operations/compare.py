@@ -30,8 +30,8 @@ from omgoptim.operations.context import RunContext, Stage, is_live
 from omgoptim.operations.first_forward import NEXT_TOKEN_NOTE
 from omgoptim.operations.gain_attribution import wait_removed_sentence
 from omgoptim.operations.loaded_model import fixed_batch_note, float32_arrays
-from omgoptim.operations.report_records import comparison, environment, output_records, shown_request
-from omgoptim.operations.timing import bench_of, fraction_progress, full_race, slow_warnings
+from omgoptim.operations.report_records import comparison_records, environment_record, output_records, request_record
+from omgoptim.operations.timing import fraction_progress, slow_warnings, time_in_full, timing_setup
 from omgoptim.operations.verdict import (
     is_gain,
     load_warnings,
@@ -66,24 +66,26 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     samples, notes, free_batch = comparable_samples(folders, samples, threads, policy)
     if context.target is not None:
         threads = request.threads or context.target.machine.cores
-    bench = bench_of(context, samples, request.batch if free_batch else None, threads, device, policy)
+    bench = timing_setup(context, samples, request.batch if free_batch else None, threads, device, policy)
     inputs = samples.write(context.work / "eval")
     targets = [context.work / "outputs" / str(index) for index in range(2)]
 
     def outputs(index: int, process: MeasuringProcess) -> None:
         process.run_samples(inputs, targets[index], fraction_progress(context, f"evaluating {'AB'[index]}"))
 
-    raced = full_race(folders, bench, request, Stage(context, "measuring in turns", (0.05, 0.98)), outputs)
-    timing = raced.timing(1)  # raises the error if the evaluation of B failed
+    timed = time_in_full(folders, bench, request, Stage(context, "measuring in turns", (0.05, 0.98)), outputs)
+    timing = timed.timing(1)  # raises the error if the evaluation of B failed
     original = read_outputs(targets[0])
     described, metric = _metric(request, past, manifests[0], original, samples.targets, policy)
     quality = compare_quality(metric, original, read_outputs(targets[1]), samples.targets, request.seed)
-    before, after, gained = comparison(folders, (raced.timing(0), timing), bench, quality, samples.count, raced.load)
+    before, after, gained = comparison_records(
+        folders, (timed.timing(0), timing), bench, quality, samples.count, timed.load
+    )
     chance = chance_level_summary(before.metric, before.quality, samples.targets)
-    implausible = wait_removed_sentence(raced.timing(0), timing, raced.load, device, "A")
+    implausible = wait_removed_sentence(timed.timing(0), timing, timed.load, device, "A")
     warnings = [*([implausible] if implausible else []), *data.notes, *notes]
     warnings += quality_warnings(quality, DECISION_GUARD, data.real)
-    warnings += [*load_warnings(raced.load), *slow_warnings(raced.timing(0), timing)]
+    warnings += [*load_warnings(timed.load), *slow_warnings(timed.timing(0), timing)]
     origin = "" if lineage else lineage_sentence(past, _past_request(folders[1], context))
     return EfficiencyReport(
         outcome="guard_failed" if quality.ruined else "ok" if is_gain(gained) else "no_gain",
@@ -91,8 +93,8 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         warnings=warnings,
         verb="compare",
         run_id=context.run_id,
-        request=shown_request(request),
-        environment=environment(context, bench, request.seed, device, raced.load),
+        request=request_record(request),
+        environment=environment_record(context, bench, request.seed, device, timed.load),
         before=before,
         after=after,
         gains=gained,

@@ -171,7 +171,7 @@ def _control(
     save(other, student.loaded, job.runtime, folder, context)
     outputs = context.work / "final" / "other"
     _run(job, folder, outputs)
-    original = read_outputs(chosen.race.original_outputs)
+    original = read_outputs(chosen.timings.original_outputs)
     distilled, alone = read_outputs(chosen.winner.outputs), read_outputs(outputs)
     if kept:
         distilled, alone = alone, distilled

@@ -23,8 +23,8 @@ from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.goal import Missed, time_target
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.reference_outputs import metric_of
-from omgoptim.operations.report_records import comparison
-from omgoptim.operations.timing import OVERLOADED, fraction_progress, full_race
+from omgoptim.operations.report_records import comparison_records
+from omgoptim.operations.timing import OVERLOADED, fraction_progress, time_in_full
 from omgoptim.operations.verdict import Outcome, holds, outcome_of, passes, ruined_sentence
 from omgoptim.reports import Gains, GainsBy, Measurement
 from omgoptim.requests import (
@@ -76,7 +76,7 @@ class TimedEntry(Generic[AnyEntry]):
 
 
 @dataclass(frozen=True, slots=True)
-class FinalRace(Generic[AnyEntry]):
+class PairedTimings(Generic[AnyEntry]):
     """The original and the entries, timed in turns."""
 
     original: Timing
@@ -87,17 +87,17 @@ class FinalRace(Generic[AnyEntry]):
     """Entries without a timing, or whose outputs cannot be compared, in the order in which they failed."""
 
 
-class DeliveryRule(Generic[AnyEntry]):
+class RankingRule(Generic[AnyEntry]):
     """Order of preference of the entries, and the targets that they must meet; default: as given, without targets."""
 
-    def ran(self, entry: AnyEntry, process: MeasuringProcess) -> None:
+    def on_first_run(self, entry: AnyEntry, process: MeasuringProcess) -> None:
         """Query the first measuring process of an entry for more than times and outputs."""
 
-    def order(self, race: FinalRace[AnyEntry]) -> list[TimedEntry[AnyEntry]]:
+    def order(self, timings: PairedTimings[AnyEntry]) -> list[TimedEntry[AnyEntry]]:
         """Return the timed entries in the order of preference, from times and selection samples alone."""
-        return race.timed
+        return timings.timed
 
-    def missed(self, _after: Measurement, _gained: Gains, _race: FinalRace[AnyEntry]) -> list[Missed]:
+    def missed(self, _after: Measurement, _gained: Gains, _race: PairedTimings[AnyEntry]) -> list[Missed]:
         """Return the targets that a measured entry does not meet."""
         return []
 
@@ -134,7 +134,7 @@ class FinalChoice(Generic[AnyEntry]):
     context: RunContext
     loaded: LoadedModel
     """The original."""
-    race: FinalRace[AnyEntry]
+    timings: PairedTimings[AnyEntry]
     finalists: list[MeasuredEntry[AnyEntry]]
 
     @property
@@ -157,14 +157,14 @@ class FinalChoice(Generic[AnyEntry]):
         """Return the outcome of a run that delivers this entry."""
         return "guard_failed" if one.missed else outcome_of(one.gains, one.quality, self.guard)
 
-    def place(self, one: MeasuredEntry[AnyEntry]) -> Path:
+    def artifact_folder(self, one: MeasuredEntry[AnyEntry]) -> Path:
         """Return the folder of an entry's artifact in the run."""
         return self.context.artifact if one is self.winner else self.context.alternatives / one.slug
 
     def implausible(self, one: MeasuredEntry[AnyEntry], parts: GainsBy | None = None) -> str:
         """Return the sentence on an implausible speedup; `parts` are its gains by engine and precision."""
-        race, device = self.race, self.loaded.device
-        return implausible_sentence(parts, race.original, one.after.runtime, device, race.load, one.timing)
+        timings, device = self.timings, self.loaded.device
+        return implausible_sentence(parts, timings.original, one.after.runtime, device, timings.load, one.timing)
 
     def chance_level(self, one: MeasuredEntry[AnyEntry]) -> str:
         """Return the sentence on an original at chance level; empty where it is above."""
@@ -176,7 +176,7 @@ class FinalChoice(Generic[AnyEntry]):
         return [text for text in (self.chance_level(one), implausible and f"{implausible}.", self._undecided()) if text]
 
     def _undecided(self) -> str:
-        target = time_target(self.request) if self.race.load > OVERLOADED else None
+        target = time_target(self.request) if self.timings.load > OVERLOADED else None
         return f"Whether {target} is reached is undecided: the machine was overloaded." if target else ""
 
 
@@ -184,7 +184,7 @@ def measure_finalists(
     request: Compression,
     loaded: LoadedModel,
     entries: Sequence[AnyEntry],
-    rule: DeliveryRule[AnyEntry],
+    rule: RankingRule[AnyEntry],
     stage: Stage,
     limit_s: float = math.inf,
 ) -> FinalChoice[AnyEntry]:
@@ -208,39 +208,39 @@ def measure_finalists(
         whose = ["the original", *(entry.name for entry in entries)][index]
         process.run_samples(loaded.eval_folder, targets[index], fraction_progress(context, f"evaluating {whose}"))
         if index:
-            rule.ran(entries[index - 1], process)
+            rule.on_first_run(entries[index - 1], process)
 
     folders = [loaded.baseline, *(entry.artifact for entry in entries)]
-    raced = full_race(folders, loaded.bench, request, stage, outputs, limit_s)
-    race: FinalRace[AnyEntry] = FinalRace(raced.timing(0), targets[0], raced.load, [], [])
-    for entry, timing, target in zip(entries, raced.timings[1:], targets[1:], strict=True):
+    timed = time_in_full(folders, loaded.bench, request, stage, outputs, limit_s)
+    timings: PairedTimings[AnyEntry] = PairedTimings(timed.timing(0), targets[0], timed.load, [], [])
+    for entry, timing, target in zip(entries, timed.timings[1:], targets[1:], strict=True):
         if isinstance(timing, Timing):
-            race.timed.append(TimedEntry(entry, timing, target))
+            timings.timed.append(TimedEntry(entry, timing, target))
         else:
-            race.failed.append((entry, timing))
-    chosen = FinalChoice(request, context, loaded, race, _compared(request, loaded, race, rule))
+            timings.failed.append((entry, timing))
+    chosen = FinalChoice(request, context, loaded, timings, _compared(request, loaded, timings, rule))
     if not chosen.finalists:
-        raise next((error for _, error in race.failed), TechniqueError("no artifact could be measured"))
+        raise next((error for _, error in timings.failed), TechniqueError("no artifact could be measured"))
     return chosen
 
 
 def _compared(
-    request: Compression, loaded: LoadedModel, race: FinalRace[AnyEntry], rule: DeliveryRule[AnyEntry]
+    request: Compression, loaded: LoadedModel, timings: PairedTimings[AnyEntry], rule: RankingRule[AnyEntry]
 ) -> list[MeasuredEntry[AnyEntry]]:
     """Compare the outputs on the evaluation data; an entry whose outputs cannot be compared has failed."""
-    order, evaluation = rule.order(race), loaded.evaluation
-    original = read_outputs(race.original_outputs)
+    order, evaluation = rule.order(timings), loaded.evaluation
+    original = read_outputs(timings.original_outputs)
     metric = metric_of(loaded, original, evaluation.targets, request.time_limit_s)
     measured = []
     for one in order:  # evaluation data is read from here on
         try:
             quality = compare_quality(metric, original, read_outputs(one.outputs), evaluation.targets, request.seed)
         except OmgoptimError as error:  # infinite outputs, say: the other entries are unaffected
-            race.failed.append((one.entry, error))
+            timings.failed.append((one.entry, error))
             continue
-        folders, timings = (loaded.baseline, one.entry.artifact), (race.original, one.timing)
-        before, after, gained = comparison(folders, timings, loaded.bench, quality, evaluation.count, race.load)
-        missed = rule.missed(after, gained, race)
+        folders, both = (loaded.baseline, one.entry.artifact), (timings.original, one.timing)
+        before, after, gained = comparison_records(folders, both, loaded.bench, quality, evaluation.count, timings.load)
+        missed = rule.missed(after, gained, timings)
         measured.append(MeasuredEntry(one.entry, one.timing, quality, before, after, gained, one.outputs, missed))
     return measured
 

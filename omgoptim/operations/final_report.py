@@ -13,8 +13,8 @@ from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.final_measurement import AnyEntry, FinalChoice, MeasuredEntry
 from omgoptim.operations.gain_attribution import waiting_warnings
-from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of
-from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
+from omgoptim.operations.next_steps import pick_step, repeat_command, without_repeats
+from omgoptim.operations.report_records import artifact_record, environment_record, output_records, request_record
 from omgoptim.operations.timing import slow_warnings
 from omgoptim.operations.verdict import load_warnings, passes, quality_warnings
 from omgoptim.reports import Alternative, EfficiencyReport, GainsBy
@@ -37,7 +37,7 @@ def final_report(
         notes: warnings of the verb, between those of the original and those of the quality.
         parts: gains of the entry by engine and precision, which show implausible ones.
     """
-    request, context, loaded, race = chosen.request, chosen.context, chosen.loaded, chosen.race
+    request, context, loaded, timings = chosen.request, chosen.context, chosen.loaded, chosen.timings
 
     artifact, place = artifact_record(one.entry.artifact), str(context.artifact)
     implausible = chosen.implausible(one, parts)
@@ -46,17 +46,21 @@ def final_report(
         outcome=chosen.outcome(one),
         summary=summary,
         warnings=[
-            *([implausible] if implausible else waiting_warnings(race.original, one.timing, race.load, loaded.device)),
+            *(
+                [implausible]
+                if implausible
+                else waiting_warnings(timings.original, one.timing, timings.load, loaded.device)
+            ),
             *loaded.notes,
             *notes,
             *quality_warnings(one.quality, chosen.guard, loaded.data.real, labelled),
-            *load_warnings(race.load),
-            *slow_warnings(race.original, one.timing),
+            *load_warnings(timings.load),
+            *slow_warnings(timings.original, one.timing),
         ],
         verb=verb_of(request),
         run_id=context.run_id,
-        request=shown_request(request),
-        environment=environment(context, loaded.bench, request.seed, loaded.device, race.load),
+        request=request_record(request),
+        environment=environment_record(context, loaded.bench, request.seed, loaded.device, timings.load),
         before=one.before,
         after=one.after,
         gains=one.gains,
@@ -68,7 +72,7 @@ def final_report(
             update={"path": place, "load": artifact.load.replace(str(one.entry.artifact), place)}
         ),
         lineage=list(loaded.lineage),
-        repeat=repeat_of(request),
+        repeat=repeat_command(request),
     )
 
 
@@ -82,7 +86,7 @@ def save_finalists(chosen: FinalChoice[AnyEntry], reports: Mapping[str, Efficien
     shutil.rmtree(context.alternatives, ignore_errors=True)  # of a run that was interrupted and resumed
     context.alternatives.mkdir()
     for one in chosen.finalists:
-        place, ready = chosen.place(one), one.entry.artifact
+        place, ready = chosen.artifact_folder(one), one.entry.artifact
         if context.work not in ready.parents:
             ready = context.work / "deliver" / one.slug
             shutil.rmtree(ready, ignore_errors=True)
@@ -90,8 +94,8 @@ def save_finalists(chosen: FinalChoice[AnyEntry], reports: Mapping[str, Efficien
         shutil.rmtree(place, ignore_errors=True)
         os.replace(ready, place)
     for name, report in reports.items():
-        asked = report.model_copy(update={"next_steps": new_calls(report, chosen.request), "delivered": name})
-        write_sealed(context.alternatives / f"{name}.json", context.run_id, asked)
+        filtered = report.model_copy(update={"next_steps": without_repeats(report, chosen.request), "delivered": name})
+        write_sealed(context.alternatives / f"{name}.json", context.run_id, filtered)
     name = chosen.winner.slug
     return reports[name].model_copy(update={"delivered": name})
 

@@ -31,7 +31,7 @@ from omgoptim.models.samples import (
 )
 from omgoptim.models.security.user_code import call_user
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import DOING, OpenedModel, float32_arrays, refuse_nan_samples, stated_batch
+from omgoptim.operations.loaded_model import DOING, OpenedModel, declared_batch, float32_arrays, refuse_nan_samples
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, Session, SessionSettings
 from omgoptim.runtimes.engine import as_float32, engine_message
@@ -57,7 +57,7 @@ class FirstRun:
     evaluation: Samples
     example: NamedBatch
     signature: Signature
-    stated: int | None
+    declared_batch: int | None
     """Fixed batch of the export; None where it is dynamic."""
     dependent: str | None
     """Reason why the output for a sample depends on its batch."""
@@ -76,14 +76,14 @@ def first_run(
     raw = data.evaluation(request.samples if data.real else RANDOM_SAMPLES)
     named = [name_inputs(opened.module, item.inputs, opened.input_names) for item in raw]
     evaluation = named_samples(named, raw)
-    stated = stated_batch(opened.module, opened.signature, request)
-    evaluation = evaluation.one_by_one() if stated else evaluation
+    declared = declared_batch(opened.module, opened.signature, request)
+    evaluation = evaluation.one_by_one() if declared else evaluation
     context.progress(DOING, 0.05)
     inputs = input_tensors(named)
     if opened.program and opened.signature:
         refuse_other_inputs(inputs, opened.signature)
     refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
-    example, signature, notes = _example_and_signature(opened, inputs, evaluation, request, stated or 2)
+    example, signature, notes = _example_and_signature(opened, inputs, evaluation, request, declared or 2)
     if is_causal(opened.target, signature, evaluation, request.time_limit_s):
         notes = [*notes, NEXT_TOKEN_NOTE]
         data = with_shifted_labels(data, opened.module)
@@ -91,7 +91,7 @@ def first_run(
     dependent = batch_dependence_of(opened.target, signature, evaluation, threads)
     if dependent:
         notes = [*notes, f"{dependent}; quality is measured at batch 1, and throughput is not measured"]
-    return FirstRun(data, inputs, evaluation, example, signature, stated, dependent, notes)
+    return FirstRun(data, inputs, evaluation, example, signature, declared, dependent, notes)
 
 
 def _example_and_signature(
@@ -194,7 +194,7 @@ def count_notes(macs: MacsCount | None) -> list[str]:
     return [f"the multiply-accumulates exclude {', '.join(kinds)}, which cannot be counted"] if kinds else []
 
 
-def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]:
+def deterministic_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]:
     """Return the outputs for a batch, which must be the same in two calls.
 
     Raises:

@@ -235,8 +235,8 @@ def _report_of(run_id: str, project: Path) -> EfficiencyReport | None:
 
 
 def _total(begun: EfficiencyReport, first: Measurement, report: EfficiencyReport, last: Measurement) -> Total:
-    asked = [(begun.request.get(name), report.request.get(name)) for name in MEASURED_WITH]
-    same = all(one == other and not is_live(one) for one, other in asked)
+    compared = [(begun.request.get(name), report.request.get(name)) for name in MEASURED_WITH]
+    same = all(one == other and not is_live(one) for one, other in compared)
     each_its_own = (last.metric or "").endswith("agreement")  # with the original of its own run
     comparable = same and not each_its_own and (first.metric, first.samples) == (last.metric, last.samples)
     drop = None

@@ -29,9 +29,9 @@ MB = 1_000_000
 
 def time_target(request: object) -> str | None:
     """Return a request's target for latency or speedup in words; None without one."""
-    asked = request.method if isinstance(request, PruneRequest) else request
-    latency_ms: float | None = getattr(asked, "target_latency_ms", None)
-    speedup: float | None = getattr(asked, "target_speedup", None)
+    holder = request.method if isinstance(request, PruneRequest) else request
+    latency_ms: float | None = getattr(holder, "target_latency_ms", None)
+    speedup: float | None = getattr(holder, "target_speedup", None)
     if latency_ms is not None:
         return f"a latency of {latency_ms:g} ms"
     return f"a speedup of {speedup:g}x" if speedup is not None else None

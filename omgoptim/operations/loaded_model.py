@@ -208,7 +208,7 @@ EXPORT_WITH_DYNAMIC_BATCH = (
 )
 
 
-def stated_batch(module: nn.Module | None, signature: Signature | None, request: ModelRequest) -> int | None:
+def declared_batch(module: nn.Module | None, signature: Signature | None, request: ModelRequest) -> int | None:
     """Return the fixed batch of an exported module or program: 1, or None where it is dynamic.
 
     Raises:

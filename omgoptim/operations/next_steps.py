@@ -37,10 +37,10 @@ QUANTIZABLE_SHARE = 0.1
 
 def step(tool: str, arguments: dict[str, Any], why: str) -> NextStep:
     """Return a next step with the command of its arguments."""
-    return NextStep(tool=tool, arguments=arguments, command=repeat_of(parse(tool, arguments)), why=why)
+    return NextStep(tool=tool, arguments=arguments, command=repeat_command(parse(tool, arguments)), why=why)
 
 
-def repeat_of(request: Request) -> str:
+def repeat_command(request: Request) -> str:
     """Return the command of a request; a Python call where it has Python objects."""
     verb, given = verb_of(request), request.model_dump(exclude_defaults=True)
     key = technique_field(type(request))
@@ -66,7 +66,11 @@ def common_arguments(request: ModelRequest) -> dict[str, Any]:
 
     Not `timing`: a call for a quick look is no reason to suggest one.
     """
-    return {name: value for name, value in _given(request) if name in ModelRequest.model_fields and name != "timing"}
+    return {
+        name: value
+        for name, value in _explicit_arguments(request)
+        if name in ModelRequest.model_fields and name != "timing"
+    }
 
 
 def engine_argument(runtime: str, scheme: str = "auto") -> dict[str, Any]:
@@ -89,10 +93,12 @@ def result_arguments(request: ModelRequest, run_id: str) -> dict[str, Any]:
 def same_arguments(request: ModelRequest) -> dict[str, Any]:
     """Return all given arguments, flat, to repeat a request with a change; without `output`, which may exist."""
     left_out = (technique_field(type(request)), "output", "plan")
-    return {name: value for name, value in _given(request) if name not in left_out} | technique_arguments(request)
+    return {name: value for name, value in _explicit_arguments(request) if name not in left_out} | technique_arguments(
+        request
+    )
 
 
-def _given(request: ModelRequest) -> Iterator[tuple[str, Any]]:
+def _explicit_arguments(request: ModelRequest) -> Iterator[tuple[str, Any]]:
     """Yield the arguments of a request that are required or differ from their default."""
     for name, field in type(request).model_fields.items():
         value = getattr(request, name)
@@ -142,7 +148,7 @@ def _quantizable(layers: Sequence[Layer]) -> bool:
     return not timed or able >= QUANTIZABLE_SHARE
 
 
-def new_calls(report: EfficiencyReport, request: Request) -> list[NextStep]:
+def without_repeats(report: EfficiencyReport, request: Request) -> list[NextStep]:
     """Filter the next steps of a report by its results.
 
     Removed are the same call, duplicates, and schemes of `quantize` whose candidates failed the guard. Where the guard
@@ -188,9 +194,9 @@ def _passing_candidate(report: EfficiencyReport, request: Request) -> list[NextS
     if not passed:
         return []
     best = max(passed, key=lambda one: (one.speedup or 1.0) * (one.size_ratio or 1.0))
-    asked = common_arguments(request) | {"max_quality_drop": request.max_quality_drop}
+    arguments = common_arguments(request) | {"max_quality_drop": request.max_quality_drop}
     why = f"{best.name} passed the quality guard on the selection samples (drop {best.quality_drop:.4f})"
-    return [step("quantize", asked | {"scheme": best.scheme, "runtime": best.runtime}, why)]
+    return [step("quantize", arguments | {"scheme": best.scheme, "runtime": best.runtime}, why)]
 
 
 def _gained(one: Candidate) -> bool:
@@ -220,7 +226,7 @@ def quantize_steps(
     arguments = common_arguments(request)
     steps = []
     if outcome == "guard_failed":
-        steps += _to_lose_less(request, arguments | {"max_quality_drop": request.max_quality_drop}, loaded)
+        steps += _steps_to_lose_less(request, arguments | {"max_quality_drop": request.max_quality_drop}, loaded)
     if outcome == "no_gain":
         steps.append(step("profile", arguments, "shows the time by layer: small models are dominated by overhead"))
     if outcome == "ok" and not has_interval and request.timing == "quick":
@@ -240,7 +246,7 @@ def quantize_steps(
     return steps[:3]
 
 
-def _to_lose_less(request: QuantizeRequest, arguments: dict[str, Any], loaded: LoadedModel) -> list[NextStep]:
+def _steps_to_lose_less(request: QuantizeRequest, arguments: dict[str, Any], loaded: LoadedModel) -> list[NextStep]:
     """Suggest steps after int8 failed the guard: better rounding, then QAT and bfloat16, or float32 on ExecuTorch."""
     steps = []
     scheme, on_device = request.scheme.scheme, request.runtime == "executorch"

@@ -223,7 +223,11 @@ def _summary(chosen: Chosen, one: Finalist) -> str:
 def _against_single(one: Finalist, chosen: Chosen) -> str:
     """Return a sentence that compares the chain with the best quantization alone, from the same measurement."""
     quantized_originals = [other for other in chosen.finalists if other.entry.is_quantized_original]
-    if not quantized_originals or any(one is other for other in quantized_originals) or chosen.race.load > OVERLOADED:
+    if (
+        not quantized_originals
+        or any(one is other for other in quantized_originals)
+        or chosen.timings.load > OVERLOADED
+    ):
         return ""
     best = quantized_originals[0]
     if best.gains.speedup is None or one.gains.speedup is None:

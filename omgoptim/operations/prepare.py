@@ -32,15 +32,15 @@ from omgoptim.operations.first_forward import (
     RANDOM_SAMPLES,
     FirstRun,
     count_notes,
+    deterministic_outputs,
     first_run,
     float32_copy,
     float32_signature,
     precision_of_module,
-    settled_outputs,
 )
 from omgoptim.operations.loaded_model import Live, LoadedModel, OpenedModel, at_batch_one, recipe_of_live
 from omgoptim.operations.reference_outputs import outputs_of
-from omgoptim.operations.timing import bench_of
+from omgoptim.operations.timing import timing_setup
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import first_sample
@@ -71,7 +71,10 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     first = first if opened.module is None else first.in_float32()
     bench = _bench(request, context, first, device, policy, threads)
     evaluation = first.evaluation.one_by_one() if first.dependent else first.evaluation
-    baseline, fixed = source.artifact, f"'{request.model}' was exported for a batch of 1" if first.stated else None
+    baseline, fixed = (
+        source.artifact,
+        f"'{request.model}' was exported for a batch of 1" if first.declared_batch else None,
+    )
     if baseline is None:
         baseline = context.work / "baseline"
         manifest = _manifest(opened, first.signature, precision, device, macs, params)
@@ -110,7 +113,7 @@ def _bench(
 ) -> TimingSetup:
     """Return the timing settings: of the target's cores, and without throughput where outputs depend on the batch."""
     threads = request.threads or (context.target.machine.cores if context.target else threads)
-    return bench_of(context, first.evaluation, None if first.dependent else request.batch, threads, device, policy)
+    return timing_setup(context, first.evaluation, None if first.dependent else request.batch, threads, device, policy)
 
 
 def _device(request: ModelRequest, opened: OpenedModel) -> str:
@@ -245,7 +248,7 @@ def _save_baseline(
     def recorded(batch: NamedBatch) -> OutputCheck:
         if opened.module is not None:  # a GPU rounds in its own way: the record is of the device
             opened.module.to(manifest.device)
-        check = OutputCheck(batch, settled_outputs(session, batch))
+        check = OutputCheck(batch, deterministic_outputs(session, batch))
         if opened.module is not None:
             opened.module.cpu()
         return check

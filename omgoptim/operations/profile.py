@@ -17,11 +17,11 @@ from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.gain_attribution import waiting_sentence, waiting_share
 from omgoptim.operations.loaded_model import Live, LoadedModel, at_batch_one
-from omgoptim.operations.next_steps import profile_steps, repeat_of
+from omgoptim.operations.next_steps import profile_steps, repeat_command
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.reference_outputs import metric_of
-from omgoptim.operations.report_records import environment, measurement, output_records, shown_request
-from omgoptim.operations.timing import fraction_progress, full_race, slow_warnings
+from omgoptim.operations.report_records import environment_record, measurement_record, output_records, request_record
+from omgoptim.operations.timing import fraction_progress, slow_warnings, time_in_full
 from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
 from omgoptim.requests import ProfileRequest
@@ -48,20 +48,20 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         layers.extend(found)
         unknown.extend([problem] if problem else [])
 
-    raced = full_race([folder], loaded.bench, request, Stage(context, "measuring", (0.2, 0.95)), more)
-    timing = raced.timing(0)
+    timed = time_in_full([folder], loaded.bench, request, Stage(context, "measuring", (0.2, 0.95)), more)
+    timing = timed.timing(0)
     quality, metric_name = _quality(request, loaded, context)
     samples = loaded.evaluation.count if metric_name else None
-    before = measurement(folder, timing, loaded.bench, quality, metric_name, samples)
+    before = measurement_record(folder, timing, loaded.bench, quality, metric_name, samples)
     chance = chance_level_summary(metric_name, quality, loaded.evaluation.targets)
     if before.macs is None and loaded.macs and loaded.macs.macs is not None:  # an artifact without a count
         before = before.model_copy(update={"macs": loaded.macs.macs, "flops": 2 * loaded.macs.macs})
-    waits = waiting_share(timing, raced.load, loaded.device)
+    waits = waiting_share(timing, timed.load, loaded.device)
     warnings = [
         *([waiting_sentence(waits)] if waits is not None else []),
         *loaded.notes,
         *unknown,
-        *load_warnings(raced.load),
+        *load_warnings(timed.load),
         *slow_warnings(timing),
         *(["multiply-accumulates were not counted: the run's log says why"] if before.macs is None else []),
     ]
@@ -72,14 +72,14 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         next_steps=profile_steps(request, loaded, layers, waits),
         verb="profile",
         run_id=context.run_id,
-        request=shown_request(request),
-        environment=environment(context, loaded.bench, request.seed, loaded.device, raced.load),
+        request=request_record(request),
+        environment=environment_record(context, loaded.bench, request.seed, loaded.device, timed.load),
         before=before,
         outputs=output_records(loaded.outputs, timing=timing),
         layers=layers,
         macs_check=loaded.macs.check if loaded.macs else None,
         lineage=list(loaded.lineage[:-1]),
-        repeat=repeat_of(request),
+        repeat=repeat_command(request),
     )
 
 

@@ -16,7 +16,7 @@ from omgoptim.operations.final_report import new_output_folder
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.report_builder import build_report
 from omgoptim.operations.rounds.checkpoint import RoundState
-from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, collapsed, final_model_of, run_round
+from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, final_model_of, has_collapsed, run_round
 from omgoptim.operations.rounds.sensitivity import layer_sensitivity
 from omgoptim.operations.rounds.speed_target import SpeedGoal, missed_speed, prune_to_speed
 from omgoptim.reports import EfficiencyReport
@@ -104,7 +104,7 @@ def _rounds(job: Job[PruneRequest], steps: list[PruningStep]) -> list[RoundState
         keep_zeros = not isinstance(step.params, Structured)
         states.append(run_round(job, number, step.amount, module, compress, keep_zeros))
         module = states[-1].module
-        if collapsed(job, states[-1]):
+        if has_collapsed(job, states[-1]):
             break
     return states
 

@@ -16,16 +16,16 @@ from omgoptim.operations.quantization.build_all import build_all, programs_by_wo
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import plan_candidates
 from omgoptim.operations.quantization.explain import explain
-from omgoptim.operations.quantization.final_race import race_finalists
+from omgoptim.operations.quantization.final_choice import measure_and_choose
 from omgoptim.operations.quantization.final_report import QuantizeRun, save_candidates
 from omgoptim.operations.quantization.mixed_precision import (
     MixedPrecisionSearch,
 )
 from omgoptim.operations.quantization.mixed_precision_report import with_mixed_precision
-from omgoptim.operations.quantization.qat import TrainedModel, train
+from omgoptim.operations.quantization.qat import TrainedModel, train_in_int8
 from omgoptim.operations.quantization.screening import screen
 from omgoptim.operations.quantization.selection import Preference
-from omgoptim.operations.quantization.splits import splits_of
+from omgoptim.operations.quantization.splits import split_samples
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Qat
@@ -54,17 +54,17 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
     plan = plan_candidates(request, loaded, program)
     if request.plan:
         return plan_quantize(request, context, loaded, program, plan)
-    splits = splits_of(request, loaded, plan)
+    splits = split_samples(request, loaded, plan)
     trained: TrainedModel | None = None
     if isinstance(request.scheme, Qat):
-        trained = train(request, context, loaded, program, splits, live)
+        trained = train_in_int8(request, context, loaded, program, splits, live)
         loaded, program = trained.loaded, trained.program
         splits.notes.extend(trained.warnings)
     builder = CandidateBuilder(context, loaded, program, splits.calibration, request.seed)
     with programs_by_workers(request, builder, plan.specs) as building:
         results = build_all(request, building, plan)
     screening = screen(request, context, loaded, [a for a in results if not a.reference], splits.selection)
-    final, mixed_precision = race_finalists(request, builder, results, splits, screening)
+    final, mixed_precision = measure_and_choose(request, builder, results, splits, screening)
     context.progress("saving the artifact", 0.97)
     run = QuantizeRun(request, builder, plan, results, final, splits.notes, trained)
     report = with_mixed_precision(save_candidates(run), request, mixed_precision, final)

@@ -95,8 +95,8 @@ def _submit(client: Any, verb: str, request: ModelRequest, context: RunContext) 
     context.work.mkdir(parents=True, exist_ok=True)
     package = pack(context.project, context.work / "project.zip")
     context.progress(f"sending the project: {package}", 0.01)
-    asked = request.model_dump(mode="json") | {"on": "ray", "output": None, "project": None, "python": None}
-    text = json.dumps(asked).replace(f"{context.project}/", "")
+    arguments = request.model_dump(mode="json") | {"on": "ray", "output": None, "project": None, "python": None}
+    text = json.dumps(arguments).replace(f"{context.project}/", "")
     record = json.dumps(
         {"verb": verb, "request": json.loads(text), "run_id": context.run_id, "folder": str(context.folder)}
     )

@@ -50,7 +50,7 @@ def next_steps(request: ModuleRequest, loaded: LoadedModel, result: RunResult) -
     if failed and _missed_speed(request, result):
         steps += _reachable_speed(request, result, loaded)
     elif failed:
-        steps += _to_lose_less(request, loaded, result)
+        steps += _steps_to_lose_less(request, loaded, result)
     single_weights = isinstance(request, PruneRequest) and not isinstance(request.method, Structured)
     slower = result.gains.speedup_low is None or result.gains.speedup_low <= 1
     if single_weights and slower and not failed:
@@ -102,10 +102,10 @@ def _reachable_speed(request: ModuleRequest, result: RunResult, loaded: LoadedMo
         limits = {"max_layer_ratio": max(MOST_LAYER_RATIO, request.method.max_layer_ratio), "round_to": 1}
         why = "the narrowest allowed widths are too slow; these limits allow narrower ones"
         steps.append(step("prune", given | limits, why))
-    asked, reached = request.method.target_speedup, result.gains.speedup
-    if asked is not None and loaded.data.real:
+    target_speedup, reached = request.method.target_speedup, result.gains.speedup
+    if target_speedup is not None and loaded.data.real:
         why = "a student of another architecture can be faster than this model at its narrowest widths"
-        student = common_arguments(request) | _guard(request) | {"student": "auto", "target_speedup": asked}
+        student = common_arguments(request) | _guard(request) | {"student": "auto", "target_speedup": target_speedup}
         steps.append(step("distill", student, why))
     if reached is not None and reached >= MIN_SUGGESTED_SPEEDUP:
         goal = {name: value for name, value in given.items() if name not in ("target_speedup", "target_latency_ms")}
@@ -116,7 +116,7 @@ def _reachable_speed(request: ModuleRequest, result: RunResult, loaded: LoadedMo
     return steps
 
 
-def _to_lose_less(request: ModuleRequest, loaded: LoadedModel, result: RunResult) -> list[NextStep]:
+def _steps_to_lose_less(request: ModuleRequest, loaded: LoadedModel, result: RunResult) -> list[NextStep]:
     """Suggest steps for a failed guard: data, more training, smaller rounds, or a smaller goal."""
     verb, given = verb_of(request), same_arguments(request)
     if not loaded.data.real:

@@ -14,10 +14,10 @@ from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import AnyJob
 from omgoptim.operations.context import Stage
 from omgoptim.operations.final_measurement import (
-    DeliveryRule,
     FinalChoice,
     MeasuredArtifact,
     NamedArtifact,
+    RankingRule,
     measure_finalists,
 )
 from omgoptim.operations.final_report import final_report, with_output
@@ -113,7 +113,7 @@ def _first_within_guard(
         entry = NamedArtifact("the result", context.work / f"artifact-{len(tried)}")
         try:
             notes = save(model.module, model.loaded, job.runtime, entry.artifact, context)
-            chosen = measure_finalists(job.request, loaded, [entry], DeliveryRule(), stage)
+            chosen = measure_finalists(job.request, loaded, [entry], RankingRule(), stage)
         except OmgoptimError:
             if tried:  # what was measured before remains valid
                 break

@@ -28,7 +28,7 @@ VERSIONS = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "numpy")
 """Packages whose versions a report lists."""
 
 
-def measurement(
+def measurement_record(
     folder: Path, timing: Timing, bench: TimingSetup, quality: float | None, metric: str | None, samples: int | None
 ) -> Measurement:
     """Return the measurement of one artifact."""
@@ -55,7 +55,9 @@ def measurement(
     )
 
 
-def gains(before: Measurement, after: Measurement, timing: Timing, quality: Quality | None, load: float) -> Gains:
+def gains_record(
+    before: Measurement, after: Measurement, timing: Timing, quality: Quality | None, load: float
+) -> Gains:
     """Return the gains of `after` over `before`; without speedup on an overloaded machine."""
     trusted = load <= OVERLOADED
     speedup = timing.speedup if trusted else None
@@ -75,13 +77,13 @@ def gains(before: Measurement, after: Measurement, timing: Timing, quality: Qual
     )
 
 
-def comparison(
+def comparison_records(
     folders: Sequence[Path], timings: Sequence[Timing], bench: TimingSetup, quality: Quality, samples: int, load: float
 ) -> tuple[Measurement, Measurement, Gains]:
     """Return the measurements of an original and an artifact, and the gains of the second over the first."""
-    before = measurement(folders[0], timings[0], bench, quality.before, quality.metric, samples)
-    after = measurement(folders[1], timings[1], bench, quality.after, quality.metric, samples)
-    return before, after, gains(before, after, timings[1], quality, load)
+    before = measurement_record(folders[0], timings[0], bench, quality.before, quality.metric, samples)
+    after = measurement_record(folders[1], timings[1], bench, quality.after, quality.metric, samples)
+    return before, after, gains_record(before, after, timings[1], quality, load)
 
 
 def output_records(
@@ -129,7 +131,9 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def environment(context: RunContext, bench: TimingSetup, seed: int, device: str, load: float | None) -> Environment:
+def environment_record(
+    context: RunContext, bench: TimingSetup, seed: int, device: str, load: float | None
+) -> Environment:
     """Return the record of machine and versions."""
     versions = {"omgoptim": omgoptim.__version__, "python": platform.python_version()}
     for name in VERSIONS:
@@ -178,6 +182,6 @@ def artifact_record(folder: Path) -> Artifact:
     return Artifact(path=str(folder), files=files, load=loading_snippet(folder, manifest))
 
 
-def shown_request(verb_request: Any) -> dict[str, Any]:
+def request_record(verb_request: Any) -> dict[str, Any]:
     """Return the resolved request as plain data."""
     return dict(verb_request.model_dump(mode="json"))

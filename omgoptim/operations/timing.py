@@ -48,7 +48,7 @@ class TimedRequest(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class RaceResult:
+class FullTiming:
     """Result of a full measurement, with the machine's load: the larger of before and during it."""
 
     timings: list[Timing | OmgoptimError]
@@ -66,7 +66,7 @@ class RaceResult:
         return found
 
 
-def bench_of(
+def timing_setup(
     context: RunContext, samples: Samples, batch: int | None, threads: int, device: str, policy: PathPolicy
 ) -> TimingSetup:
     """Write the batches of the timing and return its settings.
@@ -88,14 +88,14 @@ def bench_of(
     return TimingSetup(batches, batch or 1, threads, context.project, device, policy, context.target)
 
 
-def full_race(
+def time_in_full(
     artifacts: Sequence[Path],
     bench: TimingSetup,
     request: TimedRequest,
     stage: Stage,
     on_first: Callable[[int, MeasuringProcess], None] | None = None,
     limit_s: float = math.inf,
-) -> RaceResult:
+) -> FullTiming:
     """Time artifacts against the first, after waiting for an idle machine.
 
     Args:
@@ -109,7 +109,7 @@ def full_race(
     context = stage.context
     with context.measuring():
         began = time.monotonic()
-        load = _quiet(stage, min(PATIENCE_S[request.timing], max(0.0, limit_s / 4)))
+        load = _wait_until_idle(stage, min(PATIENCE_S[request.timing], max(0.0, limit_s / 4)))
         meter = LoadMeter() if context.target is None else context.target.meter()
         timings = time_artifacts(
             artifacts,
@@ -119,7 +119,7 @@ def full_race(
             stage.report,
             on_first,
         )
-        return RaceResult(timings, max(load, meter.load()))
+        return FullTiming(timings, max(load, meter.load()))
 
 
 def fraction_progress(context: RunContext, doing: str) -> Callable[[float], None]:
@@ -127,7 +127,7 @@ def fraction_progress(context: RunContext, doing: str) -> Callable[[float], None
     return lambda done: context.progress(f"{doing}: {done:.0%}", None)
 
 
-def _quiet(stage: Stage, patience_s: float) -> float:
+def _wait_until_idle(stage: Stage, patience_s: float) -> float:
     """Wait for an idle machine and return the remaining load."""
     context, doing = stage.context, stage.doing
     deadline = time.monotonic() + patience_s

@@ -81,7 +81,7 @@ def passes(quality: Quality, guard: float) -> bool:
     return holds(quality.drop, guard) and not quality.ruined
 
 
-def with_margin(drop: float, high: float, guard: float) -> float:
+def drop_with_margin(drop: float, high: float, guard: float) -> float:
     """Return the upper end of the drop's 95 % interval on selection samples, bounded above the drop.
 
     With few samples that end exceeds any guard, so the margin is at most a share of the guard.
@@ -89,14 +89,14 @@ def with_margin(drop: float, high: float, guard: float) -> float:
     return drop + max(0.0, min(high - drop, MARGIN_SHARE * guard))
 
 
-def decided(quality: Quality, guard: float) -> bool:
+def is_decided(quality: Quality, guard: float) -> bool:
     """Return whether the interval excludes the guard, with the rounding of the verdict."""
     return holds(quality.high, guard) or not holds(quality.low, guard)
 
 
 def samples_needed(quality: Quality, guard: float) -> int | None:
     """Estimate the evaluation samples for a decision; None where decided, or where no set could decide."""
-    if decided(quality, guard) or abs(quality.drop - guard) <= ROUNDING:
+    if is_decided(quality, guard) or abs(quality.drop - guard) <= ROUNDING:
         return None
     needed = quality.samples_to_decide(guard)
     return needed if needed is not None and needed <= MOST_SAMPLES else None
@@ -167,7 +167,7 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
             f"the drop of {quality.metric} has no confidence interval: there are too few samples, samples cannot be "
             "resampled one by one, or the metric is too slow for a bootstrap or constant over resamples"
         )
-    elif not decided(quality, guard):
+    elif not is_decided(quality, guard):
         needed = samples_needed(quality, guard)
         more = f"about {needed:,} samples would decide" if needed else "no evaluation set can decide this"
         warnings.append(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omgoptim.render.claims import shown_sides, verdict
+from omgoptim.render.claims import reliable_sides, verdict
 from omgoptim.render.lists import (
     Sensitivity,
     SkipGroup,
@@ -65,7 +65,7 @@ _CUTS = (
 
 def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
     """Return the head, before, after, gains, the best candidates, and where the rest is, with bounded lists."""
-    before, after = shown_sides(report)
+    before, after = reliable_sides(report)
     answer: Json = {
         "outcome": report.outcome,
         "summary": plain(report.summary, 1200),

@@ -48,7 +48,7 @@ def speed_undecided(report: EfficiencyReport) -> bool:
     return report.gains is not None and report.gains.launches is not None and report.gains.speedup is None
 
 
-def shown_sides(report: EfficiencyReport) -> tuple[Measurement | None, Measurement | None]:
+def reliable_sides(report: EfficiencyReport) -> tuple[Measurement | None, Measurement | None]:
     """Return both sides of the comparison, without times if the machine was overloaded."""
     if not speed_undecided(report):
         return report.before, report.after
@@ -99,10 +99,10 @@ def quality_claim(report: EfficiencyReport) -> tuple[str, Tone]:
     if report.outcome == "guard_failed":
         return text, "worse"
     gained = gains.quality_drop_high is not None and round(gains.quality_drop_high, 4) < 0
-    return text, claimed("better" if gained else "same", report)
+    return text, shown_tone("better" if gained else "same", report)
 
 
-def claimed(tone: Tone, report: EfficiencyReport) -> Tone:
+def shown_tone(tone: Tone, report: EfficiencyReport) -> Tone:
     """Return a tone for this report: no gain is shown unless the outcome is ok."""
     return "same" if tone == "better" and report.outcome != "ok" else tone
 
@@ -121,14 +121,14 @@ def control_claim(control: Control) -> tuple[str, Tone]:
     return f"no significant effect of distillation ({control.gain:+.4f}, {interval})", "open"
 
 
-def sides(report: EfficiencyReport) -> tuple[str, str]:
+def column_names(report: EfficiencyReport) -> tuple[str, str]:
     """Return the names of the two columns of the table."""
     return ("teacher", "student") if report.verb == "distill" else ("before", "after")
 
 
 def comparison_rows(report: EfficiencyReport) -> list[Row]:
     """Return the before / after / gain table, one row per quantity that was measured on either side."""
-    before, after = shown_sides(report)
+    before, after = reliable_sides(report)
     if before is None and after is None:
         return []
     gains = report.gains or Gains()
@@ -161,7 +161,7 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
         rows.append(Row("agreement", "", f"{gains.agreement:.4f}", "same outputs"))
     if report.control is not None and report.control.quality is not None:
         rows.append(Row("without the teacher", "", f"{report.control.quality:.4f}", *control_claim(report.control)))
-    return [replace(row, tone=claimed(row.tone, report)) for row in rows if row.before or row.after]
+    return [replace(row, tone=shown_tone(row.tone, report)) for row in rows if row.before or row.after]
 
 
 def total_text(total: Total) -> str:

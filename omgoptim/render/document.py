@@ -15,12 +15,12 @@ from typing import Any
 from omgoptim.render.blocks import Block, Chain, Code, Curve, Items, Line, Row, Scatter, Section, Strip, Table, Text
 from omgoptim.render.claims import (
     Tone,
-    claimed,
     comparison_rows,
     control_claim,
     packed_size_text,
     quality_claim,
     quality_label,
+    shown_tone,
     speed_claim,
     verdict,
 )
@@ -213,7 +213,7 @@ def _gain_tiles(report: EfficiencyReport) -> list[Tile]:
         big, _, rest = claim.partition(" ")
         times = [side.latency_ms_p50 for side in (before, after) if side]
         arrow = " → ".join(time_text(value) for value in times if value is not None)
-        tiles.append(Tile(big.rstrip(","), rest, arrow, claimed(tone, report)))
+        tiles.append(Tile(big.rstrip(","), rest, arrow, shown_tone(tone, report)))
     for row in comparison_rows(report):
         if row.label in ("size", "peak memory") and row.gain:
             big, _, rest = row.gain.partition(" ")
@@ -227,7 +227,7 @@ def _gain_tiles(report: EfficiencyReport) -> list[Tile]:
         low, high = report.control.gain_low, report.control.gain_high
         interval = f" ({low:+.4f} to {high:+.4f})" if low is not None and high is not None else ""
         small = f"without the teacher {report.control.quality:.4f}{interval}"
-        tiles.append(Tile(f"{report.control.gain:+.4f}", "effect of distillation", small, claimed(tone, report)))
+        tiles.append(Tile(f"{report.control.gain:+.4f}", "effect of distillation", small, shown_tone(tone, report)))
     return tiles
 
 

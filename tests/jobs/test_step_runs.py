@@ -12,7 +12,7 @@ import pytest
 from omgoptim.errors import ModelError
 from omgoptim.jobs.folder import RunFolder, Submission, WorkerProcess, new_run
 from omgoptim.jobs.states import as_cancelled, as_failed, read_state
-from omgoptim.jobs.step_runs import StepRuns, settle_steps
+from omgoptim.jobs.step_runs import StepRuns, cancel_steps
 from omgoptim.jobs.worker import execute
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live
@@ -125,6 +125,6 @@ def test_the_unfinished_step_of_a_cancelled_run_is_cancelled_and_a_finished_one_
     done = steps_of(parent, work)(KEY, "prune", request_, Live(), SPAN)
     cut = steps_of(parent, work)("cd" * 32, "prune", request_, Live(), SPAN)
     as_left(RunFolder(cut.folder), "killed")
-    settle_steps(parent)
+    cancel_steps(parent)
     assert RunFolder(cut.folder).stored_state().status == "cancelled"
     assert RunFolder(done.folder).stored_state().status == "done"

@@ -29,38 +29,38 @@ def result(quality: float, drop: float = 0.0, ruined: tuple[OutputAgreement, ...
     )
 
 
-def choice(loaded: Any, race: Any, request: Any = None) -> FinalChoice[Any]:
+def choice(loaded: Any, timings: Any, request: Any = None) -> FinalChoice[Any]:
     unused: Any = None
-    return FinalChoice(request, unused, loaded, race, [])
+    return FinalChoice(request, unused, loaded, timings, [])
 
 
 def test_a_time_target_on_an_overloaded_machine_is_undecided_and_that_is_said_first() -> None:
     loaded: Any = SimpleNamespace(evaluation=SimpleNamespace(targets=[]), device="cpu")
-    race = SimpleNamespace(original=result(0.95).timing, load=OVERLOADED + 0.01)
+    timings = SimpleNamespace(original=result(0.95).timing, load=OVERLOADED + 0.01)
     asked = OptimizeRequest(model="m", target_latency_ms=8)
-    (undecided,) = choice(loaded, race, asked).leading_warnings(result(0.95))
+    (undecided,) = choice(loaded, timings, asked).leading_warnings(result(0.95))
     assert undecided == "Whether a latency of 8 ms is reached is undecided: the machine was overloaded."
-    race.load = 0.0
-    assert choice(loaded, race, asked).leading_warnings(result(0.95)) == []
+    timings.load = 0.0
+    assert choice(loaded, timings, asked).leading_warnings(result(0.95)) == []
 
 
 def test_a_chance_level_and_a_model_that_waits_are_said_first() -> None:
     labels = [np.array([0] * 30 + [1] * 70)]
     loaded: Any = SimpleNamespace(evaluation=SimpleNamespace(targets=labels), device="cpu")
-    race = SimpleNamespace(original=Timing(1.0, 1.0, None, None, None, None, 1, idle=0.97), load=0.9)
-    chosen = choice(loaded, race)
+    timings = SimpleNamespace(original=Timing(1.0, 1.0, None, None, None, None, 1, idle=0.97), load=0.9)
+    chosen = choice(loaded, timings)
     chance, waits = chosen.leading_warnings(result(0.7))
     assert chance.startswith("The original model is at chance level: its accuracy is 0.7000")
     assert "the original waits 97% of its time" in waits
-    race.original = result(0.7).timing
+    timings.original = result(0.7).timing
     assert chosen.leading_warnings(result(0.95)) == []
 
 
 def test_a_speedup_of_the_engine_alone_that_kernels_cannot_explain_is_said_first() -> None:
     loaded: Any = SimpleNamespace(evaluation=SimpleNamespace(targets=[]), device="cpu")
-    race = SimpleNamespace(original=result(0.95).timing, load=0.0)
+    timings = SimpleNamespace(original=result(0.95).timing, load=0.0)
     parts = GainsBy(engine=Gain(speedup=200.0), precision=Gain(speedup=1.5))
-    (first,) = choice(loaded, race).leading_warnings(result(0.95), parts)
+    (first,) = choice(loaded, timings).leading_warnings(result(0.95), parts)
     assert first.startswith("Implausible speedup: float32 on onnxruntime alone is 200x faster")
 
 

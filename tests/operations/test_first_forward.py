@@ -12,11 +12,11 @@ from omgoptim.measure.size import stored_precision
 from omgoptim.models.data import from_callable
 from omgoptim.models.samples import Samples
 from omgoptim.operations.first_forward import (
+    deterministic_outputs,
     float32_copy,
     float32_signature,
     is_causal,
     precision_of_module,
-    settled_outputs,
     with_shifted_labels,
 )
 from omgoptim.operations.loaded_model import refuse_nan_samples
@@ -113,9 +113,9 @@ def test_a_model_whose_next_call_sees_what_it_wrote_into_its_input_is_told_so() 
     signature = Signature(INPUTS, "tensor")
     batch = {"input": np.array([[-1.0, 2.0, 3.0]], np.float32)}
     with pytest.raises(ModelError, match="changes its inputs in place") as error:
-        settled_outputs(
+        deterministic_outputs(
             ENGINES["torch_eager"].open(InPlace(doubles=True), signature, SessionSettings(threads=1)), batch
         )
     assert "'input' has other values" in error.value.why
     same = ENGINES["torch_eager"].open(InPlace(doubles=False), signature, SessionSettings(threads=1))
-    assert (settled_outputs(same, {"input": batch["input"].copy()})[0] >= 1).all()
+    assert (deterministic_outputs(same, {"input": batch["input"].copy()})[0] >= 1).all()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import omgoptim
 from omgoptim.errors import ModelError
 from omgoptim.models.onnx_file import declared_signature
-from omgoptim.operations.loaded_model import stated_batch
+from omgoptim.operations.loaded_model import declared_batch
 from omgoptim.requests import parse
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
@@ -127,16 +127,16 @@ def test_another_fixed_batch_than_1_is_refused_with_the_export_that_mends_it() -
     free = torch.export.export(
         nn.Linear(3, 2), (torch.ones(2, 3),), dynamic_shapes=({0: torch.export.Dim("batch")},)
     ).module()
-    assert stated_batch(free, None, profiled) is None  # type: ignore[arg-type]
-    assert stated_batch(nn.Linear(3, 2), None, profiled) is None  # type: ignore[arg-type]
-    assert stated_batch(exported(1), None, profiled) == 1  # type: ignore[arg-type]
+    assert declared_batch(free, None, profiled) is None  # type: ignore[arg-type]
+    assert declared_batch(nn.Linear(3, 2), None, profiled) is None  # type: ignore[arg-type]
+    assert declared_batch(exported(1), None, profiled) == 1  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"'net.pt2' accepts only batches of 8 samples") as error:
-        stated_batch(exported(8), None, profiled)  # type: ignore[arg-type]
+        declared_batch(exported(8), None, profiled)  # type: ignore[arg-type]
     assert "dynamic_shapes" in error.value.fix
     with pytest.raises(ModelError, match="cannot be trained"):
-        stated_batch(exported(1), None, pruned)  # type: ignore[arg-type]
+        declared_batch(exported(1), None, pruned)  # type: ignore[arg-type]
     one_at_a_time = Signature((InputTensor("input", "float32", (1, 3), False),), "tensor")
-    assert stated_batch(nn.Linear(3, 2), one_at_a_time, pruned) == 1  # only its program has that batch
+    assert declared_batch(nn.Linear(3, 2), one_at_a_time, pruned) == 1  # only its program has that batch
 
 
 @pytest.mark.parametrize(("size", "taken"), [(BATCH, None), (1, 1)])

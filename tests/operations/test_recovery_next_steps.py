@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from omgoptim.cli import options
-from omgoptim.operations.next_steps import new_calls, quantize_steps, repeat_of
+from omgoptim.operations.next_steps import quantize_steps, repeat_command, without_repeats
 from omgoptim.operations.recovery_next_steps import RunResult, next_steps
 from omgoptim.reports import Candidate, EfficiencyReport, Epoch, Gains, NextStep, Round, Training
 from omgoptim.requests import Request, parse
@@ -64,7 +64,7 @@ def report(verb: str, asked: Request, outcome: str, steps: list[NextStep], **mor
 def reshaped(verb: str, asked: dict[str, Any], outcome: str, real: bool = True, **measured: Any) -> list[NextStep]:
     request: Any = parse(verb, MODEL | asked)
     result = RunResult(outcome, "run-1", measured.pop("gains", Gains()), **measured)
-    return new_calls(report(verb, request, outcome, next_steps(request, loaded(real), result)), request)
+    return without_repeats(report(verb, request, outcome, next_steps(request, loaded(real), result)), request)
 
 
 def every_step() -> list[tuple[str, Request, NextStep]]:
@@ -88,7 +88,9 @@ def every_step() -> list[tuple[str, Request, NextStep]]:
     ):
         request: Any = parse("quantize", MODEL | asked)
         steps = quantize_steps(request, outcome, "run-1", interval, needed, loaded(real))
-        found += [("quantize", request, one) for one in new_calls(report("quantize", request, outcome, steps), request)]
+        found += [
+            ("quantize", request, one) for one in without_repeats(report("quantize", request, outcome, steps), request)
+        ]
     return found
 
 
@@ -104,7 +106,7 @@ def test_every_proposed_call_parses_and_its_command_asks_for_the_same() -> None:
     assert {one.tool for _, _, one in STEPS} == {"prune", "factorize", "distill", "quantize", "profile"}
     for _, _, one in STEPS:
         request = parse(one.tool, one.arguments)
-        assert one.command == repeat_of(request)
+        assert one.command == repeat_command(request)
         words = shlex.split(one.command)
         assert words[:2] == ["omgoptim", one.tool]
         known = {option.name for option in options.options_of(type(request))}
@@ -149,7 +151,7 @@ def test_a_scheme_is_proposed_after_a_failed_guard_only_as_far_as_its_candidate_
         why="w",
     )
     steps = quantize_steps(request, "guard_failed", "run-1", True, None, loaded())
-    steps = new_calls(report("quantize", request, "guard_failed", steps, candidates=[tried]), request)
+    steps = without_repeats(report("quantize", request, "guard_failed", steps, candidates=[tried]), request)
     halves = [one.arguments for one in steps if one.arguments.get("scheme") == "bf16"]
     expected = MODEL | {"max_quality_drop": 0.01, "scheme": "bf16", "runtime": "openvino"}
     assert (steps[0].arguments == expected) is (drop < 0.01)

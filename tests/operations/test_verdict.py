@@ -12,6 +12,7 @@ from omgoptim.measure.quality import LostClass, Quality
 from omgoptim.models.outputs import OutputSpec
 from omgoptim.operations.timing import BUSY, OVERLOADED
 from omgoptim.operations.verdict import (
+    drop_with_margin,
     is_gain,
     load_warnings,
     outcome_of,
@@ -20,7 +21,6 @@ from omgoptim.operations.verdict import (
     size_phrase,
     speed_phrase,
     verdict_sentence,
-    with_margin,
 )
 from omgoptim.reports import Gains, Measurement
 
@@ -120,11 +120,11 @@ def test_a_drop_that_is_only_rounding_beyond_the_guard_is_decided() -> None:
 
 
 def test_the_margin_follows_from_the_interval_and_is_at_most_half_of_the_guard() -> None:
-    assert with_margin(0.002, 0.004, 0.01) == pytest.approx(0.004)  # many samples: the upper end
-    assert with_margin(0.002, 0.05, 0.01) == pytest.approx(0.007)  # few samples
-    assert with_margin(0.002, math.inf, 0.01) == pytest.approx(0.007)  # a metric without an interval
-    assert with_margin(0.002, 0.05, 0.0) == 0.002
-    assert with_margin(0.002, -0.1, 0.01) == 0.002
+    assert drop_with_margin(0.002, 0.004, 0.01) == pytest.approx(0.004)  # many samples: the upper end
+    assert drop_with_margin(0.002, 0.05, 0.01) == pytest.approx(0.007)  # few samples
+    assert drop_with_margin(0.002, math.inf, 0.01) == pytest.approx(0.007)  # a metric without an interval
+    assert drop_with_margin(0.002, 0.05, 0.0) == 0.002
+    assert drop_with_margin(0.002, -0.1, 0.01) == 0.002
 
 
 @pytest.mark.parametrize(("drop", "low", "high"), [(0.0, -0.005, 0.005), (0.05, 0.02, 0.08)])

@@ -106,8 +106,8 @@ def test_a_last_epoch_is_the_best_only_where_it_beats_every_earlier_one(
 def test_the_table_calls_the_sides_teacher_and_student_only_where_one_learnt_from_the_other(
     distilled: EfficiencyReport, pruned: EfficiencyReport
 ) -> None:
-    assert claims.sides(distilled) == ("teacher", "student")
-    assert claims.sides(pruned) == ("before", "after")
+    assert claims.column_names(distilled) == ("teacher", "student")
+    assert claims.column_names(pruned) == ("before", "after")
     row = claims.comparison_rows(distilled)[-1]
     assert (row.label, row.before, row.after, row.tone) == ("without the teacher", "", "0.9540", "better")
     without = distilled.model_copy(update={"control": None})

@@ -17,10 +17,10 @@ from omgoptim.operations.context import Stage
 from omgoptim.operations.dry_run import dry_run_report
 from omgoptim.operations.final_measurement import (
     SPAN,
-    DeliveryRule,
     FinalChoice,
-    FinalRace,
     MeasuredEntry,
+    PairedTimings,
+    RankingRule,
     TimedEntry,
     guard_reasons,
     measure_finalists,
@@ -29,7 +29,7 @@ from omgoptim.operations.final_report import final_report
 from omgoptim.operations.goal import Goal, Missed
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import result_arguments, same_arguments, step
-from omgoptim.operations.report_records import gains, measurement
+from omgoptim.operations.report_records import gains_record, measurement_record
 from omgoptim.operations.verdict import (
     Outcome,
     quality_sentence,
@@ -209,26 +209,26 @@ def measure_trials(job: Job[SearchRequest], baseline: Path, entries: Sequence[Tr
 
 
 @dataclass(frozen=True, slots=True)
-class TrialRanking(DeliveryRule[TrialEntry]):
+class TrialRanking(RankingRule[TrialEntry]):
     """Order of preference: networks that meet the targets, then by quality on the selection samples."""
 
     request: SearchRequest
     loaded: LoadedModel
 
-    def order(self, race: FinalRace[TrialEntry]) -> list[TimedEntry[TrialEntry]]:
+    def order(self, timings: PairedTimings[TrialEntry]) -> list[TimedEntry[TrialEntry]]:
         """Return the entries in the order of preference."""
-        before = measurement(self.loaded.baseline, race.original, self.loaded.bench, None, None, None)
+        before = measurement_record(self.loaded.baseline, timings.original, self.loaded.bench, None, None, None)
 
         def place(one: TimedEntry[TrialEntry]) -> tuple[float, ...]:
-            after = measurement(one.entry.artifact, one.timing, self.loaded.bench, None, None, None)
-            over = self.missed(after, gains(before, after, one.timing, None, race.load), race)
+            after = measurement_record(one.entry.artifact, one.timing, self.loaded.bench, None, None, None)
+            over = self.missed(after, gains_record(before, after, one.timing, None, timings.load), timings)
             return float(bool(over)), over[0].factor if over else 1.0, -one.entry.quality
 
-        return sorted(race.timed, key=place)
+        return sorted(timings.timed, key=place)
 
-    def missed(self, after: Measurement, gained: Gains, race: FinalRace[TrialEntry]) -> list[Missed]:
+    def missed(self, after: Measurement, gained: Gains, timings: PairedTimings[TrialEntry]) -> list[Missed]:
         """Return the targets that are not met, the furthest first."""
-        missed = Goal.of(self.request).missed(after, race.load)
+        missed = Goal.of(self.request).missed(after, timings.load)
         wanted = self.request.target_speedup
         if wanted is not None and gained.speedup is not None and gained.speedup < wanted and after.latency_ms_p50:
             allowed = after.latency_ms_p50 * gained.speedup / wanted

@@ -23,7 +23,7 @@ from omgoptim.operations.optimization.chain import (
     UNTRAINED_SHARE,
 )
 from omgoptim.operations.optimization.cost import FINAL_SHARE, StepCosts
-from omgoptim.operations.optimization.level_speeds import FURTHER_LEVELS as UNTRAINED_LEVELS
+from omgoptim.operations.optimization.level_speeds import UNTRAINED_LEVELS
 from omgoptim.reports import EfficiencyReport, Step
 from omgoptim.requests import OptimizeRequest
 

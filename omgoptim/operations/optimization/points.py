@@ -10,11 +10,11 @@ from typing import Literal
 from omgoptim.measure.timing import Timing
 from omgoptim.models.manifest import Manifest
 from omgoptim.operations.context import StepRun
-from omgoptim.operations.final_measurement import DeliveryRule, FinalChoice, FinalRace, MeasuredEntry, TimedEntry
+from omgoptim.operations.final_measurement import FinalChoice, MeasuredEntry, PairedTimings, RankingRule, TimedEntry
 from omgoptim.operations.goal import Goal, Missed
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.selection import Preference
-from omgoptim.operations.report_records import measurement
+from omgoptim.operations.report_records import measurement_record
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Gains, Measurement
 
@@ -133,43 +133,45 @@ def pick_finalists(
 
 
 @dataclass(frozen=True, slots=True)
-class PointRanking(DeliveryRule[Point]):
+class PointRanking(RankingRule[Point]):
     """Order in which finalists are delivered, from times, sizes and selection samples."""
 
     loaded: LoadedModel
     goal: Goal
     preference: Preference
 
-    def order(self, race: FinalRace[Point]) -> list[TimedEntry[Point]]:
+    def order(self, timings: PairedTimings[Point]) -> list[TimedEntry[Point]]:
         """Return the finalists in the order of preference."""
-        return sorted(race.timed, key=lambda one: self.sort_key(one.entry, one.timing, race))
+        return sorted(timings.timed, key=lambda one: self.sort_key(one.entry, one.timing, timings))
 
-    def sort_key(self, point: Point, timing: Timing, race: FinalRace[Point]) -> tuple[float, ...]:
+    def sort_key(self, point: Point, timing: Timing, timings: PairedTimings[Point]) -> tuple[float, ...]:
         """Return the key of a finalist, smaller for a better one.
 
         The guard comes first, then the targets, then whether it is slower than quantization alone, which the balanced
         preference would accept for a smaller file, then merit.
         """
-        seen = measurement(point.artifact, timing, self.loaded.bench, None, None, None)
-        missed = self.goal.missed(seen, race.load)
+        seen = measurement_record(point.artifact, timing, self.loaded.bench, None, None, None)
+        missed = self.goal.missed(seen, timings.load)
         furthest = missed[0].factor if missed else 1.0
         within = self._holds(point)
-        known = race.load <= OVERLOADED and timing.speedup is not None
+        known = timings.load <= OVERLOADED and timing.speedup is not None
         speedup = timing.speedup.value if known and timing.speedup else point.work_ratio
-        slower = known and self.preference.prefer == "balanced" and is_slower(timing, self._quantized_originals(race))
+        slower = (
+            known and self.preference.prefer == "balanced" and is_slower(timing, self._quantized_originals(timings))
+        )
         merit, size_ratio = _merit(speedup, Manifest.read(point.artifact).size_bytes, self.preference)
         return not within, furthest, slower, -merit if within else point.cautious_drop, -size_ratio
 
-    def missed(self, after: Measurement, _gained: Gains, race: FinalRace[Point]) -> list[Missed]:
+    def missed(self, after: Measurement, _gained: Gains, timings: PairedTimings[Point]) -> list[Missed]:
         """Return the targets that a measured finalist does not meet."""
-        return self.goal.missed(after, race.load)
+        return self.goal.missed(after, timings.load)
 
     def _holds(self, point: Point) -> bool:
         return point.cautious_drop <= self.goal.max_quality_drop
 
-    def _quantized_originals(self, race: FinalRace[Point]) -> list[Timing]:
+    def _quantized_originals(self, timings: PairedTimings[Point]) -> list[Timing]:
         """Return the timings of quantization alone, within the guard on the selection samples."""
-        return [one.timing for one in race.timed if one.entry.is_quantized_original and self._holds(one.entry)]
+        return [one.timing for one in timings.timed if one.entry.is_quantized_original and self._holds(one.entry)]
 
 
 def is_slower(timing: Timing, others: Sequence[Timing]) -> bool:

@@ -19,7 +19,7 @@ from omgoptim.operations.optimization.ledger import Amounts, Ledger, LedgerEntry
 from omgoptim.operations.optimization.points import Point, chained_speedup, pareto_points
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.report_records import VERSIONS
-from omgoptim.operations.verdict import with_margin
+from omgoptim.operations.verdict import drop_with_margin
 from omgoptim.reports import Alternative, EfficiencyReport, Step
 from omgoptim.requests import ModelRequest, OptimizeRequest, Request, parse
 
@@ -289,7 +289,7 @@ class Steps:
         spread = 0.0
         if gains and gains.quality_drop is not None and gains.quality_drop_high is not None:
             spread = gains.quality_drop_high - gains.quality_drop
-        return drop, with_margin(drop, drop + spread, self.request.max_quality_drop), after
+        return drop, drop_with_margin(drop, drop + spread, self.request.max_quality_drop), after
 
     def _alternative(self, point: Point, one: Alternative, folder: Path) -> Point:
         quality = one.quality or 0.0

@@ -55,7 +55,7 @@ def build_all(request: QuantizeRequest, builder: CandidateBuilder, plan: Candida
         OmgoptimError: no candidate could be built.
     """
     results: list[CandidateResult] = []
-    twins: dict[str, BuiltCandidate] = {}
+    built_programs: dict[str, BuiltCandidate] = {}
     count = len(plan.specs)
     start = TRAINED_AT if isinstance(request.scheme, Qat) else 0.1
     for index, spec in enumerate(plan.specs):
@@ -64,18 +64,18 @@ def build_all(request: QuantizeRequest, builder: CandidateBuilder, plan: Candida
         key = "" if spec.on_module else spec.params.model_dump_json()
         several = count - index > 1 or any(result.built.folder for result in results)
         limit_s = BUILD_LIMIT_S if several and request.effort != "best" else math.inf
-        built = builder.build(spec, twins.get(key), doing=doing, limit_s=limit_s)
+        built = builder.build(spec, built_programs.get(key), doing=doing, limit_s=limit_s)
         if key and built.folder:
-            twins.setdefault(key, built)
+            built_programs.setdefault(key, built)
         results.append(CandidateResult(built, error=built.error))
         builder.context.publish(live_candidate(results[-1]))
     if all(result.error for result in results):
         raise no_candidate_error([(a.built.spec, a.error) for a in results if a.error], request)
     for spec in _references(plan, builder.loaded, builder.program):
         key = spec.params.model_dump_json()
-        built = builder.build(spec, twins.get(key))
+        built = builder.build(spec, built_programs.get(key))
         if built.folder:
-            twins.setdefault(key, built)
+            built_programs.setdefault(key, built)
             results.append(CandidateResult(built, reference=True))
     return results
 

@@ -74,13 +74,18 @@ class CandidateBuilder:
     """Programs that workers write, by `CandidateSpec.key`; a call waits for it and raises its technique's error."""
 
     def build(
-        self, spec: CandidateSpec, twin: BuiltCandidate | None = None, *, doing: str = "", limit_s: float = math.inf
+        self,
+        spec: CandidateSpec,
+        same_program: BuiltCandidate | None = None,
+        *,
+        doing: str = "",
+        limit_s: float = math.inf,
     ) -> BuiltCandidate:
         """Build one candidate; a technique or engine that fails is recorded as its error.
 
         Args:
             spec: scheme, engine and settings of the candidate.
-            twin: the same technique built for another engine; its program is reused.
+            same_program: the same technique built for another engine; its program is reused.
             doing: progress message; default: from the name of the spec.
             limit_s: seconds after which no further step begins.
         """
@@ -100,9 +105,9 @@ class CandidateBuilder:
             if spec.on_module:
                 outcome = with_layers_that_never_ran(_build_module(spec, folder, loaded), loaded)
             else:
-                written = twin or (self.written[spec.key]() if spec.key in self.written else None)
+                written = same_program or (self.written[spec.key]() if spec.key in self.written else None)
                 outcome = _build_program(spec, folder, loaded, self.program, run, written)
-                if loaded.module is not None and twin is None:
+                if loaded.module is not None and same_program is None:
                     outcome = with_tied_weight_notes(outcome, loaded.module, precision_of(spec.params))
                     outcome = with_layers_that_never_ran(outcome, loaded)
             return BuiltCandidate(spec, folder, in_original_precision(outcome, loaded.precision))
@@ -173,12 +178,12 @@ def _build_program(
     loaded: LoadedModel,
     program: Program,
     run: ProgramRun,
-    twin: BuiltCandidate | None,
+    same_program: BuiltCandidate | None,
 ) -> Outcome:
     if program.path is None:
         raise program.error or TechniqueError("the model has no program")
-    if twin is not None and twin.folder is not None and twin.outcome is not None:
-        target, outcome = twin.folder / PROGRAM, twin.outcome
+    if same_program is not None and same_program.folder is not None and same_program.outcome is not None:
+        target, outcome = same_program.folder / PROGRAM, same_program.outcome
     else:
         run.scratch.mkdir(parents=True, exist_ok=True)
         target = run.scratch / PROGRAM

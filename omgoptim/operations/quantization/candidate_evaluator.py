@@ -127,9 +127,9 @@ class CandidateEvaluator:
         spec = self._unique(replace(result.built.spec, runtime=runtime))
         return self._evaluated(spec, result.built)
 
-    def _evaluated(self, spec: CandidateSpec, twin: BuiltCandidate | None = None) -> CandidateResult:
+    def _evaluated(self, spec: CandidateSpec, same_program: BuiltCandidate | None = None) -> CandidateResult:
         self.evaluations += 1
-        built = self.builder.build(spec, twin)
+        built = self.builder.build(spec, same_program)
         result = CandidateResult(built, error=built.error)
         self.results.append(result)
         if built.folder is None:

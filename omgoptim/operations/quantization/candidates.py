@@ -117,16 +117,16 @@ def plan_candidates(request: QuantizeRequest, loaded: LoadedModel, program: Prog
 
 def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate]) -> list[Params]:
     """Return the technique parameters of a request; `auto` expands to all that may help."""
-    asked = request.scheme
-    if isinstance(asked, Static):
-        asked = apply_preset(asked, request.effort)
+    params = request.scheme
+    if isinstance(params, Static):
+        params = apply_preset(params, request.effort)
         if request.runtime == "executorch":
-            return [asked]
-        return [asked] if program.path is None else list(variants(asked, program.path))
-    if not isinstance(asked, Auto):
-        return [asked]
+            return [params]
+        return [params] if program.path is None else list(variants(params, program.path))
+    if not isinstance(params, Auto):
+        return [params]
     schemes: list[Params] = []
-    static = apply_preset(Static(calibration_samples=asked.calibration_samples), request.effort)
+    static = apply_preset(Static(calibration_samples=params.calibration_samples), request.effort)
     if request.runtime == "executorch":
         schemes.append(static)
     elif program.path is not None:

@@ -13,9 +13,14 @@ from omgoptim.operations.next_steps import pick_step, quantize_steps
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidatePlan
 from omgoptim.operations.quantization.coverage import FloatModel, coverage_warnings, measure_coverage
-from omgoptim.operations.quantization.final_race import CandidateChoice, Finalist, gain_split, replacement_sentence
+from omgoptim.operations.quantization.final_choice import (
+    CandidateChoice,
+    Finalist,
+    gains_of_finalist,
+    replacement_sentence,
+)
 from omgoptim.operations.quantization.qat import TrainedModel
-from omgoptim.operations.quantization.screening import CandidateResult, within
+from omgoptim.operations.quantization.screening import CandidateResult, passes_guard
 from omgoptim.operations.quantization.selection import is_float
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.operations.verdict import (
@@ -62,14 +67,14 @@ def save_candidates(run: QuantizeRun) -> EfficiencyReport:
     _note_reasons(run)
     report = save_finalists(chosen, {finalist.slug: _report(run, finalist) for finalist in chosen.finalists})
     for finalist in chosen.finalists:
-        place = chosen.place(finalist)
+        place = chosen.artifact_folder(finalist)
         finalist.entry.built = replace(finalist.entry.built, folder=place)
     return report
 
 
 def _note_reasons(run: QuantizeRun) -> None:
     """Record the reason for the status of each finalist."""
-    chosen, guard, load = run.chosen, run.chosen.guard, run.chosen.race.load
+    chosen, guard, load = run.chosen, run.chosen.guard, run.chosen.timings.load
     winner = chosen.winner.entry
     for finalist in chosen.finalists:
         result = finalist.entry
@@ -87,16 +92,16 @@ def _note_reasons(run: QuantizeRun) -> None:
     winner.why = f"{best} of those within the guard, or as fast and smaller"
     if winner.reference:
         winner.why = "float32 on the same engine: no requested scheme passes the guard"
-    elif not within(winner, guard):
+    elif not passes_guard(winner, guard):
         winner.why = "no candidate passed the quality guard on the selection samples; this one is closest"
 
 
 def _report(run: QuantizeRun, finalist: Finalist) -> EfficiencyReport:
     """Build the report of a finalist as the run's artifact."""
     request, loaded, chosen = run.request, run.loaded, run.chosen
-    result, load = finalist.entry, chosen.race.load
+    result, load = finalist.entry, chosen.timings.load
     spec, changes = result.built.spec, result.built.outcome
-    parts = gain_split(chosen, finalist)
+    parts = gains_of_finalist(chosen, finalist)
     skipped = changes.skipped if changes else []
     original = FloatModel(
         run.builder.program.path, loaded.module, loaded.precision, loaded.macs.by_path if loaded.macs else {}
@@ -155,7 +160,7 @@ def candidate_records(run: QuantizeRun, own: CandidateResult, baseline_bytes: in
         own: the candidate whose report this is; another one than the run's winner is one to pick.
         baseline_bytes: size of the original's artifact.
     """
-    trusted = run.chosen.race.load <= OVERLOADED
+    trusted = run.chosen.timings.load <= OVERLOADED
     measured = [finalist.entry for finalist in run.chosen.finalists]
     found = []
     for result in sorted(run.results, key=_rank):

@@ -69,19 +69,19 @@ class LayerSearchResult:
     """True if it ended because more layers in float are not worthwhile."""
 
 
-def costs(layers: Sequence[SearchLayer]) -> dict[str, float]:
+def float_costs(layers: Sequence[SearchLayer]) -> dict[str, float]:
     """Return the cost of each layer in float: its share of the bytes, and one more pair of conversions."""
     whole = sum(layer.size_bytes for layer in layers) or 1
     return {layer.name: layer.size_bytes / whole + 1 / len(layers) for layer in layers}
 
 
-def ranked(layers: Sequence[SearchLayer]) -> list[SearchLayer]:
+def rank_layers(layers: Sequence[SearchLayer]) -> list[SearchLayer]:
     """Sort the layers by noise over cost, largest first."""
-    cost = costs(layers)
+    cost = float_costs(layers)
     return sorted(layers, key=lambda layer: -layer.noise / cost[layer.name])
 
 
-def search(
+def find_float_layers(
     layers: Sequence[SearchLayer],
     drop: float,
     guard: float,
@@ -98,9 +98,9 @@ def search(
         holds: returns whether a drop is within a guard.
     """
     found = LayerSearchResult(EvaluatedSet((), drop))
-    order = ranked(layers)
+    order = rank_layers(layers)
     noise = sets.predict or (lambda kept: sum(layer.noise for layer in order if layer.name not in kept))
-    cost = costs(order) if order else {}
+    cost = float_costs(order) if order else {}
 
     def evaluated(kept: Sequence[SearchLayer]) -> bool | None:
         """Evaluate a set and return whether it passes the guard; None when out of time."""

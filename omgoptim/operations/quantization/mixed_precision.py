@@ -22,10 +22,20 @@ from omgoptim.models.samples import repeat_to_size
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, CandidateEvaluator, Evaluators
 from omgoptim.operations.quantization.candidates import CandidateSpec
-from omgoptim.operations.quantization.layer_search import LayerSets, SearchLayer, search
+from omgoptim.operations.quantization.layer_search import LayerSets, SearchLayer, find_float_layers
 from omgoptim.operations.quantization.mixed_precision_report import SearchOutcome, mixed_precision_record
-from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, within, within_with_margin
-from omgoptim.operations.quantization.selection import MIXED_PRECISION_FACTOR, Preference, alive, is_float
+from omgoptim.operations.quantization.screening import (
+    CandidateResult,
+    ScreeningReference,
+    passes_guard,
+    passes_guard_with_margin,
+)
+from omgoptim.operations.quantization.selection import (
+    MIXED_PRECISION_FACTOR,
+    Preference,
+    is_float,
+    with_timing_and_quality,
+)
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Guard
 from omgoptim.requests import Params, QuantizeRequest
@@ -74,7 +84,7 @@ class MixedPrecisionSearch:
 
 
 def search_mixed_precision(
-    given: MixedPrecisionSearch,
+    inputs: MixedPrecisionSearch,
     results: list[CandidateResult],
     base: CandidateResult | None,
 ) -> MixedPrecision | None:
@@ -83,7 +93,7 @@ def search_mixed_precision(
     Evaluated candidates are added to `results`. The best one is timed on every engine that `base` was timed on.
 
     Args:
-        given: model, samples and settings.
+        inputs: model, samples and settings.
         results: the run's candidates so far.
         base: candidate without layers in float to start from, evaluated on these samples: see `mixed_precision_base`.
 
@@ -91,17 +101,17 @@ def search_mixed_precision(
     Returns:
         The result; None where there is nothing to search.
     """
-    request, loaded, program = given.request, given.builder.loaded, given.builder.program
+    request, loaded, program = inputs.request, inputs.builder.loaded, inputs.builder.program
     if base is None or base.drop is None or base.built.folder is None or program.path is None:
         return None
     start, guard = time.monotonic(), request.max_quality_drop
     with Evaluators(loaded.bench) as evaluators:
         evaluators.begin(base.built.folder, base.built.spec.runtime)  # starts while the layers are ranked
         names, deadline = {result.name for result in results}, start + request.guard_time_s
-        trials = CandidateEvaluator(evaluators, given.builder, given.screening, deadline, reserved_names=names)
+        trials = CandidateEvaluator(evaluators, inputs.builder, inputs.screening, deadline, reserved_names=names)
         limit_s = request.guard_time_s * RANKING_SHARE
         params = base.built.spec.params
-        noise, predict, unknown = _ranking(params, given.builder, limit_s)
+        noise, predict, unknown = _ranking(params, inputs.builder, limit_s)
         layers = search_layers_of(noise) if noise else []
 
         def option_of(kept: tuple[str, ...]) -> CandidateSpec:
@@ -111,18 +121,20 @@ def search_mixed_precision(
             result = trials.of(option_of(kept), f"mixed precision: {plural(len(kept), 'layer')} in float")
             return result.cautious_drop(guard)
 
-        worthwhile = _worthwhile(given, base, results, noise) if noise else (lambda _: True)
+        worthwhile = _worthwhile(inputs, base, results, noise) if noise else (lambda _: True)
         cautious = base.cautious_drop(guard)
-        found = search(layers, cautious, guard, LayerSets(evaluate, trials.out_of_time, predict, worthwhile), holds)
+        found = find_float_layers(
+            layers, cautious, guard, LayerSets(evaluate, trials.out_of_time, predict, worthwhile), holds
+        )
         best = trials.of(option_of(found.best.kept), "mixed precision") if found.best.kept else base
         _note_reasons(trials.results, guard)
         if best is not base:
-            _time_best(given, trials, results, base, best)
+            _time_best(inputs, trials, results, base, best)
     results.extend(trials.results)
     seconds = time.monotonic() - start
-    ended = SearchOutcome(request, found, layers, noise, unknown, base, best, trials.evaluations, seconds)
-    record = mixed_precision_record(ended, given.screening.samples, given.samples_name)
-    return MixedPrecision(record, base, best, trials.known, given.screening)
+    outcome = SearchOutcome(request, found, layers, noise, unknown, base, best, trials.evaluations, seconds)
+    record = mixed_precision_record(outcome, inputs.screening.samples, inputs.samples_name)
+    return MixedPrecision(record, base, best, trials.known, inputs.screening)
 
 
 def mixed_precision_base(
@@ -133,33 +145,35 @@ def mixed_precision_base(
     None if a calibrated candidate passes the guard with a margin, or if another that does is as good: layers in float
     only make it slower and larger.
     """
-    usable = [result for result in alive(results) if not result.reference]
+    usable = [result for result in with_timing_and_quality(results) if not result.reference]
     calibrated = [result for result in usable if result.built.spec.scheme in CALIBRATED]
-    if not calibrated or any(within_with_margin(result, guard) for result in calibrated):
+    if not calibrated or any(passes_guard_with_margin(result, guard) for result in calibrated):
         return None
     closest = min(calibrated, key=lambda result: (result.drop or 0.0, -preference.merit(result)))
     same = [result for result in calibrated if result.built.spec.params == closest.built.spec.params]
     base = max(same, key=preference.merit)
-    holding = max((preference.merit(result) for result in usable if within_with_margin(result, guard)), default=0.0)
+    holding = max(
+        (preference.merit(result) for result in usable if passes_guard_with_margin(result, guard)), default=0.0
+    )
     return base if preference.merit(base) > holding else None
 
 
 def _worthwhile(
-    given: MixedPrecisionSearch, base: CandidateResult, results: Sequence[CandidateResult], noise: SensitivityReport
+    inputs: MixedPrecisionSearch, base: CandidateResult, results: Sequence[CandidateResult], noise: SensitivityReport
 ) -> Callable[[tuple[str, ...]], bool]:
     """Return a predicate: can a set of layers in float be better than a float candidate, by time and bytes?
 
     The time is predicted from the share of the multiply-accumulates and the screened times of int8 and float32 on the
     engine. A scheme requested by name has no float rival and is searched completely.
     """
-    preference, guard = given.preference, given.request.max_quality_drop
-    rivals = [a for a in alive(results) if is_float(a) and not a.reference and within(a, guard)]
-    plain = [a for a in alive(results) if a.built.spec.scheme == "fp32"]
+    preference, guard = inputs.preference, inputs.request.max_quality_drop
+    rivals = [a for a in with_timing_and_quality(results) if is_float(a) and not a.reference and passes_guard(a, guard)]
+    plain = [a for a in with_timing_and_quality(results) if a.built.spec.scheme == "fp32"]
     plain = [a for a in plain if a.built.spec.runtime == base.built.spec.runtime]
     best = max((preference.merit(result) for result in rivals), default=0.0)
-    if not best or not base.speedup or given.builder.program.path is None:
+    if not best or not base.speedup or inputs.builder.program.path is None:
         return lambda _: True
-    macs = count_program(given.builder.program.path, repeat_to_size(given.builder.loaded.evaluation, 1)).by_node
+    macs = count_program(inputs.builder.program.path, repeat_to_size(inputs.builder.loaded.evaluation, 1)).by_node
     whole = sum(macs.values()) or 1
     shares = {
         layer.name: (macs.get(entry.layer.node, 0) / whole, layer.size_bytes * (1 - 1 / FLOAT_BYTES))
@@ -247,14 +261,14 @@ def _note_reasons(evaluated: Sequence[CandidateResult], guard: float) -> None:
     for result in evaluated:
         if result.error is not None:
             result.status, result.why = "failed", result.error.reason
-        elif within(result, guard):
+        elif passes_guard(result, guard):
             result.why = "evaluated by the mixed precision search; fewer layers in float pass the guard too"
         else:
             result.why = f"evaluated by the mixed precision search: quality drop {result.drop:.4f} is above {guard:g}"
 
 
 def _time_best(
-    given: MixedPrecisionSearch,
+    inputs: MixedPrecisionSearch,
     trials: CandidateEvaluator,
     results: Sequence[CandidateResult],
     base: CandidateResult,
@@ -271,10 +285,10 @@ def _time_best(
         if not trials.out_of_time():
             timed.append(trials.for_other_runtime(best, runtime))
     timed = [result for result in timed if result.built.folder and result.error is None]
-    given.builder.context.progress("mixed precision: timing the result", None)
+    inputs.builder.context.progress("mixed precision: timing the result", None)
     folders = [result.built.folder for result in (base, *timed) if result.built.folder]
-    with given.builder.context.measuring():
-        timings = time_artifacts(folders, given.builder.loaded.bench, SCREENING_PLAN, given.request.seed)
+    with inputs.builder.context.measuring():
+        timings = time_artifacts(folders, inputs.builder.loaded.bench, SCREENING_PLAN, inputs.request.seed)
     for result, timing in zip(timed, timings[1:], strict=True):
         if isinstance(timing, Timing) and timing.speedup is not None:
             value = base.speedup * timing.speedup.value

@@ -18,7 +18,7 @@ from omgoptim.techniques.quantize._diagnostics.sensitivity import LayerSensitivi
 from omgoptim.text import plural
 
 if TYPE_CHECKING:
-    from omgoptim.operations.quantization.final_race import CandidateChoice
+    from omgoptim.operations.quantization.final_choice import CandidateChoice
     from omgoptim.operations.quantization.mixed_precision import MixedPrecision
 
 NAMED_LAYERS = 4
@@ -62,56 +62,64 @@ class SearchOutcome:
         return self.holds_with_margin or holds(self.drop, self.request.max_quality_drop)
 
 
-def mixed_precision_record(ended: SearchOutcome, samples: int, samples_name: str) -> Guard:
+def mixed_precision_record(outcome: SearchOutcome, samples: int, samples_name: str) -> Guard:
     """Return the report's record of the search.
 
     Args:
-        ended: layers in float, evaluations and time of the search.
+        outcome: layers in float, evaluations and time of the search.
         samples: number of the evaluation samples.
         samples_name: their name.
     """
-    found, kept = ended.found, ended.kept
-    stopped = f"the time limit of {ended.request.guard_time_s:g} s was reached" if found.out_of_time else None
-    why = _reason(ended, samples, samples_name, stopped)
-    if found.not_worthwhile and not ended.holds_with_margin:
+    found, kept = outcome.found, outcome.kept
+    stopped = f"the time limit of {outcome.request.guard_time_s:g} s was reached" if found.out_of_time else None
+    why = _reason(outcome, samples, samples_name, stopped)
+    if found.not_worthwhile and not outcome.holds_with_margin:
         why += "; more layers in float are not worthwhile: a float candidate is about as good"
         stopped = stopped or "more layers in float are not worthwhile"
     return Guard(
         kept_in_float=[layer.path for layer in kept],
         float_bytes=sum(layer.size_bytes for layer in kept),
-        evaluations=ended.evaluations,
-        quality_drop=ended.drop,
+        evaluations=outcome.evaluations,
+        quality_drop=outcome.drop,
         samples=samples,
-        holds=ended.holds,
-        seconds=ended.seconds,
+        holds=outcome.holds,
+        seconds=outcome.seconds,
         stopped=stopped,
         out_of_time=found.out_of_time,
         why=why + ".",
     )
 
 
-def _reason(ended: SearchOutcome, samples: int, samples_name: str, stopped: str | None) -> str:
+def _reason(outcome: SearchOutcome, samples: int, samples_name: str, stopped: str | None) -> str:
     """Return the reason for the result of a search, without the final period."""
-    limit, kept, drop, noise, base = ended.request.max_quality_drop, ended.kept, ended.drop, ended.noise, ended.base
+    limit, kept, drop, noise, base = (
+        outcome.request.max_quality_drop,
+        outcome.kept,
+        outcome.drop,
+        outcome.noise,
+        outcome.base,
+    )
     plain = f"On {samples} {samples_name} {base.name} loses {base.drop:.4f}"
-    if ended.holds and kept:
+    if outcome.holds and kept:
         named = _named([layer.path for layer in kept])
         why = f"{plain} with all layers in int8, and {drop:.4f} with {named} in float, within {limit:g}"
         if stopped:
             why += f"; fewer layers may suffice, but {stopped}"
-        elif not ended.holds_with_margin:
+        elif not outcome.holds_with_margin:
             why += f", too close to the guard for {samples} samples to decide"
-    elif ended.holds:
+    elif outcome.holds:
         why = f"{plain}, within {limit:g} but too close to the guard for {samples} samples to decide"
         why += "; no evaluated set of layers in float loses less"
     elif noise is None:
-        why = f"{plain}, and its layers could not be ranked: {ended.unknown}"
+        why = f"{plain}, and its layers could not be ranked: {outcome.unknown}"
     else:
         why = f"{plain}, more than {limit:g}; {_noisiest_layers(noise.layers)}"
         if kept:
             why += f"; with {plural(len(kept), 'layer')} in float it still loses {drop:.4f}"
-        if ended.found.trials:
-            why += f", the smallest loss of {len(ended.found.trials)} sets" if kept else "; no evaluated set loses less"
+        if outcome.found.trials:
+            why += (
+                f", the smallest loss of {len(outcome.found.trials)} sets" if kept else "; no evaluated set loses less"
+            )
         if stopped:
             why += f"; {stopped}"
     return why

@@ -77,7 +77,7 @@ class _TrainingData:
     notes: list[str]
 
 
-def train(
+def train_in_int8(
     request: QuantizeRequest,
     context: RunContext,
     loaded: LoadedModel,
@@ -104,15 +104,15 @@ def train(
     original = require_module(loaded, "quantize with scheme qat")
     if program.path is None:
         raise program.error or TechniqueError("the model has no program")
-    asked = _as_training(request, params)
-    training_data = _training_data(asked, params, loaded, original, splits.selection, live or Live())
+    training_request = _as_training(request, params)
+    training_data = _training_data(training_request, params, loaded, original, splits.selection, live or Live())
     refuse_beyond_memory(training_bytes(original), "training the model with int8 simulated")
-    plan = TrainingConfig.of(asked, params.epochs, loaded.device, request.seed)
+    plan = TrainingConfig.of(training_request, params.epochs, loaded.device, request.seed)
     if params.learning_rate is None:
         plan = replace(plan, learning_rate=FINE_TUNING_FACTOR * LEARNING_RATES[params.optimizer])
     check = Objective(training_data.loss).check
     with own_randomness():
-        plan = config_for_data(plan, asked, training_data.batches, check)
+        plan = config_for_data(plan, training_request, training_data.batches, check)
         count, _ = training_data.batches.survey(plan.batch, plan.seed, check)
     context.progress("calibrating ranges for training", STARTED_AT)
     scaling = _scaling(params, context, loaded, program, splits)
@@ -178,16 +178,21 @@ def _as_training(request: QuantizeRequest, params: Qat) -> TrainingRequest:
 
 
 def _training_data(
-    asked: TrainingRequest, params: Qat, loaded: LoadedModel, original: nn.Module, selection: Samples, live: Live
+    training_request: TrainingRequest,
+    params: Qat,
+    loaded: LoadedModel,
+    original: nn.Module,
+    selection: Samples,
+    live: Live,
 ) -> _TrainingData:
-    statistics = loaded.samples("train", STATISTICS_SAMPLES)
+    statistics = loaded.samples("train_in_int8", STATISTICS_SAMPLES)
     if not loaded.data.real or not statistics.count:
         raise DataError(
             "scheme qat needs training data",
             "the data gave no batch for split 'train'" if loaded.data.real else "no data was given",
             "give data whose load('train') returns the training samples; scheme static needs none",
         )
-    loss = loss_for(asked, loaded, original, statistics, live)
+    loss = loss_for(training_request, loaded, original, statistics, live)
     if loss is None and params.distill is False:
         raise DataError(
             "there is no training objective",
@@ -285,7 +290,7 @@ class ConvertedEvaluator(Evaluator):
         Raises:
             OmgoptimError: it cannot be converted, or as `Evaluator.score`.
         """
-        plain = plain_of(module)
+        plain = unwrapped_copy(module)
         if not self.usable(self.outputs_of(plain)):  # no range could be calibrated: the training failed, not the run
             return COLLAPSED
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
@@ -317,7 +322,7 @@ def write_learned_state(module: nn.Module, program: Path, peaks: Peaks) -> None:
         write_qat_state(program, QatState(module.ranges(), peaks))
 
 
-def plain_of(module: nn.Module) -> nn.Module:
+def unwrapped_copy(module: nn.Module) -> nn.Module:
     """Return a copy of the wrapped module on the CPU in eval mode."""
     inside = module.module if isinstance(module, FakeQuantized) else module
     return copy.deepcopy(inside).cpu().eval()

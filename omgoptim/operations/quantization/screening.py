@@ -18,7 +18,7 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.reference_outputs import metric_of
-from omgoptim.operations.verdict import holds, with_margin
+from omgoptim.operations.verdict import drop_with_margin, holds
 from omgoptim.reports import Candidate
 from omgoptim.requests import QuantizeRequest
 from omgoptim.runtimes.engine import Kernel
@@ -77,7 +77,7 @@ class CandidateResult:
 
     def cautious_drop(self, guard: float) -> float:
         """Return the drop plus a margin for the uncertainty of few samples; infinite where unknown."""
-        return math.inf if self.drop is None else with_margin(self.drop, self.high, guard)
+        return math.inf if self.drop is None else drop_with_margin(self.drop, self.high, guard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +195,11 @@ def _groups(results: list[CandidateResult], baseline: Path) -> list[list[Candida
     return [results[start : start + size] for start in range(0, len(results), size)]
 
 
-def within(result: CandidateResult, guard: float) -> bool:
+def passes_guard(result: CandidateResult, guard: float) -> bool:
     """Return whether a candidate passes the guard on the selection samples and ruins no output."""
     return result.drop is not None and holds(result.drop, guard) and not result.ruined
 
 
-def within_with_margin(result: CandidateResult, guard: float) -> bool:
+def passes_guard_with_margin(result: CandidateResult, guard: float) -> bool:
     """Return whether a candidate passes the guard with a margin for the number of samples."""
-    return within(result, guard) and holds(result.cautious_drop(guard), guard)
+    return passes_guard(result, guard) and holds(result.cautious_drop(guard), guard)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from omgoptim.errors import TechniqueError
 from omgoptim.models.manifest import Manifest
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.quantization.screening import CandidateResult, within, within_with_margin
+from omgoptim.operations.quantization.screening import CandidateResult, passes_guard, passes_guard_with_margin
 from omgoptim.operations.timing import as_fast
 from omgoptim.reports.measured import SMALLER
 from omgoptim.requests import QuantizeRequest
@@ -96,7 +96,7 @@ def is_mixed(result: CandidateResult) -> bool:
     return result.built.spec.float_layers > 0
 
 
-def alive(results: Sequence[CandidateResult]) -> list[CandidateResult]:
+def with_timing_and_quality(results: Sequence[CandidateResult]) -> list[CandidateResult]:
     """Return the results with timing and quality."""
     return [result for result in results if result.timing and result.drop is not None and result.error is None]
 
@@ -107,29 +107,33 @@ def dominated_by(
     """Return the float candidate that makes a mixed precision one not worth its loss, if any."""
     if not is_mixed(result):
         return None
-    rivals = [other for other in alive(results) if is_float(other) and not other.reference and within(other, guard)]
+    rivals = [
+        other
+        for other in with_timing_and_quality(results)
+        if is_float(other) and not other.reference and passes_guard(other, guard)
+    ]
     best = max(rivals, key=preference.merit, default=None)
     if best is None or preference.merit(result) >= MIXED_PRECISION_FACTOR * preference.merit(best):
         return None
     return best
 
 
-def ordered(results: Sequence[CandidateResult], guard: float, preference: Preference) -> list[CandidateResult]:
+def order_candidates(results: Sequence[CandidateResult], guard: float, preference: Preference) -> list[CandidateResult]:
     """Order the candidates that pass the guard on the selection samples by preference.
 
     Of the quantized candidates better than every float one, those that pass the guard with a margin come first. The
     first in this order that passes the guard on the evaluation data is chosen, so the order is fixed before that data
     is read.
     """
-    usable = [a for a in alive(results) if not a.reference and within(a, guard)]
+    usable = [a for a in with_timing_and_quality(results) if not a.reference and passes_guard(a, guard)]
     usable = [a for a in usable if dominated_by(a, results, guard, preference) is None]
     ranks = preference.ranked(usable)
     floats = next((index for index, result in enumerate(ranks) if is_float(result)), len(ranks))
-    head = sorted(ranks[:floats], key=lambda result: not within_with_margin(result, guard))
+    head = sorted(ranks[:floats], key=lambda result: not passes_guard_with_margin(result, guard))
     return [*head, *ranks[floats:]]
 
 
-def finalists(results: Sequence[CandidateResult], guard: float, preference: Preference) -> list[CandidateResult]:
+def select_finalists(results: Sequence[CandidateResult], guard: float, preference: Preference) -> list[CandidateResult]:
     """Select the candidates for full measurement.
 
     These are the few best that pass the guard on the selection samples, the fastest, the smallest, the best float one,
@@ -141,11 +145,11 @@ def finalists(results: Sequence[CandidateResult], guard: float, preference: Pref
     for result in results:
         if result.error is not None:
             result.status, result.why = "failed", result.error.reason
-    usable = [result for result in alive(results) if not result.reference]
+    usable = [result for result in with_timing_and_quality(results) if not result.reference]
     if not usable:
         reasons = "; ".join(f"{result.name}: {result.why}" for result in results if result.why)
         raise TechniqueError("no candidate could be measured", reasons)
-    order = ordered(results, guard, preference)
+    order = order_candidates(results, guard, preference)
     if order:
         best = preference.merit(order[0])
         near = [a for a in order if preference.merit(a) * NEAR_BEST_FACTOR >= best][:FINALISTS]
@@ -161,7 +165,7 @@ def finalists(results: Sequence[CandidateResult], guard: float, preference: Pref
     chosen += [result for result in plain if result not in chosen]
     for result in chosen:
         result.status = "finalist"
-    for result in alive(results):
+    for result in with_timing_and_quality(results):
         if result not in chosen:
             result.why = result.why or _why_dropped(result, results, order, guard, preference)
     return chosen
@@ -176,7 +180,7 @@ def _why_dropped(
 ) -> str:
     if result.ruined:
         return f"output {', '.join(result.ruined)} was ruined on the selection samples"
-    if not within(result, guard):
+    if not passes_guard(result, guard):
         return f"quality drop {result.drop:.4f} on the selection samples is above the guard {guard:g}"
     rival = dominated_by(result, results, guard, preference)
     if rival is not None:

@@ -41,7 +41,7 @@ class Splits:
     notes: list[str] = field(default_factory=list)
 
 
-def splits_of(request: QuantizeRequest, loaded: LoadedModel, plan: CandidatePlan) -> Splits:
+def split_samples(request: QuantizeRequest, loaded: LoadedModel, plan: CandidatePlan) -> Splits:
     """Split calibration and selection samples from the calibration split, or from calibration and train."""
     wanted = getattr(request.scheme, "calibration_samples", 256)
     needs_calibration = any(technique_of(spec.params).needs_data for spec in plan.specs)

@@ -201,18 +201,18 @@ def _why(job: RoundsJob, state: RoundState, chosen: RoundState, last: RoundState
         return "reaches the goal within the guard" if state is last else "the last round within the guard"
     if state is chosen:
         return "no round passed the quality guard; this one has the smallest loss"
-    if collapsed(job, state):
+    if has_collapsed(job, state):
         return "the quality collapsed: discarded"
     return "intermediate round" if holds(drop, guard) else f"lost {drop:.4f}, more than the guard {guard:g}"
 
 
-def collapsed(job: RoundsJob, state: RoundState) -> bool:
+def has_collapsed(job: RoundsJob, state: RoundState) -> bool:
     """Return whether a round lost so much quality that further rounds are pointless."""
     original = job.datasets.evaluator.original
     return not math.isfinite(state.quality) or job.drop(state.quality) > COLLAPSE_DROP * max(abs(original), 1e-6)
 
 
-def merged(states: list[RoundState], kept: RoundState) -> Outcome:
+def merge_changes(states: list[RoundState], kept: RoundState) -> Outcome:
     """Merge the changes of all rounds up to the chosen one: each path from its first state to its last.
 
     A layer that only reads fewer channels than before stays among those skipped, with its reason.
@@ -285,7 +285,7 @@ def final_model_of(
         name=goal.name,
         module=kept.state.module,
         loaded=job.loaded,
-        changes=merged(kept.states, kept.state),
+        changes=merge_changes(kept.states, kept.state),
         missed=lambda measured: _rewound_reason(job, kept) or goal.missed(measured),
         facts=goal.facts,
         closing=[words],
@@ -302,7 +302,7 @@ def _rewound_reason(job: RoundsJob, kept: ChosenRound) -> str | None:
     if not kept.rewound:
         return None
     last, chosen = kept.states[-1].record, kept.state.record
-    lost = "collapsed" if last.quality_drop is None else f"loses {last.quality_drop:.4f} on the selection samples"
+    lost = "has_collapsed" if last.quality_drop is None else f"loses {last.quality_drop:.4f} on the selection samples"
     reasons = list(kept.failures)
     if not holds(job.drop(kept.states[-1].quality), job.request.max_quality_drop):
         reasons.insert(0, f"round {last.number} {lost}, more than {job.request.max_quality_drop:g}")

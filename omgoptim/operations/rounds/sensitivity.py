@@ -47,7 +47,7 @@ FEW = 64
 """Samples for the moments of each of many factorizations; fewer than for the run's own, since each layer is factorized
 three times."""
 
-FUNCTION, QUALITIES = f"{__name__}:measure_path", "qualities.json"
+FUNCTION, QUALITIES_FILE = f"{__name__}:measure_path", "qualities.json"
 
 SPAN = (0.09, 0.12)
 """Fractions of the run's progress at which the analysis starts and ends."""
@@ -86,7 +86,7 @@ def _measured(
     """Yield a function that returns the quality of each of `AMOUNTS` of a path, measured here or by workers."""
     request, context = job.request, job.context
     if not is_parallel(request):
-        yield lambda index: qualities(job, params, paths[index])
+        yield lambda index: measure_qualities(job, params, paths[index])
         return
     place = context.checkpoints / "sensitivity"
     place.mkdir(parents=True, exist_ok=True)
@@ -101,14 +101,14 @@ def _measured(
             payload = {"problem": problem, "path": path}
             key = hashlib.sha256(json.dumps(payload).encode()).hexdigest()[:16]  # a resumed run finds it again
             futures.append(executor.submit(Task(FUNCTION, payload, place / key, inputs=inputs)))
-        yield lambda index: json.loads((futures[index].result().folder / QUALITIES).read_text(encoding="utf-8"))
+        yield lambda index: json.loads((futures[index].result().folder / QUALITIES_FILE).read_text(encoding="utf-8"))
 
 
 def measure_path(payload: Mapping[str, Any], work: Work) -> None:
     """Measure the quality with one path compressed by each of `AMOUNTS`: the task of a worker."""
     job = _loaded(json.dumps(with_parent_artifact(payload["problem"], work.inputs), sort_keys=True))
-    found = qualities(job, job.request.method, payload["path"])
-    (work.folder / QUALITIES).write_text(json.dumps(found), encoding="utf-8")
+    found = measure_qualities(job, job.request.method, payload["path"])
+    (work.folder / QUALITIES_FILE).write_text(json.dumps(found), encoding="utf-8")
 
 
 @cache
@@ -118,12 +118,12 @@ def _loaded(record: str) -> RoundsJob:
     Raises:
         RunError: the model has other weights here than in the driver.
     """
-    asked = json.loads(record)
-    request, context = from_payload(asked)
+    payload = json.loads(record)
+    request, context = from_payload(payload)
     assert isinstance(request, PruneRequest | FactorizeRequest)
 
     def refuse(loaded: LoadedModel) -> None:
-        refuse_other_weights(require_module(loaded, asked["verb"]), asked["identity"], request.model)
+        refuse_other_weights(require_module(loaded, payload["verb"]), payload["identity"], request.model)
 
     return open_job(request, context, None, refuse)
 
@@ -146,7 +146,7 @@ def _everywhere(params: Params) -> Params:
     return params.model_copy(update=changes)
 
 
-def _alone(params: Params, path: str, amount: float) -> Params:
+def _restricted(params: Params, path: str, amount: float) -> Params:
     """Restrict the technique to one path and amount."""
     changes: dict[str, Any] = {"targets": [path]}
     if isinstance(params, Structured):
@@ -166,9 +166,9 @@ def _rank_only(amount: float) -> dict[str, Any]:
     return {"target_compression": None, "energy": None, "rank": None, "rank_ratio": 1 - amount, "per": "bytes"}
 
 
-def qualities(job: RoundsJob, params: Params, path: str) -> list[float | None]:
+def measure_qualities(job: RoundsJob, params: Params, path: str) -> list[float | None]:
     """Measure the quality with one path compressed by each of `AMOUNTS`; None where it cannot be."""
-    return [_quality(job, _alone(params, path, amount)) for amount in AMOUNTS]
+    return [_quality(job, _restricted(params, path, amount)) for amount in AMOUNTS]
 
 
 def _quality(job: RoundsJob, params: Params) -> float | None:

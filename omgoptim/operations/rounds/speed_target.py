@@ -78,8 +78,10 @@ class SpeedGoal:
 
     def fraction(self, original_ms: float) -> float:
         """Return the target time as a fraction of the original's."""
-        wanted = 1 / self.speedup if self.speedup is not None else (self.latency_ms or original_ms) / original_ms
-        return float(wanted**self.share)
+        fraction_to_reach = (
+            1 / self.speedup if self.speedup is not None else (self.latency_ms or original_ms) / original_ms
+        )
+        return float(fraction_to_reach**self.share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +159,14 @@ def _attempts(
     attempts: list[PrunedWidths] = []
     history: list[MeasuredCut] = []
     while len(attempts) < MAX_ATTEMPTS and not _reached(attempts, target):
-        wanted = next_target(history, target)
-        beyond = wanted <= least * MIN_TARGET_FACTOR  # below the narrowest allowed widths
-        widths = narrowest if beyond else choose_widths(table, importance, wanted, max_layer_ratio)
+        fraction_to_reach = next_target(history, target)
+        beyond = fraction_to_reach <= least * MIN_TARGET_FACTOR  # below the narrowest allowed widths
+        widths = narrowest if beyond else choose_widths(table, importance, fraction_to_reach, max_layer_ratio)
         if any(attempt.widths == widths for attempt in attempts):
             break
         fraction = measured_at(len(attempts), widths)
         attempts.append(PrunedWidths(widths, fraction))
-        history.append(MeasuredCut(wanted, predicted_ms(table, widths) / full_ms(table), fraction))
+        history.append(MeasuredCut(fraction_to_reach, predicted_ms(table, widths) / full_ms(table), fraction))
         if widths == narrowest and fraction > target:
             break
     return attempts
@@ -209,16 +211,16 @@ def _unreachable_note(
     best: PrunedWidths, start_fraction: float, target: float, table: TimeTable, params: Structured, original_ms: float
 ) -> str:
     """Return a note on the speed reached and the limit."""
-    measured, asked = 1 / (best.fraction * start_fraction), (1 - MARGIN) / (target * start_fraction)
-    floor = floor_ms(table, params.max_layer_ratio) / full_ms(table)
+    measured, target_value = 1 / (best.fraction * start_fraction), (1 - MARGIN) / (target * start_fraction)
+    least_share = floor_ms(table, params.max_layer_ratio) / full_ms(table)
     left = best.fraction - predicted_ms(table, best.widths) / full_ms(table)
     why = (
         f"with every group at its minimum width (max_layer_ratio {params.max_layer_ratio:g}) the layers still take "
-        f"{floor:.0%} of their time"
+        f"{least_share:.0%} of their time"
     )
     if left > 0.05:
         why += f", and about {left * start_fraction * original_ms:.2g} ms per call are spent outside of them"
-    return f"a speedup of {asked:.3g}x is not reachable: the fastest measured attempt is {measured:.3g}x; {why}"
+    return f"a speedup of {target_value:.3g}x is not reachable: the fastest measured attempt is {measured:.3g}x; {why}"
 
 
 def missed_speed(method: Structured, measured: MeasuredArtifact) -> str | None:
@@ -227,13 +229,15 @@ def missed_speed(method: Structured, measured: MeasuredArtifact) -> str | None:
     if speedup is None:  # the machine was overloaded
         return None
     if method.target_latency_ms is not None:
-        took, asked = measured.after.latency_ms_p50 or 0.0, method.target_latency_ms
+        took, target_value = measured.after.latency_ms_p50 or 0.0, method.target_latency_ms
         return (
-            None if took * NOISE_FACTOR <= asked else f"one call takes {took:.3g} ms, above the target of {asked:g} ms"
+            None
+            if took * NOISE_FACTOR <= target_value
+            else f"one call takes {took:.3g} ms, above the target of {target_value:g} ms"
         )
     if method.target_speedup is None:
         return None
-    asked = method.target_speedup
-    if speedup >= asked or (speedup >= NOISE_FACTOR * asked and (high is None or high >= asked)):
+    target_value = method.target_speedup
+    if speedup >= target_value or (speedup >= NOISE_FACTOR * target_value and (high is None or high >= target_value)):
         return None
-    return f"the measured speedup is {speedup:.2f}x, below the target of {asked:g}x"
+    return f"the measured speedup is {speedup:.2f}x, below the target of {target_value:g}x"

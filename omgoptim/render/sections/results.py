@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from omgoptim.render.blocks import Block, Columns, Items, Line, Section, Table, Text, cells_of
-from omgoptim.render.claims import comparison_rows, side_title, sides, size_files_text, speed_undecided, total_text
+from omgoptim.render.claims import (
+    column_names,
+    comparison_rows,
+    side_title,
+    size_files_text,
+    speed_undecided,
+    total_text,
+)
 from omgoptim.reports import EfficiencyReport, OutputRecord, TargetMachine
 
 
@@ -12,7 +19,7 @@ def comparison_section(report: EfficiencyReport, _full: bool) -> Section | None:
     rows = comparison_rows(report)
     if not rows:
         return None
-    names = sides(report)
+    names = column_names(report)
     labels = [row.label for row in rows]
     if report.before is None or report.after is None:
         title = side_title("measured", report.before or report.after)

@@ -70,7 +70,9 @@ def shown_rounds(report: EfficiencyReport, most: int | None = None) -> list[Roun
     One that has neither a goal nor a result is left out: the plan of a distillation, whose size is in the summary.
     """
     rounds = [
-        one for one in report.rounds if one.amount is not None or one.why or one.speedup is not None or _judged(one)
+        one
+        for one in report.rounds
+        if one.amount is not None or one.why or one.speedup is not None or _has_quality(one)
     ]
     if most is None or len(rounds) <= most:
         return list(rounds)
@@ -97,14 +99,14 @@ def round_columns(rounds: Sequence[Round]) -> dict[str, list[str]]:
 
 def rounds_note(rounds: Sequence[Round]) -> str:
     """Return the legend of the quality columns; empty without them."""
-    if not any(_judged(one) for one in rounds):
+    if not any(_has_quality(one) for one in rounds):
         return ""
     reestimated = ", after batch-norm statistics were estimated again" * any(r.quality_reestimated for r in rounds)
     trained = ", after training" * any(one.quality_trained is not None for one in rounds)
     return f"quality on the selection samples: right after pruning or factorization{reestimated}{trained}"
 
 
-def _judged(one: Round) -> bool:
+def _has_quality(one: Round) -> bool:
     """Return True if a quality of the round is known."""
     qualities = (one.quality_taken, one.quality_reestimated, one.quality_trained)
     return any(quality is not None for quality in qualities)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from omgoptim.measure.timing import Ratio, Timing
-from omgoptim.operations.final_measurement import FinalRace, TimedEntry
+from omgoptim.operations.final_measurement import PairedTimings, TimedEntry
 from omgoptim.operations.goal import Goal
 from omgoptim.operations.optimization.points import Point, PointRanking, is_slower, pick_finalists
 from omgoptim.operations.quantization.selection import Preference
@@ -38,10 +38,10 @@ def first(
     monkeypatch.setattr(points.Manifest, "read", lambda path: SimpleNamespace(size_bytes=sizes[path]))
     order = PointRanking(cast(Any, SimpleNamespace(bench=None)), GOAL, Preference(cast(Any, prefer), 1000))
     timed = [TimedEntry(one, own, Path("outputs")) for one, own in zip(points, timings, strict=True)]
-    race = FinalRace(timing(1.0), Path("outputs"), load, timed, [])
-    places = {one.name: order.sort_key(one, own, race) for one, own in zip(points, timings, strict=True)}
+    paired = PairedTimings(timing(1.0), Path("outputs"), load, timed, [])
+    places = {one.name: order.sort_key(one, own, paired) for one, own in zip(points, timings, strict=True)}
     assert json.dumps(list(places.values()))  # plain numbers
-    return order.order(race)[0].entry.name
+    return order.order(paired)[0].entry.name
 
 
 def test_the_balanced_choice_is_not_slower_than_quantization_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_weight_only_is_given_calibration_samples_where_there_are_real_ones(monk
     monkeypatch.setattr(splits, "overlap_notes", lambda *_: [])
     params = WeightOnly()
     request = QuantizeRequest(model="net.py:build", scheme=params)
-    found = splits.splits_of(request, loaded, CandidatePlan([CandidateSpec(params, "onnxruntime")], []))
+    found = splits.split_samples(request, loaded, CandidatePlan([CandidateSpec(params, "onnxruntime")], []))
     assert (found.calibration.count > 0) == real
     assert found.selection.count > 0
 

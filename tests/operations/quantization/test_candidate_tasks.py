@@ -18,8 +18,8 @@ from omgoptim.operations.quantization.build_all import OUTCOME, build_all, progr
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec, plan_candidates
 from omgoptim.operations.quantization.screening import CandidateResult
-from omgoptim.operations.quantization.selection import Preference, finalists
-from omgoptim.operations.quantization.splits import splits_of
+from omgoptim.operations.quantization.selection import Preference, select_finalists
+from omgoptim.operations.quantization.splits import split_samples
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp32, Static
 
@@ -48,7 +48,7 @@ def builder_of(project: Path) -> CandidateBuilder:
     context = RunContext(project / "run", "quantize-1", project, sys.executable, "", lambda _stage, _done: None)
     loaded = prepare(asked(project=str(project)), context)
     program = float_program(loaded, context)
-    splits = splits_of(asked(), loaded, CandidatePlan(SPECS, []))
+    splits = split_samples(asked(), loaded, CandidatePlan(SPECS, []))
     return CandidateBuilder(context, loaded, program, splits.calibration, 0)
 
 
@@ -65,7 +65,7 @@ def chosen(results: list[CandidateResult]) -> list[str]:
     for speed, result in enumerate(results, 1):
         if result.error is None:
             result.timing, result.drop = Timing(1.0, 1.0, None, None, Ratio(speed, speed, speed), None, 1), 0.0
-    found = finalists(results, 0.01, Preference("balanced", 1000))
+    found = select_finalists(results, 0.01, Preference("balanced", 1000))
     return [result.built.spec.name for result in found]
 
 

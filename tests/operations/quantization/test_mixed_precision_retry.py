@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from omgoptim.measure.timing import Ratio, Timing
-from omgoptim.operations.quantization import final_race
+from omgoptim.operations.quantization import final_choice
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.screening import CandidateResult
@@ -42,16 +42,16 @@ def search_again(
             return None
         return SimpleNamespace(best=found, base=base)
 
-    monkeypatch.setattr(final_race, "unused_samples", lambda *_: samples)
-    monkeypatch.setattr(final_race, "_new_reference", new_reference)
-    monkeypatch.setattr(final_race, "search_mixed_precision", search_mixed_precision)
+    monkeypatch.setattr(final_choice, "unused_samples", lambda *_: samples)
+    monkeypatch.setattr(final_choice, "_new_reference", new_reference)
+    monkeypatch.setattr(final_choice, "search_mixed_precision", search_mixed_precision)
     request = SimpleNamespace(max_quality_drop=GUARD)
     builder = SimpleNamespace(context=SimpleNamespace(progress=lambda *_: None), loaded=None)
     preference = Preference("balanced", 1000)
-    search = final_race.MixedPrecisionSearch(request, builder, None, preference)  # type: ignore[arg-type]
+    search = final_choice.MixedPrecisionSearch(request, builder, None, preference)  # type: ignore[arg-type]
     splits: Any = SimpleNamespace(selection=samples)
     final: Any = SimpleNamespace(rejected=[SimpleNamespace(entry=one) for one in failed])
-    return final_race.retry_mixed_precision(search, splits, [], final, None)
+    return final_choice.retry_mixed_precision(search, splits, [], final, None)
 
 
 MIXED = Static(ignore=["0"])

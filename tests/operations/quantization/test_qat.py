@@ -26,7 +26,7 @@ from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization import qat
 from omgoptim.operations.quantization.candidates import plan_candidates
 from omgoptim.operations.quantization.qat import ConvertedEvaluator
-from omgoptim.operations.quantization.splits import splits_of
+from omgoptim.operations.quantization.splits import split_samples
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Qat
 from omgoptim.techniques.quantize._ptq.qat_state import read_qat_state
@@ -74,8 +74,8 @@ class QatRun:
 
     def run(self) -> qat.TrainedModel:
         program = float_program(self.loaded, self.context)
-        splits = splits_of(self.request, self.loaded, plan_candidates(self.request, self.loaded, program))
-        return qat.train(self.request, self.context, self.loaded, program, splits, self.live)
+        splits = split_samples(self.request, self.loaded, plan_candidates(self.request, self.loaded, program))
+        return qat.train_in_int8(self.request, self.context, self.loaded, program, splits, self.live)
 
 
 def test_training_that_hurts_is_undone_and_the_weights_from_before_compete(tmp_path: Path) -> None:

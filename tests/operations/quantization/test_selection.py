@@ -12,7 +12,7 @@ from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.screening import CandidateResult
-from omgoptim.operations.quantization.selection import Preference, dominated_by, finalists, ordered
+from omgoptim.operations.quantization.selection import Preference, dominated_by, order_candidates, select_finalists
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp32, Static
 
@@ -65,28 +65,28 @@ def test_of_one_size_the_faster_one_is_preferred_where_size_decides() -> None:
 def test_where_speed_cannot_be_told_size_decides_and_a_larger_float_file_never_wins() -> None:
     int8, plain = result(Static(), 1.0, 300), result(Fp32(), 9.0, 1000)
     for prefer in ("balanced", "speed", "size"):
-        assert ordered([plain, int8], GUARD, preference(prefer, speed_known=False)) == [int8, plain]
+        assert order_candidates([plain, int8], GUARD, preference(prefer, speed_known=False)) == [int8, plain]
 
 
 def test_what_holds_the_guard_with_a_margin_comes_before_what_only_just_does_and_float_after_both() -> None:
     close, safe = result(Static(), 6.0, 300, 0.009, 0.02), result(Static(algorithm="nncf"), 5.0, 300, 0.001, 0.002)
     half, plain = result(Bf16(), 2.0, 500), result(Fp32(), 1.5, 1000)
     failing = result(Dynamic(), 9.0, 100, 0.5)
-    assert ordered([failing, plain, half, close, safe], GUARD, preference()) == [safe, close, half, plain]
+    assert order_candidates([failing, plain, half, close, safe], GUARD, preference()) == [safe, close, half, plain]
 
 
 def test_float_that_is_better_comes_first_whatever_the_margin_of_int8() -> None:
     half, int8 = result(Bf16(), 8.0, 500), result(Static(), 2.0, 300)
-    assert ordered([int8, half], GUARD, preference()) == [half, int8]
+    assert order_candidates([int8, half], GUARD, preference()) == [half, int8]
 
 
 def test_mixed_precision_that_is_hardly_better_than_float_is_not_delivered() -> None:
     plain = result(Fp32(), 5.3, 1000)
     mixed = result(Static(), 4.9, 770, 0.005, float_layers=46)
     assert dominated_by(mixed, [mixed, plain], GUARD, preference()) is plain
-    assert ordered([mixed, plain], GUARD, preference()) == [plain]
+    assert order_candidates([mixed, plain], GUARD, preference()) == [plain]
     good = result(Static(), 4.9, 300, 0.005, float_layers=2)
-    assert ordered([good, plain], GUARD, preference()) == [good, plain]
+    assert order_candidates([good, plain], GUARD, preference()) == [good, plain]
     plain.reference = True  # a scheme that was asked for by name has no rival
     assert dominated_by(mixed, [mixed, plain], GUARD, preference()) is None
 
@@ -96,7 +96,7 @@ def test_finalists_include_the_fastest_the_smallest_the_best_float_one_and_float
     third, small = result(Static(granularity="per_tensor"), 5.8, 302), result(Dynamic(), 1.1, 200)
     half, plain = result(Bf16(), 2.0, 500), result(Fp32(), 1.5, 1000)
     other = result(Fp32(), 1.0, 1000, runtime="onnxruntime")
-    chosen = finalists([plain, other, half, third, small, near, best], GUARD, preference())
+    chosen = select_finalists([plain, other, half, third, small, near, best], GUARD, preference())
     assert {id(one) for one in chosen} == {id(one) for one in (best, near, small, half, plain)}
     assert all(one.status == "finalist" for one in chosen)
     assert third.status == other.status == "dropped"
@@ -107,7 +107,7 @@ def test_where_none_holds_the_guard_the_closest_is_measured_beside_float32_on_it
     bad, worse = result(Static(), 6.0, 300, 0.2), result(Static(algorithm="nncf"), 9.0, 300, 0.3)
     plain = result(Fp32(), 2.0, 1000)
     plain.reference, plain.drop, plain.timing = True, None, None  # references are not screened
-    assert finalists([worse, bad, plain], GUARD, preference()) == [bad, plain]
+    assert select_finalists([worse, bad, plain], GUARD, preference()) == [bad, plain]
     assert worse.why == "quality drop 0.3000 on the selection samples is above the guard 0.01"
 
 
@@ -115,5 +115,5 @@ def test_no_measured_candidate_is_an_error_with_every_reason() -> None:
     broken = result(Static(), 1.0, 300)
     broken.error = TechniqueError("it gives NaN")
     with pytest.raises(TechniqueError, match="no candidate could be measured") as caught:
-        finalists([broken], GUARD, preference())
+        select_finalists([broken], GUARD, preference())
     assert "it gives NaN" in caught.value.why

@@ -9,7 +9,12 @@ import pytest
 from omgoptim.errors import DataError
 from omgoptim.models.samples import Samples
 from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec
-from omgoptim.operations.quantization.splits import MAX_SELECTION_SAMPLES, SELECTION_SAMPLES, splits_of, unused_samples
+from omgoptim.operations.quantization.splits import (
+    MAX_SELECTION_SAMPLES,
+    SELECTION_SAMPLES,
+    split_samples,
+    unused_samples,
+)
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Static
 
@@ -35,7 +40,7 @@ def values(samples: Samples) -> list[float]:
 
 
 def test_calibration_and_selection_are_two_parts_of_the_calibration_split() -> None:
-    splits = splits_of(REQUEST, loaded(calibration=100), STATIC)
+    splits = split_samples(REQUEST, loaded(calibration=100), STATIC)
     assert values(splits.calibration) == list(range(50))
     assert values(splits.selection) == list(range(50, 100))
     assert splits.notes == []
@@ -45,7 +50,7 @@ def test_calibration_and_selection_are_two_parts_of_the_calibration_split() -> N
 def test_one_calibration_sample_calibrates_and_others_choose_where_there_are_any(
     train: int, chosen_on: list[float]
 ) -> None:
-    splits = splits_of(REQUEST, loaded(calibration=1, train=train), STATIC)
+    splits = split_samples(REQUEST, loaded(calibration=1, train=train), STATIC)
     assert values(splits.calibration) == [0]
     assert values(splits.selection) == chosen_on
     assert [note for note in splits.notes if "one sample" in note]
@@ -54,31 +59,31 @@ def test_one_calibration_sample_calibrates_and_others_choose_where_there_are_any
 
 def test_no_calibration_sample_is_an_error() -> None:
     with pytest.raises(DataError, match="calibration data is empty"):
-        splits_of(REQUEST, loaded(train=100), STATIC)
+        split_samples(REQUEST, loaded(train=100), STATIC)
 
 
 def test_a_small_split_gives_as_many_to_choose_on_as_to_calibrate() -> None:
-    splits = splits_of(REQUEST, loaded(calibration=350), STATIC)
+    splits = split_samples(REQUEST, loaded(calibration=350), STATIC)
     assert (splits.calibration.count, splits.selection.count) == (175, 175)
-    splits = splits_of(REQUEST, loaded(calibration=512), STATIC)
+    splits = split_samples(REQUEST, loaded(calibration=512), STATIC)
     assert (splits.calibration.count, splits.selection.count) == (256, SELECTION_SAMPLES)
 
 
 def test_more_samples_choose_where_there_are_more_and_the_model_is_cheap() -> None:
-    assert splits_of(REQUEST, loaded(calibration=5000), STATIC).selection.count == SELECTION_SAMPLES
-    assert splits_of(REQUEST, loaded(cheap=True, calibration=5000), STATIC).selection.count == MAX_SELECTION_SAMPLES
+    assert split_samples(REQUEST, loaded(calibration=5000), STATIC).selection.count == SELECTION_SAMPLES
+    assert split_samples(REQUEST, loaded(cheap=True, calibration=5000), STATIC).selection.count == MAX_SELECTION_SAMPLES
 
 
 def test_what_judges_again_is_the_rest_of_the_split_or_training_samples_and_was_used_for_nothing() -> None:
     found = loaded(calibration=256 + 2 * SELECTION_SAMPLES, train=400)
-    splits = splits_of(REQUEST, found, STATIC)
+    splits = split_samples(REQUEST, found, STATIC)
     other = unused_samples(REQUEST, found, splits)
     assert other is not None
     assert values(other) == list(range(256 + SELECTION_SAMPLES, 256 + 2 * SELECTION_SAMPLES))
     found = loaded(calibration=100, train=400)
-    other = unused_samples(REQUEST, found, splits_of(REQUEST, found, STATIC))
+    other = unused_samples(REQUEST, found, split_samples(REQUEST, found, STATIC))
     assert other is not None
     assert values(other) == list(range(1000, 1000 + SELECTION_SAMPLES))
     assert unused_samples(REQUEST, loaded(calibration=100, train=20), splits) is not None  # the rest of the split
     few = loaded(calibration=100, train=20)
-    assert unused_samples(REQUEST, few, splits_of(REQUEST, few, STATIC)) is None
+    assert unused_samples(REQUEST, few, split_samples(REQUEST, few, STATIC)) is None

@@ -14,7 +14,7 @@ from torch import nn
 from omgoptim.measure.quality import Quality
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.rounds.checkpoint import RoundState, write_round
-from omgoptim.operations.rounds.loop import choose_round, collapsed, merged
+from omgoptim.operations.rounds.loop import choose_round, has_collapsed, merge_changes
 from omgoptim.reports import Change, Epoch, Round, Skip
 from omgoptim.requests import PruneRequest, parse
 from omgoptim.techniques.registry import Outcome
@@ -131,9 +131,9 @@ def test_the_fallback_of_a_single_round_is_what_it_was_before_a_training_that_he
 
 
 def test_a_round_has_collapsed_when_half_of_the_quality_is_gone_or_it_is_no_number() -> None:
-    assert not collapsed(job(), state(1, 0.46))
-    assert collapsed(job(), state(1, 0.44))
-    assert collapsed(job(), state(1, float("-inf")))
+    assert not has_collapsed(job(), state(1, 0.46))
+    assert has_collapsed(job(), state(1, 0.44))
+    assert has_collapsed(job(), state(1, float("-inf")))
 
 
 def test_changes_of_several_rounds_go_from_the_first_state_to_the_last_of_the_kept_one() -> None:
@@ -146,7 +146,7 @@ def test_changes_of_several_rounds_go_from_the_first_state_to_the_last_of_the_ke
         state(2, 0.9, narrowed("48", "32")),
         state(3, 0, narrowed("32", "8")),
     ]
-    together = merged(states, states[1])
+    together = merge_changes(states, states[1])
     assert together.changed == [Change(path="conv", what="channels", before="64", after="32")]
     assert together.skipped == [Skip(path="fc", reason="outputs")]
 
@@ -154,6 +154,6 @@ def test_changes_of_several_rounds_go_from_the_first_state_to_the_last_of_the_ke
 def test_a_layer_that_stays_and_reads_fewer_channels_is_in_both_lists() -> None:
     reads = Change(path="fc", what="input channels", before="64", after="48", indirect=True)
     only = state(1, 0.9, Outcome([reads], [Skip(path="fc", reason="outputs")]))
-    together = merged([only], only)
+    together = merge_changes([only], only)
     assert together.changed == [reads]
     assert together.skipped == [Skip(path="fc", reason="outputs")]

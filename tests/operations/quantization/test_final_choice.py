@@ -9,10 +9,15 @@ from typing import Any
 from omgoptim.errors import ModelError
 from omgoptim.measure.quality import Quality
 from omgoptim.measure.timing import Ratio, Timing
-from omgoptim.operations.final_measurement import FinalChoice, FinalRace, MeasuredEntry, TimedEntry
+from omgoptim.operations.final_measurement import FinalChoice, MeasuredEntry, PairedTimings, TimedEntry
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.quantization.candidates import CandidateSpec
-from omgoptim.operations.quantization.final_race import CandidateChoice, CandidateOrder, Finalist, replacement_sentence
+from omgoptim.operations.quantization.final_choice import (
+    CandidateChoice,
+    CandidateRanking,
+    Finalist,
+    replacement_sentence,
+)
 from omgoptim.operations.quantization.screening import CandidateResult
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp32, Static
@@ -81,10 +86,12 @@ def test_references_come_last_and_a_candidate_that_failed_is_in_no_order() -> No
     broken = finalist(Bf16(), 0.0).entry
     timing = Timing(1.0, 1.0, None, None, Ratio(4.0, 3.9, 4.1), None, 5)
     timed = [TimedEntry(one, timing, Path("outputs")) for one in (plain, failing, holding)]
-    race = FinalRace(timing, Path("outputs"), 0.0, timed, [(broken, ModelError("it crashed", "the engine died"))])
-    order = CandidateOrder([plain, failing, holding, broken], GUARD, Preference("speed", 1000))
-    assert [one.entry for one in order.order(race)] == [holding, failing, plain]
+    timings = PairedTimings(
+        timing, Path("outputs"), 0.0, timed, [(broken, ModelError("it crashed", "the engine died"))]
+    )
+    order = CandidateRanking([plain, failing, holding, broken], GUARD, Preference("speed", 1000))
+    assert [one.entry for one in order.order(timings)] == [holding, failing, plain]
     assert holding.timing is timing
     assert (broken.status, broken.why) == ("failed", "it crashed: the engine died")
-    first = CandidateOrder([plain, failing, holding, broken], GUARD, Preference("speed", 1000), failing)
-    assert [one.entry for one in first.order(race)] == [failing, holding, plain]
+    first = CandidateRanking([plain, failing, holding, broken], GUARD, Preference("speed", 1000), failing)
+    assert [one.entry for one in first.order(timings)] == [failing, holding, plain]

@@ -12,10 +12,10 @@ from omgoptim.models.manifest import Manifest
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.final_measurement import (
-    DeliveryRule,
     FinalChoice,
-    FinalRace,
     MeasuredEntry,
+    PairedTimings,
+    RankingRule,
     TimedEntry,
     measure_finalists,
 )
@@ -30,8 +30,14 @@ from omgoptim.operations.quantization.mixed_precision import (
     mixed_precision_base,
     search_mixed_precision,
 )
-from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, within_with_margin
-from omgoptim.operations.quantization.selection import Preference, dominated_by, finalists, is_mixed, ordered
+from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, passes_guard_with_margin
+from omgoptim.operations.quantization.selection import (
+    Preference,
+    dominated_by,
+    is_mixed,
+    order_candidates,
+    select_finalists,
+)
 from omgoptim.operations.quantization.splits import Splits, unused_samples
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import GainsBy
@@ -54,12 +60,12 @@ class CandidateChoice:
     def rejected(self) -> list[Finalist]:
         """Preferred finalists that failed the quality guard on the evaluation data."""
         winner = self.measured.winner
-        asked = [finalist for finalist in self.measured.finalists if not finalist.entry.reference]
-        return asked[: asked.index(winner)] if self.measured.holds and winner in asked else asked
+        requested = [finalist for finalist in self.measured.finalists if not finalist.entry.reference]
+        return requested[: requested.index(winner)] if self.measured.holds and winner in requested else requested
 
 
 @dataclass(frozen=True, slots=True)
-class CandidateOrder(DeliveryRule[CandidateResult]):
+class CandidateRanking(RankingRule[CandidateResult]):
     """Order of preference of candidates: those that pass the guard on the selection samples, others, references."""
 
     results: Sequence[CandidateResult]
@@ -70,20 +76,20 @@ class CandidateOrder(DeliveryRule[CandidateResult]):
     first: CandidateResult | None = None
     """The finalist to prefer over all others: the result of a further search."""
 
-    def ran(self, result: CandidateResult, process: MeasuringProcess) -> None:
+    def on_first_run(self, result: CandidateResult, process: MeasuringProcess) -> None:
         """Read the kernels of the engine."""
         result.kernels = read_kernels(process)
 
-    def order(self, race: FinalRace[CandidateResult]) -> list[TimedEntry[CandidateResult]]:
+    def order(self, timings: PairedTimings[CandidateResult]) -> list[TimedEntry[CandidateResult]]:
         """Return the finalists in the order of preference; the timing of each becomes that of its candidate."""
-        record_failures(race)
-        timed = {id(one.entry): one for one in race.timed}
-        for one in race.timed:
+        record_failures(timings)
+        timed = {id(one.entry): one for one in timings.timed}
+        for one in timings.timed:
             one.entry.timing = one.timing
-        finished = [one.entry for one in race.timed]
+        finished = [one.entry for one in timings.timed]
         others = [result for result in self.results if result not in finished]
-        preference = self.under_load(race.load)
-        held = [a for a in ordered([*finished, *others], self.guard, preference) if a in finished]
+        preference = self.under_load(timings.load)
+        held = [a for a in order_candidates([*finished, *others], self.guard, preference) if a in finished]
         rest = [result for result in finished if result not in held]
         references = preference.ranked([result for result in rest if result.reference])
         order = [*held, *(a for a in rest if not a.reference), *references]
@@ -96,7 +102,7 @@ class CandidateOrder(DeliveryRule[CandidateResult]):
         return replace(self.preference, speed_known=load <= OVERLOADED, load=load)
 
 
-def race_finalists(
+def measure_and_choose(
     request: QuantizeRequest,
     builder: CandidateBuilder,
     results: list[CandidateResult],
@@ -110,18 +116,18 @@ def race_finalists(
     context, loaded, guard = builder.context, builder.loaded, request.max_quality_drop
     preference = Preference.of(request, loaded)
     if screening is None:
-        return final_race(request, context, loaded, finalists(results, guard, preference), results), None
+        return measure_candidates(request, context, loaded, select_finalists(results, guard, preference), results), None
     search = MixedPrecisionSearch(request, builder, screening, preference)
     mixed_precision = search_mixed_precision(search, results, mixed_precision_base(results, guard, preference))
-    chosen = finalists(results, guard, preference)
-    final = final_race(request, context, loaded, chosen, results)
+    chosen = select_finalists(results, guard, preference)
+    final = measure_candidates(request, context, loaded, chosen, results)
     found = retry_mixed_precision(search, splits, results, final, mixed_precision)
     if found is None:
         return final, mixed_precision
-    return final_race(request, context, loaded, [*chosen, found.best], results, found.best), found
+    return measure_candidates(request, context, loaded, [*chosen, found.best], results, found.best), found
 
 
-def final_race(
+def measure_candidates(
     request: QuantizeRequest,
     context: RunContext,
     loaded: LoadedModel,
@@ -143,48 +149,48 @@ def final_race(
         first: the finalist to prefer over all others: the result of a further search.
     """
     screened = {id(result): result.speedup for result in chosen}
-    rule = CandidateOrder(results, request.max_quality_drop, Preference.of(request, loaded), first)
+    rule = CandidateRanking(results, request.max_quality_drop, Preference.of(request, loaded), first)
     doing = f"measuring {', '.join(result.name for result in chosen)} against the original"
     measured = measure_finalists(request, loaded, chosen, rule, Stage(context, doing, (0.55, 0.95)))
-    record_failures(measured.race)
+    record_failures(measured.timings)
     if all(finalist.entry.reference for finalist in measured.finalists):
-        raise next(error for result, error in measured.race.failed if not result.reference)
+        raise next(error for result, error in measured.timings.failed if not result.reference)
     winner = measured.winner.entry
     before = screened[id(winner)]
-    return CandidateChoice(measured, rule.under_load(measured.race.load), winner.speedup / before if before else 1.0)
+    return CandidateChoice(measured, rule.under_load(measured.timings.load), winner.speedup / before if before else 1.0)
 
 
-def record_failures(race: FinalRace[CandidateResult]) -> None:
+def record_failures(timings: PairedTimings[CandidateResult]) -> None:
     """Record the error of each finalist that failed as the reason of its status."""
-    for result, error in race.failed:
+    for result, error in timings.failed:
         result.status, result.why, result.error = "failed", error.reason, error
 
 
-def replacement_sentence(winner: Finalist, asked: Finalist, guard: float) -> str:
+def replacement_sentence(winner: Finalist, requested: Finalist, guard: float) -> str:
     """Return sentences on float32 that was chosen because the requested scheme fails the guard."""
-    quality = asked.quality
+    quality = requested.quality
     fault = f"loses {quality.drop:.4f}, more than {guard:g}"
     if quality.ruined:
         fault = f"ruins output {', '.join(output.spec.name for output in quality.ruined)}"
     return (
-        f"Nothing was quantized: {asked.entry.name} {fault}. Chosen instead: "
+        f"Nothing was quantized: {requested.entry.name} {fault}. Chosen instead: "
         f"{winner.entry.name}, float32 on that engine, which passes the guard."
     )
 
 
-def gain_split(chosen: FinalChoice[CandidateResult], finalist: Finalist) -> GainsBy | None:
+def gains_of_finalist(chosen: FinalChoice[CandidateResult], finalist: Finalist) -> GainsBy | None:
     """Split the gain of a finalist by engine and precision; None where float32 on its engine was not measured."""
-    baseline, race = Manifest.read(chosen.loaded.baseline), chosen.race
+    baseline, timings = Manifest.read(chosen.loaded.baseline), chosen.timings
     runtime = finalist.entry.built.spec.runtime
-    original = TimedModel(race.original, baseline.size_bytes)
+    original = TimedModel(timings.original, baseline.size_bytes)
     plain = original if runtime == baseline.runtime and baseline.precision == "float32" else None
-    for other in race.timed:
+    for other in timings.timed:
         built = other.entry.built
         if built.spec.scheme == "fp32" and built.spec.runtime == runtime:
             plain = TimedModel(other.timing, built.size_bytes)
     if plain is None:
         return None
-    return gains_by(original, plain, TimedModel(finalist.timing, finalist.after.size_bytes), race.load)
+    return gains_by(original, plain, TimedModel(finalist.timing, finalist.after.size_bytes), timings.load)
 
 
 def retry_mixed_precision(
@@ -216,14 +222,14 @@ def retry_mixed_precision(
         other = _new_reference(search, samples, base)
     except OmgoptimError:  # the measured results remain valid
         return None
-    if base.drop is None or within_with_margin(base, search.request.max_quality_drop):
+    if base.drop is None or passes_guard_with_margin(base, search.request.max_quality_drop):
         return None  # it passes on these samples: a search on them would not change it
     again = replace(search, screening=other, samples_name=f"selection samples, {others.count} of them new,")
     found = search_mixed_precision(again, results, base)
     if found is None or not is_mixed(found.best) or found.best.built.spec.params == failed.built.spec.params:
         return None
     best, guard = found.best, search.request.max_quality_drop
-    if best.timing is None or not within_with_margin(best, guard):
+    if best.timing is None or not passes_guard_with_margin(best, guard):
         return None
     if dominated_by(best, results, guard, search.preference):
         return None
