@@ -58,9 +58,7 @@ def plan_quantize(
     build_s = 2 * samples * _seconds_per_sample(loaded) + 3.0
     seconds = len(plan.specs) * build_s + launches * (OPEN_S + 4.0)
     why = "to be built and screened, and measured in full if among the best; the size is an estimate"
-    candidates = [
-        spec.record("planned_record", why, size_bytes=_estimated_bytes(spec.params, program)) for spec in plan.specs
-    ]
+    candidates = [spec.record("planned", why, size_bytes=_estimated_bytes(spec.params, program)) for spec in plan.specs]
     changed = _planned_changes(plan, program)
     training = ""
     if isinstance(request.scheme, Qat):
@@ -107,7 +105,7 @@ def plan_distill(job: Job[DistillRequest], live: Live) -> EfficiencyReport:
         text = f"the student would be {student.name}, with {student.params:,} parameters"
     else:
         rounds = []
-        text = f"{sum(each.status == 'planned_record' for each in candidates)} derived students would be compared"
+        text = f"{sum(each.status == 'planned' for each in candidates)} derived students would be compared"
     teacher = f"; the teacher has {params[0]:,} parameters" if params else ""
     twice = ", twice: a control is trained too" if request.control else ""
     summary = (

@@ -82,7 +82,7 @@ def test_what_is_no_space_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize(
-    ("started", "kind", "words"),
+    ("asked", "kind", "words"),
     [
         ({"budget_minutes": 0.01}, RequestError, r"a budget of 0\.01 minutes is too short"),
         ({"precision": "int8", "runtime": "torch_eager"}, RequestError, "does not run statically quantized"),

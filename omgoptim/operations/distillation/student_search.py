@@ -27,7 +27,7 @@ from omgoptim.requests.distill import Auto
 from omgoptim.techniques.distill._student.proposals import Proposal, proposals
 from omgoptim.text import plural
 
-Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned_record"]
+Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned"]
 
 DERIVING = 0.1
 """Fraction of the search's progress for deriving and timing the students, which takes far less time than training."""
@@ -221,7 +221,7 @@ def planned_record(job: Job[DistillRequest], trial: StudentTrial) -> Candidate:
         name=trial.student.name,
         scheme=trial.student.scheme,
         runtime=job.runtime,
-        status="planned_record",
+        status="planned",
         why=_size_reason(job, trial),
     )
 

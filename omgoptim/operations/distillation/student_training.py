@@ -165,7 +165,7 @@ def train_on_workers(
         os.replace(folder / "shared" / "done", trained)
     elif request.on == "ray":
         with executor_on("ray", request.workers, context.project, context.progress):
-            _on_ray_train(payload, trained, context.work / "train_student")
+            _on_ray_train(payload, trained, context.work / "train")
     else:
         _on_this_machine(payload, folder)
         os.replace(folder / "rank-0", trained)
@@ -195,7 +195,7 @@ def _on_this_machine(payload: dict[str, Any], folder: Path) -> None:
 
 def _on_ray_train(payload: dict[str, Any], trained: Path, storage: Path) -> None:
     """Train with Ray Train, which restarts all processes from the last epoch if one of them is lost."""
-    train, torch_train = ray_library("train_student"), ray_library("train.torch")
+    train, torch_train = ray_library("train"), ray_library("train.torch")
     storage.mkdir(parents=True, exist_ok=True)
     trainer = torch_train.TorchTrainer(
         _ray_train_loop,
@@ -220,7 +220,7 @@ def _ray_train_loop(payload: dict[str, Any]) -> None:
     import tempfile
 
     end_with_parent()
-    train = ray_library("train_student")
+    train = ray_library("train")
     rank = train.get_context().get_world_rank()
     with tempfile.TemporaryDirectory() as scratch:
         work = Work(Path(scratch), Path(payload["checkpoints"]), {})

@@ -185,7 +185,7 @@ def _training_data(
     selection: Samples,
     live: Live,
 ) -> _TrainingData:
-    statistics = loaded.samples("train_in_int8", STATISTICS_SAMPLES)
+    statistics = loaded.samples("train", STATISTICS_SAMPLES)
     if not loaded.data.real or not statistics.count:
         raise DataError(
             "scheme qat needs training data",

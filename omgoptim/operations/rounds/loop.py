@@ -302,7 +302,7 @@ def _rewound_reason(job: RoundsJob, kept: ChosenRound) -> str | None:
     if not kept.rewound:
         return None
     last, chosen = kept.states[-1].record, kept.state.record
-    lost = "has_collapsed" if last.quality_drop is None else f"loses {last.quality_drop:.4f} on the selection samples"
+    lost = "collapsed" if last.quality_drop is None else f"loses {last.quality_drop:.4f} on the selection samples"
     reasons = list(kept.failures)
     if not holds(job.drop(kept.states[-1].quality), job.request.max_quality_drop):
         reasons.insert(0, f"round {last.number} {lost}, more than {job.request.max_quality_drop:g}")

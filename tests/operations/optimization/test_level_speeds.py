@@ -16,7 +16,7 @@ def measured(*quantized: float | None) -> LevelSpeeds:
 
 
 @pytest.mark.parametrize(
-    ("quantized", "preference", "worthwhile_levels"),
+    ("quantized", "preference", "edges"),
     [
         ((4.0, 4.05, 8.0, 8.1), SPEED, [0.5]),
         ((4.0, 3.0, 8.0, 9.0), SPEED, [0.5, 0.75]),
