@@ -62,11 +62,7 @@ class TrialFunctions:
 def run_trial(steps: TrialFunctions, folders: TrialFolders, spec: TrialSpec, folder: Path) -> TrialResult:
     """Run a trial; a function of its spec and of the trials that are finished.
 
-    Args:
-        steps: functions that build, measure and train a network.
-        folders: the finished trials, whose qualities decide at each rung.
-        spec: number and configuration of the trial.
-        folder: of the trial, incomplete; the weights stay in it.
+    The finished trials of `folders` decide at each rung; the weights stay in `folder`, which is incomplete.
 
     Raises:
         OmgoptimError: as the steps do.
@@ -74,11 +70,7 @@ def run_trial(steps: TrialFunctions, folders: TrialFolders, spec: TrialSpec, fol
     screened = screen(steps, spec, folder)
     if isinstance(screened, TrialResult):
         return screened
-    module = screened.module
-    qualities = train_rungs(steps.train, module, spec, folder / "checkpoints", list(folders.histories().values()))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    save_weights(module, folder / WEIGHTS)
-    return training_result(spec, qualities, screened.untrained, screened.predicted)
+    return train_screened(steps.train, screened, list(folders.histories().values()), spec, folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +99,16 @@ def screen(steps: TrialFunctions, spec: TrialSpec, folder: Path) -> Screened | T
     return Screened(module, predicted, untrained)
 
 
+def train_screened(
+    train: Train, screened: Screened, others: Sequence[Sequence[float]], spec: TrialSpec, folder: Path
+) -> TrialResult:
+    """Train a screened network while it is among the best at its rungs, and save its weights in the folder."""
+    qualities = train_rungs(train, screened.module, spec, folder / "checkpoints", others)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    save_weights(screened.module, folder / WEIGHTS)
+    return training_result(spec, qualities, screened.untrained, screened.predicted)
+
+
 def training_result(
     spec: TrialSpec, qualities: tuple[float, ...], untrained: NetworkCost, predicted: float | None
 ) -> TrialResult:
@@ -126,13 +128,8 @@ def train_rungs(
 ) -> tuple[float, ...]:
     """Train a module in place rung by rung, while it is among the best; return its quality at each rung.
 
-    Args:
-        train: of one rung.
-        module: in its state after the rungs of `before`.
-        spec: of the trial.
-        checkpoints: folder of the training's.
-        others: qualities at each rung of the trials that it is compared with; None to train it to the end.
-        before: its qualities at the completed rungs.
+    `others` are the qualities at each rung of the trials that it is compared with; None to train it to the end.
+    `before` are its qualities at the completed rungs, after which the module is.
     """
     qualities = list(before)
     for rung, epochs in list(enumerate(rung_epochs(spec.epochs)))[len(qualities) :]:
@@ -178,13 +175,7 @@ def train_function(
 ) -> Train:
     """Return a `train` step on the training loop, with the original as the teacher where there is one.
 
-    Args:
-        batches: of the train split.
-        loss: on the targets; None to learn from the teacher alone.
-        plan: of so many epochs.
-        evaluator: of the selection samples.
-        teacher: the original; None without.
-        distillation: the distance to the teacher.
+    `plan` gives the settings of so many epochs. Without a loss it learns from the teacher alone.
     """
     objective = Objective(loss, teacher, distillation if teacher is not None else None)
 

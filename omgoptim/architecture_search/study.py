@@ -279,12 +279,7 @@ class OneWriter:
 
 
 def backend(library: Any, path: Path) -> Any:
-    """Return Optuna's file backend on a journal whose torn last line, if any, was cut.
-
-    Args:
-        library: the module optuna.
-        path: of the journal.
-    """
+    """Return Optuna's file backend on a journal whose torn last line, if any, was cut."""
     cut_torn_line(path)
     return library.storages.journal.JournalFileBackend(str(path), lock_obj=OneWriter())
 

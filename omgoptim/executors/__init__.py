@@ -6,17 +6,14 @@ so that a result is there whole or not at all, and once, however often its worke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from omgoptim.errors import RunError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 RETRIES = 2
 """Times that a task is begun again after its worker was lost; an error of the task itself is final."""
@@ -71,36 +68,6 @@ class Executor(Protocol):
     def close(self) -> None:
         """End everything that was started; unfinished tasks are lost."""
         ...
-
-
-@contextmanager
-def executor_on(
-    on: str, workers: int, project: Path, progress: Callable[[str, float | None], None]
-) -> Iterator[Executor | None]:
-    """Open the executor that a request names, and close it again; None where everything runs in this process.
-
-    Args:
-        on: local or ray.
-        workers: tasks at a time.
-        project: folder that workers load code and data from.
-        progress: of the run: stage, and fraction or None.
-
-    Raises:
-        SetupError: Ray is not installed, does not start, or its address does not answer.
-    """
-    with ExitStack() as stack:
-        opened: Executor | None = None
-        if on == "ray":
-            from omgoptim.executors.ray import RayExecutor
-
-            opened = RayExecutor(workers, project, progress)
-        elif workers > 1:
-            from omgoptim.executors.local import LocalExecutor
-
-            opened = LocalExecutor(workers, project)
-        if opened is not None:
-            stack.callback(opened.close)
-        yield opened
 
 
 def lost_worker_error(task: Task, attempts: int, reason: str) -> RunError:

@@ -59,10 +59,7 @@ def main(run_path: str) -> None:
 def execute(folder: RunFolder, run_verb: RunVerb, *, owns_process: bool = True) -> None:
     """Execute the run of a folder with `run_verb`, and write its final state.
 
-    Args:
-        folder: of the run.
-        run_verb: does what the request asks.
-        owns_process: False where the process is a caller's, whose signals and imports are left alone.
+    Without `owns_process` the process is a caller's, whose signals and imports are left alone.
     """
     with FileLock(folder.worker_lock, timeout=LOCK_LIMIT_S):
         state = folder.stored_state()

@@ -75,11 +75,6 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
 def original_on_target(loaded: LoadedModel, context: RunContext, program: Program | None = None) -> LoadedModel:
     """Return the model with its original as a float32 program: the baseline of everything that is measured on a target.
 
-    Args:
-        loaded: the model as loaded.
-        context: context of the run.
-        program: the model's export, if it exists already.
-
     Raises:
         ModelError: it has none.
     """

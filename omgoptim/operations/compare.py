@@ -30,7 +30,11 @@ from omgoptim.operations.context import RunContext, Stage, is_live
 from omgoptim.operations.first_forward import NEXT_TOKEN_NOTE
 from omgoptim.operations.gain_attribution import wait_removed_sentence
 from omgoptim.operations.loaded_model import fixed_batch_note, float32_arrays
-from omgoptim.operations.report_records import comparison_records, environment_record, output_records, request_record
+from omgoptim.operations.report_records import (
+    comparison_records,
+    output_records,
+    report_head,
+)
 from omgoptim.operations.timing import fraction_progress, slow_warnings, time_in_full, timing_setup
 from omgoptim.operations.verdict import (
     is_gain,
@@ -43,7 +47,6 @@ from omgoptim.operations.verdict import (
 )
 from omgoptim.reports import EfficiencyReport, Gains, Measurement
 from omgoptim.requests import CompareRequest
-from omgoptim.requests.command import command_of
 
 RANDOM_SAMPLES = 256
 """Number of random samples without data, which is enough for an interval of their agreement."""
@@ -91,16 +94,12 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         outcome="guard_failed" if quality.ruined else "ok" if is_gain(gained) else "no_gain",
         summary=f"{chance} {_verdict(before, gained, quality, implausible)}{origin}".strip(),
         warnings=warnings,
-        verb="compare",
-        run_id=context.run_id,
-        request=request_record(request),
-        environment=environment_record(context, bench, request.seed, device, timed.load),
+        **report_head(request, context, bench, device, timed.load),
         before=before,
         after=after,
         gains=gained,
         outputs=output_records(described, quality, timing),
         lineage=lineage,
-        repeat=command_of("compare", request),
     )
 
 

@@ -75,11 +75,7 @@ def open_job(
 ) -> Job[Compression]:
     """Load the model and the data of a run of prune, factorize or distill.
 
-    Args:
-        request: of the run.
-        context: of the run.
-        live: objects of the caller's process.
-        refuse: raises for a model or data that the verb cannot use, before the training data is read.
+    `refuse` raises for a model or data that the verb cannot use, before the training data is read.
 
     Raises:
         OmgoptimError: the model or its data cannot be loaded, or what `refuse` raises.

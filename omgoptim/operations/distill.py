@@ -104,15 +104,8 @@ def _final_model(
 ) -> FinalModel:
     """Build the final model: the better of student and control on the selection samples.
 
-    The other one follows if it was within the guard there, and the better one fails it on the evaluation data.
-
-    Args:
-        job: the run.
-        student: as derived or loaded.
-        distilled: state of its training.
-        control: state of the training of the control, if there was one.
-        candidates: students that were compared.
-        failed: how the better one failed; the other one is the final model.
+    The other one follows if it was within the guard there, and the better one fails it on the evaluation data. With
+    `failed`, how the better one failed, the other one is the final model.
     """
     control_kept = control is not None and (control.quality > distilled.quality) is not bool(failed)
     kept = control if control is not None and control_kept else distilled
@@ -158,13 +151,7 @@ def _control(
 ) -> Control:
     """Compare control and distilled student; the one that is not the artifact is run in a fresh process too.
 
-    Args:
-        job: the run.
-        student: as derived or loaded.
-        control: state of its training.
-        other: the one of the two modules that is not the artifact.
-        kept: whether the control is the artifact.
-        chosen: the artifact of the run, timed and evaluated.
+    `other` is the one of the two modules that is not the artifact; `kept` is True if the control is the artifact.
     """
     request, loaded, context = job.request, job.loaded, job.context
     folder = context.work / "other"

@@ -21,9 +21,9 @@ from omgoptim.operations.distillation.student_search import derive_students, pla
 from omgoptim.operations.final_measurement import Compression
 from omgoptim.operations.float_program import Program
 from omgoptim.operations.loaded_model import Live, LoadedModel
-from omgoptim.operations.next_steps import plan_step, repeat_command
+from omgoptim.operations.next_steps import plan_step
 from omgoptim.operations.quantization.candidates import CandidatePlan
-from omgoptim.operations.report_records import environment_record, request_record
+from omgoptim.operations.report_records import report_head
 from omgoptim.operations.rounds.loop import RoundsJob
 from omgoptim.reports import Candidate, Change, EfficiencyReport, Round
 from omgoptim.requests import DistillRequest, Params, QuantizeRequest, verb_of
@@ -129,13 +129,9 @@ def dry_run_report(request: Compression, context: RunContext, loaded: LoadedMode
         summary=summary,
         warnings=list(loaded.notes),
         next_steps=[plan_step(request)],
-        verb=verb_of(request),
-        run_id=context.run_id,
-        request=request_record(request),
-        environment=environment_record(context, loaded.bench, request.seed, loaded.device, None),
+        **report_head(request, context, loaded.bench, loaded.device, None),
         macs_check=loaded.macs.check if loaded.macs else None,
         lineage=list(loaded.lineage[:-1]),
-        repeat=repeat_command(request),
     )
 
 

@@ -66,6 +66,28 @@ def refuse_unsendable(request: ExecutionFields, live: Live | None) -> None:
         ray_library()
 
 
+@contextmanager
+def open_workers(request: ExecutionFields, context: RunContext) -> Iterator[Executor]:
+    """Open the executor that a request names, and close it again.
+
+    Raises:
+        SetupError: Ray is not installed, does not start, or its address does not answer.
+    """
+    executor: Executor
+    if request.on == "ray":
+        from omgoptim.executors.ray import RayExecutor
+
+        executor = RayExecutor(request.workers, context.project, context.progress)
+    else:
+        from omgoptim.executors.local import LocalExecutor
+
+        executor = LocalExecutor(request.workers, context.project)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
 def with_paused_tasks(context: RunContext, executor: Executor) -> RunContext:
     """Return the context with the tasks on this machine stopped while something is measured."""
 
@@ -80,11 +102,7 @@ def with_paused_tasks(context: RunContext, executor: Executor) -> RunContext:
 def to_payload(verb: str, request: ModelRequest, context: RunContext, threads: int) -> dict[str, Any]:
     """Return a request as it is sent to workers, in JSON: see `from_payload`.
 
-    Args:
-        verb: that is done.
-        request: of the run.
-        context: of the run.
-        threads: of each worker, unless the request has fewer.
+    A worker uses `threads`, unless the request has fewer.
     """
     arguments = request.model_dump(mode="json")
     arguments |= {name: value for name, value in WORKER_VALUES.items() if name in arguments}
@@ -143,10 +161,7 @@ def from_payload(record: Mapping[str, Any]) -> tuple[Request, RunContext]:
 def refuse_other_weights(module: nn.Module, identity: str, model: str) -> None:
     """Refuse a model that a worker loaded with other weights than the driver.
 
-    Args:
-        module: as loaded by the worker.
-        identity: hash of the driver's weights; empty without a model.
-        model: its name in the request.
+    `identity` is the hash of the driver's weights, empty without a model; `model` is its name in the request.
 
     Raises:
         RunError: the weights differ.

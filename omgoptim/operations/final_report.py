@@ -13,12 +13,16 @@ from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.final_measurement import AnyEntry, FinalChoice, MeasuredEntry
 from omgoptim.operations.gain_attribution import waiting_warnings
-from omgoptim.operations.next_steps import pick_step, repeat_command, without_repeats
-from omgoptim.operations.report_records import artifact_record, environment_record, output_records, request_record
+from omgoptim.operations.next_steps import pick_step, without_repeats
+from omgoptim.operations.report_records import (
+    artifact_record,
+    output_records,
+    report_head,
+)
 from omgoptim.operations.timing import slow_warnings
 from omgoptim.operations.verdict import load_warnings, passes, quality_warnings
 from omgoptim.reports import Alternative, EfficiencyReport, GainsBy
-from omgoptim.requests import ModelRequest, verb_of
+from omgoptim.requests import ModelRequest
 
 
 def final_report(
@@ -30,12 +34,7 @@ def final_report(
 ) -> EfficiencyReport:
     """Return the report of an entry as that of the run's artifact, without what only its verb knows.
 
-    Args:
-        chosen: all entries of the final measurement.
-        one: the entry.
-        summary: of the report.
-        notes: warnings of the verb, between those of the original and those of the quality.
-        parts: gains of the entry by engine and precision, which show implausible ones.
+    `notes` are the verb's own warnings. `parts`, the gains by engine and precision, show an implausible speedup.
     """
     request, context, loaded, timings = chosen.request, chosen.context, chosen.loaded, chosen.timings
 
@@ -57,10 +56,7 @@ def final_report(
             *load_warnings(timings.load),
             *slow_warnings(timings.original, one.timing),
         ],
-        verb=verb_of(request),
-        run_id=context.run_id,
-        request=request_record(request),
-        environment=environment_record(context, loaded.bench, request.seed, loaded.device, timings.load),
+        **report_head(request, context, loaded.bench, loaded.device, timings.load),
         before=one.before,
         after=one.after,
         gains=one.gains,
@@ -72,7 +68,6 @@ def final_report(
             update={"path": place, "load": artifact.load.replace(str(one.entry.artifact), place)}
         ),
         lineage=list(loaded.lineage),
-        repeat=repeat_command(request),
     )
 
 

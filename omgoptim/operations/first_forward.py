@@ -118,11 +118,7 @@ def _example_and_signature(
 def is_causal(target: nn.Module | Path, signature: Signature, evaluation: Samples, limit_s: float) -> bool:
     """Return whether the labels are those of a causal language model; see `predicts_next_token`.
 
-    Args:
-        target: the module, or the program's file.
-        signature: inputs and outputs of the model.
-        evaluation: samples with their labels.
-        limit_s: seconds that a forward may take.
+    `target` is the module, or the program's file.
     """
     engine = ENGINES["torch_eager" if isinstance(target, nn.Module) else "onnxruntime"]
     sessions: list[Session] = []
@@ -244,11 +240,7 @@ def batch_dependence_of(
 ) -> str | None:
     """Describe how the output for a sample depends on its batch; None where it does not.
 
-    Args:
-        target: the module, or the program's file.
-        signature: inputs and outputs of the model.
-        evaluation: samples to run alone and together.
-        threads: of the engine.
+    `target` is the module, or the program's file.
     """
     engine = ENGINES["torch_eager" if isinstance(target, nn.Module) else "onnxruntime"]
     session = engine.open(target, signature, SessionSettings(threads=threads))

@@ -136,12 +136,7 @@ def wait_removed_sentence(
 ) -> str:
     """Return a sentence where the original waits and the artifact does not; else nothing.
 
-    Args:
-        before: timing of the original.
-        after: timing of the artifact; if it waits too, leaving the wait out explains no gain.
-        load: of other processes.
-        device: that both ran on.
-        original: name of the original in the sentence.
+    An artifact that waits too leaves nothing out. `original` is the name of the original in the sentence.
     """
     waits = waiting_share(before, load, device)
     if waits is None or (after is not None and waiting_share(after, load, device) is not None):
@@ -158,13 +153,7 @@ def implausible_sentence(
 ) -> str:
     """Return a sentence on a speedup that computation cannot explain; nothing where it is plausible.
 
-    Args:
-        parts: the gain by engine and precision; None where float32 was not measured on the artifact's engine.
-        before: timing of the original.
-        engine: name of the artifact's engine.
-        device: that both ran on.
-        load: of other processes.
-        after: timing of the artifact; if it waits too, leaving the wait out explains no gain.
+    `parts` is the gain by engine and precision; None where float32 was not measured on the artifact's `engine`.
     """
     waiting = wait_removed_sentence(before, after, load, device)
     if waiting or load > OVERLOADED or parts is None:

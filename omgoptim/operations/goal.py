@@ -120,11 +120,6 @@ class LowerBound:
 def measure_lower_bounds(loaded: LoadedModel, context: RunContext, runtime: str) -> tuple[list[LowerBound], float]:
     """Time an empty graph with the model's inputs on every engine that may be used; none where no program engine is.
 
-    Args:
-        loaded: the original.
-        context: of the run.
-        runtime: the engine of the result, or auto.
-
     Returns:
         The floors; and the seconds that one launch took, without the wait for the device.
     """
@@ -192,10 +187,7 @@ def refuse_below_bounds(goal: Goal, bounds: Sequence[LowerBound]) -> None:
 def refuse_unreachable_size(goal: Goal, loaded: LoadedModel, problem: str | None) -> None:
     """Refuse a size that no number format reaches, where the number of parameters cannot change.
 
-    Args:
-        goal: the guard and the targets.
-        loaded: the original.
-        problem: why nothing can be trained, and so nothing pruned or distilled; None where it can.
+    `problem` says why nothing can be trained, and so nothing pruned or distilled; None where it can.
 
     Raises:
         RequestError: with the nearest size that is not ruled out.

@@ -172,12 +172,6 @@ def recipe_of_live(
 ) -> tuple[Recipe, str | None]:
     """Export a live module, which a fresh process cannot build, as its recipe.
 
-    Args:
-        module: the caller's module.
-        signature: its inputs and outputs.
-        example: one batch to export it with.
-        path: file of the exported program.
-
     Returns:
         The recipe, and the reason for a fixed batch of 1, if so.
     """

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from omgoptim.operations.context import is_live
 from omgoptim.operations.final_measurement import Compression
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.candidates import runtimes_of
+from omgoptim.operations.report_records import repeat_command
 from omgoptim.operations.verdict import MOST_SAMPLES, ROUNDING
 from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
 from omgoptim.reports.measured import SMALLER
@@ -20,7 +20,7 @@ from omgoptim.requests import (
     technique_field,
     verb_of,
 )
-from omgoptim.requests.command import command_of, technique_arguments
+from omgoptim.requests.command import technique_arguments
 
 REPEATABLE = ("bf16", "fp16", "fp32", "dynamic")
 """Schemes without training or search: a call by name repeats them identically."""
@@ -38,21 +38,6 @@ QUANTIZABLE_SHARE = 0.1
 def step(tool: str, arguments: dict[str, Any], why: str) -> NextStep:
     """Return a next step with the command of its arguments."""
     return NextStep(tool=tool, arguments=arguments, command=repeat_command(parse(tool, arguments)), why=why)
-
-
-def repeat_command(request: Request) -> str:
-    """Return the command of a request; a Python call where it has Python objects."""
-    verb, given = verb_of(request), request.model_dump(exclude_defaults=True)
-    key = technique_field(type(request))
-    if key in given:
-        given.pop(key)
-        given.update(technique_arguments(request))
-    live = {name for name, value in given.items() if is_live(value)}
-    if not live:
-        return command_of(verb, request)
-    keywords = [f"{name}={name if name in live else repr(value)}" for name, value in given.items() if name != "model"]
-    model = "model" if "model" in live else repr(given["model"])
-    return f"omgoptim.{verb}({', '.join([model, *keywords])})"
 
 
 def pick_step(run_id: str, name: str, why: str) -> NextStep:
@@ -111,11 +96,7 @@ def profile_steps(
 ) -> list[NextStep]:
     """Suggest steps after a profile: quantize, unless it cannot speed up the model.
 
-    Args:
-        request: of the profile.
-        loaded: the profiled model.
-        layers: by cost.
-        waits: share of its time that the model waits instead of computing, if that is most of it.
+    `waits` is the share of its time that the model waits instead of computing, if that is most of it.
     """
     if not loaded.precision.startswith("float32") or not _quantizable(layers):
         return []
@@ -214,13 +195,7 @@ def quantize_steps(
 ) -> list[NextStep]:
     """Suggest steps after a quantize run.
 
-    Args:
-        request: of the finished run.
-        outcome: ok, no_gain or guard_failed.
-        run_id: that the next calls start from.
-        has_interval: whether the quality drop has an interval.
-        needed: evaluation samples that would decide the guard, if undecided.
-        loaded: the original.
+    `needed` is the number of evaluation samples that would decide the guard, if it is undecided.
     """
     real_data = loaded.data.real
     arguments = common_arguments(request)

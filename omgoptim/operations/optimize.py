@@ -114,13 +114,7 @@ def _points(
 ) -> tuple[list[Point], list[Point]]:
     """Take the steps; return all of their results, and those of quantization alone.
 
-    Args:
-        steps: takes and records the steps.
-        goal: the guard and the targets.
-        cost: measured seconds of a launch and of an epoch.
-        problem: why nothing can be trained; None where it can.
-        loaded: the original.
-        preference: order by time and size.
+    `problem` says why nothing can be trained; None where it can.
 
     Raises:
         RequestError: no step gave a result.

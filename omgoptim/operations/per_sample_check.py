@@ -30,14 +30,8 @@ def refuse_partial(
 ) -> int:
     """Raise where a module fails on a sample for which the original runs, or gives outputs of other shapes.
 
-    Nothing is run where all parameters have the shapes of the original's.
-
-    Args:
-        module: the changed module.
-        original: the module before.
-        samples: run with batch size 1, first those at even distances.
-        signature: inputs and outputs of both.
-        device: that both are on.
+    Nothing is run where all parameters have the shapes of the original's. Samples are run with batch size 1, first
+    those at even distances.
 
     Returns:
         How many samples were run.

@@ -17,10 +17,14 @@ from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.gain_attribution import waiting_sentence, waiting_share
 from omgoptim.operations.loaded_model import Live, LoadedModel, at_batch_one
-from omgoptim.operations.next_steps import profile_steps, repeat_command
+from omgoptim.operations.next_steps import profile_steps
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.reference_outputs import metric_of
-from omgoptim.operations.report_records import environment_record, measurement_record, output_records, request_record
+from omgoptim.operations.report_records import (
+    measurement_record,
+    output_records,
+    report_head,
+)
 from omgoptim.operations.timing import fraction_progress, slow_warnings, time_in_full
 from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
@@ -70,16 +74,12 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         summary=" ".join(part for part in (chance, _summary(request.model, before)) if part),
         warnings=warnings,
         next_steps=profile_steps(request, loaded, layers, waits),
-        verb="profile",
-        run_id=context.run_id,
-        request=request_record(request),
-        environment=environment_record(context, loaded.bench, request.seed, loaded.device, timed.load),
+        **report_head(request, context, loaded.bench, loaded.device, timed.load),
         before=before,
         outputs=output_records(loaded.outputs, timing=timing),
         layers=layers,
         macs_check=loaded.macs.check if loaded.macs else None,
         lineage=list(loaded.lineage[:-1]),
-        repeat=repeat_command(request),
     )
 
 

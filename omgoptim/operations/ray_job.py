@@ -176,10 +176,7 @@ def fetched(log: str, context: RunContext) -> EfficiencyReport:
 def result_lines(folder: Path, elsewhere: str, here: str) -> Iterator[str]:
     """Yield the lines that carry a finished run's report and artifacts.
 
-    Args:
-        folder: of the run.
-        elsewhere: where the run lies for the one who submitted it.
-        here: where it lies in this job.
+    `elsewhere` is the run's folder for its submitter, `here` its folder in this job.
 
     Raises:
         RunError: they are too large for a log.

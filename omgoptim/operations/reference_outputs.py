@@ -36,12 +36,7 @@ def reference_outputs(
 ) -> tuple[list[Arrays], list[int], list[Any]]:
     """Run a model on a few samples in batches of two sizes, which identifies the batch axes.
 
-    Args:
-        target: the module, or the path of the program.
-        runtime: engine that the target runs in.
-        signature: inputs and outputs of the model.
-        samples: at least two.
-        threads: of the engine.
+    `target` is the module, or the path of the program; there are at least two samples.
 
     Returns:
         Per batch the outputs, the number of samples, and the targets; only of batch sizes that the model supports.
@@ -133,11 +128,7 @@ def _class_count(module: Any) -> int | None:
 def metric_of(loaded: LoadedModel, original: StoredOutputs, targets: list[Any], limit_s: float) -> Metric:
     """Resolve the metric of a loaded model.
 
-    Args:
-        loaded: the original.
-        original: outputs of the original on the samples of `targets`.
-        targets: of the same samples as `original`; None for one without a label.
-        limit_s: time limit of the user's metric.
+    `original` are the outputs of the original on the samples of `targets`.
     """
     requested = RequestedFunction(loaded.metric, loaded.policy, limit_s, loaded.outputs)
     return resolve_metric(requested, loaded.signature, original, targets)

@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from omgoptim.measure.timing import Timing
 from omgoptim.models.artifact import loading_snippet
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.operations.context import RunContext
+from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Artifact, Environment, Gains, Measurement, OutputRecord, TargetMachine
+from omgoptim.requests import CompareRequest, ModelRequest, Request, technique_field, verb_of
+from omgoptim.requests.command import command_of, technique_arguments
 
 if TYPE_CHECKING:
     from omgoptim.measure.target.client import Target
@@ -131,16 +134,20 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def package_versions() -> dict[str, str]:
+    """Return the versions of omgoptim and of the installed packages of `VERSIONS`."""
+    versions = {"omgoptim": omgoptim.__version__}
+    for name in VERSIONS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
 def environment_record(
     context: RunContext, bench: TimingSetup, seed: int, device: str, load: float | None
 ) -> Environment:
     """Return the record of machine and versions."""
-    versions = {"omgoptim": omgoptim.__version__, "python": platform.python_version()}
-    for name in VERSIONS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = {"omgoptim": omgoptim.__version__, "python": platform.python_version()} | package_versions()
     return Environment(
         cpu=cpu_name(),
         cpu_features=cpu_features(),
@@ -185,3 +192,31 @@ def artifact_record(folder: Path) -> Artifact:
 def request_record(verb_request: Any) -> dict[str, Any]:
     """Return the resolved request as plain data."""
     return dict(verb_request.model_dump(mode="json"))
+
+
+def repeat_command(request: Request) -> str:
+    """Return the command of a request; a Python call where it has Python objects."""
+    verb, given = verb_of(request), request.model_dump(exclude_defaults=True)
+    key = technique_field(type(request))
+    if key in given:
+        given.pop(key)
+        given.update(technique_arguments(request))
+    live = {name for name, value in given.items() if is_live(value)}
+    if not live:
+        return command_of(verb, request)
+    keywords = [f"{name}={name if name in live else repr(value)}" for name, value in given.items() if name != "model"]
+    model = "model" if "model" in live else repr(given["model"])
+    return f"omgoptim.{verb}({', '.join([model, *keywords])})"
+
+
+def report_head(
+    request: ModelRequest | CompareRequest, context: RunContext, bench: TimingSetup, device: str, load: float | None
+) -> dict[str, Any]:
+    """Return the fields of every report: verb, run, request, environment, and the command that repeats the run."""
+    return {
+        "verb": verb_of(request),
+        "run_id": context.run_id,
+        "request": request_record(request),
+        "environment": environment_record(context, bench, request.seed, device, load),
+        "repeat": repeat_command(request),
+    }

@@ -69,14 +69,8 @@ def save(
 ) -> list[str]:
     """Save a changed module as an artifact for `runtime`: recipe, weights, ONNX file and .pt2 file.
 
-    Args:
-        module: the changed module, in eval mode.
-        loaded: the original, or another model with its recipe.
-        runtime: engine of the artifact.
-        folder: of the artifact, written atomically.
-        context: of the run.
-        to_time_only: omit what timing does not need: the programs of other engines, the counts, and the recipe where
-            the engine runs a program.
+    With `to_time_only` without what timing does not need: programs of other engines, counts, and the recipe where the
+    engine runs a program. `loaded` is the original, or another model with its recipe.
 
     Returns:
         Notes on programs that could not be exported.

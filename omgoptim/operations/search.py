@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from omgoptim.architecture_search.define_by_run import PROBE_CALLS
 from omgoptim.architecture_search.propose import DEFAULT
 from omgoptim.architecture_search.study import optuna_library
 from omgoptim.errors import DataError, RequestError, TechniqueError, argument
-from omgoptim.executors import Executor, executor_on
+from omgoptim.executors import Executor
 from omgoptim.measure.measuring_process import ProcessPool
 from omgoptim.measure.size import count_params
 from omgoptim.models.recipe import Recipe
@@ -47,7 +48,7 @@ from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
-from omgoptim.operations.execution import refuse_unsendable, weights_hash, with_paused_tasks
+from omgoptim.operations.execution import is_parallel, open_workers, refuse_unsendable, weights_hash, with_paused_tasks
 from omgoptim.operations.final_report import new_output_folder, save_finalists, with_output
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.goal import Goal, measure_lower_bounds, refuse_below_bounds
@@ -95,7 +96,7 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     search_space = search_space or automatic_space(job, (0.06, 0.1))
     if request.plan:
         return plan_report(job, search_space)
-    with executor_on(request.on, request.workers, context.project, context.progress) as executor:
+    with open_workers(request, context) if is_parallel(request) else nullcontext() as executor:
         if executor is not None:
             job = replace(job, context=with_paused_tasks(context, executor))
             load_workers(executor, job, "" if search_space.without_model else weights_hash(original))

@@ -71,13 +71,7 @@ def timing_setup(
 ) -> TimingSetup:
     """Write the batches of the timing and return its settings.
 
-    Args:
-        context: of the run.
-        samples: samples to take the batches from.
-        batch: batch size for throughput; None to measure latency at batch 1 only.
-        threads: of the engine.
-        device: that the artifacts run on.
-        policy: the files and modules whose code an artifact may name.
+    `batch` is the batch size for throughput; None to measure latency at batch 1 only.
     """
     context.work.mkdir(parents=True, exist_ok=True)
     batches = {}

@@ -45,10 +45,7 @@ SPEEDUP, QUALITY = "speedup", "quality"
 def live_scatter(records: Sequence[Candidate | Step], verb: str, allowed: float | None) -> Scatter | None:
     """Speedup against quality of the measurements of a running run. None below two points.
 
-    Args:
-        records: candidates or steps so far.
-        verb: of the run.
-        allowed: largest drop in quality that the guard lets pass; None without a guard.
+    `allowed` is the largest quality drop that the guard lets pass; None without a guard.
     """
     base = _quality_of_original(records)
     guard = None if base is None or allowed is None or verb == "distill" else base - allowed
@@ -143,9 +140,7 @@ def layer_bars(layers: list[Layer]) -> Bars | None:
 def noise_bars(layers: Sequence[LayerNoise], whole_db: float | None = None) -> Bars | None:
     """Return the signal-to-noise ratio of each layer as a bar, the most sensitive first. None without layers.
 
-    Args:
-        layers: with their signal-to-noise ratio in dB.
-        whole_db: that of the model with all layers quantized, a faded bar at the end.
+    `whole_db` is the ratio with all layers quantized, shown as a faded bar at the end.
     """
     bars = [
         Bar(

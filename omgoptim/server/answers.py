@@ -40,11 +40,7 @@ def report_answer(report: EfficiencyReport, folder: RunFolder, detail: Detail) -
 def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | None = None) -> CallToolResult:
     """Return the answer for a run in progress: its stage, and the call that continues to wait.
 
-    Args:
-        state: of the run.
-        project: that the run belongs to.
-        wait_s: seconds that were waited.
-        cap: that the wait was shorter than asked, in words.
+    `cap` is the warning that the wait was shorter than requested.
     """
     left = "" if state.eta_s is None else f", about {numbers.left_text(state)}"
     summary = f"The run continues: {numbers.stage_text(state)}{left}. Wait for it with the call in next_steps."

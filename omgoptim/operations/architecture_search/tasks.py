@@ -24,13 +24,13 @@ from torch import nn
 from omgoptim.architecture_search.runner import (
     WEIGHTS,
     NetworkCost,
-    Screened,
     TrialFunctions,
     load_weights,
     most_promising_trials,
     save_weights,
     screen,
     train_rungs,
+    train_screened,
     train_to_end,
     training_result,
 )
@@ -84,33 +84,25 @@ class TaskRunner:
         try:
             screened = screen(self.steps, spec, scratch)
         except OmgoptimError as error:
-            failed = folders.run(spec, _raising(error))
+            result = TrialResult(outcome="failed", reason=error.reason)
+            failed = folders.run(spec, lambda _spec, _folder: result)
             return StartedTrial(lambda: failed)
         if isinstance(screened, TrialResult):
             rejected = folders.run(spec, lambda _spec, _folder: screened)
             return StartedTrial(lambda: rejected, rejected=True)
         others = list(folders.histories().values())
         if self.executor is None:
-            return StartedTrial(lambda: folders.run(spec, partial(self._here, screened, others)))
+            return StartedTrial(lambda: folders.run(spec, partial(train_screened, self.steps.train, screened, others)))
         future = self._submit(folders, spec, _training_payload(screened.untrained, screened.predicted, others, ()))
         return StartedTrial(
             lambda: folders.run(spec, lambda _spec, folder: self._collected(future.result().folder, folder))
         )
 
-    def _here(self, screened: Screened, others: list[tuple[float, ...]], spec: TrialSpec, folder: Path) -> TrialResult:
-        qualities = train_rungs(self.steps.train, screened.module, spec, folder / "checkpoints", others)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        save_weights(screened.module, folder / WEIGHTS)
-        return training_result(spec, qualities, screened.untrained, screened.predicted)
-
-    def _trial_of(self, trained: Path, _spec: TrialSpec, folder: Path) -> TrialResult:
-        return self._collected(trained, folder)
-
     def collect_trained(self, folders: TrialFolders) -> None:
-        """Take the results of the trials that were trained before the search was cut off."""
+        """Collect the results of the trials that were trained before the search was cut off."""
         for trained in sorted(folders.root.glob(f"*{TRAINED}")):
             spec = TrialSpec.model_validate(_record(trained)["spec"])
-            folders.run(spec, partial(self._trial_of, trained))
+            folders.run(spec, lambda _spec, folder, trained=trained: self._collected(trained, folder))
             shutil.rmtree(trained, ignore_errors=True)
 
     def train_finalists(
@@ -246,10 +238,3 @@ def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Tra
 def _record(trained: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(read_plain(trained / "trained.json", MOST_BYTES))
     return record
-
-
-def _raising(error: OmgoptimError) -> Callable[[TrialSpec, Path], TrialResult]:
-    def trial(_spec: TrialSpec, _folder: Path) -> TrialResult:
-        raise error
-
-    return trial

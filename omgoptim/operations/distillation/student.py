@@ -74,11 +74,7 @@ def derive_student(job: Job[DistillRequest], params: Params, span: tuple[float, 
 def derive_module(teacher: nn.Module, params: Params, inputs: Any, seed: int) -> nn.Module:
     """Derive a student outside of a run; in eval mode.
 
-    Args:
-        teacher: changed in place.
-        params: of one method of derivation.
-        inputs: one batch for the teacher.
-        seed: of what is drawn at random.
+    The teacher is changed in place; `inputs` is one batch for it.
 
     Raises:
         RequestError: the params are not those of a derivation.

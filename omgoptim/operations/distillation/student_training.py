@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import RunError
-from omgoptim.executors import RETRIES, Task, executor_on
+from omgoptim.executors import RETRIES, Task
 from omgoptim.executors.connection import ray_library
 from omgoptim.executors.local import LocalExecutor
 from omgoptim.executors.task import Work, end_with_parent
@@ -27,7 +27,7 @@ from omgoptim.models.samples import as_tensors, repeat_to_size
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import load_datasets, loss_for
 from omgoptim.operations.distillation.student import Student, load_student
-from omgoptim.operations.execution import from_payload, threads_per_worker, to_payload
+from omgoptim.operations.execution import from_payload, open_workers, threads_per_worker, to_payload
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
@@ -135,13 +135,7 @@ def train_on_workers(
 ) -> None:
     """Train a student by the workers of the request; its state is in `checkpoints/NAME/done` afterwards.
 
-    Args:
-        job: of the run.
-        student: to be trained.
-        module: the student with its initial weights.
-        name: of the training.
-        teacher: whether to distill; False for the control.
-        epochs: of the training.
+    `module` has the initial weights. Without `teacher`, it is the control and learns from the targets alone.
 
     Raises:
         OmgoptimError: what a worker raised.
@@ -164,7 +158,7 @@ def train_on_workers(
     if (folder / "shared" / "done").is_dir():  # trained before the run was interrupted
         os.replace(folder / "shared" / "done", trained)
     elif request.on == "ray":
-        with executor_on("ray", request.workers, context.project, context.progress):
+        with open_workers(request, context):
             _on_ray_train(payload, trained, context.work / "train")
     else:
         _on_this_machine(payload, folder)

@@ -227,10 +227,7 @@ class Chain:
     def _quantized_within(self, point: Point, name: str, level: float | None) -> bool:
         """Quantize a point within the rest of the guard; return whether the result is within it.
 
-        Args:
-            point: the float result to quantize.
-            name: of the step.
-            level: that was measured untrained; None where none was.
+        `level` is the level that was measured untrained; None where none was.
         """
         steps, guard = self.steps, self.goal.max_quality_drop
         left = min(1.0, guard - point.drop)

@@ -84,10 +84,7 @@ class StepCosts:
 def measure_once(file: Path, kind: Callable[..., Stored], measure: Callable[[], Stored]) -> Stored:
     """Return a quantity that was measured before the run was interrupted; else measure and store it.
 
-    Args:
-        file: JSON file in the run's folder.
-        kind: its dataclass, of plain JSON values.
-        measure: measures it.
+    `kind` is its dataclass, of plain JSON values.
     """
     try:
         return kind(**json.loads(file.read_text(encoding="utf-8")))
@@ -102,11 +99,6 @@ def epoch_seconds(loaded: LoadedModel, data: DataSource, limit_s: float) -> floa
     """Time forward and backward of one batch, and count the samples of an epoch; None where that cannot be run.
 
     An epoch that is not counted within `COUNTING_S` is as long as what was counted, at least.
-
-    Args:
-        loaded: the original.
-        data: with the train split.
-        limit_s: seconds that the user's code may take.
     """
     if loaded.module is None:
         return None

@@ -14,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from omgoptim.executors import Task, executor_on
+from omgoptim.executors import Task
 from omgoptim.executors.task import Work
 from omgoptim.operations import operation_of
 from omgoptim.operations.execution import (
     from_payload,
+    open_workers,
     parent_artifact_files,
     threads_per_worker,
     to_payload,
@@ -57,8 +58,7 @@ def train_in_parallel(steps: Steps, planned: Sequence[PlannedStep], artifact: Pa
     place.mkdir(parents=True, exist_ok=True)
     threads = threads_per_worker(request)
     inputs = parent_artifact_files(artifact)
-    with executor_on(request.on, request.workers, context.project, context.progress) as executor:
-        assert executor is not None  # the caller asks only where there are workers
+    with open_workers(request, context) as executor:
         context.progress(f"training {len(waiting)} steps on {request.workers} workers", None)
         futures = [
             executor.submit(Task(FUNCTION, to_payload(verb, step, context, threads), place / key, inputs=inputs))

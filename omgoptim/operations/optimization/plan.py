@@ -38,13 +38,7 @@ def plan_report(
 ) -> EfficiencyReport:
     """Return the plan as a report, with the minutes that each step would take.
 
-    Args:
-        request: of the run.
-        context: of the run.
-        loaded: the original.
-        bounds: costs of an empty graph on each engine.
-        cost: measured seconds of a launch and of an epoch.
-        problem: why nothing can be trained; None where it can.
+    `problem` says why nothing can be trained; None where it can.
     """
     steps = _planned_steps(request, cost, problem)
     final_s = cost.final_s(PLANS[request.timing].launches)

@@ -109,14 +109,8 @@ def pick_finalists(
     """Return the points worth measuring in full, by what the selection samples and single launches say.
 
     Points that meet the targets come first, or are nearest to them. Always among the points: the fastest, the best of
-    what quantization alone gave, and the one that loses least.
-
-    Args:
-        points: all results so far.
-        goal: the guard and the targets.
-        preference: order by time and size.
-        quantized_originals: results of quantization without a smaller network.
-        most: as many as the time left allows; never fewer than the best and those that are always among them.
+    what quantization alone gave, and the one that loses least. At most `most`, as many as the time left allows, but
+    never fewer than the best and those that are always among them.
     """
     speed_of = {id(point): speed for speed, point in zip(comparable_speeds(points), points, strict=True)}
     merits = {id(point): _merit(speed_of[id(point)], point.size_bytes, preference) for point in points}

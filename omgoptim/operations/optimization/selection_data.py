@@ -69,8 +69,7 @@ def selection_as_evaluation(data: DataSource) -> DataSource:
 def training_problem(data: DataSource) -> str | None:
     """Return why nothing can be trained; None where training samples are left beside the selection samples.
 
-    Args:
-        data: as steps see it: see `selection_as_evaluation`.
+    `data` is what steps see: `selection_as_evaluation`.
     """
     if not data.real:
         return "no data was given: pruning and distillation need training samples"

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import omgoptim
 from omgoptim.errors import OmgoptimError, RunError, SetupError
 from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
@@ -18,7 +17,7 @@ from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.ledger import Amounts, Ledger, LedgerEntry, key_of
 from omgoptim.operations.optimization.points import Point, chained_speedup, pareto_points
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
-from omgoptim.operations.report_records import VERSIONS
+from omgoptim.operations.report_records import package_versions
 from omgoptim.operations.verdict import drop_with_margin
 from omgoptim.reports import Alternative, EfficiencyReport, Step
 from omgoptim.requests import ModelRequest, OptimizeRequest, Request, parse
@@ -195,7 +194,7 @@ class Steps:
 
     def _key(self, verb: str, arguments: dict[str, Any], parent: Point | None) -> str:
         settings = {name: value for name, value in arguments.items() if name not in (*NOT_IN_KEY, "model")}
-        versions = " ".join(f"{name} {version}" for name, version in sorted(_versions().items()))
+        versions = " ".join(f"{name} {version}" for name, version in sorted(package_versions().items()))
         return key_of(
             parent=parent.run.run_id if parent else f"{self.request.model} {self.model}",
             step=verb,
@@ -314,15 +313,3 @@ class Steps:
             ruined=ruined,
             measured=own[0].after if own else None,
         )
-
-
-def _versions() -> dict[str, str]:
-    import importlib.metadata
-
-    found = {"omgoptim": omgoptim.__version__}
-    for name in VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError, call
-from omgoptim.executors import Task, TaskResult, executor_on
+from omgoptim.executors import Task, TaskResult
 from omgoptim.executors.task import Work
 from omgoptim.models.manifest import PROGRAM, Manifest
 from omgoptim.operations.context import is_live
-from omgoptim.operations.execution import is_parallel
+from omgoptim.operations.execution import is_parallel, open_workers
 from omgoptim.operations.float_program import Program
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import engine_argument, same_arguments, step
@@ -161,11 +161,6 @@ def programs_by_workers(
 ) -> Iterator[CandidateBuilder]:
     """Let workers write the programs of candidates at the same time; one alone is written where it is needed.
 
-    Args:
-        request: of the run.
-        builder: of the candidates.
-        specs: all candidates.
-
     Yields:
         The builder with the programs that it then waits for.
 
@@ -181,8 +176,7 @@ def programs_by_workers(
     shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
     place.mkdir(parents=True)
     inputs = _inputs(builder)
-    with executor_on(request.on, request.workers, context.project, context.progress) as executor:
-        assert executor is not None  # there are workers
+    with open_workers(request, context) as executor:
         context.progress(f"writing {len(programs)} quantized programs on {request.workers} workers", None)
         written: dict[str, Callable[[], BuiltCandidate]] = {}
         for number, (key, spec) in enumerate(programs.items()):

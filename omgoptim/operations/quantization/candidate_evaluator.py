@@ -108,12 +108,7 @@ class CandidateEvaluator:
         return self.clock() + self.longest_s >= self.deadline
 
     def of(self, spec: CandidateSpec, doing: str) -> CandidateResult:
-        """Evaluate the candidate of a spec, or return its cached result.
-
-        Args:
-            spec: scheme, engine and settings of the candidate.
-            doing: progress message.
-        """
+        """Evaluate the candidate of a spec, or return its cached result."""
         key = f"{spec.params.model_dump_json()} {spec.runtime}"
         if key not in self.known:
             began = self.clock()

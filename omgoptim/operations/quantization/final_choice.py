@@ -138,15 +138,8 @@ def measure_candidates(
     """Measure the original and the finalists in full and choose the artifact.
 
     The first finalist in the order of preference that passes the guard on the evaluation data is chosen, float32 that
-    was not requested after all others; where none does, the first.
-
-    Args:
-        request: with the guard, the timing and the seed.
-        context: of the run.
-        loaded: the original with its data.
-        chosen: the finalists.
-        results: all candidates.
-        first: the finalist to prefer over all others: the result of a further search.
+    was not requested after all others; where none does, the first. `first` is a finalist to prefer over all others: the
+    result of a further search.
     """
     screened = {id(result): result.speedup for result in chosen}
     rule = CandidateRanking(results, request.max_quality_drop, Preference.of(request, loaded), first)

@@ -92,14 +92,10 @@ def search_mixed_precision(
 
     Evaluated candidates are added to `results`. The best one is timed on every engine that `base` was timed on.
 
-    Args:
-        inputs: model, samples and settings.
-        results: the run's candidates so far.
-        base: candidate without layers in float to start from, evaluated on these samples: see `mixed_precision_base`.
-
 
     Returns:
         The result; None where there is nothing to search.
+    `base` is the candidate without layers in float to start from: see `mixed_precision_base`.
     """
     request, loaded, program = inputs.request, inputs.builder.loaded, inputs.builder.program
     if base is None or base.drop is None or base.built.folder is None or program.path is None:

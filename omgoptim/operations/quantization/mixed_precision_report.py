@@ -63,13 +63,7 @@ class SearchOutcome:
 
 
 def mixed_precision_record(outcome: SearchOutcome, samples: int, samples_name: str) -> Guard:
-    """Return the report's record of the search.
-
-    Args:
-        outcome: layers in float, evaluations and time of the search.
-        samples: number of the evaluation samples.
-        samples_name: their name.
-    """
+    """Return the report's record of the search."""
     found, kept = outcome.found, outcome.kept
     stopped = f"the time limit of {outcome.request.guard_time_s:g} s was reached" if found.out_of_time else None
     why = _reason(outcome, samples, samples_name, stopped)

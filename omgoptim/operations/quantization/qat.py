@@ -87,14 +87,6 @@ def train_in_int8(
 ) -> TrainedModel:
     """Train a copy of the model with int8 simulated; an interrupted training is resumed.
 
-    Args:
-        request: of the run, with scheme qat.
-        context: of the run.
-        loaded: the original, which is not changed.
-        program: of the untrained module.
-        splits: train, calibration and selection samples.
-        live: objects of the caller's process; None in a worker.
-
     Raises:
         RequestError: the model is not a float module.
         DataError: there is no training data, or neither targets nor distillation.

@@ -97,12 +97,7 @@ class ScreeningReference:
     def of(loaded: LoadedModel, samples: Samples, inputs: Path, outputs: Path, limit_s: float) -> ScreeningReference:
         """Return the reference on samples that the original was run on.
 
-        Args:
-            loaded: the original.
-            samples: with their targets.
-            inputs: folder of the samples, a file per batch.
-            outputs: folder of the original's outputs for them.
-            limit_s: time limit of the user's metric.
+        `inputs` and `outputs` are the folders of the samples and of the outputs of the original for them.
 
         Raises:
             OmgoptimError: the original cannot be scored.
@@ -137,12 +132,7 @@ def screen(
 ) -> ScreeningReference | None:
     """Screen candidates with one launch each on the selection samples.
 
-    Args:
-        request: of the run.
-        context: of the run.
-        loaded: the original.
-        results: the candidates; those that could be built get their times and drops.
-        selection: calibration samples that were not calibrated on.
+    Candidates that could be built get their times and drops; `selection` has no calibration samples.
 
     Returns:
         The reference to evaluate further candidates with; None if there was nothing to screen.

@@ -51,13 +51,8 @@ def run_round(
 ) -> RoundState:
     """Run one round from the module of the previous one; resume from its checkpoints.
 
-    Args:
-        job: the run.
-        number: of the round, from 1.
-        amount: sparsity, ratio or rank of this round; None where the request has a target instead.
-        start: the module to compress; not changed.
-        compress: changes a module by an amount.
-        keep_zeros: whether zero weights stay zero in training.
+    `start` is not changed. `amount` is None where the request has a target instead. With `keep_zeros` zero weights stay
+    zero in training.
     """
     folder = job.context.checkpoints / f"round-{number}"
     done = read_round(folder / "done", job.original)

@@ -15,12 +15,13 @@ from typing import Any
 from torch import nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError
-from omgoptim.executors import Task, executor_on
+from omgoptim.executors import Task
 from omgoptim.executors.task import Work
 from omgoptim.operations.compression_job import apply_technique, open_job
 from omgoptim.operations.execution import (
     from_payload,
     is_parallel,
+    open_workers,
     parent_artifact_files,
     refuse_other_weights,
     threads_per_worker,
@@ -94,8 +95,7 @@ def _measured(
         "identity": weights_hash(job.original)
     }
     inputs = parent_artifact_files(job.loaded.source.artifact)
-    with executor_on(request.on, request.workers, context.project, context.progress) as executor:
-        assert executor is not None  # there are workers
+    with open_workers(request, context) as executor:
         futures = []
         for path in paths:
             payload = {"problem": problem, "path": path}

@@ -176,9 +176,7 @@ def student_trainings(report: EfficiencyReport) -> list[StudentTraining]:
 def control_text(control: Control, trained: bool = True) -> str:
     """Return one line on the control: its quality, the effect of distillation, and which of the two is the artifact.
 
-    Args:
-        control: the student trained without the teacher.
-        trained: whether to include its training.
+    With `trained`, its training too.
     """
     alone = "the same student, trained as long without the teacher"
     parts = [alone if control.quality is None else f"{alone}, reaches {control.quality:.4f}"]
