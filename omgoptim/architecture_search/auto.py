@@ -28,7 +28,7 @@ from omgoptim.techniques.registry import ModuleRun, apply_to_module
 MOST_STAGES = 12
 """Upper bound of the request's stages: with five options each, 12 stages make 2.4e8 configurations."""
 MOST_OPTIONS = 5
-"""Maximum options of a stage: each is built once, and the surrogate has a weight for each."""
+"""Maximum options of a stage: each is built once, and the surrogate has a weight for each. Chosen."""
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 """Layers that the options change."""

@@ -264,7 +264,7 @@ def optuna_library() -> Any:
 
 
 CHUNK = 2**16
-"""Bytes read at a time from the end of the file."""
+"""Bytes read at a time from the end of the file. Chosen: more than a line of the journal."""
 
 
 class OneWriter:

@@ -44,7 +44,7 @@ _SHELL_ONLY = ("open", "watch")
 """Actions that only the shell has."""
 _ACTIONS = (*get_args(requests.RunsRequest.model_fields["action"].annotation), *_SHELL_ONLY)
 _NEWEST = 10
-"""Runs that a report without ids shows."""
+"""Runs that a report without ids shows. Chosen: what fits a screen."""
 _RUN_IDS = typer.Argument(
     None, metavar="ID...", help=f"Runs to show; without any, the newest {_NEWEST}.", show_default=False
 )

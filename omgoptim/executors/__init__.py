@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from omgoptim.errors import RunError
 
 RETRIES = 2
-"""Times that a task is begun again after its worker was lost; an error of the task itself is final."""
+"""Times that a task is begun again after its worker was lost; an error of the task itself is final. Chosen: a task that
+kills its worker three times does it again."""
 
 
 @dataclass(frozen=True, slots=True)

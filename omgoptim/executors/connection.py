@@ -23,7 +23,7 @@ from omgoptim.errors import RequestError, SetupError, argument
 from omgoptim.requests.training import refuse_ray_client
 
 PROBE_S = 2.0
-"""Seconds that a head may take to accept a connection."""
+"""Seconds that a head may take to accept a connection. Chosen: a network round trip takes far less."""
 
 ADDRESS = "RAY_ADDRESS"
 

@@ -49,6 +49,8 @@ if not sys.stdin.read():  # the driver was killed; agents of Ray would stay
 """Process that ends the leftovers of a killed driver: all processes with the token of its Ray."""
 
 OBJECT_STORE_BYTES = 128 * 2**20
+"""Size of the object store of a local Ray. Chosen: results are passed as files, and Ray takes 30 % of the memory by
+default."""
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
 

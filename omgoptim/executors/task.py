@@ -28,8 +28,10 @@ WORKER = "worker.json"
 """In the folder of an attempt: host, process and number of the attempt."""
 
 PR_SET_PDEATHSIG = 1
+"""Option of prctl(2): signal to send when the parent ends."""
 
 HOLD_POLL_S = 0.05
+"""Seconds between two looks at the hold file. Chosen: short against a timing launch."""
 
 
 @dataclass(frozen=True, slots=True)

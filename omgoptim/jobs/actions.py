@@ -23,7 +23,8 @@ from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests import GRANTS, VERBS
 
 LOCK_LIMIT_S = 5.0
-"""Time limit for a run's lock, which other commands hold only while they change its files."""
+"""Time limit for a run's lock, which other commands hold only while they change its files. Chosen: files are written in
+milliseconds."""
 
 
 @contextmanager

@@ -32,7 +32,7 @@ FOLDER_VARIABLE = "OMGOPTIM_LOCK_DIR"
 """Environment variable: the folder of the queues, in place of the machine's own."""
 
 POLL_S = 0.25
-"""Seconds between two looks at the queue."""
+"""Seconds between two looks at the queue. Chosen: short against the seconds of a measurement."""
 
 
 @dataclass(frozen=True, slots=True)

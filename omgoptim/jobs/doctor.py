@@ -30,7 +30,8 @@ from omgoptim.requests.base import TargetAddress
 from omgoptim.text import clean
 
 INSPECT_LIMIT_S = 180.0
-"""Time limit for importing all packages of a Python, torch among them."""
+"""Time limit for importing all packages of a Python, torch among them. Chosen: a first import on a slow disk takes a
+minute."""
 
 INSPECT = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; "

@@ -42,7 +42,7 @@ def _without_times(state: RunState) -> RunState:
 MOST_BYTES = 8 * 2**20
 """Most of the events that is read: days of a run."""
 MOST_STAGES, MOST_RECORDS = 40, 200
-"""Most stages and records that are shown, the last ones."""
+"""Most stages and records that are shown, the last ones. Chosen: what fits a page."""
 
 _KINDS: dict[str, type[Candidate] | type[Step] | type[Epoch]] = {"candidate": Candidate, "step": Step, "epoch": Epoch}
 

@@ -17,7 +17,7 @@ MARK = "OMGOPTIM_RUN"
 """Environment variable of a worker, inherited by everything it starts: the run's folder."""
 
 KILL_LIMIT_S = 5.0
-"""Time limit for killed processes to disappear."""
+"""Time limit for killed processes to disappear. Chosen: only processes that wait for a disk take longer."""
 
 
 def birth(pid: int) -> float | None:

@@ -29,9 +29,9 @@ HEARTBEAT_S = 5.0
 """Longest time between two writes of the state: clients get progress at least every 10 s."""
 
 SHORTEST_STEP_S = 0.2
-"""A state that only moved its fraction is written at most this often."""
+"""A state that only moved its fraction is written at most this often. Chosen: five writes a second look continuous."""
 MOST_PUBLISHED = 2_000
-"""Most records that a run publishes while it runs."""
+"""Most records that a run publishes while it runs. Chosen against a full disk."""
 
 
 class Progress:
@@ -175,10 +175,10 @@ KEEP = 0.7
 """Weight of earlier runs in the mean; the newest has the rest. Chosen: about the last three runs count."""
 
 MOST_KINDS = 200
-"""Maximum kinds of run whose shares are stored, the newest ones."""
+"""Maximum kinds of run whose shares are stored, the newest ones. Chosen: some kB."""
 
 SHORTEST_RUN_S = 2.0
-"""A shorter run says nothing about how time is shared."""
+"""A shorter run says nothing about how time is shared. Chosen: most of it is the start of the process."""
 
 FIRST_SHARE = 0.02
 """Share of the time below which nothing is estimated. Chosen: the start is the least even part of a run."""

@@ -26,7 +26,8 @@ FOREIGN = "this run was started by another user, or its request or report was ch
 ENDED = ("done", "failed", "cancelled")
 
 START_GRACE_S = 10.0
-"""Longest time between the creation of a run folder and the start of its worker."""
+"""Longest time between the creation of a run folder and the start of its worker. Chosen: starting a process on a loaded
+machine takes seconds."""
 
 
 def read_state(folder: RunFolder) -> RunState:

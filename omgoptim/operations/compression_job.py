@@ -19,7 +19,8 @@ from omgoptim.techniques.registry import ModuleRun, Outcome, apply_to_module
 from omgoptim.training.modes import placed
 
 WORK_SPAN = (0.12, 0.76)
-"""Fractions of the run's progress for compression and training."""
+"""Fractions of the run's progress for compression and training. Chosen: for display only; the remaining time is learned
+from earlier runs."""
 
 Request = TypeVar("Request", bound=PruneRequest | FactorizeRequest | DistillRequest | SearchRequest, covariant=True)
 

@@ -34,7 +34,7 @@ from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto, Given
 
 SEARCH_SHARE, DERIVING = 0.4, 0.05
-"""Fraction of the progress for choosing the student: with trials, and without."""
+"""Fraction of the progress for choosing the student: with trials, and without. Chosen: for display only."""
 
 NO_TARGETS_NOTE = (
     "the training data has no targets: the student is trained on the teacher's outputs only (alpha is unused)"

@@ -37,7 +37,8 @@ from omgoptim.requests import (
 )
 
 SPAN = (0.82, 0.97)
-"""Fractions of a run of optimize or search between which the final measurement moves its progress."""
+"""Fractions of a run of optimize or search between which the final measurement moves its progress. Chosen: for display
+only."""
 
 Compression = QuantizeRequest | PruneRequest | FactorizeRequest | DistillRequest | OptimizeRequest | SearchRequest
 """Request of a verb that saves an artifact."""

@@ -104,7 +104,7 @@ the bound itself cannot be reached."""
 
 
 FEWEST_BITS = 4
-"""Bits of a parameter in the smallest format there is."""
+"""Bits of a parameter in the smallest format there is. That is int4."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from omgoptim.techniques.probe import error_location, quiet
 from omgoptim.training.modes import eval_mode
 
 LONGEST_S, FEWEST = 20.0, 32
-"""Time limit in seconds, once the minimum number of samples was run; for slow models."""
+"""Time limit in seconds, once the minimum number of samples was run; for slow models. Chosen: more samples find rarer
+paths through the model, and cost time."""
 
 PATH = "some inputs use a path through the model that needs the removed channels"
 

@@ -40,13 +40,14 @@ PROGRESS, RESULT, FAILED = "omgoptim-progress ", "omgoptim-result ", "omgoptim-f
 REPORT = "report.json"
 
 MOST_BYTES = 200 * 2**20
-"""Maximum size of the files that are transferred through the log."""
+"""Maximum size of the files that are transferred through the log. Chosen: a log is read as a whole on every poll."""
 
 POLL_S = 1.0
-"""Seconds between two queries of a job's status and log."""
+"""Seconds between two queries of a job's status and log. Chosen: each one is a request to the head."""
 
 SUBMISSIONS = 5
-"""Maximum attempts to submit a job: in each, the head waits ten seconds for its agent."""
+"""Maximum attempts to submit a job: in each, the head waits ten seconds for its agent. Chosen: a minute for a head that
+was just started."""
 
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 

@@ -19,11 +19,12 @@ ModuleRequest = PruneRequest | FactorizeRequest | DistillRequest
 """Request of a verb that changes and trains a module."""
 
 MOST_EPOCHS, MOST_ROUNDS, MOST_LAYER_RATIO = 10_000, 100, 0.97
-"""Bounds of suggested arguments; the first two are those of the requests."""
+"""Bounds of suggested arguments; the first two are those of the requests. The last is chosen: a layer keeps a few
+channels."""
 
 MOST_KEPT = 0.99
 """Share of a layer, or of its energy, up to which a factorization that keeps more is suggested: two factors of nearly
-full rank are larger than the weight."""
+full rank are larger than the weight. Chosen."""
 
 MIN_SUGGESTED_SPEEDUP = 1.1
 """Minimum speedup that is suggested as a target; less is within the noise of a quick timing (`AS_FAST_ONCE`)."""

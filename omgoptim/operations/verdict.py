@@ -23,10 +23,10 @@ MARGIN_SHARE = 0.5
 interval is wider than any guard, and no candidate would pass. Chosen: half."""
 
 MOST_CLASSES = 3
-"""Classes that are named as lost."""
+"""Classes that are named as lost. Chosen: a warning stays one line each."""
 
 MOST_SAMPLES = 1_000_000
-"""Largest number of evaluation samples that a request may ask for."""
+"""Largest number of evaluation samples that a request may ask for. The bound of `samples` in requests/base.py."""
 
 
 def speed_phrase(gains: Gains) -> str:

@@ -60,7 +60,8 @@ _CUTS = (
     *(("alternatives", 0), ("candidates", 0)),
     *(("quality_by_epoch", 1), ("rounds", 0), ("candidates", 0)),
 )
-"""List and how many entries it keeps, in the order in which a report that is too long is cut: least needed first."""
+"""List and how many entries it keeps, in the order in which a report that is too long is cut: least needed first.
+Chosen."""
 
 
 def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:

@@ -37,7 +37,7 @@ from omgoptim.text import clean_block, clean_exact
 Json = dict[str, Any]
 
 LARGEST = 140_000
-"""Bytes of a document in report.html."""
+"""Bytes of a document in report.html. Chosen: a page opens at once, and clients show it in a chat."""
 
 RESULTS = (
     warnings_section,
@@ -56,7 +56,7 @@ DETAILS = (changed_section, environment_section)
 """Sections before and after the next steps and the artifact."""
 
 _CUTS = ((4000, 4000), (400, 4000), (100, 2000), (40, 1000), (40, 400), (20, 200), (20, 100), (8, 40), (4, 12), (1, 4))
-"""Most rows of folded tables and of all other lists, from the longest form to the shortest."""
+"""Most rows of folded tables and of all other lists, from the longest form to the shortest. Chosen."""
 
 
 @dataclass(frozen=True, slots=True)

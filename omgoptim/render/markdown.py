@@ -32,7 +32,7 @@ MAX_FULL = 40_000
 
 
 MOST_ROWS = 100
-"""Rows of a table, entries of a list; report.json has all."""
+"""Rows of a table, entries of a list; report.json has all. Chosen: a longer table is not read."""
 
 FIRST = (warnings_section, comparison_section, outputs_section, steps_section, quantization_section)
 REST = (

@@ -11,7 +11,7 @@ from omgoptim.text import clean, clean_block
 T = TypeVar("T")
 
 SAME = 0.005
-"""A ratio nearer to 1 than this is written as no change."""
+"""A ratio nearer to 1 than this is written as no change. Chosen: ratios have two decimals."""
 
 BARS = "▁▂▃▄▅▆▇█"
 

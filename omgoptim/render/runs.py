@@ -123,7 +123,7 @@ NOTE = (
 )
 _COLUMNS = ("run", "verdict", "model", "artifact", "size", "latency", "quality")
 MOST_WARNINGS = 3
-"""Warnings of each run that are shown."""
+"""Warnings of each run that are shown. Chosen: the table stays the main part."""
 
 
 @dataclass(frozen=True, slots=True)

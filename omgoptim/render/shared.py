@@ -148,7 +148,8 @@ NAME = "omgoptim"
 _COLOURS = {"OK": "#2e7d32", "NO GAIN": "#8a6100", "GUARD FAILED": "#b3261e"}
 _OTHER = "#44546a"
 _LETTER, _MARGIN, _HEIGHT = 6.6, 8, 20
-"""Mean width of a letter of 11 px, space beside a text, and height, in px."""
+"""Mean width of a letter of 11 px, space beside a text, and height, in px. As the badges of shields.io, whose font is
+Verdana 11."""
 
 
 def badge_text(report: EfficiencyReport) -> str:

@@ -50,7 +50,7 @@ _MARK_STYLE = {"": "", "chosen": "bold", "faded": "dim"}
 _STATUS_STYLE = {"done": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 _STATE_MARK = {"ok": ("✓", "green"), "missing": ("–", "yellow"), "broken": ("✗", "red")}
 _LABEL = 10
-"""Width of the labels of lines."""
+"""Width of the labels of lines. That of the longest label, and a space."""
 
 
 def report_view(report: EfficiencyReport, *, full: bool = False, folder: Path | None = None) -> RenderableType:

@@ -26,9 +26,9 @@ URI = "ui://omgoptim/report.html"
 META = "omgoptim/page"
 """Key of an answer's `_meta` that holds the page's data."""
 LARGEST = 60_000
-"""Bytes of the data of an answer."""
+"""Bytes of the data of an answer. Chosen: hosts pass an answer on as one message."""
 MOST_DELIVERED = 5
-"""Most buttons that deliver another finalist."""
+"""Most buttons that deliver another finalist. Chosen: one row of buttons."""
 
 Context = ServerRequestContext[Any, Any]
 

@@ -43,10 +43,10 @@ Context = ServerRequestContext[Any, Any]
 REPORT_URI = "omgoptim://runs/{run_id}/report"
 _PREFIX, _SUFFIX = REPORT_URI.split("{run_id}")
 _LISTED_REPORTS = 10
-"""Maximum number of reports in the list of resources."""
+"""Maximum number of reports in the list of resources. Chosen: as many as runs in a list."""
 
 LONGEST_ARGUMENTS = 4_000
-"""Characters that a prompt's arguments may have."""
+"""Characters that a prompt's arguments may have. Chosen: some paragraphs."""
 
 
 async def list_prompts(_context: Context, _params: PaginatedRequestParams | None) -> ListPromptsResult:

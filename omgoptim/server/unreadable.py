@@ -25,7 +25,7 @@ from omgoptim.text import clean
 
 _TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]|-?\d+')
 _MOST_OF_AN_ID = 200
-"""Maximum characters of a request's id that is read."""
+"""Maximum characters of a request's id that is read. Chosen: ids are numbers or UUIDs."""
 
 
 class AnsweredStream:

@@ -24,13 +24,14 @@ HIGHEST_DEFAULT_S = 55.0
 """Longest wait of a client that does not ask for progress: below those 60 s."""
 
 HIGHEST_WITH_PROGRESS_S = 600.0
-"""A client that asks for progress sees that the call is alive, and may wait longer if it says so."""
+"""A client that asks for progress sees that the call is alive, and may wait longer if it says so. Chosen: ten minutes,
+since a client may still limit a call."""
 
 HEARTBEAT_S = 8.0
 """Longest silence while waiting: some clients end a call that shows no progress."""
 
 INTERVAL_S = 0.25
-"""Seconds between two reads of the run's state."""
+"""Seconds between two reads of the run's state. Chosen: short against the second that a reader notices."""
 
 
 Report = Callable[[float, float | None, str | None], Awaitable[None]]

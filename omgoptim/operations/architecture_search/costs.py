@@ -27,7 +27,8 @@ from omgoptim.requests import SearchRequest
 from omgoptim.requests.quantize import Static
 
 CALIBRATION = 256
-"""Samples that an int8 network is calibrated on."""
+"""Samples that an int8 network is calibrated on. Chosen: as many as the selection samples of quantize at least; the
+speed does not depend on them."""
 
 
 @dataclass(frozen=True, slots=True)

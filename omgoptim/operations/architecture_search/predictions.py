@@ -189,7 +189,8 @@ LEAST_MINUTES = 60.0
 for trials."""
 
 WORST = 1.0
-"""Loss of an option that cannot be scored, or gives no usable numbers."""
+"""Loss of an option that cannot be scored, or gives no usable numbers. The largest quality drop there is for a metric
+in 0..1."""
 
 
 def prior_scores(job: Job[SearchRequest], search_space: SearchSpace, folder: Path) -> Load | None:

@@ -40,7 +40,7 @@ from omgoptim.reports import Candidate, EfficiencyReport, Gains, Measurement, Ne
 from omgoptim.requests import SearchRequest
 
 MOST_REJECTED = 20
-"""Rejected networks that a report lists."""
+"""Rejected networks that a report lists. Chosen: their reasons are alike."""
 
 
 def plan_report(job: Job[SearchRequest], search_space: SearchSpace) -> EfficiencyReport:

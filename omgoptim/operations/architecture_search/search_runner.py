@@ -43,10 +43,11 @@ _LIVE_STATUS = {"rejected": "skipped", "failed": "failed"}
 """Status of trials that have ended early; the others are undecided until the end."""
 
 FINALS = 3
-"""Trials that are trained to the end."""
+"""Trials that are trained to the end. Chosen: the ranking at the last rung is noisy, and each costs a full training."""
 
 FINAL_SHARE = 0.25
-"""Share of a time budget that the final trainings and measurements have."""
+"""Share of a time budget that the final trainings and measurements have. Chosen: `FINALS` full trainings and one
+measurement in full."""
 
 
 @dataclass(frozen=True, slots=True)

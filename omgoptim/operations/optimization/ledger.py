@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from omgoptim.errors import RunError
 
 MOST_BYTES = 64 * 2**20
-"""Maximum size of a ledger that is read; thousands of entries take a few MiB."""
+"""Maximum size of a ledger that is read; thousands of entries take a few MiB. Chosen against memory exhaustion."""
 
 Verdict = Literal["kept", "rolled_back", "pruned", "failed"]
 """Result of a step or trial: kept, measured and not kept, stopped early or too slow, or ended by an error."""

@@ -45,7 +45,8 @@ NOISE_SHARE = 1 / 3
 """Share of the time limit for the simulation; the rest is for evaluations. Chosen: the evaluations decide."""
 
 EVALUATION_SAMPLES = 64
-"""Evaluation inputs whose ranges are compared with the calibrated ones."""
+"""Evaluation inputs whose ranges are compared with the calibrated ones. Chosen: as many as describe the outputs
+(`REFERENCE_SAMPLES`); ranges beyond calibration show in few."""
 
 INT8_UNITS = ("avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm")
 """CPU features with int8 dot products, by the names of /proc/cpuinfo."""

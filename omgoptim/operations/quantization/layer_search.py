@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 REQUANTIZE_EVALUATIONS = 3
-"""Maximum evaluations for quantizing layers again, costliest first: each saves less than the one before."""
+"""Maximum evaluations for quantizing layers again, costliest first: each saves less than the one before. Chosen."""
 
 MIN_REQUANTIZE_COST = 0.1
 """Share of the cost of all layers in float below which a layer is not worth an evaluation. Chosen: less would not show

@@ -52,7 +52,7 @@ FINE_TUNING_FACTOR = 0.1
 """Peak learning rate relative to training from scratch, since the weights are trained already. Chosen."""
 
 STARTED_AT, TRAINED_AT = 0.1, 0.3
-"""Fractions of the run's progress at which training starts and ends."""
+"""Fractions of the run's progress at which training starts and ends. Chosen: for display only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ MAX_CONCURRENT_BYTES = 2_000_000_000
 GB."""
 
 SPAN = (0.35, 0.55)
-"""Fractions of the run's progress at which screening starts and ends."""
+"""Fractions of the run's progress at which screening starts and ends. Chosen: for display only."""
 
 
 @dataclass(slots=True, eq=False)

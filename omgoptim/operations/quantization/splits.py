@@ -19,8 +19,8 @@ SELECTION_SAMPLES, MAX_SELECTION_SAMPLES = 256, 1024
 accuracy is up to 0.031 and 0.016 with these."""
 
 SELECTION_MACS = 5e11
-"""Multiply-accumulates of one pass over the selection samples, which bounds their number above the minimum: ten
-seconds at 50 billion a second."""
+"""Multiply-accumulates of one pass over the selection samples, which bounds their number above the minimum: ten seconds
+at 50 billion a second. Chosen."""
 
 MIN_UNUSED_SAMPLES = 32
 """Minimum number of unused samples for a second selection: with fewer the interval of an

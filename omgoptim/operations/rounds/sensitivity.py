@@ -51,7 +51,7 @@ three times."""
 FUNCTION, QUALITIES_FILE = f"{__name__}:measure_path", "qualities.json"
 
 SPAN = (0.09, 0.12)
-"""Fractions of the run's progress at which the analysis starts and ends."""
+"""Fractions of the run's progress at which the analysis starts and ends. Chosen: for display only."""
 
 
 def layer_sensitivity(job: RoundsJob, params: Params) -> list[SensitivityPoint]:

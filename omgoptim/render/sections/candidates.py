@@ -13,7 +13,7 @@ from omgoptim.render.numbers import drop_text, if_known, ratio_text, size_text, 
 from omgoptim.reports import Candidate, EfficiencyReport, Step
 
 BRIEF = 8
-"""Candidates that the short form shows."""
+"""Candidates that the short form shows. Chosen: what fits a screen."""
 
 
 def candidates_section(report: EfficiencyReport, full: bool) -> Section | None:

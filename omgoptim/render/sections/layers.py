@@ -28,7 +28,7 @@ from omgoptim.reports import EfficiencyReport
 from omgoptim.text import plural
 
 BRIEF = {"costliest": 8, "skipped": 3}
-"""Most entries of each kind in the short form."""
+"""Most entries of each kind in the short form. Chosen: what fits a screen."""
 
 
 def costliest_section(report: EfficiencyReport, full: bool) -> Section | None:

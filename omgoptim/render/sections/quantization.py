@@ -30,7 +30,7 @@ from omgoptim.reports import (
 from omgoptim.text import plural
 
 BRIEF = {"alternatives": 5, "findings": 3, "layers": 5, "times": 4}
-"""Most entries of each kind in the short form."""
+"""Most entries of each kind in the short form. Chosen: what fits a screen."""
 
 _TONES: dict[str, Tone] = {"REAL": "better", "SIMULATED": "open", "NO-OP": "worse"}
 

@@ -48,7 +48,7 @@ def comparison_section(report: EfficiencyReport, _full: bool) -> Section | None:
 
 
 BRIEF = 8
-"""Outputs that the short form shows."""
+"""Outputs that the short form shows. Chosen: what fits a screen."""
 
 
 def outputs_section(report: EfficiencyReport, full: bool) -> Section | None:
@@ -102,7 +102,7 @@ def reopened_text(output: OutputRecord) -> str:
 
 
 BRIEF_WARNINGS = 6
-"""Warnings that the short form shows."""
+"""Warnings that the short form shows. Chosen: what fits a screen."""
 
 
 def warnings_section(report: EfficiencyReport, full: bool) -> Section | None:

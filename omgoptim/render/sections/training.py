@@ -23,12 +23,12 @@ from omgoptim.reports import Control, EfficiencyReport, Epoch, Round, Training
 from omgoptim.text import plural
 
 BRIEF_ROUNDS = 8
-"""Rounds that the short form shows."""
+"""Rounds that the short form shows. Chosen: what fits a screen."""
 
 KEPT = "✓"
 DISTILLED, CONTROL = "with the teacher", "without the teacher"
 MOST_BARS = 40
-"""Epochs that a curve of text has at most."""
+"""Epochs that a curve of text has at most. Chosen: half of a line."""
 
 
 def rounds_section(report: EfficiencyReport, full: bool) -> Section | None:
