@@ -1,4 +1,4 @@
-"""Calls in Python as requests, run in this process: live objects are named in the request and kept beside it."""
+"""Python calls as requests in this process: live objects have placeholders in the request and are passed beside it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _callers_torch() -> Iterator[None]:
 
 
 def progress_display(folder: RunFolder, progress: bool | None) -> AbstractContextManager[None]:
-    """Show where a run stands, if that was asked for, or where a person looks: in a notebook or on a terminal."""
+    """Show the progress of a run if requested; by default in a notebook or on a terminal."""
     notebook = "ipykernel" in sys.modules
     if progress is False or (progress is None and not notebook and not sys.stdout.isatty()):
         return nullcontext()

@@ -45,7 +45,7 @@ def qualities_at_rung(histories: Sequence[Sequence[float]], rung: int) -> list[f
 
 
 def expected_final_qualities(histories: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Return the quality each trial is expected to end with.
+    """Return the expected final quality of each trial.
 
     The last quality of a trial, plus the mean gain from rung to rung of the trials that went on: paired differences,
     so that the selection of the best trials is not counted as a gain. Shape [trials].

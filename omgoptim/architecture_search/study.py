@@ -55,7 +55,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A trial that was trained: what its folder says."""
+    """Result of a trained trial."""
 
     rungs: tuple[float, ...]
     """Quality at each rung of successive halving that it reached; at least one."""
@@ -183,7 +183,7 @@ class SearchStudy:
         return sum(trial.state == optuna_library().trial.TrialState.WAITING for trial in self._trials())
 
     def observations(self, space: Space) -> Observations:
-        """Return what the proposal rule learns from: trained configurations, and those that are out or in flight."""
+        """Return the observations of the proposal rule: trained configurations, and those rejected or in flight."""
         rows, histories, out = [], [], []
         for trial in self._trials():
             begun = trial.state == optuna_library().trial.TrialState.RUNNING

@@ -69,7 +69,7 @@ def probe_head(url: str) -> None:
 
 
 def probe(host: str, port: int, given: str) -> None:
-    """Connect, and hang up.
+    """Check that a TCP port accepts connections.
 
     Raises:
         SetupError: nothing answers in time.

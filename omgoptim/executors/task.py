@@ -65,7 +65,7 @@ def to_record(task: Task, mark: str, hold: Path | None = None) -> dict[str, Any]
 
 
 def run_task(record: dict[str, Any], contents: Mapping[str, bytes]) -> dict[str, Any]:
-    """Run an attempt of a task and return how it went.
+    """Run an attempt of a task and return its outcome.
 
     That is `error`, or where and how long it ran, with its files unless the folder is shared.
 

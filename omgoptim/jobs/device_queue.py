@@ -1,4 +1,4 @@
-"""The queue of a device: one run at a time measures on it, in the order in which they asked.
+"""Queue of a device: one run at a time measures on it, in the order of their requests.
 
 Two runs that time each other are both wrong. Loading, exporting, calibrating and training need no turn; while another
 run measures they pause at their next progress report, because a busy machine would spoil its times.

@@ -201,7 +201,7 @@ class RemainingTime:
     _at: float = 0.0
 
     def report(self, fraction: float, now: float) -> None:
-        """Note that `fraction` of the run is done; a fraction that was passed already says nothing new."""
+        """Record the completed fraction of the run; one not above the last is ignored."""
         if self._passed and fraction <= self._passed[-1][0]:
             return
         elapsed = now - self.began

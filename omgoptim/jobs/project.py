@@ -25,7 +25,7 @@ ALLOWED = "OMGOPTIM_ALLOW_PATH"
 
 
 def find_project(explicit: str | None) -> Path:
-    """The project folder, resolved: the argument, else OMGOPTIM_PROJECT, else CLAUDE_PROJECT_DIR, else where we are.
+    """Return the resolved project folder: the argument, OMGOPTIM_PROJECT, CLAUDE_PROJECT_DIR or the working directory.
 
     Raises:
         RequestError: it is not an existing folder, or the working directory cannot be the project (the plugin's own

@@ -109,7 +109,7 @@ def as_cancelled(state: RunState) -> RunState:
 
 
 def write_final_state(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunState:
-    """Write how a run ended: its own final state, done if it has a report, else `verdict`.
+    """Write the final state of a run: its own, done if it has a report, else `verdict`.
 
     The caller holds the run's lock, and no process of the run lives.
     """
@@ -159,7 +159,7 @@ def _has_worker(folder: RunFolder, state: RunState) -> bool:
 
 
 def finalize_dead_run(folder: RunFolder) -> RunState:
-    """Write how a run without a worker ended. The caller holds the run's lock, so the state cannot change meanwhile."""
+    """Write the final state of a run without a worker. The caller holds the run's lock, so that it cannot change."""
     process = folder.read_worker()
     if process is not None:
         if is_alive(process):  # it was just started

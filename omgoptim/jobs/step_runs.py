@@ -1,4 +1,4 @@
-"""Runs that are steps of another run: each has a folder of its own and is done in the process of the run it belongs to.
+"""Runs that are steps of another run: each has its own folder and runs in the process of that run.
 
 `checkpoints/steps/KEY` in the folder of that run names the run that was begun under a key, so that an
 interrupted run resumes its step instead of starting another.

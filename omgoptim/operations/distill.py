@@ -104,8 +104,8 @@ def _final_model(
 ) -> FinalModel:
     """Build the final model: the better of student and control on the selection samples.
 
-    The other one follows if it was within the guard there, and the better one fails it on the evaluation data. With
-    `failed`, how the better one failed, the other one is the final model.
+    The other one follows if it was within the guard there, and the better one fails it on the evaluation data. `failed`
+    says how the better one failed: the final model is the other one then.
     """
     control_kept = control is not None and (control.quality > distilled.quality) is not bool(failed)
     kept = control if control is not None and control_kept else distilled

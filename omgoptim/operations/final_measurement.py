@@ -45,7 +45,7 @@ Compression = QuantizeRequest | PruneRequest | FactorizeRequest | DistillRequest
 
 
 class Entry(Protocol):
-    """An artifact that takes part."""
+    """An artifact to measure."""
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ class TimedEntry(Generic[AnyEntry]):
 
 @dataclass(frozen=True, slots=True)
 class PairedTimings(Generic[AnyEntry]):
-    """The original and the entries, timed in turns."""
+    """The original and the entries, timed in alternation."""
 
     original: Timing
     original_outputs: Path
@@ -89,7 +89,7 @@ class PairedTimings(Generic[AnyEntry]):
 
 
 class RankingRule(Generic[AnyEntry]):
-    """Order of preference of the entries, and the targets that they must meet; default: as given, without targets."""
+    """Order of preference of the entries and the targets that they must meet; by default as given, without targets."""
 
     def on_first_run(self, entry: AnyEntry, process: MeasuringProcess) -> None:
         """Query the first measuring process of an entry for more than times and outputs."""

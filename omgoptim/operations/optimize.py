@@ -112,7 +112,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
 def _points(
     steps: Steps, goal: Goal, cost: StepCosts, problem: str | None, loaded: LoadedModel, preference: Preference
 ) -> tuple[list[Point], list[Point]]:
-    """Take the steps; return all of their results, and those of quantization alone.
+    """Run the steps; return all of their results, and those of quantizing the original.
 
     `problem` says why nothing can be trained; None where it can.
 

@@ -69,7 +69,7 @@ def save(
 ) -> list[str]:
     """Save a changed module as an artifact for `runtime`: recipe, weights, ONNX file and .pt2 file.
 
-    With `to_time_only` without what timing does not need: programs of other engines, counts, and the recipe where the
+    With `to_time_only`, omit what timing does not need: programs of other engines, counts, and the recipe where the
     engine runs a program. `loaded` is the original, or another model with its recipe.
 
     Returns:

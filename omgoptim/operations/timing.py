@@ -49,7 +49,7 @@ class TimedRequest(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FullTiming:
-    """Result of a full measurement, with the machine's load: the larger of before and during it."""
+    """Timings of a full measurement, with the load by other processes: the larger of before and during it."""
 
     timings: list[Timing | OmgoptimError]
     load: float

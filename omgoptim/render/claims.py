@@ -103,7 +103,7 @@ def quality_claim(report: EfficiencyReport) -> tuple[str, Tone]:
 
 
 def shown_tone(tone: Tone, report: EfficiencyReport) -> Tone:
-    """Return a tone for this report: no gain is shown unless the outcome is ok."""
+    """Return a tone for this report: no gain is marked unless the outcome is ok."""
     return "same" if tone == "better" and report.outcome != "ok" else tone
 
 

@@ -27,8 +27,8 @@ META = "omgoptim/page"
 """Key of an answer's `_meta` that holds the page's data."""
 LARGEST = 60_000
 """Bytes of the data of an answer. Chosen: hosts pass an answer on as one message."""
-MOST_DELIVERED = 5
-"""Most buttons that deliver another finalist. Chosen: one row of buttons."""
+MOST_PICKS = 5
+"""Most buttons that pick another finalist. Chosen: one row of buttons."""
 
 Context = ServerRequestContext[Any, Any]
 
@@ -70,11 +70,11 @@ def finished_document(report: EfficiencyReport, project: str) -> Document:
 
 
 def _actions(report: EfficiencyReport, project: str) -> list[Action]:
-    """Return what else can be done with this run: deliver another finalist, search longer."""
-    kept = [one for one in report.alternatives if one.holds][:MOST_DELIVERED]
+    """Return what else can be done with this run: pick another finalist, search longer."""
+    kept = [one for one in report.alternatives if one.holds][:MOST_PICKS]
     actions = [
         Action(
-            f"Deliver {one.name}",
+            f"Pick {one.name}",
             call_text("runs", {"action": "pick", "run_id": report.run_id, "name": one.name, "project": project}),
         )
         for one in kept

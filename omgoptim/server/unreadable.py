@@ -29,7 +29,7 @@ _MOST_OF_AN_ID = 200
 
 
 class AnsweredStream:
-    """Stream of the readable messages of a client; unreadable ones are answered with an error."""
+    """Stream of the readable messages of a client; unreadable ones get an error as their answer."""
 
     def __init__(self, incoming: Any, outgoing: Any) -> None:
         self._incoming, self._outgoing = incoming, outgoing

@@ -61,7 +61,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class CostMeter:
-    """Measures networks in turns with the original, so that the machine's load cancels out."""
+    """Measures networks in alternation with the original, so that the load of the machine cancels out."""
 
     job: Job[SearchRequest]
     baseline: Path
@@ -148,7 +148,7 @@ class CostMeter:
 def open_cost_meter(
     job: Job[SearchRequest], baseline: Path, recipe: Recipe | None, folder: Path, pool: ProcessPool
 ) -> CostMeter:
-    """Time the original once; a search that goes on keeps the time it began with."""
+    """Time the original once, and return the meter; a resumed search keeps its first time."""
     file = folder / "original.json"
     if not file.exists():
         with job.context.measuring():

@@ -180,7 +180,7 @@ def _next_steps(job: Job[SearchRequest], outcome: Outcome) -> list[NextStep]:
 
 @dataclass(frozen=True, slots=True)
 class TrialEntry:
-    """A trial that was trained to the end."""
+    """A trial that was trained to the end, as an entry of the final measurement."""
 
     name: str
     number: int

@@ -1,4 +1,4 @@
-"""The trials of a search: proposed, measured, trained under successive halving, the best trained to the end."""
+"""Trials of a search: proposed, measured, trained under successive halving, the best ones to the end."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class SearchRunner:
-    """Runs searches of one space: the rule's, and the control's."""
+    """Searches of one space, by the proposal rule or at random."""
 
     job: Job[SearchRequest]
     space: SearchSpace
@@ -79,7 +79,7 @@ class SearchRunner:
     """Trains networks elsewhere; None: here, one after the other."""
 
     def run(self, folder: Path, proposal: Proposal, span: tuple[float, float], finals: int = FINALS) -> SearchResult:
-        """Search in a folder, or go on there, and train the best to the end.
+        """Search in a folder, or resume there, and train the best trials to the end.
 
         Raises:
             TechniqueError: every trial failed, or every network is over the limits.
@@ -240,7 +240,7 @@ def search_with_control(trials: SearchRunner, folder: Path) -> tuple[SearchResul
 
 
 def train_reference(trials: SearchRunner, module: nn.Module, folder: Path) -> nn.Module:
-    """Train a copy of a space's largest network as long as a trial: without a model it is what others are compared to.
+    """Train a copy of the space's largest network: the reference of a search without a model.
 
     A search that goes on reads the weights.
     """

@@ -34,7 +34,7 @@ SpaceFunction = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
-    """Space of a search, and the function that builds its networks."""
+    """Search space, and the function that builds its networks."""
 
     build: Callable[[Configuration], nn.Module]
     product: Space | None
@@ -50,7 +50,7 @@ class SearchSpace:
     """Builds a network to be timed only, its weights not fitted; None: as `build` does."""
 
     def build_to_time(self, configuration: Configuration) -> nn.Module:
-        """Build a network whose weights do not matter."""
+        """Build a network to be timed only; its weights do not matter."""
         return (self.build_for_timing or self.build)(configuration)
 
 

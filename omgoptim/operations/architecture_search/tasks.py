@@ -68,7 +68,7 @@ Training = Callable[[nn.Module, int, int, Path], float]
 
 @dataclass(frozen=True, slots=True)
 class TaskRunner:
-    """Runs the trainings of a search on an executor; without one here, when their results are waited for."""
+    """Runs the trainings of a search on an executor; in this process without one, when their results are waited for."""
 
     executor: Executor | None
     job: Job[SearchRequest]
@@ -77,7 +77,7 @@ class TaskRunner:
     """Hash of the weights that every worker must start from; empty without a model."""
 
     def start(self, folders: TrialFolders, spec: TrialSpec) -> StartedTrial:
-        """Screen a network here, and submit its training; what it is compared with at its rungs is fixed now."""
+        """Screen a network here and submit its training; the trials it is compared with at its rungs are fixed now."""
         scratch = self.job.context.work / "screened"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -197,7 +197,7 @@ def load_workers(executor: Executor, job: Job[SearchRequest], identity: str) -> 
 
 
 def load_problem(payload: Mapping[str, Any], work: Work) -> None:
-    """Load what every trial needs; the task of a worker that has no trial yet."""
+    """Load model, data and space in advance: the task of a worker without a trial yet."""
     _loaded(payload, work)
 
 

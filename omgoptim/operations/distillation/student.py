@@ -41,7 +41,7 @@ class Student:
     module: nn.Module
     """Untrained module; not changed."""
     base: nn.Module
-    """Base of its recorded surgery: the teacher of a derived student, the untrained module of a given one."""
+    """Base of its recorded structural diff: the teacher of a derived student, the untrained module of a given one."""
     loaded: LoadedModel
     """The teacher's, with the student's module and signature."""
     changes: Outcome

@@ -1,1 +1,1 @@
-"""The parts of `optimize`: goal, floors, steps, levels of compression, and the final choice."""
+"""Parts of `optimize`: steps, compression levels, the chain of steps, and the final choice."""

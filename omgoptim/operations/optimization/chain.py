@@ -56,7 +56,7 @@ ORIGINAL_SPAN, UNTRAINED_SPAN, COMPARED_SPAN, RECOVERED_SPAN, QUANTIZED_SPAN = (
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A way to a smaller model."""
+    """Method that makes the model smaller, with its arguments by compression level."""
 
     name: str
     verb: str
@@ -108,7 +108,7 @@ def quantize_original(steps: Steps) -> Point | None:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Takes the steps of a chain: compares routes, finds the level, recovers it in full, factorizes, quantizes."""
+    """Chain of steps: compare routes, find the compression level, recover it in full, factorize, quantize."""
 
     steps: Steps
     goal: Goal
@@ -117,7 +117,7 @@ class Chain:
     speeds: LevelSpeeds
 
     def build(self) -> None:
-        """Take the steps."""
+        """Run the steps."""
         steps, first = self.steps, self._first_level()
         compared: list[tuple[Route, Point]] = []
         for index, route in enumerate((PRUNE, DISTILL)):
@@ -153,7 +153,7 @@ class Chain:
             self._quantized_within(fastest, f"quantize after {fastest.name}", None)
 
     def first_steps(self) -> list[PlannedStep]:
-        """Return the steps that are compared first; none where there is time for one alone."""
+        """Return the steps that are compared first; none where there is time for only one."""
         steps, first = self.steps, self._first_level()
         if self.cost.trained_s(steps.points, SHORT_EPOCHS) > SECOND_ROUTE_SHARE * steps.seconds_left:
             return []
@@ -190,7 +190,7 @@ class Chain:
         return None if found is None else found[0]
 
     def _short_recovery(self, route: Route, level: float, index: int) -> Point | None:
-        """Take a step to a level with a short recovery, if there is time to quantize its result."""
+        """Run a step to a level with a short recovery, if there is time to quantize its result."""
         steps, cost = self.steps, self.cost
         start, end = COMPARED_SPAN
         width = (end - start) / (FURTHER_LEVELS + 2)

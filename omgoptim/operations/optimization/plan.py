@@ -1,4 +1,4 @@
-"""`plan` of optimize: the steps that would be taken, and targets below the lower bounds. Nothing is built."""
+"""`plan` of optimize: the steps that would be run, and lower bounds. Nothing is built."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Point:
 
 
 def comparable_speeds(points: Sequence[Point]) -> list[float]:
-    """Return how fast points are against the original: measured, or their work where one could not be measured."""
+    """Return the speeds of points relative to the original: measured, or all by their work if one was not."""
     measured = [point.speedup for point in points if point.speedup is not None]
     return measured if len(measured) == len(points) else [point.work_ratio for point in points]
 
@@ -106,7 +106,7 @@ def pick_finalists(
     quantized_originals: Sequence[Point],
     most: int = FINALISTS,
 ) -> list[Point]:
-    """Return the points worth measuring in full, by what the selection samples and single launches say.
+    """Return the points to measure in full, by selection samples and single launches.
 
     Points that meet the targets come first, or are nearest to them. Always among the points: the fastest, the best of
     what quantization alone gave, and the one that loses least. At most `most`, as many as the time left allows, but
@@ -128,7 +128,7 @@ def pick_finalists(
 
 @dataclass(frozen=True, slots=True)
 class PointRanking(RankingRule[Point]):
-    """Order in which finalists are delivered, from times, sizes and selection samples."""
+    """Order of preference of the finalists, by times, sizes and selection samples."""
 
     loaded: LoadedModel
     goal: Goal

@@ -37,7 +37,7 @@ MODEL_ARGUMENTS = ("checkpoint", "weights", "model_kwargs")
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A step that may be taken."""
+    """A step that may be run."""
 
     name: str
     """Name in the report."""
@@ -56,7 +56,7 @@ class PlannedStep:
 
 @dataclass(slots=True)
 class Steps:
-    """Take steps within a time budget, and keep their results.
+    """Runs the steps of an optimize run within a time budget, and keeps their results.
 
     Steps that were read from the ledger count with their seconds, so a resumed run decides as an uninterrupted one.
     """
@@ -85,7 +85,7 @@ class Steps:
         return self.budget_s - used
 
     def run(self, step: PlannedStep) -> Point | None:
-        """Take a step, or read its result from the ledger; None where it gave none, with the reason recorded."""
+        """Run a step, or read its result from the ledger; None without a result, with the reason recorded."""
         left = self.seconds_left
         if left <= 0 or step.expected_seconds > left:
             why = f"no time: about {step.expected_seconds:.0f} s needed, {max(0.0, left):.0f} s left of the budget"
@@ -128,7 +128,7 @@ class Steps:
         return self._key(step.verb, arguments, step.parent), arguments
 
     def skip(self, name: str, verb: str, why: str) -> None:
-        """Record that a step was not taken."""
+        """Record that a step was not run."""
         self._record_without_result(PlannedStep(name, verb, {}), "skipped", why, None)
 
     def alternatives(self, point: Point) -> list[Point]:
@@ -215,7 +215,7 @@ class Steps:
         return StepRun(folder.name, folder, found[0])
 
     def _record(self, step: PlannedStep, point: Point | None, seconds: float, why: str = "") -> None:
-        """Write what a step brought into the ledger; `why` it brought nothing."""
+        """Write the result of a step into the ledger; `why` it has none."""
         key, arguments = self.key_and_arguments(step)
         settings = {name: value for name, value in arguments.items() if name not in NOT_IN_KEY}
         measured = Amounts()

@@ -99,11 +99,11 @@ def write_round(folder: Path, state: RoundState, original: nn.Module) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    surgery = compute_diff(original, state.module)
+    structural_diff = compute_diff(original, state.module)
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state_of(state.module).items()}
     save_file(tensors, partial / WEIGHTS)
     stored = {
-        "surgery": surgery.to_json() if surgery else None,
+        "structural_diff": structural_diff.to_json() if structural_diff else None,
         "record": state.record.model_dump(mode="json"),
         "changed": [change.model_dump() for change in state.outcome.changed],
         "skipped": [skip.model_dump() for skip in state.outcome.skipped],
@@ -124,8 +124,9 @@ def read_round(folder: Path, original: nn.Module) -> RoundState | None:
         return None
     stored = json.loads((folder / STATE).read_text())
     module = copy.deepcopy(original)
-    if stored["surgery"] is not None:
-        apply_diff(module, StructuralDiff.from_json(stored["surgery"]))
+    structural_diff = stored.get("structural_diff", stored.get("surgery"))  # the key of older checkpoints
+    if structural_diff is not None:
+        apply_diff(module, StructuralDiff.from_json(structural_diff))
     load_state(module, load_file(folder / WEIGHTS))
     outcome = Outcome(
         [Change.model_validate(change) for change in stored["changed"]],

@@ -118,5 +118,5 @@ def drop_bars(one: Sensitivity, highest: float) -> str:
 
 
 def within_text(one: Sensitivity) -> str:
-    """`75%`: how much may be taken from this layer alone; `nothing` where the smallest amount is too much."""
+    """Return the largest amount within the guard, such as `75%`; `nothing` where the smallest amount fails it."""
     return "nothing" if one.within == 0 else if_known(amount_text, one.within)
