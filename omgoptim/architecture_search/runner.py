@@ -10,7 +10,6 @@ import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -19,12 +18,6 @@ from omgoptim.architecture_search.halving import is_promoted, most_promising, qu
 from omgoptim.architecture_search.space import Configuration
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import ArtifactError
-from omgoptim.training.batches import Batches
-from omgoptim.training.config import TrainingConfig
-from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.evaluator import Evaluator
-from omgoptim.training.loop import Objective, Trainer, TrainingRound
-from omgoptim.training.losses import Loss
 
 WEIGHTS = "weights.safetensors"
 
@@ -57,20 +50,6 @@ class TrialFunctions:
     """Limit of the predicted latency in ms; measured networks are compared by their loads."""
     tolerance: float = 0.15
     """Tolerance of the prediction's limit; within it the measurement decides."""
-
-
-def run_trial(steps: TrialFunctions, folders: TrialFolders, spec: TrialSpec, folder: Path) -> TrialResult:
-    """Run a trial; a function of its spec and of the trials that are finished.
-
-    The finished trials of `folders` decide at each rung; the weights stay in `folder`, which is incomplete.
-
-    Raises:
-        OmgoptimError: as the steps do.
-    """
-    screened = screen(steps, spec, folder)
-    if isinstance(screened, TrialResult):
-        return screened
-    return train_screened(steps.train, screened, list(folders.histories().values()), spec, folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,47 +124,6 @@ def most_promising_trials(folders: TrialFolders, count: int = 3) -> list[tuple[T
     numbers = list(histories)
     chosen = [numbers[index] for index in most_promising(list(histories.values()), count)]
     return [(folders.spec(number), found) for number in chosen if (found := folders.result(number)) is not None]
-
-
-def train_finalists(
-    steps: TrialFunctions, folders: TrialFolders, finals: TrialFolders, count: int = 3
-) -> list[tuple[TrialSpec, TrialResult]]:
-    """Train the best trials to the end and measure them, the most promising first.
-
-    What is finished in `finals` is not done again.
-
-    Raises:
-        ArtifactError: the weights of a trial are gone or not its own.
-        OmgoptimError: as the steps do.
-    """
-    found = []
-    for spec, before in most_promising_trials(folders, count):
-        weights = folders.path(spec.number) / WEIGHTS
-        found.append((spec, finals.run(spec, partial(train_to_end, steps, before=before, weights=weights))))
-    return found
-
-
-def train_function(
-    batches: Batches,
-    loss: Loss | None,
-    plan: Callable[[int], TrainingConfig],
-    evaluator: Evaluator,
-    teacher: nn.Module | None,
-    distillation: DistillationLoss | None = None,
-) -> Train:
-    """Return a `train` step on the training loop, with the original as the teacher where there is one.
-
-    `plan` gives the settings of so many epochs. Without a loss it learns from the teacher alone.
-    """
-    objective = Objective(loss, teacher, distillation if teacher is not None else None)
-
-    def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(module, batches, objective, plan(epochs), evaluator)
-        fitted = trainer.fit(TrainingRound(rung + 1, checkpoints))
-        return float("nan") if fitted.quality is None else fitted.quality
-
-    return train
 
 
 def train_to_end(

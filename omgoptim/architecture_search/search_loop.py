@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose
-from omgoptim.architecture_search.space import Configuration, Space
+from omgoptim.architecture_search.space import Space
 from omgoptim.architecture_search.study import Finished, Rejected, SearchSettings, SearchStudy
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import RequestError, TechniqueError
-
-Trial = Callable[[TrialSpec, Path], TrialResult]
-"""`trial(spec, folder)`: build, measure, train; a function of the spec alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +69,14 @@ class SearchCounts:
 class TrialLoop:
     """Runs the trials of a search in a folder; a search that was started there is resumed."""
 
-    trial: Trial
-    """Runs one trial."""
+    start: Callable[[TrialSpec], StartedTrial]
+    """Begins a trial, whose result is a function of its specification alone."""
     plan: LoopSettings
     folder: Path
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
     """`progress(stage, fraction)` of the search."""
     more: Callable[[], bool] = lambda: True
     """Return True while another trial may begin: there is time left."""
-    start: Callable[[TrialSpec], StartedTrial] | None = None
-    """Begins a trial elsewhere, in place of running `trial` here."""
 
     def run(
         self,
@@ -111,7 +106,7 @@ class TrialLoop:
                 exhausted = optuna_trial is None and not in_flight
             if optuna_trial is not None:
                 self.progress(f"trial {counted + 1} of {plan.trials}", len(study) / plan.trials)
-                in_flight.append((optuna_trial, self._started(optuna_trial, folders)))
+                in_flight.append((optuna_trial, self._started(optuna_trial)))
                 continue
             if not in_flight:
                 break
@@ -121,19 +116,17 @@ class TrialLoop:
             exhausted = exhausted or len(results) >= plan.trials * (1 + REJECTED_PER_TRIAL)
         return _counts_of(study, results, exhausted and len(study) < plan.trials, nearest)
 
-    def _started(self, optuna_trial: Any, folders: TrialFolders) -> StartedTrial:
-        spec = TrialSpec(
-            number=optuna_trial.number,
-            configuration=dict(optuna_trial.params),
-            seed=self.plan.seed,
-            parent=self.plan.parent,
-            data=self.plan.data,
-            epochs=self.plan.epochs,
+    def _started(self, optuna_trial: Any) -> StartedTrial:
+        return self.start(
+            TrialSpec(
+                number=optuna_trial.number,
+                configuration=dict(optuna_trial.params),
+                seed=self.plan.seed,
+                parent=self.plan.parent,
+                data=self.plan.data,
+                epochs=self.plan.epochs,
+            )
         )
-        if self.start is not None:
-            return self.start(spec)
-        found = folders.run(spec, self.trial)
-        return StartedTrial(lambda: found, found.outcome == "rejected")
 
 
 def search_product(
@@ -167,40 +160,26 @@ def search_product(
     return loop.run(partial(SearchStudy.ask_again, space=space), begin, nearest)
 
 
-def search_conditional(
-    parameters: Callable[[Any], Configuration],
-    predicted: Callable[[Configuration], dict[str, float]] | None,
-    loop: TrialLoop,
-) -> SearchCounts:
-    """Search a conditional space by TPE, rejecting what is predicted to be over the limits.
+def search_conditional(parameters: Callable[[Any], Any], loop: TrialLoop) -> SearchCounts:
+    """Search a conditional space by TPE; what misses a target is rejected by the trial's measurement.
 
     Args:
-        parameters: asks an Optuna trial for all that the space varies, and returns it.
-        predicted: loads of a configuration by constraint, or None to leave rejecting to the trial's measurement.
+        parameters: asks an Optuna trial for all that the space varies.
         loop: runs the trials.
 
     Raises:
         TechniqueError: as for `search_product`.
     """
 
-    def begin(study: SearchStudy, _results: dict[int, TrialResult]) -> Any:
-        while study.started < loop.plan.trials * (1 + REJECTED_PER_TRIAL):
-            optuna_trial = study.ask_sampler()
-            configuration = parameters(optuna_trial)
-            found = predicted(configuration) if predicted is not None else {}
-            if max(found.values(), default=0.0) <= 1.0:
-                return optuna_trial
-            study.reject(optuna_trial, Rejected(found))
-        return None
-
-    def again(study: SearchStudy) -> Any:
-        if not study.waiting():
-            return None
+    def ask(study: SearchStudy) -> Any:
         optuna_trial = study.ask_sampler()
         parameters(optuna_trial)
         return optuna_trial
 
-    return loop.run(again, begin)
+    def begin(study: SearchStudy, _results: dict[int, TrialResult]) -> Any:
+        return ask(study) if study.started < loop.plan.trials * (1 + REJECTED_PER_TRIAL) else None
+
+    return loop.run(lambda study: ask(study) if study.waiting() else None, begin)
 
 
 def _record(study: SearchStudy, optuna_trial: Any, result: TrialResult) -> None:

@@ -12,6 +12,7 @@ After a kill, `resume` compares each trial that has no result in the study with 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,10 +264,6 @@ def optuna_library() -> Any:
     return optuna
 
 
-CHUNK = 2**16
-"""Bytes read at a time from the end of the file. Chosen: more than a line of the journal."""
-
-
 class OneWriter:
     """A lock for Optuna's journal that is always free."""
 
@@ -289,18 +286,8 @@ def cut_torn_line(path: Path) -> int:
 
     A missing file is ignored.
     """
-    if not path.exists():
-        return 0
-    with open(path, "r+b") as file:
-        size = end = file.seek(0, 2)
-        while end > 0:
-            start = max(0, end - CHUNK)
-            file.seek(start)
-            at = file.read(end - start).rfind(b"\n")
-            if at >= 0:
-                end = start + at + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-    return size - end
+    data = path.read_bytes() if path.exists() else b""
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        os.truncate(path, end)
+    return len(data) - end

@@ -71,12 +71,9 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     first = first if opened.module is None else first.in_float32()
     bench = _bench(request, context, first, device, policy, threads)
     evaluation = first.evaluation.one_by_one() if first.dependent else first.evaluation
-    baseline, fixed = (
-        source.artifact,
-        f"'{request.model}' was exported for a batch of 1" if first.declared_batch else None,
-    )
-    if baseline is None:
-        baseline = context.work / "baseline"
+    fixed = f"'{request.model}' was exported for a batch of 1" if first.declared_batch else None
+    baseline = source.artifact or context.work / "baseline"
+    if source.artifact is None:
         manifest = _manifest(opened, first.signature, precision, device, macs, params)
         fixed = _save_baseline(baseline, source, opened, manifest, first.example, threads) or fixed
     signature = first.signature

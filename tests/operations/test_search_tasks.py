@@ -110,10 +110,7 @@ def searched(folder: Path, executor: Threads | None) -> tuple[SearchCounts, dict
     def loads(_results: dict[int, TrialResult]) -> Any:
         return lambda rows: (rows.sum(axis=1) + 2) / 8
 
-    def never(spec: TrialSpec, into: Path) -> TrialResult:
-        raise AssertionError("the search did not begin this trial by its own function")
-
-    counts = search_product(SPACE, loads, TrialLoop(never, PLAN, folder, start=partial(tasks.start, folders)))
+    counts = search_product(SPACE, loads, TrialLoop(partial(tasks.start, folders), PLAN, folder))
     return counts, {number: result.model_copy(update={"seconds": 0.0}) for number, result in folders.results().items()}
 
 
@@ -148,7 +145,7 @@ def test_the_best_are_trained_to_the_end_from_the_weights_they_stopped_at(tmp_pa
     searched(tmp_path, executor)
     tasks, folders = runner(tmp_path, executor), TrialFolders(tmp_path / "trials")
     finals = TrialFolders(tmp_path / "finals")
-    found = tasks.finalists(folders, finals, 3)
+    found = tasks.train_finalists(folders, finals, 3)
     executor.close()
     assert [result.outcome for _, result in found] == ["trained"] * 3
     for spec, result in found:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
-from omgoptim.architecture_search.runner import WEIGHTS, NetworkCost, TrialFunctions, run_trial, train_finalists
+from omgoptim.architecture_search.runner import WEIGHTS, NetworkCost, TrialFunctions
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import TechniqueError
+from omgoptim.operations.architecture_search.tasks import TaskRunner
 
 EPOCHS = 9
 """Three rungs of 1, 2 and 6 epochs."""
@@ -55,8 +57,14 @@ def folders(tmp_path: Path) -> TrialFolders:
     return TrialFolders(tmp_path / "trials")
 
 
+def runner(folders: TrialFolders, steps: TrialFunctions) -> TaskRunner:
+    """A runner whose trials train in this process."""
+    job = SimpleNamespace(context=SimpleNamespace(work=folders.root.parent / "work"))
+    return TaskRunner(None, cast(Any, job), steps, "")
+
+
 def run(folders: TrialFolders, steps: TrialFunctions, number: int, width: int) -> TrialResult:
-    return folders.run(spec(number, width), lambda spec, folder: run_trial(steps, folders, spec, folder))
+    return runner(folders, steps).start(folders, spec(number, width)).wait()
 
 
 def test_the_first_trial_climbs_every_rung(folders: TrialFolders) -> None:
@@ -105,12 +113,12 @@ def test_the_best_trials_go_on_where_they_stopped_and_only_once(folders: TrialFo
         run(folders, made.steps(), number, width)
     made.trained.clear()
     made.measured.clear()
-    ended = train_finalists(made.steps(), folders, finals, count=2)
+    ended = runner(folders, made.steps()).train_finalists(folders, finals, count=2)
     assert [(each.number, result.rungs) for each, result in ended] == [(0, (5.0, 15.0, 45.0)), (1, (4.0, 12.0, 36.0))]
     assert made.trained == [(1, 2), (2, 6)]
     assert made.measured == ["artifact"] * 2  # what is delivered is measured as it was trained
     assert all((finals.path(number) / "artifact").is_dir() for number in (0, 1))
-    assert train_finalists(made.steps(), folders, finals, count=2) == ended
+    assert runner(folders, made.steps()).train_finalists(folders, finals, count=2) == ended
     assert made.trained == [(1, 2), (2, 6)]
 
 
@@ -119,6 +127,6 @@ def test_weights_that_are_gone_are_an_error_with_the_trial(folders: TrialFolders
     for number, width in enumerate((5, 4)):
         run(folders, made.steps(), number, width)
     (folders.path(1) / WEIGHTS).unlink()
-    ended = train_finalists(made.steps(), folders, TrialFolders(tmp_path / "finals"), count=2)
+    ended = runner(folders, made.steps()).train_finalists(folders, TrialFolders(tmp_path / "finals"), count=2)
     assert ended[1][1].outcome == "failed"
     assert "trial 00001" in ended[1][1].reason

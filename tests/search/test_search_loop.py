@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from test_drive import SPACE, PLAN, loads, trained
-from omgoptim.architecture_search.search_loop import TrialLoop, drive
+from test_search_loop import SPACE, PLAN, loads, loop, trained
+from omgoptim.architecture_search.search_loop import search_product
 
 calls = 0
 
@@ -46,15 +47,26 @@ def trial(spec, folder):
     return trained(spec, folder)
 
 if not {inside}:
-    from omgoptim.architecture_search.study import Search
-    finish = Search.finish
-    def dying(self, asked, result):
+    from omgoptim.architecture_search.study import SearchStudy
+    finish = SearchStudy.finish
+    def dying(self, optuna_trial, result):
         if calls == {dies_in}:
             os.kill(os.getpid(), signal.SIGKILL)
-        finish(self, asked, result)
-    Search.finish = dying
-drive(SPACE, loads, TrialLoop(trial, PLAN, Path({folder!r})))
+        finish(self, optuna_trial, result)
+    SearchStudy.finish = dying
+search_product(SPACE, loads, loop(trial, Path({folder!r})))
 """
+
+
+def loop(trial: Callable[[TrialSpec, Path], TrialResult], folder: Path, plan: LoopSettings = PLAN) -> TrialLoop:
+    """A loop whose trials run in this process."""
+    folders = TrialFolders(folder / "trials")
+
+    def start(spec: TrialSpec) -> StartedTrial:
+        found = folders.run(spec, trial)
+        return StartedTrial(lambda: found, found.outcome == "rejected")
+
+    return TrialLoop(start, plan, folder)
 
 
 def loads(_results: dict[int, TrialResult]) -> Any:
@@ -75,7 +87,7 @@ def configurations(folder: Path) -> list[str]:
 
 
 def test_a_search_trains_as_many_as_were_asked_for_and_finds_the_best(tmp_path: Path) -> None:
-    ended = search_product(SPACE, loads, TrialLoop(trained, PLAN, tmp_path))
+    ended = search_product(SPACE, loads, loop(trained, tmp_path))
     assert (ended.trained, ended.rejected, ended.failed, ended.exhausted) == (12, 0, 0, False)
     assert ended.best is not None
     best = TrialFolders(tmp_path / "trials").result(ended.best)
@@ -84,8 +96,8 @@ def test_a_search_trains_as_many_as_were_asked_for_and_finds_the_best(tmp_path: 
 
 
 def test_a_finished_search_runs_nothing_again(tmp_path: Path) -> None:
-    first = search_product(SPACE, loads, TrialLoop(trained, PLAN, tmp_path))
-    assert search_product(SPACE, loads, TrialLoop(trained, PLAN, tmp_path)).best == first.best
+    first = search_product(SPACE, loads, loop(trained, tmp_path))
+    assert search_product(SPACE, loads, loop(trained, tmp_path)).best == first.best
     assert len((tmp_path / "trials" / "log.txt").read_text().splitlines()) == 12
 
 
@@ -102,13 +114,13 @@ def test_a_kill_loses_no_finished_trial_and_repeats_none(tmp_path: Path, dies_in
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     folder.mkdir()
-    ended = search_product(SPACE, loads, TrialLoop(trained, PLAN, whole))
+    ended = search_product(SPACE, loads, loop(trained, whole))
     code = KILLED.format(here=str(Path(__file__).parent), dies_in=dies_in, inside=inside, folder=str(folder))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     finished = len(configurations(folder))
     assert finished == (dies_in - 1 if inside else dies_in)
-    again = search_product(SPACE, loads, TrialLoop(trained, PLAN, folder))
+    again = search_product(SPACE, loads, loop(trained, folder))
     log = (folder / "trials" / "log.txt").read_text().splitlines()
     assert log == configurations(folder) == configurations(whole)
     assert again.trained == ended.trained == 12
@@ -121,7 +133,7 @@ def test_which_trials_a_search_has_depends_on_those_in_flight_and_not_on_the_wor
 ) -> None:
     plan = replace(PLAN, in_flight=3)
     (tmp_path / "here").mkdir()
-    alone = search_product(SPACE, loads, TrialLoop(trained, plan, tmp_path / "here"))
+    alone = search_product(SPACE, loads, loop(trained, tmp_path / "here", plan))
     (tmp_path / "there").mkdir()
     folders = TrialFolders(tmp_path / "there" / "trials")
     most, running = [0], [0]
@@ -141,7 +153,7 @@ def test_which_trials_a_search_has_depends_on_those_in_flight_and_not_on_the_wor
         return StartedTrial(wait)
 
     with ThreadPoolExecutor(workers) as pool:
-        shared = search_product(SPACE, loads, TrialLoop(trained, plan, tmp_path / "there", start=start))
+        shared = search_product(SPACE, loads, TrialLoop(start, plan, tmp_path / "there"))
     assert shared == alone
     assert most == [3]
     assert configurations(tmp_path / "there") == configurations(tmp_path / "here")
@@ -154,7 +166,7 @@ def test_a_candidate_that_is_too_slow_does_not_count(tmp_path: Path) -> None:
             return TrialResult(outcome="rejected", loads={"latency": 1.2})
         return trained(spec, folder)
 
-    ended = search_product(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
+    ended = search_product(SPACE, loads, loop(trial, tmp_path))
     assert ended.trained == 12
     assert ended.rejected > 0
     assert len(configurations(tmp_path)) == 12 + ended.rejected
@@ -166,7 +178,7 @@ def test_a_trial_that_raises_fails_alone(tmp_path: Path) -> None:
             raise TechniqueError("the network has no output", "its kernel is too large")
         return trained(spec, folder)
 
-    ended = search_product(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
+    ended = search_product(SPACE, loads, loop(trial, tmp_path))
     assert ended.trained == 12
     assert ended.failed > 0
 
@@ -176,7 +188,7 @@ def test_a_quality_that_is_no_number_fails_alone(tmp_path: Path) -> None:
         bad = spec.configuration["stage0"] == 2
         return TrialResult(outcome="trained", rungs=(float("nan"),)) if bad else trained(spec, folder)
 
-    ended = search_product(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
+    ended = search_product(SPACE, loads, loop(trial, tmp_path))
     assert ended.trained == 12
 
 
@@ -185,37 +197,37 @@ def test_the_commonest_reason_is_told_when_every_trial_fails(tmp_path: Path) -> 
         raise TechniqueError("the network has no output", "its kernel is too large")
 
     with pytest.raises(TechniqueError, match="no trial of the search could be trained") as caught:
-        search_product(SPACE, loads, TrialLoop(trial, PLAN, tmp_path))
+        search_product(SPACE, loads, loop(trial, tmp_path))
     assert "kernel is too large" in caught.value.why
 
 
 def test_a_limit_that_nothing_is_within_ends_without_a_training(tmp_path: Path) -> None:
     with pytest.raises(TechniqueError, match="no network of the search meets the targets"):
-        search_product(SPACE, lambda _: lambda rows: rows.sum(axis=1) + 2.0, TrialLoop(trained, PLAN, tmp_path))
+        search_product(SPACE, lambda _: lambda rows: rows.sum(axis=1) + 2.0, loop(trained, tmp_path))
     assert configurations(tmp_path) == []
 
 
 def test_a_small_space_is_exhausted(tmp_path: Path) -> None:
     few = Space((Knob("stage0", (0, 1)), Knob("stage3", (0, 1))))
-    ended = search_product(few, lambda _: lambda rows: rows.sum(axis=1) / 2.0, TrialLoop(trained, PLAN, tmp_path))
+    ended = search_product(few, lambda _: lambda rows: rows.sum(axis=1) / 2.0, loop(trained, tmp_path))
     assert (ended.trained, ended.exhausted) == (4, True)
 
 
-def test_a_conditional_space_rejects_before_it_trains(tmp_path: Path) -> None:
-    def parameters(trial: Any) -> dict[str, int]:
-        depth = trial.suggest_int("depth", 1, 3)
-        return {"depth": depth} | {f"w{at}": trial.suggest_categorical(f"w{at}", [8, 16]) for at in range(depth)}
-
-    def predicted(found: Any) -> dict[str, float]:
-        return {"latency": sum(value for name, value in found.items() if name != "depth") / 32}
+def test_a_conditional_space_counts_only_what_it_trains(tmp_path: Path) -> None:
+    def parameters(trial: Any) -> None:
+        for at in range(trial.suggest_int("depth", 1, 3)):
+            trial.suggest_categorical(f"w{at}", [8, 16])
 
     def trial(spec: TrialSpec, folder: Path) -> TrialResult:
-        load = predicted(spec.configuration)
-        assert load["latency"] <= 1.0
-        return TrialResult(outcome="trained", rungs=(load["latency"],), loads=load)
+        width = sum(int(str(value)) for name, value in spec.configuration.items() if name != "depth")
+        loads = {"latency": width / 32}
+        if width > 32:
+            return TrialResult(outcome="rejected", loads=loads)
+        return TrialResult(outcome="trained", rungs=(width / 32,), loads=loads)
 
-    ended = search_conditional(parameters, predicted, TrialLoop(trial, PLAN, tmp_path))
+    ended = search_conditional(parameters, loop(trial, tmp_path))
     assert ended.trained == 12
+    assert ended.rejected > 0
 
 
 def test_a_damaged_result_is_an_error_with_the_trials_number(tmp_path: Path) -> None:

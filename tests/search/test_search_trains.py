@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,13 +14,15 @@ from small_training import batches_of, blobs, evaluator_of, net
 from torch import nn
 
 from omgoptim.architecture_search.define_by_run import build, probe_space
-from omgoptim.architecture_search.runner import NetworkCost, TrialFunctions, run_trial, train_finalists, train_function
+from omgoptim.architecture_search.runner import NetworkCost, TrialFunctions
 from omgoptim.architecture_search.search_loop import LoopSettings, TrialLoop, search_product
-from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
+from omgoptim.architecture_search.trials import TrialFolders
 from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.operations.architecture_search.tasks import TaskRunner
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.loop import Objective, Trainer, TrainingRound
 from omgoptim.training.losses import loss_of
 
 LIMIT = 220
@@ -45,26 +49,29 @@ def test_a_search_trains_within_the_limit_and_its_finals_to_the_end(tmp_path: Pa
     teacher = net()
     found = probe_space(space, seed=0).space
     assert found is not None
-    train = train_function(
-        batches_of(teacher, x, y),
-        loss_of(RequestedFunction("auto", PathPolicy.of(Path.cwd(), []), 60.0), teacher(x[:8]), y[:8]),
-        lambda epochs: TrainingConfig(epochs=epochs, learning_rate=1e-2, batch=32),
-        evaluator_of(teacher, x, y),
-        teacher,
-        DistillationLoss(),
-    )
+    loss = loss_of(RequestedFunction("auto", PathPolicy.of(Path.cwd(), []), 60.0), teacher(x[:8]), y[:8])
+    objective = Objective(loss, teacher, DistillationLoss())
+
+    def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        config = TrainingConfig(epochs=epochs, learning_rate=1e-2, batch=32)
+        trainer = Trainer(module, batches_of(teacher, x, y), objective, config, evaluator_of(teacher, x, y))
+        quality = trainer.fit(TrainingRound(rung + 1, checkpoints)).quality
+        assert quality is not None
+        return quality
+
     steps = TrialFunctions(lambda configuration: build(space, configuration), measure, train)
     folders, finals = TrialFolders(tmp_path / "trials"), TrialFolders(tmp_path / "finals")
 
     def load(rows: Any) -> Any:
         return np.array([weights(build(space, found.configuration(row))) for row in rows]) / LIMIT
 
-    def trial(spec: TrialSpec, folder: Path) -> TrialResult:
-        return run_trial(steps, folders, spec, folder)
-
-    ended = search_product(found, lambda _: load, TrialLoop(trial, LoopSettings(4, 0, "m", "d", epochs=9), tmp_path))
+    job = SimpleNamespace(context=SimpleNamespace(work=tmp_path / "work"))
+    runner = TaskRunner(None, cast(Any, job), steps, "")
+    loop = TrialLoop(partial(runner.start, folders), LoopSettings(4, 0, "m", "d", epochs=9), tmp_path)
+    ended = search_product(found, lambda _: load, loop)
     assert (ended.trained, ended.rejected, ended.failed) == (4, 0, 0)
-    best = train_finalists(steps, folders, finals, count=2)
+    best = runner.train_finalists(folders, finals, count=2)
     assert [len(result.rungs) for _, result in best] == [3, 3]
     assert all(result.loads["latency"] <= 1.0 for _, result in best)
     assert max(result.rungs[-1] for _, result in best) > 0.6  # a guess is right for a third

@@ -7,14 +7,14 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose, propose_random
-from omgoptim.architecture_search.runner import WEIGHTS, TrialFunctions, run_trial, train_finalists, train_function
+from omgoptim.architecture_search.runner import WEIGHTS, TrialFunctions, load_weights, save_weights
 from omgoptim.architecture_search.search_loop import (
     LoopSettings,
     SearchCounts,
@@ -32,12 +32,13 @@ from omgoptim.operations.architecture_search.predictions import Predictions
 from omgoptim.operations.architecture_search.spaces import SearchSpace
 from omgoptim.operations.architecture_search.tasks import TaskRunner
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
+from omgoptim.operations.distillation.student_training import with_pretrained_rate
 from omgoptim.operations.execution import weights_hash
 from omgoptim.reports import Candidate
 from omgoptim.requests import SearchRequest
 from omgoptim.training.config import TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.loop import Objective, Trainer, TrainingRound
 
 _LIVE_STATUS = {"rejected": "skipped", "failed": "failed"}
 """Status of trials that have ended early; the others are undecided until the end."""
@@ -88,12 +89,8 @@ class SearchRunner:
         folder.mkdir(parents=True, exist_ok=True)
         folders, ends = TrialFolders(folder / "trials"), TrialFolders(folder / "finals")
         ends.clear()
-        steps = self._steps()
         first, end = span
         middle = end - 0.25 * (end - first)
-
-        def trial(spec: TrialSpec, into: Path) -> TrialResult:
-            return run_trial(steps, folders, spec, into)
 
         shown: set[int] = set()
 
@@ -101,21 +98,16 @@ class SearchRunner:
             self._publish(folders, shown, "trial" if proposal is propose else "random trial")
             self.job.context.progress(stage, None if done is None else first + (middle - first) * done)
 
-        tasks = self._tasks(steps)
-        if tasks is not None:
-            tasks.collect_trained(folders)
-        start = None if tasks is None else partial(tasks.start, folders)
+        identity = "" if self.teacher is None else weights_hash(self.teacher)
+        tasks = TaskRunner(self.executor, self.job, self._steps(), identity)
+        tasks.collect_trained(folders)
         request = self.job.request
         data = str(request.data)
         plan = LoopSettings(request.trials, request.seed, request.model, data, request.whole_epochs, request.in_flight)
-        counts = self._search(TrialLoop(trial, plan, folder, progress, self._more, start), folders, proposal)
+        loop = TrialLoop(partial(tasks.start, folders), plan, folder, progress, self._more)
+        counts = self._search(loop, folders, proposal)
         self.job.context.progress(f"training the best {finals} to the end", middle)
-        shared = tasks is not None and tasks.executor is not None
-        best = (
-            tasks.train_finalists(folders, ends, finals)
-            if tasks and shared
-            else train_finalists(steps, folders, ends, finals)
-        )
+        best = tasks.train_finalists(folders, ends, finals)
         results = folders.results()
         artifacts: dict[int, Path] = {}
         specs = {number: folders.spec(number) for number in results}
@@ -135,7 +127,7 @@ class SearchRunner:
         predictions, product = self.predictions, self.space.product
         if product is None or predictions is None:
             assert self.space.parameters is not None  # an automatic space is a product
-            return search_conditional(self.space.parameters, None, loop)
+            return search_conditional(self.space.parameters, loop)
 
         def loads(results: dict[int, TrialResult]) -> Load:
             known: dict[int, Configuration] = {number: folders.spec(number).configuration for number in results}
@@ -159,11 +151,6 @@ class SearchRunner:
         minutes = self.job.request.budget_minutes
         return minutes is None or time.monotonic() - self.began < (1 - FINAL_SHARE) * 60 * minutes
 
-    def _tasks(self, steps: TrialFunctions) -> TaskRunner | None:
-        if self.executor is None and self.job.request.in_flight == 1:
-            return None
-        return TaskRunner(self.executor, self.job, steps, "" if self.teacher is None else weights_hash(self.teacher))
-
     def _steps(self) -> TrialFunctions:
         predictions, limit = self.predictions, self.costs.limits.latency_ms
         return TrialFunctions(
@@ -177,24 +164,18 @@ class SearchRunner:
     def training(self) -> Callable[[nn.Module, int, int, Path], float]:
         """Return the training of a rung: the user's settings, with the model as teacher where there is one."""
         request, datasets = self.job.request, self.job.datasets
+        distillation = DistillationLoss(request.temperature, request.alpha) if self.teacher is not None else None
+        objective = Objective(datasets.loss, self.teacher, distillation)
 
         def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float:
-            def plan(count: int) -> TrainingConfig:
-                config = TrainingConfig.of(request, count, self.job.loaded.device, request.seed)
-                normalized = any(isinstance(layer, nn.LayerNorm) for layer in module.modules())
-                adaptive = request.learning_rate is None and request.optimizer in ("adam", "adamw")
-                inherits = self.space.parameters is None
-                config = (
-                    replace(config, learning_rate=PRETRAINED_LEARNING_RATE)
-                    if normalized and adaptive and inherits
-                    else config
-                )
-                return config_for_data(config, request, datasets.batches)
-
-            distillation = DistillationLoss(request.temperature, request.alpha)
-            fits = train_function(datasets.batches, datasets.loss, plan, datasets.evaluator, self.teacher, distillation)
-            quality = fits(module, rung, epochs, checkpoints)
-            if not math.isfinite(quality):
+            config = TrainingConfig.of(request, epochs, self.job.loaded.device, request.seed)
+            if self.space.parameters is None:
+                config = with_pretrained_rate(config, request, module)
+            config = config_for_data(config, request, datasets.batches)
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            trainer = Trainer(module, datasets.batches, objective, config, datasets.evaluator)
+            quality = trainer.fit(TrainingRound(rung + 1, checkpoints)).quality
+            if quality is None or not math.isfinite(quality):
                 raise TechniqueError(
                     "the network gives no usable numbers",
                     f"its {datasets.evaluator.metric.name} after training is {quality}",
@@ -244,17 +225,15 @@ def train_reference(trials: SearchRunner, module: nn.Module, folder: Path) -> nn
 
     A search that goes on reads the weights.
     """
-    from safetensors.torch import load_model, save_model
-
     module, file = copy.deepcopy(module), folder / WEIGHTS
     if file.exists():
-        load_model(module, str(file))
+        load_weights(module, file)
         return module.eval()
     trials.job.context.progress("training the largest network of the space", 0.1)
     trials.training()(module, 0, trials.job.request.whole_epochs, folder / "checkpoints")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     scratch = file.with_suffix(".partial")
-    save_model(module, str(scratch))
+    save_weights(module, scratch)
     scratch.replace(file)
     return module.eval()
 

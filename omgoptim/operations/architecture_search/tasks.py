@@ -108,11 +108,14 @@ class TaskRunner:
     def train_finalists(
         self, folders: TrialFolders, finals: TrialFolders, count: int
     ) -> list[tuple[TrialSpec, TrialResult]]:
-        """Train the best trials to the end, all at the same time: see `runner.train_finalists`."""
+        """Train the best trials to the end, all at the same time, and measure them, the most promising first.
+
+        What is finished in `finals` is not done again.
+        """
         chosen = most_promising_trials(folders, count)
         futures: dict[int, Future[TaskResult]] = {}
         for spec, before in chosen:
-            if before.outcome != "trained" and finals.result(spec.number) is None:
+            if self.executor is not None and before.outcome != "trained" and finals.result(spec.number) is None:
                 weights = {"weights": folders.path(spec.number) / WEIGHTS}
                 training = _training_payload(NetworkCost(), before.predicted_ms, None, before.rungs)
                 futures[spec.number] = self._submit(finals, spec, training, weights)
@@ -124,9 +127,8 @@ class TaskRunner:
                 if spec.number in futures:
                     before = self._collected(futures[spec.number].result().folder, folder)
                     weights = folder / WEIGHTS
-                return train_to_end(self.steps, spec, folder, before, weights).model_copy(
-                    update={"seconds": before.seconds}
-                )
+                result = train_to_end(self.steps, spec, folder, before, weights)
+                return result.model_copy(update={"seconds": before.seconds}) if spec.number in futures else result
 
             found.append((spec, finals.run(spec, trial)))
         return found

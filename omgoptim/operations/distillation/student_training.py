@@ -33,7 +33,7 @@ from omgoptim.operations.prepare import prepare
 from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
 from omgoptim.operations.save_module import require_module
 from omgoptim.reports import Round, Training
-from omgoptim.requests import DistillRequest
+from omgoptim.requests import DistillRequest, TrainingRequest
 from omgoptim.requests.distill import Given
 from omgoptim.training.config import TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
@@ -106,10 +106,15 @@ def _plan(job: Job[DistillRequest], student: Student, epochs: int) -> TrainingCo
     """Return the training configuration; with a lower default learning rate for pretrained transformer layers."""
     request = job.request
     plan = TrainingConfig.of(request, epochs, job.loaded.device, request.seed)
+    inherits = student.loaded.recipe is None and getattr(request.student, "initialize", "teacher") == "teacher"
+    return with_pretrained_rate(plan, request, student.module) if inherits else plan
+
+
+def with_pretrained_rate(config: TrainingConfig, request: TrainingRequest, module: nn.Module) -> TrainingConfig:
+    """Return the configuration with the default learning rate of pretrained transformer layers, if it has such."""
     adaptive = request.learning_rate is None and request.optimizer in ("adam", "adamw")
-    goes_on = student.loaded.recipe is None and getattr(request.student, "initialize", "teacher") == "teacher"
-    normalized = any(isinstance(layer, nn.LayerNorm) for layer in student.module.modules())
-    return replace(plan, learning_rate=PRETRAINED_LEARNING_RATE) if adaptive and goes_on and normalized else plan
+    normalized = any(isinstance(layer, nn.LayerNorm) for layer in module.modules())
+    return replace(config, learning_rate=PRETRAINED_LEARNING_RATE) if adaptive and normalized else config
 
 
 def _distillation(request: DistillRequest) -> DistillationLoss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from torch import nn
 
 from omgoptim.measure.quality import Quality
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.rounds.checkpoint import RoundState, write_round
+from omgoptim.operations.rounds.checkpoint import STATE, RoundState, read_round, write_round
 from omgoptim.operations.rounds.loop import choose_round, has_collapsed, merge_changes
 from omgoptim.reports import Change, Epoch, Round, Skip
 from omgoptim.requests import PruneRequest, parse
@@ -128,6 +129,20 @@ def test_the_fallback_of_a_single_round_is_what_it_was_before_a_training_that_he
         assert not following.rewound  # the amount that was asked for is reached
         assert "loses 0.0500, more than 0.02, on the evaluation data" in following.failures[0]
         assert following.next(single, FAILED) is None
+
+
+@pytest.mark.parametrize("key", ["structural_diff", "surgery"])
+def test_a_checkpoint_of_this_and_of_older_versions_is_read_back(tmp_path: Path, key: str) -> None:
+    original, smaller = nn.Sequential(nn.Linear(2, 4)), nn.Sequential(nn.Linear(2, 3))
+    before = state(1, 0.9)
+    before.module = smaller
+    write_round(tmp_path / "before", before, original)
+    stored = json.loads((tmp_path / "before" / STATE).read_text())
+    stored[key] = stored.pop("structural_diff")
+    (tmp_path / "before" / STATE).write_text(json.dumps(stored))
+    read = read_round(tmp_path / "before", original)
+    assert read is not None
+    assert torch.equal(read.module.get_parameter("0.weight"), smaller.get_parameter("0.weight"))
 
 
 def test_a_round_has_collapsed_when_half_of_the_quality_is_gone_or_it_is_no_number() -> None:
