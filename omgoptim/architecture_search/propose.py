@@ -5,7 +5,7 @@ Only loads of 0.85 to 1 are proposed: smaller networks leave the budget unused. 
 each later one is the best under a set of weights drawn from the posterior, and every fifth is a mutation of the best
 so far (White et al. 2020, arXiv:2005.02960; 2019, arXiv:1910.11858).
 
-A proposal depends on the observations, the seed and the trial's number alone, so that a resumed search goes on as an
+A proposal depends on the observations, the seed and the trial's number alone, so that a resumed search continues as an
 uninterrupted one would.
 """
 

@@ -277,11 +277,11 @@ class OneWriter:
 
 def backend(library: Any, path: Path) -> Any:
     """Return Optuna's file backend on a journal whose torn last line, if any, was cut."""
-    cut_torn_line(path)
+    truncate_torn_line(path)
     return library.storages.journal.JournalFileBackend(str(path), lock_obj=OneWriter())
 
 
-def cut_torn_line(path: Path) -> int:
+def truncate_torn_line(path: Path) -> int:
     """Cut the text after the last line end of a file; return how many bytes that were.
 
     A missing file is ignored.

@@ -35,7 +35,7 @@ from omgoptim.jobs.folder import RunFolder, find_run
 from omgoptim.jobs.follow import follow
 from omgoptim.jobs.project import find_project
 from omgoptim.jobs.states import ENDED, list_runs, load_report, read_state
-from omgoptim.jobs.storage import write_whole
+from omgoptim.jobs.storage import write_atomically
 from omgoptim.render.brief import to_json
 from omgoptim.render.runs import Run, runs_html, runs_json, runs_markdown, runs_section
 from omgoptim.render.shared import shared_markdown
@@ -134,7 +134,7 @@ def report(
     if target is None:
         return print_text(text)
     try:
-        write_whole(target, text)
+        write_atomically(target, text)
     except OSError as error:
         reason = error.strerror or str(error)
         raise RequestError(f"cannot write '{output}'", reason, "name a file in a folder that exists") from None
@@ -211,7 +211,7 @@ def _open(folder: RunFolder, form: Form) -> int:
     from omgoptim.render.html import report_html
 
     page = report_html(load_report(folder))
-    write_whole(folder.html_file, page)
+    write_atomically(folder.html_file, page)
     opened = webbrowser.open(folder.html_file.as_uri())
     if form == "json":
         print_json({"page": str(folder.html_file), "opened": opened})

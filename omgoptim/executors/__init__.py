@@ -1,7 +1,7 @@
 """Executors of independent tasks: processes of this machine, or a Ray cluster.
 
 A task is a pure function of a JSON payload that writes a folder. It writes `NNN.tmp-ATTEMPT` and renames it to `NNN`,
-so that a result is there whole or not at all, and once, however often its worker was lost.
+so that a result appears atomically and once, however often its worker was lost.
 """
 
 from __future__ import annotations

@@ -147,10 +147,10 @@ class RayExecutor:
         options: dict[str, Any] = {"logging_level": "error", "log_to_driver": True, "configure_logging": False}
         if address is None:
             progress("starting Ray on this machine", None)
-            alone = self._scratch / "path"  # omgoptim without the packages beside it, which may be another Python's
-            alone.mkdir()
-            (alone / "omgoptim").symlink_to(PACKAGE_FILE.parent, target_is_directory=True)
-            path = [str(alone), os.environ.get("PYTHONPATH", "")]
+            package_only = self._scratch / "path"  # omgoptim without the packages beside it
+            package_only.mkdir()
+            (package_only / "omgoptim").symlink_to(PACKAGE_FILE.parent, target_is_directory=True)
+            path = [str(package_only), os.environ.get("PYTHONPATH", "")]
             self._set({"RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": os.pathsep.join(filter(None, path))})
             options |= {"address": "local", "num_cpus": self.workers}
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}

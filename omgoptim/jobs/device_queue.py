@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from omgoptim.errors import SetupError
 from omgoptim.jobs.folder import WorkerProcess
 from omgoptim.jobs.processes import is_alive, this_process
-from omgoptim.jobs.storage import remove, write_whole
+from omgoptim.jobs.storage import remove, write_atomically
 from omgoptim.requests import Request
 
 FOLDER_VARIABLE = "OMGOPTIM_LOCK_DIR"
@@ -58,7 +58,7 @@ class Wait:
     measuring: Ticket | None
     """The run that measures now; None between two turns."""
     ahead: int
-    """Runs that asked earlier and wait too."""
+    """Earlier runs that wait too."""
 
     def text(self, device: str) -> str:
         """Return `waiting for cpu: run prune-… has been measuring for 12 s, 1 more is ahead`."""
@@ -192,4 +192,4 @@ def _read(path: Path) -> Ticket | None:
 
 
 def _write(path: Path, ticket: Ticket) -> None:
-    write_whole(path, json.dumps(asdict(ticket)))
+    write_atomically(path, json.dumps(asdict(ticket)))

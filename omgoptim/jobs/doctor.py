@@ -161,8 +161,8 @@ def _unusable(interpreter: Interpreter, inspection: Inspection) -> list[str]:
     """Return the required packages that are missing or broken; torch and onnxruntime are listed as runtimes."""
     states = inspection.packages
     broken = [name for name in REQUIRED if states.get(name, {}).get("state") == "broken"]
-    wanted = dict.fromkeys([*interpreter.missing, *broken])
-    return [name for name in wanted if name not in ("torch", "onnxruntime")]
+    needed = dict.fromkeys([*interpreter.missing, *broken])
+    return [name for name in needed if name not in ("torch", "onnxruntime")]
 
 
 def _runtimes(interpreter: Interpreter, inspection: Inspection) -> list[PackageState]:

@@ -7,8 +7,8 @@
         alternatives/ other finalists of a quantize run, each NAME/ with its report NAME.json
         artifact/     report.json  report.html  badge.svg      only of a run that ended well
 
-A file appears whole or not at all. `report.json` is written last: a run that has one is done.
-Requests, states and `worker.json` hold this user's seal; a report's lies beside it, as `.report.json.seal`.
+A file is written atomically. `report.json` is written last: a run that has one is done.
+Requests, states and `worker.json` are signed with this user's key; a report's signature is in `.report.json.seal`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import RunError, did_you_mean
-from omgoptim.jobs.storage import read_record, write_whole
+from omgoptim.jobs.storage import read_record, write_atomically
 from omgoptim.models.report_file import read_report, seal_report
 from omgoptim.models.security.file_integrity import SEAL, SealKind, add_seal, can_seal, is_sealed
 from omgoptim.reports import EfficiencyReport, RunState
@@ -68,7 +68,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class WorkerProcess:
-    """A process, distinguished from a later one of the same id: see `processes.birth`."""
+    """A process, distinguished from a later one of the same id: see `processes.start_time_of`."""
 
     pid: int
     born: float
@@ -134,16 +134,16 @@ class RunFolder:
             raise RunError(f"run {self.id} has no readable request.json", str(error), "start the run again") from None
 
     def write_request(self, submission: Submission) -> None:
-        """Write the request of this run, sealed with this user's key."""
+        """Write the request of this run, signed with this user's key."""
         record = add_seal("request", submission.to_json() | {"run": self.id})
-        write_whole(self.request_file, json.dumps(record, indent=2))
+        write_atomically(self.request_file, json.dumps(record, indent=2))
 
     def is_own_request(self) -> bool:
-        """Return whether the request carries this user's seal, unchanged."""
+        """Return whether the request is unchanged since it was signed with this user's key."""
         return self._is_own("request", self.request_file, "run")
 
     def is_own_state(self) -> bool:
-        """Return whether the state carries this user's seal for this run."""
+        """Return whether the state was signed with this user's key for this run."""
         return self._is_own("state", self.state_file, "run_id")
 
     def _is_own(self, kind: SealKind, file: Path, run: str) -> bool:
@@ -173,22 +173,22 @@ class RunFolder:
         return state.model_copy(update=truth)
 
     def write_state(self, state: RunState) -> None:
-        """Write the state atomically, with this user's seal."""
-        write_whole(self.state_file, json.dumps(add_seal("state", state.model_dump(mode="json")), indent=2))
+        """Sign the state with this user's key, and write it atomically."""
+        write_atomically(self.state_file, json.dumps(add_seal("state", state.model_dump(mode="json")), indent=2))
 
     def read_report(self) -> tuple[EfficiencyReport, bool] | None:
         """Return the report, and whether this user's run wrote it; None without a readable report."""
         return read_report(self.report_file, self.id)
 
     def write_report(self, report: EfficiencyReport) -> None:
-        """Write the report with this user's seal, as the last file: a run with a report is done."""
+        """Sign the report with this user's key, and write it as the last file: a run with a report is done."""
         self.write_report_to(self.report_file, report)
 
     def write_report_to(self, file: Path, report: EfficiencyReport) -> None:
         """Write a further report of this run, such as that of another finalist."""
         text = report.model_dump_json(indent=2)
         seal_report(file, self.id, text)
-        write_whole(file, text)
+        write_atomically(file, text)
 
     def read_worker(self) -> WorkerProcess | None:
         """The worker's process, or None if none was started yet, or somebody else named it: it may be any process."""
@@ -202,9 +202,9 @@ class RunFolder:
         return WorkerProcess(pid, born) if own else None
 
     def write_worker(self, process: WorkerProcess) -> None:
-        """Write the process that works on the run, atomically and with this user's seal."""
+        """Write the process that works on the run, signed with this user's key."""
         record = {"pid": process.pid, "born": float(process.born), "run": self.id}
-        write_whole(self.worker_file, json.dumps(add_seal("worker", record)))
+        write_atomically(self.worker_file, json.dumps(add_seal("worker", record)))
 
     def discard_scratch(self) -> None:
         """Remove the files of a running worker: scratch, and incomplete artifacts and files."""
@@ -247,7 +247,7 @@ def new_run(project: Path, verb: str) -> RunFolder:
     root.mkdir(parents=True, exist_ok=True)
     ignore = root.parent / ".gitignore"
     if not ignore.exists():
-        write_whole(ignore, "*\n")
+        write_atomically(ignore, "*\n")
     while True:
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M")
         path = root / f"{verb}-{stamp}-{''.join(secrets.choice(ALPHABET) for _ in range(4))}"

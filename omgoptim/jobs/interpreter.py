@@ -66,17 +66,17 @@ class Interpreter:
 
     def install_command(self, *packages: str) -> str:
         """Return the one command that installs packages into this Python, or into the environment to make first."""
-        wanted = " ".join(_quoted(package) for package in packages)
+        names = " ".join(_quoted(package) for package in packages)
         if self.to_create:
             place = "Scripts/python.exe" if os.name == "nt" else "bin/python"
             made = _quoted(str(self.to_create / place))
-            return f"python3 -m venv {_quoted(str(self.to_create))} && {made} -m pip install {wanted}"
+            return f"python3 -m venv {_quoted(str(self.to_create))} && {made} -m pip install {names}"
         python = _quoted(str(self.path))
         if self.has_pip:
-            return f"{python} -m pip install {wanted}"
+            return f"{python} -m pip install {names}"
         if shutil.which("uv"):
-            return f"uv pip install --python {python} {wanted}"
-        return f"{python} -m ensurepip && {python} -m pip install {wanted}"
+            return f"uv pip install --python {python} {names}"
+        return f"{python} -m ensurepip && {python} -m pip install {names}"
 
     def uninstall_command(self, package: str) -> str:
         """Return the one command that removes a package from this Python."""
@@ -109,10 +109,10 @@ def find_interpreter(project: Path, explicit: str | None) -> Interpreter:
         raise _does_not_run(path, found_by, answer.stderr.strip() or f"exit status {answer.returncode}")
     missing = [line.split()[1] for line in lines if line.startswith("omgoptim:missing ")]
     needs_setuptools = _parsed(version) >= (3, 12)  # thop imports distutils
-    wanted = [name for name in missing if name != "pip" and (name != "setuptools" or needs_setuptools)]
+    needed = [name for name in missing if name != "pip" and (name != "setuptools" or needs_setuptools)]
     if found_by == OWN and "torch" in missing and plugin_roots():
         return Interpreter(path, found_by, version, (*REQUIRED, "setuptools"), to_create=project / ".venv")
-    return Interpreter(path, found_by, version, tuple(wanted), "pip" not in missing)
+    return Interpreter(path, found_by, version, tuple(needed), "pip" not in missing)
 
 
 def allowed_python(project: Path, named: str, served: Sequence[Path]) -> Path:

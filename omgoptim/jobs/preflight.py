@@ -32,7 +32,7 @@ MOST_CODE_BYTES = 2**21
 """A larger Python file is left to the run: looking for its names would take seconds."""
 
 
-def check_named(request: Request, project: Path) -> None:
+def check_references(request: Request, project: Path) -> None:
     """Check that everything a request names exists.
 
     Raises:

@@ -20,7 +20,7 @@ KILL_LIMIT_S = 5.0
 """Time limit for killed processes to disappear. Chosen: only processes that wait for a disk take longer."""
 
 
-def birth(pid: int) -> float | None:
+def start_time_of(pid: int) -> float | None:
     """Return the start time of a process, which distinguishes it from later ones of the same id; None if it is gone.
 
     A process that has ended and waits to be reaped is gone. On Linux the clock is the kernel's own, in ticks since
@@ -42,12 +42,12 @@ def birth(pid: int) -> float | None:
 
 def this_process() -> WorkerProcess:
     """Return the current process."""
-    return WorkerProcess(os.getpid(), birth(os.getpid()) or 0.0)
+    return WorkerProcess(os.getpid(), start_time_of(os.getpid()) or 0.0)
 
 
 def is_alive(process: WorkerProcess) -> bool:
     """Return whether this very process is alive, and no other of its number."""
-    return birth(process.pid) == process.born
+    return start_time_of(process.pid) == process.born
 
 
 def run_processes(worker: WorkerProcess, run: Path) -> list[psutil.Process]:
@@ -56,10 +56,10 @@ def run_processes(worker: WorkerProcess, run: Path) -> list[psutil.Process]:
     These are the worker, its process group, and children that left the group: they carry the run's mark in their
     environment.
     """
-    group_is_ours = birth(worker.pid) in (worker.born, None)
+    group_is_ours = start_time_of(worker.pid) in (worker.born, None)
     members = []
     for process in psutil.process_iter():
-        if process.pid == os.getpid() or birth(process.pid) is None:
+        if process.pid == os.getpid() or start_time_of(process.pid) is None:
             continue
         is_worker = process.pid == worker.pid and group_is_ours
         if is_worker or (group_is_ours and _group(process.pid) == worker.pid) or _mark(process) == str(run):

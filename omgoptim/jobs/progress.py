@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.jobs.storage import now, trim, write_whole
+from omgoptim.jobs.storage import now, trim_log, write_atomically
 from omgoptim.reports import Candidate, Epoch, RunState, Step
 from omgoptim.text import clean
 
@@ -165,7 +165,7 @@ class Progress:
                 if not self._closed.is_set() and (self._stale or quiet):
                     self._write()
             if quiet:
-                trim(self._folder.log_file)
+                trim_log(self._folder.log_file)
 
 
 GRID = tuple(step / 20 for step in range(21))
@@ -228,12 +228,12 @@ class RemainingTime:
 
     def finished(self, now: float) -> list[float] | None:
         """Return the shares of this run at the fractions of `GRID`; None for a run too short to say."""
-        whole = now - self.began
+        elapsed = now - self.began
         within = [(fraction, seconds) for fraction, seconds in self._passed if 0 < fraction < 1]
-        if whole < SHORTEST_RUN_S or len(within) < 2:
+        if elapsed < SHORTEST_RUN_S or len(within) < 2:
             return None
         fractions = [0.0, *(fraction for fraction, _ in within), 1.0]
-        shares = [0.0, *(min(1.0, seconds / whole) for _, seconds in within), 1.0]
+        shares = [0.0, *(min(1.0, seconds / elapsed) for _, seconds in within), 1.0]
         return [interpolate(point, fractions, shares) for point in GRID]
 
 
@@ -270,7 +270,7 @@ def store_shares(file: Path | None, kind: str, shares: Sequence[float]) -> None:
     newest = dict(list(({k: v for k, v in known.items() if k != kind} | {kind: mixed}).items())[-MOST_KINDS:])
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(newest))
+        write_atomically(file, json.dumps(newest))
     except OSError:
         return
 

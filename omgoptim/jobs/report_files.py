@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.jobs.folder import NAME, RunFolder, is_run
-from omgoptim.jobs.storage import write_whole
+from omgoptim.jobs.storage import write_atomically
 from omgoptim.models.report_file import read_report
 from omgoptim.models.security.hub_options import REPOSITORY
 from omgoptim.reports import EfficiencyReport
@@ -16,13 +16,13 @@ from omgoptim.reports import EfficiencyReport
 def write_report_files(folder: RunFolder, report: EfficiencyReport) -> None:
     """Write the page and the badge of a report, and the cards of its artifact and its alternatives.
 
-    The card is not part of the artifact's manifest: it is neither measured nor sealed.
+    The card is not part of the artifact's manifest: it is neither measured nor signed.
     """
     from omgoptim.render.html import report_html
     from omgoptim.render.shared import badge_svg
 
-    write_whole(folder.html_file, report_html(report))
-    write_whole(folder.badge_file, badge_svg(report))
+    write_atomically(folder.html_file, report_html(report))
+    write_atomically(folder.badge_file, badge_svg(report))
     if report.artifact is not None:
         for place in {folder.artifact, Path(report.artifact.path)}:  # the run's own, and the copy in the output folder
             _write_card(folder, place, report)
@@ -37,7 +37,7 @@ def _write_card(folder: RunFolder, artifact: Path, report: EfficiencyReport) -> 
 
     if artifact.is_dir() and not artifact.is_symlink():
         with suppress(OSError):  # a folder of the user's that may no longer be written
-            write_whole(artifact / CARD, card_markdown(report, _base_model(folder, report)))
+            write_atomically(artifact / CARD, card_markdown(report, _base_model(folder, report)))
 
 
 def _base_model(folder: RunFolder, report: EfficiencyReport) -> str | None:

@@ -15,7 +15,7 @@ from omgoptim.jobs.actions import reopen
 from omgoptim.jobs.folder import NAME, RunFolder, Submission, is_run
 from omgoptim.jobs.interpreter import Interpreter
 from omgoptim.jobs.states import ENDED, as_cancelled, load_report, read_state, write_final_state
-from omgoptim.jobs.storage import write_whole
+from omgoptim.jobs.storage import write_atomically
 from omgoptim.jobs.submit import open_run
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Request
@@ -69,7 +69,7 @@ class StepRuns:
         folder = open_run(verb, request, requested.project, interpreter)
         place = _steps_of(self.folder)
         place.mkdir(parents=True, exist_ok=True)
-        write_whole(place / key, folder.id)
+        write_atomically(place / key, folder.id)
         return folder
 
     def _begun(self, key: str, verb: str, request: Request) -> RunFolder | None:
@@ -112,5 +112,5 @@ def _named(folder: RunFolder, file: Path) -> RunFolder | None:
     except (OSError, ValueError):
         return None
     path = folder.path.parent / name
-    whole = NAME.fullmatch(name) is not None and name != folder.id and is_run(path)
-    return RunFolder(path) if whole else None
+    is_step = NAME.fullmatch(name) is not None and name != folder.id and is_run(path)
+    return RunFolder(path) if is_step else None

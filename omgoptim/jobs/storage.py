@@ -41,7 +41,7 @@ def read_record(file: Path) -> dict[str, Any]:
     return record
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a file atomically, replacing an existing one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     partial.write_text(text, encoding="utf-8")
@@ -85,7 +85,7 @@ def log_tail(log: Path, lines: int = 20, characters: int = 1200) -> str:
     return "\n".join(shown)[-characters:]
 
 
-def trim(log: Path, largest: int = LARGEST_LOG, kept: int = KEPT_OF_A_LARGE_LOG) -> None:
+def trim_log(log: Path, largest: int = LARGEST_LOG, kept: int = KEPT_OF_A_LARGE_LOG) -> None:
     """Cut a log that grew past `largest` bytes down to its last `kept`, so that printing cannot fill the disk.
 
     Safe while others write: they append.

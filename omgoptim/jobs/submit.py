@@ -13,8 +13,8 @@ from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import SetupError
 from omgoptim.jobs.folder import RunFolder, Submission, WorkerProcess, new_run, runs_root
 from omgoptim.jobs.interpreter import Interpreter, find_interpreter, require, worker_environment
-from omgoptim.jobs.preflight import check_named
-from omgoptim.jobs.processes import MARK, birth
+from omgoptim.jobs.preflight import check_references
+from omgoptim.jobs.processes import MARK, start_time_of
 from omgoptim.jobs.states import as_failed
 from omgoptim.jobs.storage import cannot_write, now
 from omgoptim.reports import RunState
@@ -30,7 +30,7 @@ def submit(verb: str, request: Request, project: Path) -> RunFolder:
         OmgoptimError: something that the request names is not there: see `preflight`.
         SetupError: no Python was found that can do the work; nothing is left behind.
     """
-    check_named(request, project)
+    check_references(request, project)
     interpreter = find_interpreter(project, getattr(request, "python", None))
     require(interpreter)
     return launch(verb, request, project, interpreter)
@@ -59,7 +59,7 @@ def start_worker(folder: RunFolder, python: str, project: Path, program: str = W
         failure = SetupError("the worker could not be started", f"{python}: {error}", "see `omgoptim doctor`")
         folder.write_state(as_failed(folder.stored_state(), failure))
         raise failure from None
-    born = birth(worker.pid)
+    born = start_time_of(worker.pid)
     if born is not None and not folder.worker_file.exists():
         folder.write_worker(WorkerProcess(worker.pid, born))
     threading.Thread(target=worker.wait, name=f"reap {folder.id}", daemon=True).start()

@@ -164,9 +164,9 @@ def _make_importable() -> None:
     The project is importable only once code of it was named (`models/user_code.py`), so that a `torch.py` in it does
     not shadow torch.
     """
-    beside = PACKAGE_FILE.parent.parent
-    if beside.name not in ("site-packages", "dist-packages"):  # another Python's packages must not leak into this one
-        sys.path.append(str(beside))
+    packages = PACKAGE_FILE.parent.parent
+    if packages.name not in ("site-packages", "dist-packages"):  # another Python's packages must not leak into this one
+        sys.path.append(str(packages))
 
 
 def _operations(verb: str, request: Request, context: RunContext) -> EfficiencyReport:

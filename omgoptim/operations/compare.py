@@ -196,7 +196,7 @@ def lineage_sentence(a: dict[str, Any], b: dict[str, Any]) -> str:
 
 
 def _past_request(folder: Path, context: RunContext) -> dict[str, Any]:
-    """Return the request of an artifact's run; empty unless it is a sealed run of this project."""
+    """Return the request of an artifact's run; empty unless it is a run of this project, signed by this user."""
     if folder.parent.parent.resolve() != context.folder.parent.resolve():
         return {}
     try:

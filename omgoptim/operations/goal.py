@@ -121,7 +121,7 @@ def measure_lower_bounds(loaded: LoadedModel, context: RunContext, runtime: str)
     """Time an empty graph with the model's inputs on every engine that may be used; none where no program engine is.
 
     Returns:
-        The floors; and the seconds that one launch took, without the wait for the device.
+        The bounds; and the seconds that one launch took, without the wait for the device.
     """
     names = [
         name

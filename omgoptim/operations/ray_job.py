@@ -71,7 +71,7 @@ def run_as_job(verb: str, request: ModelRequest, context: RunContext, live: Live
         with _stopped_with_this(client, context.run_id):
             _submit(client, verb, request, context)
             log = _followed(client, context)
-    return with_output(fetched(log, context), context.artifact, output)
+    return with_output(fetch_report(log, context), context.artifact, output)
 
 
 def _client(head: str) -> Any:
@@ -142,8 +142,8 @@ def _followed(client: Any, context: RunContext) -> str:
         time.sleep(POLL_S)
 
 
-def fetched(log: str, context: RunContext) -> EfficiencyReport:
-    """Write the files of a job's log into the run's folder, sealed as this user's.
+def fetch_report(log: str, context: RunContext) -> EfficiencyReport:
+    """Write the files of a job's log into the run's folder, signed with this user's key.
 
     Raises:
         OmgoptimError: what the run raised there.

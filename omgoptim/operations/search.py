@@ -217,8 +217,8 @@ def _refuse_all_too_slow(search_space: SearchSpace, costs: CostMeter, folder: Pa
     if (folder / "study.log").exists():  # the search is resumed
         return
     smallest = min(sample_networks(search_space, seed), key=lambda module: count_params(module)[0])
-    whole = costs.job.context.work / "smallest" / "artifact"  # what cannot be delivered fails before any training
-    load = max(costs.measure(smallest, whole).loads.values(), default=0.0)
+    artifact = costs.job.context.work / "smallest" / "artifact"  # what cannot be delivered fails before any training
+    load = max(costs.measure(smallest, artifact).loads.values(), default=0.0)
     if load > FAR_OVER_SMALLEST:
         raise TechniqueError(
             "no network of the space meets the targets",

@@ -79,8 +79,8 @@ def time_text(ms: float) -> str:
 
 def wait_text(seconds: float) -> str:
     """Return a duration in seconds or minutes."""
-    whole = max(0, round(seconds))
-    return f"{whole} s" if whole < 90 else f"{round(whole / 60)} min"
+    rounded = max(0, round(seconds))
+    return f"{rounded} s" if rounded < 90 else f"{round(rounded / 60)} min"
 
 
 def ratio_text(ratio: float) -> str:

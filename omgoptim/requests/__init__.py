@@ -17,7 +17,7 @@ from omgoptim.errors import OmgoptimError, RequestError, argument, did_you_mean
 from omgoptim.requests.base import DTYPES, GRANTS, InputSpec, ModelRequest, Params, Request
 from omgoptim.requests.distill import DistillRequest
 from omgoptim.requests.factorize import FactorizeRequest
-from omgoptim.requests.limits import refuse_unusable, shown
+from omgoptim.requests.limits import refuse_unusable, shortened
 from omgoptim.requests.measure import CompareRequest, ProfileRequest
 from omgoptim.requests.optimize import OptimizeRequest, SearchRequest
 from omgoptim.requests.prune import PruneRequest
@@ -106,7 +106,7 @@ def _refuse_unnamed_technique(verb: str, request: type[Request], arguments: dict
     fix = f"give {key} by its name, or as an object such as {_example(request)}; or leave it out"
     if not isinstance(chosen, dict) or (key in chosen and not isinstance(chosen[key], str)):
         received = chosen[key] if isinstance(chosen, dict) else chosen
-        raise RequestError(f"{shown(received)} is not a {key} of {verb}", known, fix)
+        raise RequestError(f"{shortened(received)} is not a {key} of {verb}", known, fix)
     if key not in chosen:
         names = ", ".join(map(str, chosen)) or "nothing"
         raise RequestError(f"the object for {key} of {verb} does not say which {key}", f"it has {names}. {known}", fix)
@@ -184,7 +184,7 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
     known = VERBS | QUERIES
     where = [part for part in problem["loc"] if part not in techniques(known[verb])]
     name = ".".join(str(part) for part in where) or verb
-    received = shown(problem["input"])
+    received = shortened(problem["input"])
     match problem["type"]:
         case "missing":
             others = [other for other, first in known[verb].aliases.items() if first == name]

@@ -44,14 +44,14 @@ def refuse_unusable(arguments: dict[str, Any]) -> None:
         elif isinstance(value, dict):
             for key, item in value.items():
                 if depth == 0 and not isinstance(key, str):
-                    raise RequestError(f"{shown(key)} is not the name of an argument", "names are text")
+                    raise RequestError(f"{shortened(key)} is not the name of an argument", "names are text")
                 _refuse_text(name, str(key), texts, "a name in " if name else "the name of an argument, ")
                 left.append((name or str(key), item, depth + 1))
         elif isinstance(value, (list, tuple)):
             left += [(name, item, depth + 1) for item in value]
 
 
-def shown(value: Any, limit: int = 80) -> str:
+def shortened(value: Any, limit: int = 80) -> str:
     """Return a received value for an error."""
     return clean(repr(value), limit)
 
@@ -65,7 +65,7 @@ def _refuse_text(name: str, text: str, texts: int, which: str = "") -> None:
     if hidden is not None:
         raise RequestError(
             f"{where} contains an invisible character",
-            f"{hidden} in {shown(text)}; names, paths and arguments are visible text on one line",
+            f"{hidden} in {shortened(text)}; names, paths and arguments are visible text on one line",
             "give it without that character; rename a file that has it",
         )
 

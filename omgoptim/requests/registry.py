@@ -28,7 +28,7 @@ class Verb:
     """A verb that starts a run.
 
     Args:
-        request: what may be asked of it.
+        request: its arguments.
         title: its name in a list of tools.
         operation: `package.module:function` that does it, imported when a run starts.
         starts_from: verbs whose artifact it takes as its model, beside a model of the user's own.

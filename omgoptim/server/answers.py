@@ -96,7 +96,7 @@ def error_answer(error: OmgoptimError, run_id: str | None = None) -> CallToolRes
     return _result(content, markdown.error_markdown(error), is_error=True)
 
 
-def as_listed(report: EfficiencyReport) -> EfficiencyReport:
+def with_listed_options(report: EfficiencyReport) -> EfficiencyReport:
     """Return a report whose next steps have rare arguments in `options`, as the tool list has them."""
     return report.model_copy(update={"next_steps": [_as_listed(step) for step in report.next_steps]})
 

@@ -33,7 +33,7 @@ MOST_PICKS = 5
 Context = ServerRequestContext[Any, Any]
 
 
-def shows_apps(context: Context) -> bool:
+def supports_apps(context: Context) -> bool:
     """Return whether the client says that it shows pages of this kind."""
     capabilities = context.session.client_capabilities
     settings = ((capabilities.extensions if capabilities else None) or {}).get(EXTENSION)
@@ -41,7 +41,7 @@ def shows_apps(context: Context) -> bool:
     return isinstance(kinds, list) and MIME_TYPE in kinds
 
 
-def with_page(tools: Sequence[Tool]) -> list[Tool]:
+def with_app_page(tools: Sequence[Tool]) -> list[Tool]:
     """Return the tools with the page that shows their answers; hosts of before 2026 read the flat key."""
     bound = {"ui": {"resourceUri": URI}, "ui/resourceUri": URI}
     return [tool if tool.name == "doctor" else tool.model_copy(update={"meta": bound}) for tool in tools]
@@ -54,7 +54,7 @@ def page_contents() -> TextResourceContents:
 
 async def answer_with(context: Context, result: CallToolResult, document: Callable[[], Document]) -> CallToolResult:
     """Return an answer with the data of its page, where the client shows one."""
-    if not shows_apps(context):
+    if not supports_apps(context):
         return result
     page = await run_sync(lambda: json.loads(document_json(document(), LARGEST)))
     return result.model_copy(update={"meta": {META: page}})

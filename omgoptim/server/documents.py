@@ -154,8 +154,8 @@ class Command:
 
 def commands() -> list[Command]:
     """Return every command, by name. They are inside an installed package, or beside the package in a checkout."""
-    inside, beside = _PACKAGE / "_commands", _PACKAGE.parent / "commands"
-    folder = inside if inside.is_dir() else beside
+    packaged, checkout = _PACKAGE / "_commands", _PACKAGE.parent / "commands"
+    folder = packaged if packaged.is_dir() else checkout
     return [_read(path) for path in sorted(folder.glob("*.md"))]
 
 

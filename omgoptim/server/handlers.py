@@ -22,7 +22,7 @@ from omgoptim.jobs.states import ENDED, list_runs, load_report
 from omgoptim.jobs.submit import submit
 from omgoptim.render import runs
 from omgoptim.reports import EfficiencyReport
-from omgoptim.requests.limits import shown
+from omgoptim.requests.limits import shortened
 from omgoptim.server import answers, app, documents
 from omgoptim.server.permissions import refuse_shell_only, refuse_to_resume, resolve_call
 from omgoptim.server.tools import INSTRUCTIONS, SHELL_ONLY, options_of, tools
@@ -55,7 +55,7 @@ def build_server() -> Server[Any]:
 
 async def _list_tools(context: Context, _params: PaginatedRequestParams | None) -> ListToolsResult:
     listed = tools()
-    return ListToolsResult(tools=app.with_page(listed) if app.shows_apps(context) else listed)
+    return ListToolsResult(tools=app.with_app_page(listed) if app.supports_apps(context) else listed)
 
 
 async def _call_tool(context: Context, params: CallToolRequestParams) -> CallToolResult:
@@ -147,7 +147,7 @@ async def _wait_and_answer(
 async def _reported(
     context: Context, report: EfficiencyReport, folder: RunFolder, detail: answers.Detail
 ) -> CallToolResult:
-    report = answers.as_listed(report)
+    report = answers.with_listed_options(report)
     answer = answers.report_answer(report, folder, detail)
     return await app.answer_with(context, answer, lambda: app.finished_document(report, str(folder.path.parents[2])))
 
@@ -157,7 +157,7 @@ def _spread_options(arguments: dict[str, Any]) -> None:
     options = arguments.pop("options", None) or {}
     if not isinstance(options, dict):
         fix = "give an object of arguments, or leave it out"
-        raise RequestError(f"{shown(options)} is not a value of options", "it is not an object", fix)
+        raise RequestError(f"{shortened(options)} is not a value of options", "it is not an object", fix)
     twice = [key for key in options if key in arguments]
     if twice:
         raise RequestError(
@@ -185,5 +185,5 @@ def _known_arguments(name: str) -> tuple[tuple[str, ...], frozenset[str]]:
 
 def _detail(given: Any) -> answers.Detail:
     if given not in (None, "brief", "full"):
-        raise RequestError(f"{shown(given)} is not a value of detail", "Known: brief, full.")
+        raise RequestError(f"{shortened(given)} is not a value of detail", "Known: brief, full.")
     return cast(answers.Detail, given or "brief")

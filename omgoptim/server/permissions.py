@@ -11,7 +11,7 @@ from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.interpreter import allowed_python
 from omgoptim.jobs.project import served_project, served_projects
 from omgoptim.requests import Request
-from omgoptim.requests.limits import shown
+from omgoptim.requests.limits import shortened
 from omgoptim.requests.training import is_head
 from omgoptim.server.tools import SHELL_ONLY
 
@@ -80,7 +80,7 @@ def refuse_to_resume(folder: RunFolder, project: Path) -> None:
     _refuse_other_head(str(submission.request.get("on", "local")))
     granted = [name for name in SHELL_ONLY if submission.request.get(name)]
     if granted:
-        given = f"its request.json says {granted[0]}={shown(submission.request[granted[0]])}"
+        given = f"its request.json says {granted[0]}={shortened(submission.request[granted[0]])}"
         raise RequestError(f"run {folder.id} has an argument that only the user may set", given, fix)
     try:
         allowed_python(project, submission.python, served_projects())

@@ -77,8 +77,8 @@ def input_schema(verb: str, request: type[Request], own: Json, described: set[st
         listed["options"] = _options(verb, described)
     described |= {*listed, *options_of(verb)} - {key}
     required = [name for name, field in request.model_fields.items() if field.is_required()]
-    whole: Json = {"type": "object", "properties": listed} | ({"required": required} if required else {})
-    return whole | {"additionalProperties": False}
+    schema: Json = {"type": "object", "properties": listed} | ({"required": required} if required else {})
+    return schema | {"additionalProperties": False}
 
 
 def options_of(verb: str) -> list[str]:

@@ -15,7 +15,7 @@ from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.states import ENDED, read_state
 from omgoptim.render import numbers
 from omgoptim.reports import RunState
-from omgoptim.requests.limits import shown
+from omgoptim.requests.limits import shortened
 
 DEFAULT_WAIT_S = 45.0
 """Several clients cut a call at 60 s."""
@@ -63,7 +63,7 @@ def wait_seconds(given: Any, progress: bool = False) -> float:
         return default_wait()
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
         fix = "give seconds, 0 or more, or leave it out"
-        raise RequestError(f"{shown(given)} is not a value of wait_s", "it is not a number of seconds", fix)
+        raise RequestError(f"{shortened(given)} is not a value of wait_s", "it is not a number of seconds", fix)
     return min(float(given), longest_wait(progress))
 
 

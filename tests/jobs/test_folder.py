@@ -7,7 +7,7 @@ import pytest
 
 from omgoptim.errors import RunError
 from omgoptim.jobs.folder import RunFolder, Submission, find_run, new_run, runs_root
-from omgoptim.jobs.storage import write_whole
+from omgoptim.jobs.storage import write_atomically
 
 
 def test_a_new_run_has_a_folder_of_its_own_that_git_does_not_see(project: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_request_comes_back_as_it_was_written(project: Path) -> None:
 
 def test_a_file_is_replaced_whole_and_no_temporary_one_is_left(tmp_path: Path) -> None:
     for text in ("one", "zwei ☃"):
-        write_whole(tmp_path / "file", text)
+        write_atomically(tmp_path / "file", text)
         assert (tmp_path / "file").read_text(encoding="utf-8") == text
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["file"]
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omgoptim.jobs.storage import log_tail, trim
+from omgoptim.jobs.storage import log_tail, trim_log
 
 
 def test_the_tail_is_bounded_in_lines_and_characters(tmp_path: Path) -> None:
@@ -20,8 +20,8 @@ def test_a_log_that_grew_too_large_keeps_its_end_and_whoever_writes_goes_on(tmp_
     log = tmp_path / "log.txt"
     with log.open("ab", buffering=0) as writer:
         writer.write(b"a" * 1000 + b"the end\n")
-        trim(log, largest=500, kept=8)
+        trim_log(log, largest=500, kept=8)
         writer.write(b"more\n")
-        trim(log, largest=500, kept=8)
+        trim_log(log, largest=500, kept=8)
     assert log.read_bytes().endswith(b"removed]\nthe end\nmore\n")
     assert log.stat().st_size < 200

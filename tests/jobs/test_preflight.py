@@ -9,7 +9,7 @@ import pytest
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.jobs.folder import runs_root
-from omgoptim.jobs.preflight import check_named
+from omgoptim.jobs.preflight import check_references
 from omgoptim.jobs.submit import submit
 from omgoptim.requests import parse
 
@@ -74,7 +74,7 @@ def test_what_is_named_and_not_there_is_refused_before_a_run_starts(
 
 def test_a_file_without_a_callable_lists_what_it_has(files: Path) -> None:
     with pytest.raises(OmgoptimError) as refused:
-        check_named(parse("profile", {"model": "net.py"}), files)
+        check_references(parse("profile", {"model": "net.py"}), files)
     assert refused.value.fix == "`model='net.py:Net'`; `model='net.py:build'`; `model='net.py:load'`"
 
 
@@ -97,15 +97,15 @@ def test_a_file_without_a_callable_lists_what_it_has(files: Path) -> None:
     ids=lambda arguments: arguments["model"],
 )
 def test_what_only_the_run_can_tell_passes(files: Path, arguments: dict[str, Any]) -> None:
-    check_named(parse("profile", arguments), files)
+    check_references(parse("profile", arguments), files)
 
 
 def test_the_check_runs_no_code_and_needs_no_torch(files: Path) -> None:
     (files / "marks.py").write_text(f"open({str(files / 'mark')!r}, 'w').close()\ndef build(): ...\n")
     code = (
         "import sys; from pathlib import Path\n"
-        "from omgoptim.jobs.preflight import check_named; from omgoptim.requests import parse\n"
-        "check_named(parse('profile', {'model': 'marks.py:build'}), Path(sys.argv[1]))\n"
+        "from omgoptim.jobs.preflight import check_references; from omgoptim.requests import parse\n"
+        "check_references(parse('profile', {'model': 'marks.py:build'}), Path(sys.argv[1]))\n"
         "print([name for name in ('torch', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(files)], capture_output=True, text=True, check=True)

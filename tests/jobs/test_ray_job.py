@@ -190,7 +190,7 @@ def test_objects_of_this_process_are_refused_before_anything_is_sent(here: Path,
 
 def test_a_log_that_was_cut_is_no_result(tmp_path: Path) -> None:
     from omgoptim.operations.context import RunContext
-    from omgoptim.operations.ray_job import fetched
+    from omgoptim.operations.ray_job import fetch_report
 
     folder = tmp_path / "elsewhere"
     (folder / "artifact").mkdir(parents=True)
@@ -200,10 +200,10 @@ def test_a_log_that_was_cut_is_no_result(tmp_path: Path) -> None:
     assert len(lines) > 3
     context = RunContext(tmp_path / "here", "distill-1", tmp_path, "", "", lambda _stage, _done: None)
     with pytest.raises(RunError, match="ended without a result"):
-        fetched("\n".join(lines[:-1]), context)
+        fetch_report("\n".join(lines[:-1]), context)
     failed = "omgoptim-failed " + json.dumps(ModelError("the model is gone").to_dict())
     with pytest.raises(ModelError, match="the model is gone"):
-        fetched(failed, context)
+        fetch_report(failed, context)
     assert not (tmp_path / "here").exists()
     assert lines[0].startswith(RESULT)
 

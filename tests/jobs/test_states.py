@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from omgoptim.errors import RunError
 from omgoptim.jobs.folder import RunFolder, WorkerProcess, new_run
-from omgoptim.jobs.processes import birth, this_process
+from omgoptim.jobs.processes import start_time_of, this_process
 from omgoptim.jobs.states import list_runs, load_report, read_state
 from omgoptim.jobs.storage import now
 from omgoptim.reports import RunState
@@ -26,7 +26,7 @@ LONG_AGO = "2026-01-01T00:00:00.000+00:00"
 def gone() -> WorkerProcess:
     """A process that was, and is no more."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        born = birth(process.pid)
+        born = start_time_of(process.pid)
     assert born is not None
     return WorkerProcess(process.pid, born)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from omgoptim.render.lists import Sensitivity, extremes, sensitivities
-from omgoptim.render.sections.layers import drop_bars, within_text
+from omgoptim.render.sections.layers import amount_within_guard, quality_drop_bars
 from omgoptim.render.sections.training import round_columns, rounds_note, training_text
 from omgoptim.reports import EfficiencyReport, Epoch, Round, SensitivityPoint, Training
 
@@ -77,7 +77,7 @@ def test_the_note_names_only_the_steps_that_there_were() -> None:
 def test_the_most_sensitive_layer_comes_first_and_its_slack_is_read_off_the_guard(pruned: EfficiencyReport) -> None:
     found = sensitivities(pruned)
     assert [slack.path for slack in found[:3]] == ["0", "3.shortcut", "4.shortcut"]
-    assert [within_text(slack) for slack in found[:2]] == ["50%", "75%"]
+    assert [amount_within_guard(slack) for slack in found[:2]] == ["50%", "75%"]
     assert found[0].worst.quality_drop == 0.1212
     assert len(extremes(found)) == 10
     assert extremes(found)[-1] is found[-1]
@@ -92,7 +92,7 @@ def test_slack_ends_at_the_first_drop_that_is_too_much(
         for amount, drop in zip((0.25, 0.5), drops, strict=True)
     ]
     (slack,) = sensitivities(pruned.model_copy(update={"sensitivity": points[::-1]}))
-    assert within_text(slack) == within
+    assert amount_within_guard(slack) == within
     assert [point.amount for point in slack.points] == [0.25, 0.5]
 
 
@@ -102,6 +102,6 @@ def test_a_bar_is_as_high_as_its_drop_and_a_gain_is_flat() -> None:
         for a, d in ((0.1, -1.0), (0.2, 0.5), (0.3, 1.0))
     ]
     slack = Sensitivity("a", tuple(points), None)
-    assert drop_bars(slack, 1.0) == "▁▅█"
-    assert drop_bars(slack, 0.0) == "▁██"
-    assert within_text(slack) == ""
+    assert quality_drop_bars(slack, 1.0) == "▁▅█"
+    assert quality_drop_bars(slack, 0.0) == "▁██"
+    assert amount_within_guard(slack) == ""

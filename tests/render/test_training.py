@@ -100,7 +100,7 @@ def test_one_epoch_has_no_curve_nor_has_another_verb(distilled: EfficiencyReport
 def test_a_last_epoch_is_the_best_only_where_it_beats_every_earlier_one(
     qualities: tuple[float, ...], rising: bool
 ) -> None:
-    assert sections.best_at_the_end(training(*qualities)) is rising
+    assert sections.is_last_epoch_best(training(*qualities)) is rising
 
 
 def test_the_table_calls_the_sides_teacher_and_student_only_where_one_learnt_from_the_other(

@@ -18,8 +18,8 @@ import pytest
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError, RunError
 from omgoptim.jobs.actions import cancel, pick, resume
 from omgoptim.jobs.folder import RunFolder, run_folders, runs_root
-from omgoptim.jobs.preflight import check_named
-from omgoptim.jobs.processes import birth
+from omgoptim.jobs.preflight import check_references
+from omgoptim.jobs.processes import start_time_of
 from omgoptim.jobs.states import FOREIGN, list_runs, load_report
 from omgoptim.models.manifest import Manifest, sha256_of
 from omgoptim.models.recipe import read_recipe
@@ -107,7 +107,7 @@ def test_a_process_that_somebody_elses_run_names_is_not_ended(tmp_path: Path, en
     folder = by_hand.running_run(tmp_path)
     edited(folder.state_file, started="2026-01-01T00:00:00.000+00:00")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as other:
-        folder.worker_file.write_text(json.dumps({"pid": other.pid, "born": birth(other.pid)}))
+        folder.worker_file.write_text(json.dumps({"pid": other.pid, "born": start_time_of(other.pid)}))
         end(tmp_path if end is list_runs else folder)
         other.communicate(b"\n")
         assert other.returncode == 0
@@ -208,14 +208,14 @@ def test_a_recipe_that_was_exchanged_after_its_check_is_not_read(tmp_path: Path)
 def test_a_pipe_that_is_named_as_a_model_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     request = parse("profile", {"model": f"{name}:build" if name == "net.py" else name, "inputs": ["1x4"]})
-    assert "not a regular file" in str(within(10, check_named, request, tmp_path))
+    assert "not a regular file" in str(within(10, check_references, request, tmp_path))
 
 
 def test_a_python_file_without_end_is_not_read_whole_before_a_run(tmp_path: Path) -> None:
     with (tmp_path / "net.py").open("wb") as file:
         file.truncate(2**36)  # 64 GiB that take no room
     request = parse("profile", {"model": "net.py:build", "inputs": ["1x4"]})
-    assert within(10, check_named, request, tmp_path) is None
+    assert within(10, check_references, request, tmp_path) is None
 
 
 def test_code_without_a_file_is_not_the_projects_wherever_we_are(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from omgoptim.architecture_search.latency import Predictor, best_fit
 from omgoptim.architecture_search.propose import Load
 from omgoptim.architecture_search.space import Configuration, Indices, Option, Space
-from omgoptim.architecture_search.study import cut_torn_line
+from omgoptim.architecture_search.study import truncate_torn_line
 from omgoptim.architecture_search.trials import TrialResult
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.operations.architecture_search.costs import CostMeter
@@ -64,21 +64,21 @@ class Predictions:
         """Return the predicted load by all that was measured, trials included."""
         timed = {number: trial.measured_ms for number, trial in trials.items() if trial.measured_ms}
         sized = {number: trial.size_bytes for number, trial in trials.items() if trial.size_bytes}
-        rows = [
+        measured = [
             self._rows([*self.configurations, *(configurations[number] for number in known)])
             for known in (timed, sized)
         ]
-        self.latest = self._fit([*self.latencies, *timed.values()], rows[0])
-        sizes = self._fit([*self.sizes, *sized.values()], rows[1])
+        self.latest = self._fit([*self.latencies, *timed.values()], measured[0])
+        sizes = self._fit([*self.sizes, *sized.values()], measured[1])
         latency, limits = self.latest, self.costs.limits
 
-        def load(asked: Indices) -> NDArray[np.float64]:
-            found = np.zeros(len(asked))
+        def load(rows: Indices) -> NDArray[np.float64]:
+            found = np.zeros(len(rows))
             for fit, limit in ((latency, limits.latency_ms), (sizes, limits.size_bytes)):
                 if limit is not None:
-                    found = np.maximum(found, fit.predict(asked) / limit)
+                    found = np.maximum(found, fit.predict(rows) / limit)
             # Where memory alone is limited, nothing is predicted: the measurement decides.
-            return found if limits.latency_ms or limits.size_bytes else np.ones(len(asked))
+            return found if limits.latency_ms or limits.size_bytes else np.ones(len(rows))
 
         return load
 
@@ -107,7 +107,7 @@ def measure_first_networks(
     """
     found = Predictions(space, costs)
     file = folder / "measured.jsonl"
-    cut_torn_line(file)
+    truncate_torn_line(file)
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     for line in lines:
         entry = _parsed_line(line)
@@ -149,8 +149,8 @@ def _measure(
     shutil.rmtree(scratch, ignore_errors=True)
     for number, configuration in enumerate(configurations):
         try:
-            whole = not found.configurations and not saved  # what cannot be delivered fails before any training
-            costs.save(search_space.build_to_time(configuration), scratch / str(number), to_time_only=not whole)
+            is_first = not found.configurations and not saved  # what cannot be delivered fails before any training
+            costs.save(search_space.build_to_time(configuration), scratch / str(number), to_time_only=not is_first)
             saved.append((configuration, scratch / str(number)))
         except OmgoptimError as error:
             reasons.append(error.reason)
@@ -202,7 +202,7 @@ def prior_scores(job: Job[SearchRequest], search_space: SearchSpace, folder: Pat
     if space is None or search_space.parameters is not None or minutes is None or minutes < LEAST_MINUTES:
         return None
     file = folder / "prior.jsonl"
-    cut_torn_line(file)
+    truncate_torn_line(file)
     losses = [float(line) for line in file.read_text().splitlines()] if file.exists() else []
     singles = space.singles[1:]
     for number, row in enumerate(singles[len(losses) :], start=len(losses)):

@@ -229,8 +229,8 @@ class TrialRanking(RankingRule[TrialEntry]):
     def missed(self, after: Measurement, gained: Gains, timings: PairedTimings[TrialEntry]) -> list[Missed]:
         """Return the targets that are not met, the furthest first."""
         missed = Goal.of(self.request).missed(after, timings.load)
-        wanted = self.request.target_speedup
-        if wanted is not None and gained.speedup is not None and gained.speedup < wanted and after.latency_ms_p50:
-            allowed = after.latency_ms_p50 * gained.speedup / wanted
-            missed.append(Missed(f"latency for a speedup of {wanted:g}:", after.latency_ms_p50, allowed, "ms"))
+        target = self.request.target_speedup
+        if target is not None and gained.speedup is not None and gained.speedup < target and after.latency_ms_p50:
+            allowed = after.latency_ms_p50 * gained.speedup / target
+            missed.append(Missed(f"latency for a speedup of {target:g}:", after.latency_ms_p50, allowed, "ms"))
         return sorted(missed, key=lambda one: -one.factor)

@@ -34,7 +34,7 @@ class Amounts(_Line):
     latency_ms: float | None = Field(None, ge=0)
     """Median of one call at the run's batch size."""
     speedup: float | None = Field(None, gt=0)
-    """Latency of the original over this one's, in one race."""
+    """Latency of the original over this one's, in one paired timing."""
     size_bytes: int | None = Field(None, ge=0)
     """Size of the artifact's file."""
     quality: float | None = None
@@ -95,11 +95,11 @@ class Ledger:
         self.path = path
         self._entries: list[LedgerEntry] = []
         self._by_key: dict[str, LedgerEntry] = {}
-        whole = 0
+        complete = 0
         for entry, end in _read(path):
             self._add(entry)
-            whole = end
-        self._whole = whole
+            complete = end
+        self._complete_bytes = complete
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -115,12 +115,12 @@ class Ledger:
         """Write an entry and wait until it is on disk; an incomplete last line is removed first."""
         line = (entry.model_dump_json(exclude_defaults=True) + "\n").encode()
         with open(self.path, "ab") as file:
-            if file.tell() > self._whole:
-                file.truncate(self._whole)
+            if file.tell() > self._complete_bytes:
+                file.truncate(self._complete_bytes)
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._whole += len(line)
+        self._complete_bytes += len(line)
         self._add(entry)
 
     def _add(self, entry: LedgerEntry) -> None:

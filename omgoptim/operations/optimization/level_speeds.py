@@ -286,8 +286,8 @@ def _timed(
     if factorized and UNTRAINED_LEVELS[0] in levels:
         first, last = levels.index(UNTRAINED_LEVELS[0]), len(levels)
         size_ratio = sizes[first] / sizes[last]
-        whole, parts = speeds[first], speeds[last]
-        ratio = parts / whole if parts and whole else None
+        in_one, in_parts = speeds[first], speeds[last]
+        ratio = in_parts / in_one if in_parts and in_one else None
     return LevelSpeeds(
         seconds=time.monotonic() - began,
         levels=levels,

@@ -118,9 +118,9 @@ def pick_finalists(
     ranked = sorted(within, key=lambda point: (-point.overshoot(goal), merits[id(point)]), reverse=True)
     chosen = ranked[: max(1, most - 3)]
     fastest = sorted(within, key=lambda point: speed_of[id(point)], reverse=True)
-    alone = [point for point in ranked if any(point is other for other in quantized_originals)]
+    originals = [point for point in ranked if any(point is other for other in quantized_originals)]
     safest = max(points, key=lambda point: (-point.cautious_drop, merits[id(point)]))
-    for further in (*fastest[:1], *alone[:1], safest):
+    for further in (*fastest[:1], *originals[:1], safest):
         if not any(further is point for point in chosen):
             chosen.append(further)
     return chosen

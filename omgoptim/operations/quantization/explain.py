@@ -114,11 +114,16 @@ def _explain_quality(
     evaluation = trials.builder.loaded.evaluation.split(EVALUATION_SAMPLES)[0]
     found = _findings(simulation, about, trials, evaluation.batches)
     outputs = about.result.outputs
-    whole = None if outputs is None else sqnr_db(screening.original, outputs, NON_FINITE_DB)
-    words = [_quality_sentence(about, screening, whole, noise, layers), _findings_sentence(found)]
+    output_db = None if outputs is None else sqnr_db(screening.original, outputs, NON_FINITE_DB)
+    words = [_quality_sentence(about, screening, output_db, noise, layers), _findings_sentence(found)]
     if trials.out_of_time():
         words.append(f"The explanation is incomplete: its time limit of {request.guard_time_s:g} s was reached.")
-    update = {"summary": " ".join([*filter(None, words), speed]), "sqnr_db": whole, "layers": layers, "findings": found}
+    update = {
+        "summary": " ".join([*filter(None, words), speed]),
+        "sqnr_db": output_db,
+        "layers": layers,
+        "findings": found,
+    }
     return known.model_copy(update=update)
 
 
@@ -209,14 +214,14 @@ def _spec_without(spec: CandidateSpec, signature: Diagnostic) -> CandidateSpec |
 def _quality_sentence(
     about: ExplainedCandidate,
     screening: ScreeningReference,
-    whole: float | None,
+    output_db: float | None,
     noise: SensitivityReport,
     layers: Sequence[LayerNoise],
 ) -> str:
     name = about.result.name
     drop = about.result.drop or 0.0
     metric = screening.metric.name.replace("_", " ")
-    decibels = f" (output SQNR {whole:.1f} dB)" if whole is not None else ""
+    decibels = f" (output SQNR {output_db:.1f} dB)" if output_db is not None else ""
     who = name if about.is_artifact else f"{name}, which is not the artifact,"
     if about.in_float:
         who = f"{name} (the artifact keeps {about.in_float} of its layers in float)"

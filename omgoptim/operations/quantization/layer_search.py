@@ -71,8 +71,8 @@ class LayerSearchResult:
 
 def float_costs(layers: Sequence[SearchLayer]) -> dict[str, float]:
     """Return the cost of each layer in float: its share of the bytes, and one more pair of conversions."""
-    whole = sum(layer.size_bytes for layer in layers) or 1
-    return {layer.name: layer.size_bytes / whole + 1 / len(layers) for layer in layers}
+    total = sum(layer.size_bytes for layer in layers) or 1
+    return {layer.name: layer.size_bytes / total + 1 / len(layers) for layer in layers}
 
 
 def rank_layers(layers: Sequence[SearchLayer]) -> list[SearchLayer]:
@@ -232,8 +232,8 @@ def _requantize(
     # One by one; the last of the ranking is known to be needed.
     costly = sorted((layer for layer in left if layer is not kept[-1]), key=lambda layer: -cost[layer.name])
     for layer in costly:
-        whole = sum(cost[other.name] for other in left)
-        if not tries or len(left) == 1 or cost[layer.name] < MIN_REQUANTIZE_COST * whole:
+        total = sum(cost[other.name] for other in left)
+        if not tries or len(left) == 1 or cost[layer.name] < MIN_REQUANTIZE_COST * total:
             return
         without = [other for other in left if other is not layer]
         if unlikely(without):

@@ -170,9 +170,9 @@ def _worthwhile(
     if not best or not base.speedup or inputs.builder.program.path is None:
         return lambda _: True
     macs = count_program(inputs.builder.program.path, repeat_to_size(inputs.builder.loaded.evaluation, 1)).by_node
-    whole = sum(macs.values()) or 1
+    total_macs = sum(macs.values()) or 1
     shares = {
-        layer.name: (macs.get(entry.layer.node, 0) / whole, layer.size_bytes * (1 - 1 / FLOAT_BYTES))
+        layer.name: (macs.get(entry.layer.node, 0) / total_macs, layer.size_bytes * (1 - 1 / FLOAT_BYTES))
         for layer, entry in zip(search_layers_of(noise), noise.layers, strict=True)
     }
     whole_ms = 1 / base.speedup
@@ -237,10 +237,10 @@ def search_layers_of(noise: SensitivityReport) -> list[SearchLayer]:
 def _name(layer: OnnxLayer, others: Sequence[OnnxLayer], paths: Counter[str]) -> str:
     """Return a layer's path, or its node's name where the path is ambiguous."""
     plain = not set(layer.path) & set("*?[")
-    alone = paths[layer.path] == 1 and not any(
+    is_single = paths[layer.path] == 1 and not any(
         matches(layer.path, other.path) for other in others if other is not layer
     )
-    return layer.path if plain and alone else layer.node
+    return layer.path if plain and is_single else layer.node
 
 
 def with_float_layers(spec: CandidateSpec, kept: Sequence[str]) -> CandidateSpec:

@@ -43,11 +43,11 @@ class Splits:
 
 def split_samples(request: QuantizeRequest, loaded: LoadedModel, plan: CandidatePlan) -> Splits:
     """Split calibration and selection samples from the calibration split, or from calibration and train."""
-    wanted = getattr(request.scheme, "calibration_samples", 256)
+    calibration_samples = getattr(request.scheme, "calibration_samples", 256)
     needs_calibration = any(technique_of(spec.params).needs_data for spec in plan.specs)
     needs_calibration |= isinstance(request.scheme, WeightOnly) and loaded.data.real  # it does better with some
     choosing = EPOCH_SAMPLES if isinstance(request.scheme, Qat) else _selection_count(loaded)
-    drawn = loaded.samples("calibration", (wanted if needs_calibration else 0) + 2 * choosing)
+    drawn = loaded.samples("calibration", (calibration_samples if needs_calibration else 0) + 2 * choosing)
     notes = []
     if not drawn.count:
         if needs_calibration and request.scheme.scheme in ("static", "qat"):
@@ -69,9 +69,11 @@ def split_samples(request: QuantizeRequest, loaded: LoadedModel, plan: Candidate
         selection = selection if selection.count else drawn
         notes.append(f"the calibration split has one sample: candidates were selected on {chosen_on}")
     else:
-        first = min(wanted, max(drawn.count // 2, drawn.count - SELECTION_SAMPLES)) if needs_calibration else 0
+        first = (
+            min(calibration_samples, max(drawn.count // 2, drawn.count - SELECTION_SAMPLES)) if needs_calibration else 0
+        )
         calibration, selection = drawn.split(first)
-    if needs_calibration and calibration.count < min(wanted, 32):
+    if needs_calibration and calibration.count < min(calibration_samples, 32):
         few = plural(calibration.count, "calibration sample")
         notes.append(f"only {few}: the calibrated ranges may not generalize")
     notes += overlap_notes(drawn, "for calibration and selection", loaded)

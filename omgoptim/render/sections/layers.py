@@ -95,10 +95,10 @@ def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
     between = f"; {left_out} in between are not shown" if left_out else ""
     columns: Columns = {
         "layer or group": [Text(one.path or "the model itself", code=True, limit=80) for one in shown],
-        "drop": [drop_bars(one, highest) for one in shown],
+        "drop": [quality_drop_bars(one, highest) for one in shown],
         "largest": [f"{one.worst.quality_drop:.4f}" for one in shown],
         "at": [amount_text(one.worst.amount) for one in shown],
-        "within the guard up to": [within_text(one) for one in shown],
+        "within the guard up to": [amount_within_guard(one) for one in shown],
     }
     table = Table(
         *cells_of(columns, numeric=["largest", "at", "within the guard up to"]),
@@ -111,12 +111,12 @@ def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
     return Section("Sensitivity", (*charts(sensitivity_multiples(found, guard_of(report))), table), note)
 
 
-def drop_bars(one: Sensitivity, highest: float) -> str:
+def quality_drop_bars(one: Sensitivity, highest: float) -> str:
     """Return the drops of one layer as a row of bars; `highest` is the drop of a full bar."""
     top = max(highest, 1e-12)
     return bars([point.quality_drop / top for point in one.points])
 
 
-def within_text(one: Sensitivity) -> str:
+def amount_within_guard(one: Sensitivity) -> str:
     """Return the largest amount within the guard, such as `75%`; `nothing` where the smallest amount fails it."""
     return "nothing" if one.within == 0 else if_known(amount_text, one.within)

@@ -185,9 +185,9 @@ def _sensitive(explanation: Explanation, full: bool) -> list[Block]:
 
 def noise_note(explanation: Explanation) -> str:
     """Return the legend of the table of sensitive layers."""
-    whole = "" if explanation.sqnr_db is None else f", {explanation.sqnr_db:.1f} dB with all quantized"
+    joint = "" if explanation.sqnr_db is None else f", {explanation.sqnr_db:.1f} dB with all quantized"
     return (
-        f"alone: SQNR of the output with only this layer quantized{whole}; gain in float, recovered: increase of SQNR "
+        f"alone: SQNR of the output with only this layer quantized{joint}; gain in float, recovered: increase of SQNR "
         f"and {plain(explanation.metric, 40)} with only this layer in float, on {explanation.samples} samples"
     )
 

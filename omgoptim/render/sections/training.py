@@ -201,12 +201,12 @@ def curve_lines(report: EfficiencyReport) -> list[str]:
     lines = []
     for one in shown:
         ends = " -> ".join(quality_text(quality) for quality in (one.qualities[0], one.qualities[-1]))
-        rising = ", best in the last epoch" if best_at_the_end(one.training) else ""
+        rising = ", best in the last epoch" if is_last_epoch_best(one.training) else ""
         lines.append(f"{_bars(one.qualities, min(every), max(every))} {ends} {one.name}{rising}")
     return lines
 
 
-def best_at_the_end(training: Training) -> bool:
+def is_last_epoch_best(training: Training) -> bool:
     """Return True if the last epoch is better than all earlier ones."""
     epochs = training.epochs
     earlier = [epoch.quality for epoch in epochs[:-1] if epoch.quality is not None]
