@@ -174,7 +174,7 @@ def test_epochs_of_the_last_training_are_shown_and_what_is_no_event_is_passed_ov
     assert titles == ["Steps so far", "Training", "Stages"]
 
 
-@pytest.mark.parametrize("limit", [app.LARGEST, 8_000])
+@pytest.mark.parametrize("limit", [app.MAX_PAGE_BYTES, 8_000])
 def test_a_document_keeps_to_its_limit_and_says_what_it_leaves_out(limit: int) -> None:
     report = by_hand.report("quantized")
     many = [report.candidates[0].model_copy(update={"name": f"candidate {number}"}) for number in range(3000)]
@@ -191,7 +191,7 @@ def test_text_structure_and_page_each_carry_verdict_interval_warnings_and_next_s
     report = by_hand.report(name, outcome=outcome)
     text = report_markdown(report, "brief")
     structure = brief_report(report)
-    page = json.loads(document_json(app.finished_document(report, "/p"), app.LARGEST))
+    page = json.loads(document_json(app.finished_document(report, "/p"), app.MAX_PAGE_BYTES))
     text = json.dumps(page, ensure_ascii=False)
     assert verdict(report) in text
     assert structure["outcome"] == outcome == page["tone"]

@@ -25,9 +25,9 @@ from omgoptim.requests.distill import Depthwise, FewerLayers, InvertedResidual, 
 from omgoptim.techniques.distill._student.derivation import output_shapes, refuse_other_shapes
 from omgoptim.techniques.registry import ModuleRun, apply_to_module
 
-MOST_STAGES = 12
+MAX_STAGES = 12
 """Upper bound of the request's stages: with five options each, 12 stages make 2.4e8 configurations."""
-MOST_OPTIONS = 5
+MAX_OPTIONS = 5
 """Maximum options of a stage: each is built once, and the surrogate has a weight for each. Chosen."""
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -85,7 +85,7 @@ def auto_space(model: nn.Module, run: ModuleRun, stages: int = 10, progress: Pro
     Raises:
         TechniqueError: no option can be applied anywhere.
     """
-    found = stages_of(model, min(stages, MOST_STAGES))
+    found = stages_of(model, min(stages, MAX_STAGES))
     knobs, kept, left_out = [], [], []
     for number, stage in enumerate(found):
         if progress is not None:
@@ -194,11 +194,11 @@ def _varied(options: Sequence[str]) -> list[str]:
     """Return at most four options beside `keep`: of more, the mildest narrowing and low rank are left out first."""
     kept = list(options)
     for spare in ("narrow 0.75", "low rank", "narrow 0.25"):
-        if len(kept) < MOST_OPTIONS:
+        if len(kept) < MAX_OPTIONS:
             break
         if spare in kept:
             kept.remove(spare)
-    return kept[: MOST_OPTIONS - 1]
+    return kept[: MAX_OPTIONS - 1]
 
 
 KEEP = "keep"

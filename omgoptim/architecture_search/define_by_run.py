@@ -19,7 +19,7 @@ from omgoptim.errors import UserCodeError
 PROBE_CALLS = 8
 """Calls with random options before a space counts as a product: a condition on a choice of two options stays unseen in
 fewer than 1 of 100 spaces."""
-MOST_STEPS = 64
+MAX_STEPS = 64
 """Maximum values of a stepped number that counts as a finite choice. Chosen: the surrogate has a weight for each
 value."""
 
@@ -50,7 +50,7 @@ class DrawnTrial:
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:  # noqa: ARG002  Optuna's
         """Choose a whole number from low to high, both included."""
         values = range(low, high + 1, step)
-        options = tuple(values) if len(values) <= MOST_STEPS else None
+        options = tuple(values) if len(values) <= MAX_STEPS else None
         self._note(name, options, lambda generator: int(values[int(generator.integers(len(values)))]))
         return int(self.params[name])  # type: ignore[arg-type]
 
@@ -59,7 +59,7 @@ class DrawnTrial:
     ) -> float:
         """Choose a number from low to high; finite only with a step."""
         count = 0 if step is None else int(np.floor((high - low) / step + 1e-9)) + 1
-        options = tuple(low + step * index for index in range(count)) if step and 0 < count <= MOST_STEPS else None
+        options = tuple(low + step * index for index in range(count)) if step and 0 < count <= MAX_STEPS else None
         self._note(name, options, lambda generator: float(_drawn(generator, low, high, options, log)))
         return float(self.params[name])  # type: ignore[arg-type]
 

@@ -101,7 +101,7 @@ def replacements(space: Space, rows: Indices, measured: Sequence[float]) -> Bloc
     A knob's cheapest option is the 0 of its blocks: what every network of the space has stays in the base.
     """
     known = {row.tobytes(): value for row, value in zip(rows, measured, strict=True)}
-    first, *others = (row.tobytes() for row in space.singles)
+    first, *others = (row.tobytes() for row in space.single_changes)
     if first not in known or not all(row in known for row in others):
         return None
     left = iter(others)
@@ -122,8 +122,8 @@ def best_fit(space: Space, rows: Indices, measured: Sequence[float]) -> Predicto
     Raises:
         DataError: there is no network, or a latency is not a positive number.
     """
-    alone = {row.tobytes() for row in space.singles}
-    others = [place for place, row in enumerate(rows) if row.tobytes() not in alone]
+    single_changes = {row.tobytes() for row in space.single_changes}
+    others = [place for place, row in enumerate(rows) if row.tobytes() not in single_changes]
     held_out = others if len(others) >= MIN_HELD_OUT else None
     found: list[Predictor] = [fit_options(space, rows, measured, held_out)]
     table = replacements(space, rows, measured)
@@ -160,13 +160,13 @@ def fit_options(
 ) -> FittedOptions:
     """Fit a term for every option to whole networks.
 
-    With `space.singles` among the networks, every option was seen at least once.
+    With `space.single_changes` among the networks, every option was seen at least once.
 
     Args:
         space: the knobs whose options get a term each.
         rows: configurations that were measured, shape [networks, knobs]; at least one.
         measured: their latencies in ms, above 0.
-        held_out_rows: the networks to leave out for the error, such as those that are no singles; default: all.
+        held_out_rows: networks to leave out for the error, such as those of several changed options; default: all.
 
     Raises:
         DataError: there is no network, or a latency is not a positive number.

@@ -98,17 +98,17 @@ class Space:
     def sample(self, count: int, generator: np.random.Generator) -> Indices:
         """Draw up to `count` distinct configurations uniformly; a small space comes whole, in its order."""
         if self.size <= ENUMERATED:
-            return self.every
+            return self.all_rows
         drawn = np.stack([generator.integers(options, size=count) for options in self.counts], axis=1)
         return np.unique(drawn.astype(np.int64), axis=0)
 
     @cached_property
-    def every(self) -> Indices:
+    def all_rows(self) -> Indices:
         """Return all configurations, shape [size, knobs]; for a space that is small enough."""
         return np.array(list(itertools.product(*(range(count) for count in self.counts))), dtype=np.int64)
 
     @property
-    def singles(self) -> Indices:
+    def single_changes(self) -> Indices:
         """Return the configuration of all first options, and those that differ from it in one knob."""
         rows = [np.zeros(len(self.knobs), dtype=np.int64)]
         for knob, count in enumerate(self.counts):

@@ -36,7 +36,7 @@ _PANELS = {
 """Panel of an argument that several verbs have; the rest of `ModelRequest` is about the model and its data."""
 
 _METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
-_LONGEST_METAVAR = 22
+_MAX_METAVAR = 22
 """Choices that are longer stand in the help, where they can be broken between words. Chosen: a longer column crowds out
 the descriptions at 80 characters."""
 
@@ -160,7 +160,7 @@ def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_
     fields = [field for _, field in held]
     kind, metavar = _kind(fields)
     words = _description(held, of_all)
-    if len(metavar) > _LONGEST_METAVAR:
+    if len(metavar) > _MAX_METAVAR:
         words, metavar = f"{words} One of: {metavar.replace('|', ', ')}.", "NAME"
     words += {"list": " Repeatable.", "mapping": " KEY=VALUE, repeatable."}.get(kind, "")
     defaults = [None if field.is_required() else field.get_default(call_default_factory=True) for field in fields]
@@ -198,7 +198,7 @@ def _technique_choice(name: str, request: type[Request]) -> Option:
     default = getattr(request.model_fields[name].get_default(call_default_factory=True), name)
     metavar = "|".join(kinds)
     short = "NAME|SOURCE" if "SOURCE" in kinds else "NAME"
-    metavar = metavar if len(metavar) <= _LONGEST_METAVAR else short
+    metavar = metavar if len(metavar) <= _MAX_METAVAR else short
     return Option(name, "text", False, each, metavar, default, None, default)
 
 

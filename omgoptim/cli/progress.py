@@ -105,7 +105,7 @@ def stage_lines(console: Console) -> Iterator[Show]:
     yield show
 
 
-MOST_STAGES, MOST_RECORDS, MOST_BARS = 10, 10, 40
+MAX_STAGES, MAX_RECORDS, MAX_BARS = 10, 10, 40
 """Maximum stages, records and bars that fit a terminal."""
 
 _STYLE = {"kept": "green", "rolled_back": "yellow", "failed": "red"}
@@ -155,7 +155,7 @@ def live_view(run: LiveRun) -> RenderableType:
 
 def curve_text(values: Sequence[float]) -> str:
     """`▇▅▃▁ 1.21 -> 0.31, 4 epochs`: evenly spread epochs on one scale, the last among them."""
-    count = min(len(values), MOST_BARS)
+    count = min(len(values), MAX_BARS)
     shown = [values[round(place * (len(values) - 1) / max(1, count - 1))] for place in range(count)]
     low, high = min(values), max(values)
     drawn = bars([(value - low) / (high - low) if high > low else 0.0 for value in shown])
@@ -170,11 +170,11 @@ def _stages(run: LiveRun) -> RenderableType:
     table.add_column()
     now = stage_text(run.state)
     others = [stage for stage in run.stages if stage.name != now.partition(": ")[0]]
-    earlier = others[:-MOST_STAGES]
+    earlier = others[:-MAX_STAGES]
     if earlier:
         spent = wait_text(sum(stage.seconds for stage in earlier))
         table.add_row(Text(spent, "dim"), Text(plural(len(earlier), "earlier stage"), "dim"))
-    for stage in others[-MOST_STAGES:]:
+    for stage in others[-MAX_STAGES:]:
         table.add_row(Text(f"{stage.seconds:.1f} s", "dim"), Text(plain(stage.name, 100)))
     seconds = sum(stage.seconds for stage in run.stages if stage not in others)
     table.add_row(Text(f"{seconds:.1f} s", "cyan"), Text(now, "bold"))
@@ -185,7 +185,7 @@ def _records(records: Sequence[Candidate | Step]) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("measured so far", "status", "speedup", "size", "drop"):
         table.add_column(header, justify="left" if header in ("measured so far", "status") else "right")
-    for one in records[-MOST_RECORDS:]:
+    for one in records[-MAX_RECORDS:]:
         table.add_row(
             Text(plain(one.name, 60)),
             Text(

@@ -132,7 +132,7 @@ EXCLUDED = frozenset(
 IGNORE = ".rayignore"
 """File of the project with further patterns, one a line, as Ray itself reads it."""
 
-MOST_BYTES = 500 * 2**20
+MAX_BYTES = 500 * 2**20
 """Ray keeps a package in the head's memory, and takes 512 MiB."""
 
 
@@ -159,11 +159,11 @@ def pack(project: Path, target: Path) -> Package:
     sizes: Counter[str] = Counter()
     for file in files:
         sizes[file.relative_to(project).parts[0]] += file.stat().st_size
-    if sizes.total() > MOST_BYTES:
+    if sizes.total() > MAX_BYTES:
         largest = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sizes.most_common(3))
         raise RequestError(
             f"the project is too large to be sent: {sizes.total() / 1e6:.0f} MB",
-            f"Ray takes {MOST_BYTES / 1e6:.0f} MB; the largest parts are {largest}",
+            f"Ray takes {MAX_BYTES / 1e6:.0f} MB; the largest parts are {largest}",
             f"put data on storage that the cluster shares ({argument('allow_path', ['FOLDER'])}), and name what "
             f"is not needed in {IGNORE}",
         )

@@ -39,9 +39,9 @@ def _without_times(state: RunState) -> RunState:
     return state.model_copy(update={"updated": "", "eta_s": None})
 
 
-MOST_BYTES = 8 * 2**20
+MAX_BYTES = 8 * 2**20
 """Most of the events that is read: days of a run."""
-MOST_STAGES, MOST_RECORDS = 40, 200
+MAX_STAGES, MAX_RECORDS = 40, 200
 """Most stages and records that are shown, the last ones. Chosen: what fits a page."""
 
 _KINDS: dict[str, type[Candidate] | type[Step] | type[Epoch]] = {"candidate": Candidate, "step": Step, "epoch": Epoch}
@@ -66,10 +66,10 @@ def read_live(folder: RunFolder) -> LiveRun:
             continue
     return LiveRun(
         state=read_state(folder),
-        stages=[StageTime(name=name, seconds=seconds) for name, seconds in stages.items()][-MOST_STAGES:],
-        candidates=list({one.name: one for one in found["candidate"]}.values())[-MOST_RECORDS:],
-        steps=found["step"][-MOST_RECORDS:],
-        epochs=_last_training(found["epoch"])[-MOST_RECORDS:],
+        stages=[StageTime(name=name, seconds=seconds) for name, seconds in stages.items()][-MAX_STAGES:],
+        candidates=list({one.name: one for one in found["candidate"]}.values())[-MAX_RECORDS:],
+        steps=found["step"][-MAX_RECORDS:],
+        epochs=_last_training(found["epoch"])[-MAX_RECORDS:],
         max_quality_drop=_guard(folder),
     )
 
@@ -77,7 +77,7 @@ def read_live(folder: RunFolder) -> LiveRun:
 def _events(folder: RunFolder) -> list[dict[str, Any]]:
     try:
         with folder.events_file.open("rb") as file:
-            lines = file.read(MOST_BYTES).splitlines()
+            lines = file.read(MAX_BYTES).splitlines()
     except OSError:
         return []
     events = []

@@ -28,7 +28,7 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 DYNAMIC = ("import *", "globals(", "__getattr__", "setattr(", "exec(", "vars(")
 """Text that indicates names defined at run time, which parsing cannot find."""
 
-MOST_CODE_BYTES = 2**21
+MAX_CODE_BYTES = 2**21
 """A larger Python file is left to the run: looking for its names would take seconds."""
 
 
@@ -127,7 +127,7 @@ def _check_weights(text: str, policy: PathPolicy) -> None:
 def _names(path: Path) -> set[str] | None:
     """Return the names that a file may define; None if they are known only after running it."""
     try:
-        text = read_plain(path, MOST_CODE_BYTES).decode("utf-8")
+        text = read_plain(path, MAX_CODE_BYTES).decode("utf-8")
         tree = ast.parse(text)
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return None
@@ -147,7 +147,7 @@ def _names(path: Path) -> set[str] | None:
 def _callables(path: Path) -> list[str]:
     """Return the functions and classes at the top of a file, in its order."""
     try:
-        tree = ast.parse(read_plain(path, MOST_CODE_BYTES).decode("utf-8"))
+        tree = ast.parse(read_plain(path, MAX_CODE_BYTES).decode("utf-8"))
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return []
     kinds = (ast.FunctionDef, ast.ClassDef)

@@ -28,9 +28,9 @@ from omgoptim.text import clean
 HEARTBEAT_S = 5.0
 """Longest time between two writes of the state: clients get progress at least every 10 s."""
 
-SHORTEST_STEP_S = 0.2
+MIN_STEP_S = 0.2
 """A state that only moved its fraction is written at most this often. Chosen: five writes a second look continuous."""
-MOST_PUBLISHED = 2_000
+MAX_PUBLISHED = 2_000
 """Most records that a run publishes while it runs. Chosen against a full disk."""
 
 
@@ -105,14 +105,14 @@ class Progress:
                 fraction = min(1.0, max(0.0, fraction))
                 self._remaining.report(fraction, time.monotonic())
                 changes["progress"] = round(self._remaining.share(fraction), 4)
-            recent = time.monotonic() - self._written < SHORTEST_STEP_S
+            recent = time.monotonic() - self._written < MIN_STEP_S
             self._set(changes, write=stage != self._state.stage or not recent)
 
     def publish(self, record: Candidate | Epoch | Step) -> None:
         """Publish an intermediate part of the report for watchers of the run."""
         event = {"t": now(), "kind": type(record).__name__.lower(), "record": record.model_dump(mode="json")}
         with self._lock, suppress(OSError):
-            if not self._closed.is_set() and self._published < MOST_PUBLISHED:
+            if not self._closed.is_set() and self._published < MAX_PUBLISHED:
                 os.write(self._events, json.dumps(event).encode() + b"\n")
                 self._published += 1
 
@@ -174,10 +174,10 @@ GRID = tuple(step / 20 for step in range(21))
 KEEP = 0.7
 """Weight of earlier runs in the mean; the newest has the rest. Chosen: about the last three runs count."""
 
-MOST_KINDS = 200
+MAX_KINDS = 200
 """Maximum kinds of run whose shares are stored, the newest ones. Chosen: some kB."""
 
-SHORTEST_RUN_S = 2.0
+MIN_RUN_S = 2.0
 """A shorter run says nothing about how time is shared. Chosen: most of it is the start of the process."""
 
 FIRST_SHARE = 0.02
@@ -230,7 +230,7 @@ class RemainingTime:
         """Return the shares of this run at the fractions of `GRID`; None for a run too short to say."""
         elapsed = now - self.began
         within = [(fraction, seconds) for fraction, seconds in self._passed if 0 < fraction < 1]
-        if elapsed < SHORTEST_RUN_S or len(within) < 2:
+        if elapsed < MIN_RUN_S or len(within) < 2:
             return None
         fractions = [0.0, *(fraction for fraction, _ in within), 1.0]
         shares = [0.0, *(min(1.0, seconds / elapsed) for _, seconds in within), 1.0]
@@ -267,7 +267,7 @@ def store_shares(file: Path | None, kind: str, shares: Sequence[float]) -> None:
     known = _read(file)
     before = read_shares(file, kind) if kind in known else shares
     mixed = [round(KEEP * old + (1 - KEEP) * new, 4) for old, new in zip(before, shares, strict=True)]
-    newest = dict(list(({k: v for k, v in known.items() if k != kind} | {kind: mixed}).items())[-MOST_KINDS:])
+    newest = dict(list(({k: v for k, v in known.items() if k != kind} | {kind: mixed}).items())[-MAX_KINDS:])
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(newest))

@@ -21,7 +21,7 @@ from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.text import clean_block
 
-MOST_RECORD_BYTES = 16 * 2**20
+MAX_RECORD_BYTES = 16 * 2**20
 """Maximum size of a JSON file of a run folder, far above what a run writes, against memory exhaustion."""
 
 
@@ -33,7 +33,7 @@ def read_record(file: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     try:
-        record = json.loads(read_plain(file, MOST_RECORD_BYTES))
+        record = json.loads(read_plain(file, MAX_RECORD_BYTES))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if not isinstance(record, dict):
@@ -69,7 +69,7 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
-LARGEST_LOG, KEPT_OF_A_LARGE_LOG = 64 * 2**20, 2**20
+MAX_LOG_BYTES, KEPT_OF_A_LARGE_LOG = 64 * 2**20, 2**20
 """Size in bytes from which a log is cut, and its size then, so that printing cannot fill the disk."""
 
 
@@ -85,7 +85,7 @@ def log_tail(log: Path, lines: int = 20, characters: int = 1200) -> str:
     return "\n".join(shown)[-characters:]
 
 
-def trim_log(log: Path, largest: int = LARGEST_LOG, kept: int = KEPT_OF_A_LARGE_LOG) -> None:
+def trim_log(log: Path, largest: int = MAX_LOG_BYTES, kept: int = KEPT_OF_A_LARGE_LOG) -> None:
     """Cut a log that grew past `largest` bytes down to its last `kept`, so that printing cannot fill the disk.
 
     Safe while others write: they append.

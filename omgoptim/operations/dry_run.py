@@ -45,7 +45,7 @@ INT8_OPS: dict[type[Params], tuple[str, ...]] = {
 OPEN_S = 4.1
 """Seconds in which a torch process (3.5) and one of ONNX Runtime (0.6) open an artifact; measured once on two cores."""
 
-MOST_BATCHES = 100_000
+MAX_BATCHES = 100_000
 """Maximum number of batches of an epoch that are counted, since data may be endless."""
 
 
@@ -136,10 +136,10 @@ def dry_run_report(request: Compression, context: RunContext, loaded: LoadedMode
 
 
 def batches_in_epoch(job: AnyJob) -> int:
-    """Count the batches of one epoch, up to `MOST_BATCHES`."""
+    """Count the batches of one epoch, up to `MAX_BATCHES`."""
     batches = job.datasets.batches
     plan = TrainingConfig.of(job.request, 1, job.loaded.device, job.request.seed)
-    count = sum(1 for _ in itertools.islice(batches.epoch(plan.batch), MOST_BATCHES))
+    count = sum(1 for _ in itertools.islice(batches.epoch(plan.batch), MAX_BATCHES))
     if count >= MIN_STEPS_PER_EPOCH:
         return count
     plan = config_for_data(plan, job.request, batches, Objective(job.datasets.loss).check)

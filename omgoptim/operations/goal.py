@@ -103,7 +103,7 @@ MARGIN = 1.2
 the bound itself cannot be reached."""
 
 
-FEWEST_BITS = 4
+MIN_BITS = 4
 """Bits of a parameter in the smallest format there is. That is int4."""
 
 
@@ -194,11 +194,11 @@ def refuse_unreachable_size(goal: Goal, loaded: LoadedModel, problem: str | None
     """
     if goal.size_bytes is None or problem is None or loaded.params is None:
         return
-    least = loaded.params[0] * FEWEST_BITS / 8
+    least = loaded.params[0] * MIN_BITS / 8
     if goal.size_bytes < least:
         raise RequestError(
             f"the model does not fit into {goal.size_bytes / MB:g} MB",
-            f"{loaded.params[0]:,} parameters in {FEWEST_BITS} bits each are {least / MB:.3g} MB; {problem}",
+            f"{loaded.params[0]:,} parameters in {MIN_BITS} bits each are {least / MB:.3g} MB; {problem}",
             f"give a size target of at least {MARGIN * least / MB:.3g} MB, or training data",
         )
 

@@ -9,7 +9,7 @@ from omgoptim.operations.final_measurement import Compression
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.candidates import runtimes_of
 from omgoptim.operations.report_records import repeat_command
-from omgoptim.operations.verdict import MOST_SAMPLES, ROUNDING
+from omgoptim.operations.verdict import MAX_SAMPLES, ROUNDING
 from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
 from omgoptim.reports.measured import SMALLER
 from omgoptim.requests import (
@@ -213,7 +213,7 @@ def quantize_steps(
         steps.append(step("quantize", known, "with data, static quantization is possible and accuracy can be measured"))
     all_used = loaded.evaluation.count < request.samples
     if outcome == "ok" and real_data and needed and needed > request.samples and not all_used:
-        larger = same_arguments(request) | {"samples": min(2 * needed, MOST_SAMPLES)}
+        larger = same_arguments(request) | {"samples": min(2 * needed, MAX_SAMPLES)}
         steps.append(step("quantize", larger, "more evaluation samples decide whether the quality guard passes"))
     if outcome == "ok" and request.runtime != "executorch":  # whose programs only `compare` takes
         why = "profile the artifact on the hardware it will run on"

@@ -17,7 +17,7 @@ from omgoptim.runtimes.signature import Signature, flatten
 from omgoptim.techniques.probe import error_location, quiet
 from omgoptim.training.modes import eval_mode
 
-LONGEST_S, FEWEST = 20.0, 32
+MAX_SECONDS, MIN_SAMPLES = 20.0, 32
 """Time limit in seconds, once the minimum number of samples was run; for slow models. Chosen: more samples find rarer
 paths through the model, and cost time."""
 
@@ -45,11 +45,11 @@ def refuse_partial(
     began, done, failures = time.monotonic(), 0, []
     with eval_mode(module, device), eval_mode(original, device):
         for one in _spread(samples):
-            if done >= FEWEST and time.monotonic() - began > LONGEST_S:
+            if done >= MIN_SAMPLES and time.monotonic() - began > MAX_SECONDS:
                 break
             done += 1
             shapes = _outputs(module, signature, one, device)
-            if isinstance(shapes, str) or done <= FEWEST:
+            if isinstance(shapes, str) or done <= MIN_SAMPLES:
                 expected = _outputs(original, signature, one, device)
                 if shapes != expected and not isinstance(expected, str):
                     other = f"its outputs have shapes {shapes} instead of {expected}: they depend on values, or on what"
@@ -77,7 +77,7 @@ def _outputs(module: nn.Module, signature: Signature, one: NamedBatch, device: s
 def _spread(samples: Samples) -> Iterator[NamedBatch]:
     """Yield every sample as a batch of 1, evenly spaced ones first."""
     places = [(index, row) for index, batch in enumerate(samples.batches) for row in range(batch_length(batch))]
-    step = max(len(places) // FEWEST, 1)
+    step = max(len(places) // MIN_SAMPLES, 1)
     for index, row in itertools.chain.from_iterable(places[start::step] for start in range(step)):
         yield {name: array[row : row + 1] for name, array in samples.batches[index].items()}
 

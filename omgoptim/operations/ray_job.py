@@ -39,7 +39,7 @@ PROGRESS, RESULT, FAILED = "omgoptim-progress ", "omgoptim-result ", "omgoptim-f
 
 REPORT = "report.json"
 
-MOST_BYTES = 200 * 2**20
+MAX_BYTES = 200 * 2**20
 """Maximum size of the files that are transferred through the log. Chosen: a log is read as a whole on every poll."""
 
 POLL_S = 1.0
@@ -188,10 +188,10 @@ def result_lines(folder: Path, elsewhere: str, here: str) -> Iterator[str]:
             file for file in sorted((folder / part).rglob("*")) if file.is_file() and not file.name.startswith(".")
         ]
     size = sum(file.stat().st_size for file in files)
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise RunError(
             f"the artifacts are too large for the job's log: {size / 1e6:.0f} MB",
-            f"at most {MOST_BYTES / 1e6:.0f} MB; they are in {folder} on the head",
+            f"at most {MAX_BYTES / 1e6:.0f} MB; they are in {folder} on the head",
             "copy them from there",
         )
     target = io.BytesIO()

@@ -18,11 +18,11 @@ from omgoptim.requests.prune import Structured
 ModuleRequest = PruneRequest | FactorizeRequest | DistillRequest
 """Request of a verb that changes and trains a module."""
 
-MOST_EPOCHS, MOST_ROUNDS, MOST_LAYER_RATIO = 10_000, 100, 0.97
+MAX_EPOCHS, MAX_ROUNDS, MAX_LAYER_RATIO = 10_000, 100, 0.97
 """Bounds of suggested arguments; the first two are those of the requests. The last is chosen: a layer keeps a few
 channels."""
 
-MOST_KEPT = 0.99
+MAX_KEPT = 0.99
 """Share of a layer, or of its energy, up to which a factorization that keeps more is suggested: two factors of nearly
 full rank are larger than the weight. Chosen."""
 
@@ -99,8 +99,8 @@ def _reachable_speed(request: ModuleRequest, result: RunResult, loaded: LoadedMo
     assert isinstance(request.method, Structured)
     given = same_arguments(request)
     steps = []
-    if request.method.max_layer_ratio < MOST_LAYER_RATIO or request.method.round_to != 1:
-        limits = {"max_layer_ratio": max(MOST_LAYER_RATIO, request.method.max_layer_ratio), "round_to": 1}
+    if request.method.max_layer_ratio < MAX_LAYER_RATIO or request.method.round_to != 1:
+        limits = {"max_layer_ratio": max(MAX_LAYER_RATIO, request.method.max_layer_ratio), "round_to": 1}
         why = "the narrowest allowed widths are too slow; these limits allow narrower ones"
         steps.append(step("prune", given | limits, why))
     target_speedup, reached = request.method.target_speedup, result.gains.speedup
@@ -125,13 +125,13 @@ def _steps_to_lose_less(request: ModuleRequest, loaded: LoadedModel, result: Run
         return [step(verb, known, "fine-tuning recovers quality and needs data")]
     epochs = 1 if request.epochs is None else request.epochs
     steps = []
-    if _still_improving(result.training) and epochs < MOST_EPOCHS:
+    if _still_improving(result.training) and epochs < MAX_EPOCHS:
         why = "quality still rose in the last epoch: longer training recovers more"
         if result.training is None:
             why = "nothing was trained: fine-tuning recovers quality"
-        steps.append(step(verb, given | {"epochs": min(MOST_EPOCHS, max(2, 2 * epochs))}, why))
+        steps.append(step(verb, given | {"epochs": min(MAX_EPOCHS, max(2, 2 * epochs))}, why))
     if isinstance(request, PruneRequest) and request.amounts is None and request.goal is not None:
-        rounds = min(MOST_ROUNDS, max(3, 2 * request.rounds))
+        rounds = min(MAX_ROUNDS, max(3, 2 * request.rounds))
         if rounds > request.rounds:
             why = "several smaller rounds with fine-tuning lose less than one large round"
             steps.append(step(verb, given | {"rounds": rounds, "epochs": max(1, epochs)}, why))
@@ -170,7 +170,7 @@ def _more_of_each_layer(method: Factorization) -> dict[str, Any]:
     if method.rank is not None:
         return {"rank": 2 * method.rank}
     name, share = ("energy", method.energy) if method.energy is not None else ("rank_ratio", method.rank_ratio)
-    return {} if share is None or share >= MOST_KEPT else {name: round((1 + share) / 2, 4)}
+    return {} if share is None or share >= MAX_KEPT else {name: round((1 + share) / 2, 4)}
 
 
 def _smaller_amount(request: PruneRequest, result: RunResult) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.architecture_search.costs import CostMeter, Limits, open_cost_meter
 from omgoptim.operations.architecture_search.predictions import (
-    FEWEST,
+    MIN_NETWORKS,
     Predictions,
     first_configurations,
     measure_first_networks,
@@ -187,7 +187,7 @@ def _refuse_short(request: SearchRequest, search_space: SearchSpace | None, elap
         RequestError: with the budget that it needs at least.
     """
     space = None if search_space is None else search_space.product
-    first = FEWEST if space is None else len(first_configurations(space, request.seed, request.trials))
+    first = MIN_NETWORKS if space is None else len(first_configurations(space, request.seed, request.trials))
     needed_s = elapsed_s + first * launch_s
     if request.budget_minutes is not None and 60 * request.budget_minutes < needed_s / (1 - FINAL_SHARE):
         minutes = math.ceil(20 * needed_s / (1 - FINAL_SHARE) / 60) / 10

@@ -22,10 +22,10 @@ MARGIN_SHARE = 0.5
 """Maximum margin for the uncertainty of selection samples, as a fraction of the guard: with a few hundred samples the
 interval is wider than any guard, and no candidate would pass. Chosen: half."""
 
-MOST_CLASSES = 3
+MAX_CLASSES = 3
 """Classes that are named as lost. Chosen: a warning stays one line each."""
 
-MOST_SAMPLES = 1_000_000
+MAX_SAMPLES = 1_000_000
 """Largest number of evaluation samples that a request may ask for. The bound of `samples` in requests/base.py."""
 
 
@@ -99,7 +99,7 @@ def samples_needed(quality: Quality, guard: float) -> int | None:
     if is_decided(quality, guard) or abs(quality.drop - guard) <= ROUNDING:
         return None
     needed = quality.samples_to_decide(guard)
-    return needed if needed is not None and needed <= MOST_SAMPLES else None
+    return needed if needed is not None and needed <= MAX_SAMPLES else None
 
 
 def outcome_of(gains: Gains, quality: Quality, guard: float) -> Outcome:
@@ -153,7 +153,7 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
     warnings = [
         f"the recall of class {lost.label} fell from {lost.before:.0%} to {lost.after:.0%} ({lost.samples} samples), "
         f"which the accuracy on all {quality.samples:,} samples hides"
-        for lost in quality.lost_classes[:MOST_CLASSES]
+        for lost in quality.lost_classes[:MAX_CLASSES]
     ]
     if not real_data:
         warnings.append(

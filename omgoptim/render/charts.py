@@ -36,7 +36,7 @@ from omgoptim.render.numbers import (
 )
 from omgoptim.reports import Candidate, Coverage, EfficiencyReport, Epoch, Layer, LayerNoise, LayerPrecision, Step
 
-MOST_BARS = 15
+MAX_BARS = 15
 """Most layers in a bar chart; the table has all. Chosen: what fits a screen."""
 
 SPEEDUP, QUALITY = "speedup", "quality"
@@ -132,7 +132,7 @@ def layer_bars(layers: list[Layer]) -> Bars | None:
             _layer_text(layer),
             f"{path_text(layer.path, 200)} ({plain(layer.kind, 60)})",
         )
-        for layer in layers[:MOST_BARS]
+        for layer in layers[:MAX_BARS]
     )
     return Bars("Costliest layers", bars)
 
@@ -149,7 +149,7 @@ def noise_bars(layers: Sequence[LayerNoise], whole_db: float | None = None) -> B
             f"{layer.sqnr_db:.1f} dB",
             f"{path_text(layer.path, 200)} ({plain(layer.kind, 60)})",
         )
-        for layer in layers[:MOST_BARS]
+        for layer in layers[:MAX_BARS]
     ]
     if bars and whole_db is not None and whole_db > 0:
         bars.append(Bar("all layers quantized", whole_db, f"{whole_db:.1f} dB", faded=True))
@@ -234,7 +234,7 @@ def _layer_text(layer: Layer) -> str:
     return f"{count_text(layer.macs)} MACs" if layer.macs else size_text(layer.size_bytes or 0)
 
 
-MOST_LAYERS = 24
+MAX_LAYERS = 24
 """Most layers or groups that get a curve, the most sensitive first. Chosen: what fits a screen."""
 
 
@@ -274,7 +274,7 @@ def learning_curve(
 
 def sensitivity_multiples(found: Sequence[Sensitivity], guard: float | None) -> Multiples | None:
     """Return a small curve per layer or group: the drop in quality against the amount, all on the same scales."""
-    cells = tuple(_cell(one, guard) for one in found[:MOST_LAYERS] if one.points)
+    cells = tuple(_cell(one, guard) for one in found[:MAX_LAYERS] if one.points)
     return Multiples("Drop in quality against the amount, for each layer alone", cells, guard) if cells else None
 
 

@@ -36,7 +36,7 @@ from omgoptim.text import clean_block, clean_exact
 
 Json = dict[str, Any]
 
-LARGEST = 140_000
+MAX_DOCUMENT_BYTES = 140_000
 """Bytes of a document in report.html. Chosen: a page opens at once, and clients show it in a chat."""
 
 RESULTS = (
@@ -136,7 +136,7 @@ def call_text(tool: str, arguments: Json) -> str:
     return f"Call the tool {tool} of omgoptim with {json.dumps(arguments, ensure_ascii=False)}"
 
 
-def document_json(document: Document, limit: int = LARGEST) -> str:
+def document_json(document: Document, limit: int = MAX_DOCUMENT_BYTES) -> str:
     """Return a document as JSON of at most `limit` bytes that may stand in a script element.
 
     Texts are cleaned; NaN and infinite numbers become null; lists that are too long are cut, with the number

@@ -31,7 +31,7 @@ MAX_FULL = 40_000
 """Characters of the full form, about 10,000 tokens."""
 
 
-MOST_ROWS = 100
+MAX_ROWS = 100
 """Rows of a table, entries of a list; report.json has all. Chosen: a longer table is not read."""
 
 FIRST = (warnings_section, comparison_section, outputs_section, steps_section, quantization_section)
@@ -130,9 +130,9 @@ def block_lines(block: Block) -> list[str]:
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Items):
-        left_out = block.left_out + max(0, len(block.items) - MOST_ROWS)
+        left_out = block.left_out + max(0, len(block.items) - MAX_ROWS)
         more = [f"- … {left_out} more in report.json"] if left_out else []
-        return [f"{_title(block.title)}:", *(f"- {_shown(item)}" for item in block.items[:MOST_ROWS]), *more]
+        return [f"{_title(block.title)}:", *(f"- {_shown(item)}" for item in block.items[:MAX_ROWS]), *more]
     if isinstance(block, Line):
         head = f"{_shown(block.head)} " if block.head else ""
         return [f"{_title(block.label)}: {head}{_shown(block.text)}" if block.label else _shown(block.text)]
@@ -143,8 +143,8 @@ def _table(table: Table) -> list[str]:
     title = _title(table.title)
     head = [f"{title}: {safe(table.note, 500)}".rstrip(), ""] if title else []
     names = " | ".join(cell(column.name, 120) for column in table.columns)
-    rows = [f"| {' | '.join(_cell(one) for one in row.cells)} |" for row in table.rows[:MOST_ROWS]]
-    left_out = table.left_out + max(0, len(table.rows) - MOST_ROWS)
+    rows = [f"| {' | '.join(_cell(one) for one in row.cells)} |" for row in table.rows[:MAX_ROWS]]
+    left_out = table.left_out + max(0, len(table.rows) - MAX_ROWS)
     more = ["", f"… {left_out} more in report.json"] if left_out else []
     return [*head, f"| {names} |", f"|{' --- |' * len(table.columns)}", *rows, *more]
 

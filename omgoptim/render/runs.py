@@ -122,7 +122,7 @@ NOTE = (
     "other: omgoptim compare A B measures two artifacts in alternating turns."
 )
 _COLUMNS = ("run", "verdict", "model", "artifact", "size", "latency", "quality")
-MOST_WARNINGS = 3
+MAX_WARNINGS = 3
 """Warnings of each run that are shown. Chosen: the table stays the main part."""
 
 
@@ -194,7 +194,7 @@ def _machine(report: EfficiencyReport) -> str:
 
 def _remarks(run: Run) -> list[str]:
     if run.report is not None:
-        return run.report.warnings[:MOST_WARNINGS]
+        return run.report.warnings[:MAX_WARNINGS]
     return [state_text(run.state)]
 
 

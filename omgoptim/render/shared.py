@@ -26,7 +26,7 @@ from omgoptim.reports.measured import SMALLER
 from omgoptim.requests.command import in_shell
 from omgoptim.text import clean
 
-MOST_CHARACTERS = 60_000
+MAX_CHARACTERS = 60_000
 """GitHub refuses a comment of more than 65,536."""
 
 HOW = (steps_section, quantization_section, rounds_section, training_section, candidates_section, changed_section)
@@ -46,9 +46,9 @@ def shared_markdown(report: EfficiencyReport) -> str:
     report = without_paths(report)
     for full in (True, False):
         text = _markdown(report, full)
-        if len(text) <= MOST_CHARACTERS:
+        if len(text) <= MAX_CHARACTERS:
             return text
-    whole_lines = text[: MOST_CHARACTERS - 60].rpartition("\n")[0]
+    whole_lines = text[: MAX_CHARACTERS - 60].rpartition("\n")[0]
     still_open = whole_lines.count("\n<details>") - whole_lines.count("\n</details>")
     end = "\n\n</details>" * still_open
     return f"{whole_lines}{end}\n\n… cut; the rest is in report.json\n"

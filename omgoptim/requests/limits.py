@@ -9,13 +9,13 @@ from omgoptim.text import clean, hidden_character
 
 DEEPEST = 16
 """Maximum nesting of objects and lists. Chosen: requests have three levels; JSON readers stop at about a thousand."""
-MOST_VALUES = 10_000
+MAX_VALUES = 10_000
 """Maximum values in all arguments together, far above what a request needs, against memory exhaustion."""
-LONGEST_TEXT = 4_096
+MAX_TEXT_CHARACTERS = 4_096
 """Maximum characters of one text: the longest path of most systems."""
-MOST_TEXT = 100_000
+MAX_TOTAL_CHARACTERS = 100_000
 """Maximum characters of all texts together. Chosen: a request with long globs has a few thousand."""
-LARGEST_INTEGER = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 """The largest integer of most JSON readers, and of torch's seeds."""
 
 
@@ -34,8 +34,8 @@ def refuse_unusable(arguments: dict[str, Any]) -> None:
         values += 1
         if depth > DEEPEST:
             raise RequestError(f"{_named(name)} is nested too deep", f"at most {DEEPEST} levels are read", "flatten it")
-        if values > MOST_VALUES:
-            raise RequestError(f"{_named(name)} holds too many values", f"at most {MOST_VALUES:,} are read")
+        if values > MAX_VALUES:
+            raise RequestError(f"{_named(name)} holds too many values", f"at most {MAX_VALUES:,} are read")
         if isinstance(value, str):
             texts += len(value)
             _refuse_text(name, value, texts)
@@ -58,9 +58,11 @@ def shortened(value: Any, limit: int = 80) -> str:
 
 def _refuse_text(name: str, text: str, texts: int, which: str = "") -> None:
     where = f"{which}{_named(name or text)}"
-    if len(text) > LONGEST_TEXT or texts > MOST_TEXT:
-        received = f"received {len(text):,} characters" if len(text) > LONGEST_TEXT else f"{texts:,} in all arguments"
-        raise RequestError(f"{where} is too long", f"at most {LONGEST_TEXT:,} characters are read; {received}")
+    if len(text) > MAX_TEXT_CHARACTERS or texts > MAX_TOTAL_CHARACTERS:
+        received = (
+            f"received {len(text):,} characters" if len(text) > MAX_TEXT_CHARACTERS else f"{texts:,} in all arguments"
+        )
+        raise RequestError(f"{where} is too long", f"at most {MAX_TEXT_CHARACTERS:,} characters are read; {received}")
     hidden = hidden_character(text)
     if hidden is not None:
         raise RequestError(
@@ -73,8 +75,8 @@ def _refuse_text(name: str, text: str, texts: int, which: str = "") -> None:
 def _refuse_number(name: str, value: float) -> None:
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         raise RequestError(f"{_named(name)} is not a number", f"received {value}", "give a finite number")
-    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise RequestError(f"{_named(name)} is too large", f"whole numbers up to {LARGEST_INTEGER} are read")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise RequestError(f"{_named(name)} is too large", f"whole numbers up to {MAX_INTEGER} are read")
 
 
 def _named(name: str) -> str:

@@ -25,9 +25,9 @@ MIME_TYPE = "text/html;profile=mcp-app"
 URI = "ui://omgoptim/report.html"
 META = "omgoptim/page"
 """Key of an answer's `_meta` that holds the page's data."""
-LARGEST = 60_000
+MAX_PAGE_BYTES = 60_000
 """Bytes of the data of an answer. Chosen: hosts pass an answer on as one message."""
-MOST_PICKS = 5
+MAX_PICKS = 5
 """Most buttons that pick another finalist. Chosen: one row of buttons."""
 
 Context = ServerRequestContext[Any, Any]
@@ -56,7 +56,7 @@ async def answer_with(context: Context, result: CallToolResult, document: Callab
     """Return an answer with the data of its page, where the client shows one."""
     if not supports_apps(context):
         return result
-    page = await run_sync(lambda: json.loads(document_json(document(), LARGEST)))
+    page = await run_sync(lambda: json.loads(document_json(document(), MAX_PAGE_BYTES)))
     return result.model_copy(update={"meta": {META: page}})
 
 
@@ -71,7 +71,7 @@ def finished_document(report: EfficiencyReport, project: str) -> Document:
 
 def _actions(report: EfficiencyReport, project: str) -> list[Action]:
     """Return what else can be done with this run: pick another finalist, search longer."""
-    kept = [one for one in report.alternatives if one.holds][:MOST_PICKS]
+    kept = [one for one in report.alternatives if one.holds][:MAX_PICKS]
     actions = [
         Action(
             f"Pick {one.name}",

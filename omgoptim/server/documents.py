@@ -45,7 +45,7 @@ _PREFIX, _SUFFIX = REPORT_URI.split("{run_id}")
 _LISTED_REPORTS = 10
 """Maximum number of reports in the list of resources. Chosen: as many as runs in a list."""
 
-LONGEST_ARGUMENTS = 4_000
+MAX_ARGUMENT_CHARACTERS = 4_000
 """Characters that a prompt's arguments may have. Chosen: some paragraphs."""
 
 
@@ -70,7 +70,7 @@ async def get_prompt(_context: Context, params: GetPromptRequestParams) -> GetPr
     if command is None:
         what = f"There is no prompt '{clean(params.name, 80)}'."
         raise MCPError(code=INVALID_PARAMS, message=f"{what} {did_you_mean(params.name, known)}")
-    text = command.text(clean_block((params.arguments or {}).get("arguments", ""), LONGEST_ARGUMENTS))
+    text = command.text(clean_block((params.arguments or {}).get("arguments", ""), MAX_ARGUMENT_CHARACTERS))
     content = TextContent(type="text", text=text)
     return GetPromptResult(description=command.description, messages=[PromptMessage(role="user", content=content)])
 

@@ -19,12 +19,12 @@ from pydantic import ValidationError
 from typing_extensions import Self
 
 from omgoptim.errors import RequestError
-from omgoptim.requests.limits import DEEPEST, LARGEST_INTEGER
+from omgoptim.requests.limits import DEEPEST, MAX_INTEGER
 from omgoptim.server import answers
 from omgoptim.text import clean
 
 _TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]|-?\d+')
-_MOST_OF_AN_ID = 200
+_MAX_ID_CHARACTERS = 200
 """Maximum characters of a request's id that is read. Chosen: ids are numbers or UUIDs."""
 
 
@@ -79,7 +79,7 @@ def answer_to(error: Exception) -> JSONRPCResponse | JSONRPCError:
     refusal = RequestError(
         "the arguments cannot be read" if head.get("method") == "tools/call" else "the message cannot be read",
         reason,
-        f"send JSON that is nested at most {DEEPEST} deep, of numbers up to {LARGEST_INTEGER} and valid Unicode",
+        f"send JSON that is nested at most {DEEPEST} deep, of numbers up to {MAX_INTEGER} and valid Unicode",
     )
     number = head.get("id")
     if number is None:
@@ -101,7 +101,7 @@ def _head(line: str) -> Iterator[tuple[str, Any]]:
             depth -= 1
         elif depth == 1 and token == ":":
             key = before
-        elif depth == 1 and before == ":" and key in ('"id"', '"method"') and len(token) <= _MOST_OF_AN_ID:
+        elif depth == 1 and before == ":" and key in ('"id"', '"method"') and len(token) <= _MAX_ID_CHARACTERS:
             try:
                 yield key.strip('"'), json.loads(token)
             except ValueError:

@@ -20,10 +20,10 @@ from omgoptim.requests.limits import shortened
 DEFAULT_WAIT_S = 45.0
 """Several clients cut a call at 60 s."""
 
-HIGHEST_DEFAULT_S = 55.0
+MAX_DEFAULT_S = 55.0
 """Longest wait of a client that does not ask for progress: below those 60 s."""
 
-HIGHEST_WITH_PROGRESS_S = 600.0
+MAX_WITH_PROGRESS_S = 600.0
 """A client that asks for progress sees that the call is alive, and may wait longer if it says so. Chosen: ten minutes,
 since a client may still limit a call."""
 
@@ -41,7 +41,7 @@ Report = Callable[[float, float | None, str | None], Awaitable[None]]
 def longest_wait(progress: bool = False) -> float:
     """Return the maximum wait of a call in seconds: OMGOPTIM_MAX_WAIT_S, else more if the client requested progress."""
     text = os.environ.get("OMGOPTIM_MAX_WAIT_S", "")
-    default = HIGHEST_WITH_PROGRESS_S if progress else HIGHEST_DEFAULT_S
+    default = MAX_WITH_PROGRESS_S if progress else MAX_DEFAULT_S
     try:
         return max(0.0, float(text)) if text else default
     except ValueError:

@@ -9,7 +9,7 @@ import pytest
 from omgoptim.cli import output
 from omgoptim.errors import DataError, RequestError
 from omgoptim.executors import RETRIES
-from omgoptim.executors.connection import MOST_BYTES, PROBE_S
+from omgoptim.executors.connection import MAX_BYTES, PROBE_S
 from omgoptim.measure.timing import PLANS
 from omgoptim.models.labels import IGNORED
 from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
@@ -38,7 +38,7 @@ QUICK, STANDARD, CAREFUL = (PLANS[timing] for timing in ("quick", "standard", "c
 
 SENTENCES = [
     ("docs/scaling.md", f"is an error after {WORDS[int(PROBE_S)]} seconds"),
-    ("docs/scaling.md", f"At most {MOST_BYTES / 2**20:.0f} MB"),
+    ("docs/scaling.md", f"At most {MAX_BYTES / 2**20:.0f} MB"),
     ("docs/scaling.md", f"begun again, {WORDS[RETRIES]} times at most"),
     ("docs/timing.md", f"Above {BUSY:.0%} of the machine a run first waits up to"),
     ("docs/timing.md", f"up to {PATIENCE_S['standard']:g} s (`careful`: {PATIENCE_S['careful']:g} s) for it to end"),

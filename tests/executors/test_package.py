@@ -29,7 +29,7 @@ def test_a_package_has_the_projects_files_without_environments_runs_and_links_ou
 def test_a_project_that_ray_does_not_take_is_refused_with_its_largest_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "MOST_BYTES", 1000)
+    monkeypatch.setattr(connection, "MAX_BYTES", 1000)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "train.bin").write_bytes(bytes(2000))
     with pytest.raises(RequestError, match="too large to be sent") as refused:

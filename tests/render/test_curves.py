@@ -47,7 +47,7 @@ def test_small_curves_begin_at_no_drop_and_the_most_sensitive_are_drawn(pruned: 
     found = sensitivities(pruned)
     picture = charts.sensitivity_multiples(found * 3, 0.01)
     assert picture is not None
-    assert len(picture.cells) == charts.MOST_LAYERS
+    assert len(picture.cells) == charts.MAX_LAYERS
     for cell, one in zip(picture.cells, found, strict=False):
         assert cell.points == ((0.0, 0.0), *((point.amount, point.quality_drop) for point in one.points))
         assert cell.over == (one.worst.quality_drop > 0.01)

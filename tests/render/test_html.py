@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from pages import blocks_of, document_of, drawings_of, page_text
 
-from omgoptim.render.document import LARGEST, document_json, report_document
+from omgoptim.render.document import MAX_DOCUMENT_BYTES, document_json, report_document
 from omgoptim.render.html import app_html, report_html
 from omgoptim.reports import Change, EfficiencyReport
 
@@ -90,7 +90,7 @@ def test_the_page_of_a_very_large_model_is_bounded_and_says_what_it_leaves_out(q
     changes = [Change(path=f"layers.{n}.linear", what="int8", before="float32", after="int8") for n in range(20_000)]
     large = quantized.model_copy(update={"changed": changes})
     text = document_json(report_document(large))
-    assert len(text.encode()) <= LARGEST
+    assert len(text.encode()) <= MAX_DOCUMENT_BYTES
     table = blocks_of(large, "Layers")[0]
     assert table["left_out"] + len(table["rows"]) == 20_000
     assert "\\u003c" in document_json(report_document(quantized.model_copy(update={"summary": "a < b"})))

@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from omgoptim.errors import ModelError
-from omgoptim.render.shared import MOST_CHARACTERS, error_to_share, shared_markdown, without_paths
+from omgoptim.render.shared import MAX_CHARACTERS, error_to_share, shared_markdown, without_paths
 from omgoptim.reports import EfficiencyReport
 
 
@@ -46,7 +46,7 @@ def test_every_table_is_a_table_and_every_collapsed_part_is_markdown(name: str, 
 
 def test_it_fits_a_comment_however_large_the_report_is(hostile: EfficiencyReport) -> None:
     text = shared_markdown(hostile)
-    assert len(text) <= MOST_CHARACTERS
+    assert len(text) <= MAX_CHARACTERS
     assert text.count("<details>") == text.count("</details>")
 
 

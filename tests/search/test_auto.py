@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.architecture_search.auto import INPUT_SIZE, KEEP, MOST_OPTIONS, AutoSpace, auto_space, stages_of
+from omgoptim.architecture_search.auto import INPUT_SIZE, KEEP, MAX_OPTIONS, AutoSpace, auto_space, stages_of
 from omgoptim.errors import TechniqueError
 from omgoptim.models.samples import Samples
 from omgoptim.models.structural_diff import StructuralDiff, apply_diff, compute_diff
@@ -69,7 +69,7 @@ def test_more_layers_than_stages_are_put_together_in_their_order() -> None:
 def test_every_stage_can_be_kept_and_has_few_options(made: tuple[AutoSpace, ModuleRun]) -> None:
     for knob in made[0].space.knobs:
         assert knob.options[0] == KEEP
-        assert 2 <= len(knob.options) <= MOST_OPTIONS
+        assert 2 <= len(knob.options) <= MAX_OPTIONS
     assert {"narrow 0.5", "depthwise"} <= {option for knob in made[0].space.knobs for option in knob.options}
 
 
@@ -84,7 +84,7 @@ def test_keeping_everything_builds_the_model_itself(made: tuple[AutoSpace, Modul
 def test_any_configuration_runs_is_smaller_and_leaves_the_model_as_it_was(made: tuple[AutoSpace, ModuleRun]) -> None:
     space, run = made
     before = copy.deepcopy(space.model.state_dict())
-    rows = np.random.default_rng(0).permutation(space.space.every)[:6]
+    rows = np.random.default_rng(0).permutation(space.space.all_rows)[:6]
     for row in rows:
         configuration = space.space.configuration(row)
         module = space.build(configuration, run)

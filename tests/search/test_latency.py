@@ -14,7 +14,7 @@ TABLE = BlockTable(0.1, ((2.0, 1.0, 0.0), (4.0, 1.5, 0.0), (1.0, 0.5, 0.0), (3.0
 
 
 def some(count: int) -> np.ndarray:
-    return np.random.default_rng(0).permutation(SPACE.every)[:count]
+    return np.random.default_rng(0).permutation(SPACE.all_rows)[:count]
 
 
 def test_without_a_whole_network_the_table_stands_as_it_is() -> None:
@@ -26,8 +26,8 @@ def test_the_correction_recovers_fusion_and_the_cost_of_a_block() -> None:
     rows = some(16)
     measured = 0.3 + 0.8 * TABLE.sums(rows) + 0.05 * TABLE.counts(rows)
     predictor = fit_correction(TABLE, rows, measured.tolist())
-    truth = 0.3 + 0.8 * TABLE.sums(SPACE.every) + 0.05 * TABLE.counts(SPACE.every)
-    relative = np.abs(predictor.predict(SPACE.every) / truth - 1)
+    truth = 0.3 + 0.8 * TABLE.sums(SPACE.all_rows) + 0.05 * TABLE.counts(SPACE.all_rows)
+    relative = np.abs(predictor.predict(SPACE.all_rows) / truth - 1)
     assert np.median(relative) < 0.02
     assert predictor.error is not None
     assert predictor.error < 0.02
@@ -35,19 +35,19 @@ def test_the_correction_recovers_fusion_and_the_cost_of_a_block() -> None:
 
 def test_terms_of_options_recover_a_sum_and_a_product_from_whole_networks() -> None:
     rows = some(40)
-    sums = 1.0 + TABLE.sums(SPACE.every)
-    products = np.exp(0.2 * TABLE.sums(SPACE.every))
+    sums = 1.0 + TABLE.sums(SPACE.all_rows)
+    products = np.exp(0.2 * TABLE.sums(SPACE.all_rows))
     for truth, logarithmic in ((sums, False), (products, True)):
-        seen = [truth[np.flatnonzero((SPACE.every == row).all(axis=1))[0]] for row in rows]
+        seen = [truth[np.flatnonzero((SPACE.all_rows == row).all(axis=1))[0]] for row in rows]
         predictor = fit_options(SPACE, rows, seen)
         assert predictor.logarithmic is logarithmic
-        assert np.median(np.abs(predictor.predict(SPACE.every) / truth - 1)) < 0.02
+        assert np.median(np.abs(predictor.predict(SPACE.all_rows) / truth - 1)) < 0.02
 
 
 def test_singles_are_enough_for_a_sum_and_whole_networks_judge_it() -> None:
-    rows = np.concatenate([SPACE.singles, some(6)])
+    rows = np.concatenate([SPACE.single_changes, some(6)])
     predictor = fit_options(SPACE, rows, (1.0 + TABLE.sums(rows)).tolist(), held_out_rows=range(9, 15))
-    np.testing.assert_allclose(predictor.predict(SPACE.every), 1.0 + TABLE.sums(SPACE.every), rtol=0.05)
+    np.testing.assert_allclose(predictor.predict(SPACE.all_rows), 1.0 + TABLE.sums(SPACE.all_rows), rtol=0.05)
     assert predictor.error is not None
     assert predictor.error < 0.05
 
@@ -74,19 +74,19 @@ def test_a_latency_that_is_no_positive_number_is_refused(bad: float) -> None:
 
 
 def test_replacements_give_the_table_that_the_latencies_were_made_of() -> None:
-    rows = np.concatenate([SPACE.singles, some(3)])
+    rows = np.concatenate([SPACE.single_changes, some(3)])
     table = replacements(SPACE, rows, (0.7 + TABLE.sums(rows)).tolist())
     assert table is not None
-    np.testing.assert_allclose(table.base + table.sums(SPACE.every), 0.7 + TABLE.sums(SPACE.every))
+    np.testing.assert_allclose(table.base + table.sums(SPACE.all_rows), 0.7 + TABLE.sums(SPACE.all_rows))
     assert replacements(SPACE, rows[1:], (0.7 + TABLE.sums(rows[1:])).tolist()) is None
 
 
 def test_the_table_is_taken_where_it_misses_less_than_terms_of_options() -> None:
-    rows = np.concatenate([SPACE.singles, some(12)])
+    rows = np.concatenate([SPACE.single_changes, some(12)])
     generator = np.random.default_rng(2)
-    truth = 0.7 + TABLE.sums(SPACE.every)
+    truth = 0.7 + TABLE.sums(SPACE.all_rows)
     measured = (0.7 + TABLE.sums(rows)) * generator.lognormal(sigma=0.01, size=len(rows))
     predictor = best_fit(SPACE, rows, measured.tolist())
     assert predictor.error is not None
     assert predictor.error < 0.05
-    assert np.median(np.abs(predictor.predict(SPACE.every) / truth - 1)) < 0.05
+    assert np.median(np.abs(predictor.predict(SPACE.all_rows) / truth - 1)) < 0.05

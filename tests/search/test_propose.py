@@ -49,7 +49,7 @@ def test_a_proposal_depends_on_the_observations_the_seed_and_its_number_alone(wa
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_was_measured_as_too_slow_is_not_proposed_again(way: Proposal) -> None:
-    inside = SPACE.every[load(SPACE.every) <= 1.0]
+    inside = SPACE.all_rows[load(SPACE.all_rows) <= 1.0]
     seen = Observations(inside[:0], np.empty(0), inside[1:])
     assert (way(SPACE, load, seen, 0, 0) == inside[0]).all()
     assert way(SPACE, load, Observations(inside[:0], np.empty(0), inside), 0, 0) is None
@@ -89,8 +89,8 @@ def test_later_proposals_find_what_pays() -> None:
 
 
 def test_a_hint_that_is_true_is_followed_after_the_first_proposals() -> None:
-    weights = np.random.default_rng(0).standard_normal(len(SPACE.every))
-    where = {row.tobytes(): weights[index] for index, row in enumerate(SPACE.every)}
+    weights = np.random.default_rng(0).standard_normal(len(SPACE.all_rows))
+    where = {row.tobytes(): weights[index] for index, row in enumerate(SPACE.all_rows)}
 
     def known(rows: Indices) -> np.ndarray:
         return np.array([where[row.tobytes()] for row in rows])

@@ -12,9 +12,9 @@ SPACE = Space((Knob("width", (16, 32, 64)), Knob("kernel", (3, 5))))
 
 
 def test_every_configuration_is_listed_once_and_comes_back_from_its_row() -> None:
-    found = [SPACE.configuration(row) for row in SPACE.every]
+    found = [SPACE.configuration(row) for row in SPACE.all_rows]
     assert len({tuple(each.items()) for each in found}) == SPACE.size == 6
-    assert all((SPACE.row(each) == row).all() for each, row in zip(found, SPACE.every, strict=True))
+    assert all((SPACE.row(each) == row).all() for each, row in zip(found, SPACE.all_rows, strict=True))
 
 
 def test_one_hots_have_a_column_for_every_option_but_the_first() -> None:
@@ -22,7 +22,7 @@ def test_one_hots_have_a_column_for_every_option_but_the_first() -> None:
 
 
 def test_singles_have_every_option_once_beside_the_first_ones() -> None:
-    assert SPACE.singles.tolist() == [[0, 0], [1, 0], [2, 0], [0, 1]]
+    assert SPACE.single_changes.tolist() == [[0, 0], [1, 0], [2, 0], [0, 1]]
 
 
 def test_mutants_differ_in_one_knob_or_by_an_exchange_of_two() -> None:

@@ -44,7 +44,7 @@ def test_a_told_study_is_the_same_after_it_is_opened_again(tmp_path: Path) -> No
 
 def test_the_three_fates_of_a_trial_that_was_not_told(tmp_path: Path) -> None:
     search = opened(tmp_path)
-    told, stored, slow, lost = (search.ask(SPACE, SPACE.configuration(row)) for row in SPACE.every[[3, 10, 20, 40]])
+    told, stored, slow, lost = (search.ask(SPACE, SPACE.configuration(row)) for row in SPACE.all_rows[[3, 10, 20, 40]])
     search.finish(told, Finished((0.1,)))
     folders = {stored.number: Finished((0.2,)), slow.number: Rejected({"latency": 1.2})}
     again = opened(tmp_path)
@@ -61,14 +61,14 @@ def test_the_three_fates_of_a_trial_that_was_not_told(tmp_path: Path) -> None:
 
 
 def test_a_lost_trial_is_repeated_once_however_often_the_search_is_killed(tmp_path: Path) -> None:
-    opened(tmp_path).ask(SPACE, SPACE.configuration(SPACE.every[7]))
+    opened(tmp_path).ask(SPACE, SPACE.configuration(SPACE.all_rows[7]))
     for _ in range(3):
         opened(tmp_path).resume(lambda number: None)
     search = opened(tmp_path)
     assert search.waiting() == 1
     trial = search.ask_again(SPACE)
     assert trial is not None
-    assert trial.params == SPACE.configuration(SPACE.every[7])
+    assert trial.params == SPACE.configuration(SPACE.all_rows[7])
 
 
 def step(search: SearchStudy, stop_before_telling: bool = False) -> None:
@@ -97,9 +97,9 @@ def test_a_search_that_was_killed_goes_on_as_an_uninterrupted_one(tmp_path: Path
 
 def test_a_quality_that_is_no_number_fails_the_trial_and_its_reason_is_kept() -> None:
     search = SearchStudy(SearchSettings())
-    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.every[0])), Finished((float("nan"),)))
-    search.fail(search.ask(SPACE, SPACE.configuration(SPACE.every[1])), "RuntimeError: kernel too large")
-    search.fail(search.ask(SPACE, SPACE.configuration(SPACE.every[2])), "RuntimeError: kernel too large")
+    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.all_rows[0])), Finished((float("nan"),)))
+    search.fail(search.ask(SPACE, SPACE.configuration(SPACE.all_rows[1])), "RuntimeError: kernel too large")
+    search.fail(search.ask(SPACE, SPACE.configuration(SPACE.all_rows[2])), "RuntimeError: kernel too large")
     assert len(search) == 0
     assert search.best() is None
     assert search.reasons() == ["RuntimeError: kernel too large", "its quality is nan"]
@@ -127,7 +127,7 @@ def test_tpe_searches_a_conditional_space_and_repeats_itself() -> None:
 @pytest.mark.parametrize("load_", [1.5, 0.5])
 def test_constraints_are_optunas_own(load_: float) -> None:
     search = SearchStudy(SearchSettings())
-    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.every[0])), Finished((0.5,), {"latency": load_}))
+    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.all_rows[0])), Finished((0.5,), {"latency": load_}))
     assert list(search.study.trials[0].constraints.values()) == [load_ - 1.0]
 
 
@@ -135,15 +135,15 @@ def test_constraints_are_optunas_own(load_: float) -> None:
 def test_a_journal_whose_last_line_was_torn_by_a_kill_goes_on(tmp_path: Path, cut: int) -> None:
     journal = tmp_path / "study.log"
     search = opened(tmp_path)
-    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.every[3])), Finished((0.1,)))
+    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.all_rows[3])), Finished((0.1,)))
     whole = journal.read_bytes()
-    search.ask(SPACE, SPACE.configuration(SPACE.every[5]))
+    search.ask(SPACE, SPACE.configuration(SPACE.all_rows[5]))
     journal.write_bytes(whole + journal.read_bytes()[len(whole) :][:cut])
     again = opened(tmp_path)
     again.resume(lambda number: None)
     while (trial := again.ask_again(SPACE)) is not None:
         again.finish(trial, Finished((0.2,)))
-    again.finish(again.ask(SPACE, SPACE.configuration(SPACE.every[6])), Finished((0.3,)))
+    again.finish(again.ask(SPACE, SPACE.configuration(SPACE.all_rows[6])), Finished((0.3,)))
     assert opened(tmp_path).best() == again.best()
     assert again.best() is not None
 
@@ -152,14 +152,14 @@ def test_a_lock_that_a_killed_process_left_does_not_hold_up_the_next(tmp_path: P
     opened(tmp_path)
     (tmp_path / "study.log.lock").symlink_to(tmp_path / "study.log")
     search = opened(tmp_path)
-    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.every[3])), Finished((0.1,)))
+    search.finish(search.ask(SPACE, SPACE.configuration(SPACE.all_rows[3])), Finished((0.1,)))
     assert (tmp_path / "study.log.lock").is_symlink()
     assert len(opened(tmp_path)) == 1
 
 
 def test_a_kill_while_a_result_is_told_tells_it_once(tmp_path: Path) -> None:
     search = opened(tmp_path)
-    trial = search.ask(SPACE, SPACE.configuration(SPACE.every[3]))
+    trial = search.ask(SPACE, SPACE.configuration(SPACE.all_rows[3]))
     trial.report(0.4, 0)
     again = opened(tmp_path)
     again.resume({0: Finished((0.4, 0.6))}.get)

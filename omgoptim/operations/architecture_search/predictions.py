@@ -29,13 +29,13 @@ from omgoptim.operations.architecture_search.spaces import SearchSpace
 from omgoptim.operations.compression_job import Job
 from omgoptim.requests import SearchRequest
 
-FEWEST, MOST = 8, 30
+MIN_NETWORKS, MAX_NETWORKS = 8, 30
 """Networks that are measured before the first trial, without those below."""
 
-MIXED = 8
+MIXED_NETWORKS = 8
 """Networks of several changed options that are measured beside every single one, for the correction of their sum."""
 
-AT_ONCE = 5
+SAVED_TOGETHER = 5
 """Networks that are saved before they are timed; on a target they are timed in one launch. Chosen: memory."""
 
 
@@ -116,10 +116,10 @@ def measure_first_networks(
     reasons: list[str] = []
     rows = [space.configuration(row) for row in first_configurations(space, costs.job.request.seed, trials)]
     left = [each for each in rows if each not in found.configurations]
-    for start in range(0, len(left), AT_ONCE):
+    for start in range(0, len(left), SAVED_TOGETHER):
         done = 0.15 + 0.1 * start / len(left)
         costs.job.context.progress(f"measuring untrained networks: {start} of {len(left)}", done)
-        reasons += _measure(left[start : start + AT_ONCE], search_space, found, file)
+        reasons += _measure(left[start : start + SAVED_TOGETHER], search_space, found, file)
     if not found.configurations:
         raise TechniqueError("no network of the space could be measured", max(reasons, key=reasons.count))
     return found
@@ -127,14 +127,14 @@ def measure_first_networks(
 
 def first_configurations(space: Space, seed: int, trials: int) -> Indices:
     """Return the configurations to measure first: each option once where there are few, and others at random."""
-    count = min(max(FEWEST, trials), MOST, space.size)
-    singles = space.singles if 2 * len(space.singles) <= 3 * count else space.singles[:1]
-    count = max(count, min(len(singles) + MIXED, space.size))
+    count = min(max(MIN_NETWORKS, trials), MAX_NETWORKS, space.size)
+    single_changes = space.single_changes if 2 * len(space.single_changes) <= 3 * count else space.single_changes[:1]
+    count = max(count, min(len(single_changes) + MIXED_NETWORKS, space.size))
     generator = np.random.default_rng([seed, 7])
     drawn = np.stack([generator.integers(options, size=4 * count) for options in space.counts], axis=1)
-    _, places = np.unique(np.concatenate([singles, drawn]), axis=0, return_index=True)
-    every = np.concatenate([singles, drawn])[np.sort(places)]
-    chosen: Indices = every[:count].astype(np.int64)
+    _, places = np.unique(np.concatenate([single_changes, drawn]), axis=0, return_index=True)
+    rows = np.concatenate([single_changes, drawn])[np.sort(places)]
+    chosen: Indices = rows[:count].astype(np.int64)
     return chosen
 
 
@@ -184,11 +184,11 @@ def _parsed_line(line: str) -> tuple[dict[str, Option], float, int] | None:
         return None
 
 
-LEAST_MINUTES = 60.0
+MIN_MINUTES = 60.0
 """Budget from which the scores are worth their time. Chosen: every option is scored once, which a short budget needs
 for trials."""
 
-WORST = 1.0
+MAX_LOSS = 1.0
 """Loss of an option that cannot be scored, or gives no usable numbers. The largest quality drop there is for a metric
 in 0..1."""
 
@@ -199,19 +199,19 @@ def prior_scores(job: Job[SearchRequest], search_space: SearchSpace, folder: Pat
     Scores of an interrupted search are read.
     """
     minutes, space = job.request.budget_minutes, search_space.product
-    if space is None or search_space.parameters is not None or minutes is None or minutes < LEAST_MINUTES:
+    if space is None or search_space.parameters is not None or minutes is None or minutes < MIN_MINUTES:
         return None
     file = folder / "prior.jsonl"
     truncate_torn_line(file)
     losses = [float(line) for line in file.read_text().splitlines()] if file.exists() else []
-    singles = space.singles[1:]
-    for number, row in enumerate(singles[len(losses) :], start=len(losses)):
-        job.context.progress(f"scoring replacements untrained: {number} of {len(singles)}", 0.24)
+    single_changes = space.single_changes[1:]
+    for number, row in enumerate(single_changes[len(losses) :], start=len(losses)):
+        job.context.progress(f"scoring replacements untrained: {number} of {len(single_changes)}", 0.24)
         try:
             score = job.datasets.evaluator.score(search_space.build(space.configuration(row)))
-            loss = min(WORST, job.drop(score))
+            loss = min(MAX_LOSS, job.drop(score))
         except OmgoptimError:  # options that do not build are found by the search
-            loss = WORST
+            loss = MAX_LOSS
         losses.append(loss)
         with open(file, "a", encoding="utf-8") as target:
             target.write(json.dumps(loss) + "\n")
@@ -223,7 +223,7 @@ def prior_score_of(space: Space, losses: list[float]) -> Load:
 
     Args:
         space: of the configurations.
-        losses: of each option but a knob's first, in the order of `Space.singles`.
+        losses: of each option but a knob's first, in the order of `Space.single_changes`.
     """
 
     def hint(rows: Indices) -> NDArray[np.float64]:

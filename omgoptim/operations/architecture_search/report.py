@@ -39,7 +39,7 @@ from omgoptim.operations.verdict import (
 from omgoptim.reports import Candidate, EfficiencyReport, Gains, Measurement, NextStep
 from omgoptim.requests import SearchRequest
 
-MOST_REJECTED = 20
+MAX_REJECTED = 20
 """Rejected networks that a report lists. Chosen: their reasons are alike."""
 
 
@@ -154,7 +154,7 @@ def _candidates(
     candidates = []
     for number, result in sorted(found.results.items(), key=lambda each: (each[0] not in finalists, each[0])):
         rejected += result.outcome == "rejected"
-        if result.outcome == "rejected" and rejected > MOST_REJECTED:
+        if result.outcome == "rejected" and rejected > MAX_REJECTED:
             continue
         status = "chosen" if number == delivered else "finalist" if number in finalists else _STATUS[result.outcome]
         record = trial_record(trials.job, trials.costs, f"{prefix} {number}", status, found.specs[number], result)

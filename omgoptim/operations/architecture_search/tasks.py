@@ -35,7 +35,7 @@ from omgoptim.architecture_search.runner import (
     training_result,
 )
 from omgoptim.architecture_search.search_loop import StartedTrial
-from omgoptim.architecture_search.trials import MOST_BYTES, TrialFolders, TrialResult, TrialSpec
+from omgoptim.architecture_search.trials import MAX_BYTES, TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import OmgoptimError
 from omgoptim.executors import Executor, Task, TaskResult
 from omgoptim.executors.task import WORKER, Work
@@ -238,5 +238,5 @@ def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Tra
 
 
 def _record(trained: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(read_plain(trained / "trained.json", MOST_BYTES))
+    record: dict[str, Any] = json.loads(read_plain(trained / "trained.json", MAX_BYTES))
     return record

@@ -16,7 +16,7 @@ from omgoptim.operations.quantization.selection import Preference
 SHORT_EPOCHS = 1
 """Training epochs of a step that only compares levels. Chosen: the least that shows which level recovers."""
 
-MOST_EPOCHS = 40
+MAX_EPOCHS = 40
 """Most epochs of the full recovery. Chosen: the budget ends most recoveries earlier."""
 
 UNTRAINED_SHARE = 0.1
@@ -91,7 +91,7 @@ RECOVERIES, NARROW = 4, 0.15
 """Most levels that are recovered in full, and the width of the bracket of levels that needs no further one. Chosen:
 each is the longest step of a run."""
 
-SMALLEST_GUARD = 0.002
+MIN_GUARD = 0.002
 """The guard that a short recovery is compared with where none or less is allowed. Chosen: below the resolution of a
 thousand samples."""
 
@@ -207,7 +207,7 @@ class Chain:
         overhead = cost.trained_s(steps.points, 0)
         epoch = cost.trained_s(steps.points, 1) - overhead
         affordable = (RECOVERY_SHARE * (steps.seconds_left - after) - overhead) / max(epoch, 1e-3)
-        epochs = int(min(MOST_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
+        epochs = int(min(MAX_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
         arguments = self._arguments(route, level) | _training(steps, epochs)
         name = f"{_name(route, level)}, {epochs} epochs"
         needed = overhead + epochs * epoch + after
@@ -222,7 +222,7 @@ class Chain:
         after, overhead = cost.quantize_s(steps.points), cost.trained_s(steps.points, 0)
         epoch = cost.trained_s(steps.points, 1) - overhead
         affordable = (steps.seconds_left - after - overhead) / max(epoch, 1e-3)
-        epochs = int(min(MOST_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
+        epochs = int(min(MAX_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
         method = {"method": "whitened", "target_compression": FACTORIZED}
         arguments = {"method": method, "max_quality_drop": 1.0} | _training(steps, epochs)
         name = f"factorize after {name}"
@@ -274,7 +274,7 @@ def _better(compared: Sequence[tuple[Route, Point]], steps: Steps) -> Route:
 
 
 def _limit(steps: Steps) -> float:
-    return PROMISING_DROP_FACTOR * max(steps.request.max_quality_drop, SMALLEST_GUARD)
+    return PROMISING_DROP_FACTOR * max(steps.request.max_quality_drop, MIN_GUARD)
 
 
 def _training(steps: Steps, epochs: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omgoptim.errors import RunError
 
-MOST_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 """Maximum size of a ledger that is read; thousands of entries take a few MiB. Chosen against memory exhaustion."""
 
 Verdict = Literal["kept", "rolled_back", "pruned", "failed"]
@@ -132,11 +132,11 @@ def _read(path: Path) -> Iterator[tuple[LedgerEntry, int]]:
     """Yield each entry with the offset of its end; an incomplete last line, after a kill, is skipped."""
     try:
         with open(path, "rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return
-    if len(data) > MOST_BYTES:
-        raise RunError(f"the ledger '{path.name}' is too large", f"more than {MOST_BYTES:,} bytes")
+    if len(data) > MAX_BYTES:
+        raise RunError(f"the ledger '{path.name}' is too large", f"more than {MAX_BYTES:,} bytes")
     end = 0
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
         end += len(line)

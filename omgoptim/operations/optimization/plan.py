@@ -15,7 +15,7 @@ from omgoptim.operations.optimization.chain import (
     FURTHER_LEVELS,
     LEVELS_SHARE,
     MARGIN,
-    MOST_EPOCHS,
+    MAX_EPOCHS,
     PRUNE,
     RECOVERY_SHARE,
     SECOND_ROUTE_SHARE,
@@ -86,9 +86,9 @@ def _planned_trainings(cost: StepCosts, left_s: float) -> list[Step]:
         steps.append(_planned("levels", verb, deeper, levels * short_s))
         left_s -= levels * short_s
     most_s = max(cost.trained_s([], 2 * SHORT_EPOCHS), RECOVERY_SHARE * (left_s - quantize_s))
-    full_s = min(cost.trained_s([], MOST_EPOCHS), most_s)
+    full_s = min(cost.trained_s([], MAX_EPOCHS), most_s)
     if full_s + quantize_s <= left_s:
-        full = f"the highest compression level expected to pass the guard, up to {MOST_EPOCHS} epochs"
+        full = f"the highest compression level expected to pass the guard, up to {MAX_EPOCHS} epochs"
         steps.append(_planned("full recovery", verb, full, full_s))
     return [*steps, _planned("quantize again", "quantize", "the fine-tuned model", quantize_s)]
 

@@ -19,10 +19,10 @@ from omgoptim.models.raw_batch import RawBatch, batch_size, slice_samples, take_
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.training.modes import own_randomness, seed_everything
 
-MOST_SELECTION, MOST_CALIBRATION = 2000, 2000
+MAX_SELECTION, MAX_CALIBRATION = 2000, 2000
 """Maximum samples of the calibration split for evaluating steps, and for their calibration and selection."""
 
-FEWEST_SELECTION, FEWEST_TRAINING = 16, 16
+MIN_SELECTION, MIN_TRAINING = 16, 16
 """Minimum number of selection and of training samples: with 16 the standard error of an accuracy is up to 0.125."""
 
 
@@ -35,17 +35,15 @@ def selection_as_evaluation(data: DataSource) -> DataSource:
     Raises:
         DataError: the calibration split has too few samples to divide.
     """
-    total = sum(
-        batch_size(raw.inputs) for raw in take_samples(_in_fixed_order(data), MOST_SELECTION + MOST_CALIBRATION)
-    )
-    selection = min(total // 2, MOST_SELECTION)
-    if selection < FEWEST_SELECTION:
+    total = sum(batch_size(raw.inputs) for raw in take_samples(_in_fixed_order(data), MAX_SELECTION + MAX_CALIBRATION))
+    selection = min(total // 2, MAX_SELECTION)
+    if selection < MIN_SELECTION:
         raise DataError(
             f"the calibration split has {total} samples, too few to choose with",
             "steps are evaluated on half of them, and never on the evaluation data",
-            f"let load('calibration') give at least {2 * FEWEST_SELECTION}, better a few hundred",
+            f"let load('calibration') give at least {2 * MIN_SELECTION}, better a few hundred",
         )
-    calibration = min(total - selection, MOST_CALIBRATION)
+    calibration = min(total - selection, MAX_CALIBRATION)
 
     chosen = calibration, calibration + selection
     held_out = {key for raw in _window(_in_fixed_order(data), *chosen) for key in _keys(raw)}
@@ -74,16 +72,16 @@ def training_problem(data: DataSource) -> str | None:
     if not data.real:
         return "no data was given: pruning and distillation need training samples"
     try:
-        found = take_samples(data.batches("train"), FEWEST_TRAINING)
+        found = take_samples(data.batches("train"), MIN_TRAINING)
     except OmgoptimError as error:
         return f"the train split cannot be read: {error.why or error.what}"
     count = sum(batch_size(raw.inputs) for raw in found)
-    if count < FEWEST_TRAINING:
+    if count < MIN_TRAINING:
         return f"only {count} training samples are left beside the selection samples: too few to train on"
     return None
 
 
-def data_identity(data: DataSource, samples: int = MOST_SELECTION + MOST_CALIBRATION) -> str:
+def data_identity(data: DataSource, samples: int = MAX_SELECTION + MAX_CALIBRATION) -> str:
     """Return a hash of the calibration split, which distinguishes data sets of the same name."""
     digest = hashlib.sha256()
     for raw in take_samples(_in_fixed_order(data), samples):

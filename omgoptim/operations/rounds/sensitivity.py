@@ -44,7 +44,7 @@ from omgoptim.training.modes import placed
 AMOUNTS = (0.25, 0.5, 0.75)
 """Compression amounts per layer or group: enough points for a curve, each one evaluation of the model."""
 
-FEW = 64
+CALIBRATION_SAMPLES = 64
 """Samples for the moments of each of many factorizations; fewer than for the run's own, since each layer is factorized
 three times."""
 
@@ -152,7 +152,7 @@ def _restricted(params: Params, path: str, amount: float) -> Params:
     if isinstance(params, Structured):
         return params.model_copy(update=changes | _ratio_only(amount))
     if isinstance(params, Factorization):
-        few = {"calibration_samples": FEW} if isinstance(params, Whitened) else {}
+        few = {"calibration_samples": CALIBRATION_SAMPLES} if isinstance(params, Whitened) else {}
         return params.model_copy(update=changes | _rank_only(amount) | few)
     return params.model_copy(update=changes | {"sparsity": amount, "reconstruct": False})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omgoptim.render.blocks import Block, Columns, Items, Line, Section, Table, Text, cells_of, charts
-from omgoptim.render.charts import MOST_LAYERS, layer_bars, sensitivity_multiples
+from omgoptim.render.charts import MAX_LAYERS, layer_bars, sensitivity_multiples
 from omgoptim.render.lists import (
     Sensitivity,
     changed_paths,
@@ -106,7 +106,7 @@ def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
         note=f"quality drop with only this layer compressed, at {amounts}, one bar each{between}",
         folded=True,
     )
-    most = f"the {MOST_LAYERS} most sensitive of {len(found)}; " if len(found) > MOST_LAYERS else ""
+    most = f"the {MAX_LAYERS} most sensitive of {len(found)}; " if len(found) > MAX_LAYERS else ""
     note = f"{most}drop in quality when only this layer is compressed; dashes: the guard"
     return Section("Sensitivity", (*charts(sensitivity_multiples(found, guard_of(report))), table), note)
 

@@ -27,7 +27,7 @@ BRIEF_ROUNDS = 8
 
 KEPT = "✓"
 DISTILLED, CONTROL = "with the teacher", "without the teacher"
-MOST_BARS = 40
+MAX_BARS = 40
 """Epochs that a curve of text has at most. Chosen: half of a line."""
 
 
@@ -231,7 +231,7 @@ def _loss_text(loss: float | None) -> str:
 
 def _bars(qualities: list[float], low: float, high: float) -> str:
     """Return one bar per epoch; of many epochs, evenly spaced ones with the last."""
-    count = min(len(qualities), MOST_BARS)
+    count = min(len(qualities), MAX_BARS)
     shown = [qualities[round(place * (len(qualities) - 1) / (count - 1))] for place in range(count)]
     span = high - low
     return bars([(quality - low) / span if span > 0 else 1.0 for quality in shown])
