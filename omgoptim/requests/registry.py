@@ -16,12 +16,6 @@ from omgoptim.requests.prune import PruneRequest
 from omgoptim.requests.quantize import QuantizeRequest
 from omgoptim.requests.runs import DoctorRequest, RunsRequest
 
-TRAINABLE = ("prune", "factorize", "distill")
-"""Verbs whose artifact is a torch module: it can be changed and trained further."""
-
-ANY = (*TRAINABLE, "quantize", "optimize", "search")
-"""Verbs that save an artifact."""
-
 
 @dataclass(frozen=True, slots=True)
 class Verb:
@@ -31,13 +25,11 @@ class Verb:
         request: its arguments.
         title: its name in a list of tools.
         operation: `package.module:function` that does it, imported when a run starts.
-        starts_from: verbs whose artifact it takes as its model, beside a model of the user's own.
     """
 
     request: type[Request]
     title: str
     operation: str
-    starts_from: tuple[str, ...] = TRAINABLE
 
     @property
     def on_model(self) -> bool:
@@ -54,12 +46,12 @@ class Query:
 
 
 REGISTRY: dict[str, Verb] = {
-    "profile": Verb(ProfileRequest, "Profile a model", "omgoptim.operations.profile:profile", ANY),
+    "profile": Verb(ProfileRequest, "Profile a model", "omgoptim.operations.profile:profile"),
     "quantize": Verb(QuantizeRequest, "Quantize a model", "omgoptim.operations.quantize:quantize"),
     "prune": Verb(PruneRequest, "Prune a model", "omgoptim.operations.prune:prune"),
     "factorize": Verb(FactorizeRequest, "Factorize a model", "omgoptim.operations.factorize:factorize"),
     "distill": Verb(DistillRequest, "Distill a model into a smaller one", "omgoptim.operations.distill:distill"),
-    "compare": Verb(CompareRequest, "Compare two artifacts", "omgoptim.operations.compare:compare", ANY),
+    "compare": Verb(CompareRequest, "Compare two artifacts", "omgoptim.operations.compare:compare"),
     "optimize": Verb(OptimizeRequest, "Reach a goal by a chain of steps", "omgoptim.operations.optimize:optimize"),
     "search": Verb(SearchRequest, "Search architectures", "omgoptim.operations.search:search"),
 }
