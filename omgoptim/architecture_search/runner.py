@@ -26,7 +26,7 @@ Train = Callable[[nn.Module, int, int, Path], float]
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkCost:
+class MeasuredCost:
     """Measured cost of a saved network on the device."""
 
     latency_ms: float | None = None
@@ -41,7 +41,7 @@ class TrialFunctions:
 
     build: Callable[[Configuration], nn.Module]
     """Build a new module, with inherited weights where it has a parent."""
-    measure: Callable[[nn.Module, Path], NetworkCost]
+    measure: Callable[[nn.Module, Path], MeasuredCost]
     """`measure(module, folder)`: export into the folder in the final engine and precision, and measure that."""
     train: Train
     predict: Callable[[Configuration], float] | None = None
@@ -59,7 +59,7 @@ class Screened:
     module: nn.Module
     predicted: float | None
     """Latency in ms."""
-    untrained: NetworkCost
+    untrained: MeasuredCost
 
 
 def screen(steps: TrialFunctions, spec: TrialSpec, folder: Path) -> Screened | TrialResult:
@@ -89,7 +89,7 @@ def train_screened(
 
 
 def training_result(
-    spec: TrialSpec, qualities: tuple[float, ...], untrained: NetworkCost, predicted: float | None
+    spec: TrialSpec, qualities: tuple[float, ...], untrained: MeasuredCost, predicted: float | None
 ) -> TrialResult:
     """Return the result of a training, with the cost that the network had before it."""
     if len(qualities) < len(rung_epochs(spec.epochs)):
@@ -140,7 +140,7 @@ def train_to_end(
 
 
 def _result(
-    outcome: str, rungs: tuple[float, ...], cost: NetworkCost, predicted: float | None, reason: str
+    outcome: str, rungs: tuple[float, ...], cost: MeasuredCost, predicted: float | None, reason: str
 ) -> TrialResult:
     return TrialResult.model_validate(
         {

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose
+from omgoptim.architecture_search.propose import DEFAULT, Load, Rule, propose
 from omgoptim.architecture_search.space import Space
 from omgoptim.architecture_search.study import Finished, Rejected, SearchSettings, SearchStudy
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec

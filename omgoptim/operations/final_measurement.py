@@ -44,7 +44,7 @@ Compression = QuantizeRequest | PruneRequest | FactorizeRequest | DistillRequest
 """Request of a verb that saves an artifact."""
 
 
-class Entry(Protocol):
+class FinalEntry(Protocol):
     """An artifact to measure."""
 
     @property
@@ -56,7 +56,7 @@ class Entry(Protocol):
         """Folder of its artifact."""
 
 
-AnyEntry = TypeVar("AnyEntry", bound=Entry)
+AnyEntry = TypeVar("AnyEntry", bound=FinalEntry)
 
 
 @dataclass(frozen=True, slots=True)

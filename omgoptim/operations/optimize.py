@@ -20,10 +20,10 @@ from omgoptim.operations.optimization.chain import (
     SHORT_EPOCHS,
     UNTRAINED_SHARE,
     UNTRAINED_SPAN,
-    Chain,
+    StepChain,
     quantize_original,
 )
-from omgoptim.operations.optimization.cost import FINAL_SHARE, StepCosts, epoch_seconds, measure_once
+from omgoptim.operations.optimization.cost import FINAL_SHARE, StepTimes, epoch_seconds, measure_once
 from omgoptim.operations.optimization.ledger import Ledger
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_levels
 from omgoptim.operations.optimization.parallel_steps import train_in_parallel
@@ -32,8 +32,8 @@ from omgoptim.operations.optimization.points import (
     FINALISTS,
     Chosen,
     Finalist,
-    Point,
     PointRanking,
+    StepResult,
     pick_finalists,
 )
 from omgoptim.operations.optimization.selection_data import (
@@ -75,13 +75,13 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     bounds, launch_s = measure_lower_bounds(loaded, context, request.runtime)
     refuse_below_bounds(goal, bounds)
 
-    def measure() -> StepCosts:
+    def measure() -> StepTimes:
         trained_began = time.monotonic()
         epoch_s = None if problem else epoch_seconds(loaded, data, request.time_limit_s)
         prepared_s = load_s + launch_s * len(bounds) + time.monotonic() - trained_began
-        return StepCosts(prepared_s, load_s, launch_s, epoch_s)
+        return StepTimes(prepared_s, load_s, launch_s, epoch_s)
 
-    cost = measure_once(context.checkpoints / "cost.json", StepCosts, measure)
+    cost = measure_once(context.checkpoints / "cost.json", StepTimes, measure)
     _refuse_short(request, cost)
     if request.plan:
         return plan_report(request, context, loaded, bounds, cost, problem)
@@ -110,8 +110,8 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
 
 
 def _points(
-    steps: Steps, goal: Goal, cost: StepCosts, problem: str | None, loaded: LoadedModel, preference: Preference
-) -> tuple[list[Point], list[Point]]:
+    steps: Steps, goal: Goal, cost: StepTimes, problem: str | None, loaded: LoadedModel, preference: Preference
+) -> tuple[list[StepResult], list[StepResult]]:
     """Run the steps; return all of their results, and those of quantizing the original.
 
     `problem` says why nothing can be trained; None where it can.
@@ -121,7 +121,9 @@ def _points(
     """
     quantized_original = quantize_original(steps)
     if problem is None:
-        chain = Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, quantized_original, preference))
+        chain = StepChain(
+            steps, goal, cost, preference, _level_speeds(steps, cost, loaded, quantized_original, preference)
+        )
         if is_parallel(steps.request):
             train_in_parallel(steps, chain.first_steps(), loaded.source.artifact)
         chain.build()
@@ -138,7 +140,7 @@ def _points(
 
 
 def _level_speeds(
-    steps: Steps, cost: StepCosts, loaded: LoadedModel, quantized_original: Point | None, preference: Preference
+    steps: Steps, cost: StepTimes, loaded: LoadedModel, quantized_original: StepResult | None, preference: Preference
 ) -> LevelSpeeds:
     """Measure the levels untrained, within their share of the budget, which is charged for it.
 
@@ -160,7 +162,7 @@ def _level_speeds(
     return speeds
 
 
-def _why_not(point: Point, goal: Goal) -> str:
+def _why_not(point: StepResult, goal: Goal) -> str:
     if point.ruined:
         return "an output that the metric does not read was ruined on the selection samples"
     if point.cautious_drop <= goal.max_quality_drop:
@@ -170,7 +172,7 @@ def _why_not(point: Point, goal: Goal) -> str:
     return f"{words}, {point.cautious_drop:.4f} with its margin" if margin > 0 else words
 
 
-def _refuse_short(request: OptimizeRequest, cost: StepCosts) -> None:
+def _refuse_short(request: OptimizeRequest, cost: StepTimes) -> None:
     """Refuse a budget in which not even half of the first step would be done."""
     needed_s = cost.prepared_s + cost.quantize_s([]) + cost.final_s(PLANS[request.timing].launches)
     if 60 * request.budget_minutes < max(2 * cost.prepared_s, needed_s / 2):

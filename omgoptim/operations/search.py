@@ -28,7 +28,7 @@ from omgoptim.operations.architecture_search.predictions import (
     measure_first_networks,
     prior_scores,
 )
-from omgoptim.operations.architecture_search.report import TrialEntry, measure_trials, plan_report, search_report
+from omgoptim.operations.architecture_search.report import TrainedTrial, measure_trials, plan_report, search_report
 from omgoptim.operations.architecture_search.search_runner import (
     FINAL_SHARE,
     SearchResult,
@@ -133,16 +133,16 @@ def _searched(
     return report
 
 
-def _entries(found: SearchResult, control: SearchResult | None) -> list[TrialEntry]:
+def _entries(found: SearchResult, control: SearchResult | None) -> list[TrainedTrial]:
     """Return the finals of the search, and the best one of the control."""
     entries = [
-        TrialEntry(f"trial {number}", number, found.artifacts[number], found.results[number].rungs[-1], True)
+        TrainedTrial(f"trial {number}", number, found.artifacts[number], found.results[number].rungs[-1], True)
         for number in found.finals
     ]
     if control is not None:
         number = control.finals[0]
         quality = control.results[number].rungs[-1]
-        entries.append(TrialEntry(f"random trial {number}", number, control.artifacts[number], quality, False))
+        entries.append(TrainedTrial(f"random trial {number}", number, control.artifacts[number], quality, False))
     return entries
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from omgoptim.architecture_search.runner import (
     WEIGHTS,
-    NetworkCost,
+    MeasuredCost,
     TrialFunctions,
     load_weights,
     save_weights,
@@ -50,12 +50,12 @@ def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float
     return (module.in_features * 7 + module.out_features * 5) % 11 * (rung + 1.0)
 
 
-def measure(module: nn.Module, folder: Path) -> NetworkCost:
+def measure(module: nn.Module, folder: Path) -> MeasuredCost:
     size = sum(parameter.numel() for parameter in module.parameters())
     if folder.name == "artifact":
         folder.mkdir()
         save_weights(module, folder / WEIGHTS)
-    return NetworkCost(size_bytes=size, loads={"size": size / 12})
+    return MeasuredCost(size_bytes=size, loads={"size": size / 12})
 
 
 class Threads:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.architecture_search.runner import WEIGHTS, NetworkCost, TrialFunctions
+from omgoptim.architecture_search.runner import WEIGHTS, MeasuredCost, TrialFunctions
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import TechniqueError
 from omgoptim.operations.architecture_search.tasks import TaskRunner
@@ -35,10 +35,10 @@ class Recorder:
         nn.init.zeros_(module.weight)
         return module
 
-    def measure(self, module: Any, folder: Path) -> NetworkCost:
+    def measure(self, module: Any, folder: Path) -> MeasuredCost:
         self.measured.append(folder.name)
         folder.mkdir()
-        return NetworkCost(
+        return MeasuredCost(
             latency_ms=float(module.in_features), size_bytes=8, loads={"latency": module.in_features / 10}
         )
 

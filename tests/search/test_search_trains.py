@@ -14,7 +14,7 @@ from small_training import batches_of, blobs, evaluator_of, net
 from torch import nn
 
 from omgoptim.architecture_search.define_by_run import build, probe_space
-from omgoptim.architecture_search.runner import NetworkCost, TrialFunctions
+from omgoptim.architecture_search.runner import MeasuredCost, TrialFunctions
 from omgoptim.architecture_search.search_loop import LoopSettings, TrialLoop, search_product
 from omgoptim.architecture_search.trials import TrialFolders
 from omgoptim.measure.metrics import RequestedFunction
@@ -39,8 +39,8 @@ def weights(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def measure(module: nn.Module, folder: Path) -> NetworkCost:
-    return NetworkCost(latency_ms=weights(module) / 100, loads={"latency": weights(module) / LIMIT})
+def measure(module: nn.Module, folder: Path) -> MeasuredCost:
+    return MeasuredCost(latency_ms=weights(module) / 100, loads={"latency": weights(module) / LIMIT})
 
 
 @pytest.mark.slow

@@ -179,7 +179,7 @@ def _next_steps(job: Job[SearchRequest], outcome: Outcome) -> list[NextStep]:
 
 
 @dataclass(frozen=True, slots=True)
-class TrialEntry:
+class TrainedTrial:
     """A trial that was trained to the end, as an entry of the final measurement."""
 
     name: str
@@ -191,11 +191,11 @@ class TrialEntry:
     """True if the proposal rule chose it, False if the random control did."""
 
 
-Finalist = MeasuredEntry[TrialEntry]
-Chosen = FinalChoice[TrialEntry]
+Finalist = MeasuredEntry[TrainedTrial]
+Chosen = FinalChoice[TrainedTrial]
 
 
-def measure_trials(job: Job[SearchRequest], baseline: Path, entries: Sequence[TrialEntry]) -> Chosen:
+def measure_trials(job: Job[SearchRequest], baseline: Path, entries: Sequence[TrainedTrial]) -> Chosen:
     """Time the original and the finalists in turns, read the evaluation data once, and choose.
 
     The order of preference: networks that meet the targets first, then by quality on the selection samples.
@@ -209,24 +209,24 @@ def measure_trials(job: Job[SearchRequest], baseline: Path, entries: Sequence[Tr
 
 
 @dataclass(frozen=True, slots=True)
-class TrialRanking(RankingRule[TrialEntry]):
+class TrialRanking(RankingRule[TrainedTrial]):
     """Order of preference: networks that meet the targets, then by quality on the selection samples."""
 
     request: SearchRequest
     loaded: LoadedModel
 
-    def order(self, timings: PairedTimings[TrialEntry]) -> list[TimedEntry[TrialEntry]]:
+    def order(self, timings: PairedTimings[TrainedTrial]) -> list[TimedEntry[TrainedTrial]]:
         """Return the entries in the order of preference."""
         before = measurement_record(self.loaded.baseline, timings.original, self.loaded.bench, None, None, None)
 
-        def place(one: TimedEntry[TrialEntry]) -> tuple[float, ...]:
+        def place(one: TimedEntry[TrainedTrial]) -> tuple[float, ...]:
             after = measurement_record(one.entry.artifact, one.timing, self.loaded.bench, None, None, None)
             over = self.missed(after, gains_record(before, after, one.timing, None, timings.load), timings)
             return float(bool(over)), over[0].factor if over else 1.0, -one.entry.quality
 
         return sorted(timings.timed, key=place)
 
-    def missed(self, after: Measurement, gained: Gains, timings: PairedTimings[TrialEntry]) -> list[Missed]:
+    def missed(self, after: Measurement, gained: Gains, timings: PairedTimings[TrainedTrial]) -> list[Missed]:
         """Return the targets that are not met, the furthest first."""
         missed = Goal.of(self.request).missed(after, timings.load)
         target = self.request.target_speedup

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose, propose_random
+from omgoptim.architecture_search.propose import DEFAULT, Load, Proposer, Rule, propose, propose_random
 from omgoptim.architecture_search.runner import WEIGHTS, TrialFunctions, load_weights, save_weights
 from omgoptim.architecture_search.search_loop import (
     LoopSettings,
@@ -79,7 +79,7 @@ class SearchRunner:
     executor: Executor | None = None
     """Trains networks elsewhere; None: here, one after the other."""
 
-    def run(self, folder: Path, proposal: Proposal, span: tuple[float, float], finals: int = FINALS) -> SearchResult:
+    def run(self, folder: Path, proposal: Proposer, span: tuple[float, float], finals: int = FINALS) -> SearchResult:
         """Search in a folder, or resume there, and train the best trials to the end.
 
         Raises:
@@ -123,7 +123,7 @@ class SearchRunner:
         order = sorted(artifacts, key=lambda number: -results[number].rungs[-1])
         return SearchResult(counts, specs, results, order, artifacts)
 
-    def _search(self, loop: TrialLoop, folders: TrialFolders, proposal: Proposal) -> SearchCounts:
+    def _search(self, loop: TrialLoop, folders: TrialFolders, proposal: Proposer) -> SearchCounts:
         predictions, product = self.predictions, self.space.product
         if product is None or predictions is None:
             assert self.space.parameters is not None  # an automatic space is a product

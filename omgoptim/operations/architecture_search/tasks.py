@@ -23,7 +23,7 @@ from torch import nn
 
 from omgoptim.architecture_search.runner import (
     WEIGHTS,
-    NetworkCost,
+    MeasuredCost,
     TrialFunctions,
     load_weights,
     most_promising_trials,
@@ -117,7 +117,7 @@ class TaskRunner:
         for spec, before in chosen:
             if self.executor is not None and before.outcome != "trained" and finals.result(spec.number) is None:
                 weights = {"weights": folders.path(spec.number) / WEIGHTS}
-                training = _training_payload(NetworkCost(), before.predicted_ms, None, before.rungs)
+                training = _training_payload(MeasuredCost(), before.predicted_ms, None, before.rungs)
                 futures[spec.number] = self._submit(finals, spec, training, weights)
         found = []
         for spec, before in chosen:
@@ -152,14 +152,14 @@ class TaskRunner:
         record = _record(trained)
         for name in (WEIGHTS, WORKER):
             os.replace(trained / name, folder / name)
-        cost, predicted = NetworkCost(**record["screened"]["cost"]), record["screened"]["predicted"]
+        cost, predicted = MeasuredCost(**record["screened"]["cost"]), record["screened"]["predicted"]
         result = training_result(TrialSpec.model_validate(record["spec"]), tuple(record["qualities"]), cost, predicted)
         shutil.rmtree(trained, ignore_errors=True)
         return result.model_copy(update={"seconds": record["seconds"]})
 
 
 def _training_payload(
-    untrained: NetworkCost, predicted: float | None, others: list[tuple[float, ...]] | None, before: tuple[float, ...]
+    untrained: MeasuredCost, predicted: float | None, others: list[tuple[float, ...]] | None, before: tuple[float, ...]
 ) -> dict[str, Any]:
     """Return the training that a task does: the network's cost before it, and the arguments of `train_rungs`."""
     return {"screened": {"cost": asdict(untrained), "predicted": predicted}, "others": others, "before": before}

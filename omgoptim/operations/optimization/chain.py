@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from omgoptim.operations.goal import Goal
-from omgoptim.operations.optimization.cost import StepCosts
+from omgoptim.operations.optimization.cost import StepTimes
 from omgoptim.operations.optimization.level_speeds import FACTORIZED, LevelSpeeds
-from omgoptim.operations.optimization.points import Point, chained_speedup, comparable_speeds
+from omgoptim.operations.optimization.points import StepResult, chained_speedup, comparable_speeds
 from omgoptim.operations.optimization.steps import PlannedStep, Steps
 from omgoptim.operations.quantization.selection import Preference
 
@@ -96,7 +96,7 @@ MIN_GUARD = 0.002
 thousand samples."""
 
 
-def quantize_original(steps: Steps) -> Point | None:
+def quantize_original(steps: Steps) -> StepResult | None:
     """Quantize the original: the baseline that a chain must beat."""
     arguments = {
         "runtime": steps.request.runtime,
@@ -107,19 +107,19 @@ def quantize_original(steps: Steps) -> Point | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class StepChain:
     """Chain of steps: compare routes, find the compression level, recover it in full, factorize, quantize."""
 
     steps: Steps
     goal: Goal
-    cost: StepCosts
+    cost: StepTimes
     preference: Preference
     speeds: LevelSpeeds
 
     def build(self) -> None:
         """Run the steps."""
         steps, first = self.steps, self._first_level()
-        compared: list[tuple[Route, Point]] = []
+        compared: list[tuple[Route, StepResult]] = []
         for index, route in enumerate((PRUNE, DISTILL)):
             if (
                 index
@@ -135,7 +135,7 @@ class Chain:
         route = _better(compared, steps)
         level = self._deepest_promising_level(route, first)
 
-        def recovered_within(level: float) -> Point | None:
+        def recovered_within(level: float) -> StepResult | None:
             point = self._full_recovery(route, level)
             held = point and self._quantized_within(point, f"quantize after {_name(route, level)}", level)
             return point if held else None
@@ -179,7 +179,7 @@ class Chain:
         affordable = max(0, int(spare_s / max(cost.trained_s(steps.points, SHORT_EPOCHS), 0.01)))
         tried = {first}
 
-        def result(level: float) -> Point | None:
+        def result(level: float) -> StepResult | None:
             known = next((point for point in steps.points if point.name == _name(route, level)), None)
             tried.add(level)
             point = known or self._short_recovery(route, level, len(tried))
@@ -189,7 +189,7 @@ class Chain:
         found = deepest_level(result, first=first, most=most, between=self._between)
         return None if found is None else found[0]
 
-    def _short_recovery(self, route: Route, level: float, index: int) -> Point | None:
+    def _short_recovery(self, route: Route, level: float, index: int) -> StepResult | None:
         """Run a step to a level with a short recovery, if there is time to quantize its result."""
         steps, cost = self.steps, self.cost
         start, end = COMPARED_SPAN
@@ -200,7 +200,7 @@ class Chain:
         span, expected = (begin, begin + width), self._expected(route, level)
         return steps.run(PlannedStep(_name(route, level), route.verb, arguments, None, span, expected, needed))
 
-    def _full_recovery(self, route: Route, level: float) -> Point | None:
+    def _full_recovery(self, route: Route, level: float) -> StepResult | None:
         """Recover a level for as many epochs as the time left allows, with what quantizing takes held back."""
         steps, cost = self.steps, self.cost
         after = cost.quantize_s(steps.points)
@@ -214,7 +214,7 @@ class Chain:
         expected = self._expected(route, level)
         return steps.run(PlannedStep(name, route.verb, arguments, None, RECOVERED_SPAN, expected, needed))
 
-    def _factorize(self, point: Point, name: str) -> None:
+    def _factorize(self, point: StepResult, name: str) -> None:
         """Factorize a recovered network, train it and quantize that, where an untrained one was better for it."""
         steps, cost = self.steps, self.cost
         if not self.speeds.is_factorizing_worthwhile(self.preference):
@@ -231,7 +231,7 @@ class Chain:
         if factorized is not None:
             self._quantized_within(factorized, f"quantize after {name}", None)
 
-    def _quantized_within(self, point: Point, name: str, level: float | None) -> bool:
+    def _quantized_within(self, point: StepResult, name: str, level: float | None) -> bool:
         """Quantize a point within the rest of the guard; return whether the result is within it.
 
         `level` is the level that was measured untrained; None where none was.
@@ -261,7 +261,7 @@ class Chain:
         return self.speeds.expected_eager(level) or route.work_ratio(level)
 
 
-def _better(compared: Sequence[tuple[Route, Point]], steps: Steps) -> Route:
+def _better(compared: Sequence[tuple[Route, StepResult]], steps: Steps) -> Route:
     """Return the route whose drop may be recovered, then the faster one; else the one that lost less."""
     limit = _limit(steps)
     known = comparable_speeds([point for _, point in compared])

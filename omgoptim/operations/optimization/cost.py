@@ -19,7 +19,7 @@ from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import forward_args
 from omgoptim.models.security.user_code import call_user
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.optimization.points import Point
+from omgoptim.operations.optimization.points import StepResult
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import BATCH
@@ -41,7 +41,7 @@ plan, replaced by the seconds of the first steps."""
 
 
 @dataclass(frozen=True, slots=True)
-class StepCosts:
+class StepTimes:
     """Seconds that parts of a step take, each measured once."""
 
     prepared_s: float
@@ -53,12 +53,12 @@ class StepCosts:
     epoch_s: float | None
     """An epoch of training with the original as the teacher; None where nothing can be trained."""
 
-    def quantize_s(self, points: Sequence[Point]) -> float:
+    def quantize_s(self, points: Sequence[StepResult]) -> float:
         """Return the seconds of a quantize step: those of the first one, or an estimate before it."""
         done = [point.seconds for point in points if point.verb == "quantize" and point.seconds]
         return done[0] if done else self.load_s + QUANTIZE_LAUNCHES * self.launch_s
 
-    def trained_s(self, points: Sequence[Point], epochs: int) -> float:
+    def trained_s(self, points: Sequence[StepResult], epochs: int) -> float:
         """Return the seconds of a step with so many epochs, by the slowest so far, or an estimate before any."""
         measured = []
         overhead, epoch = self.load_s + TRAINED_LAUNCHES * self.launch_s, self.epoch_s or 0.0

@@ -20,14 +20,14 @@ from omgoptim.reports import Gains, Measurement
 
 
 @dataclass(slots=True, eq=False)
-class Point:
+class StepResult:
     """Artifact of a step, with its measurements on the selection samples."""
 
     name: str
     verb: str
     run: StepRun
     artifact: Path
-    parent: Point | None
+    parent: StepResult | None
     speedup: float | None
     """Latency of the original over this one's, from single launches; None where the machine was too busy to tell."""
     work_ratio: float
@@ -48,7 +48,7 @@ class Point:
     """By a single launch."""
 
     @property
-    def chain(self) -> list[Point]:
+    def chain(self) -> list[StepResult]:
         """The points it was made from, the first step first, itself last."""
         return [*(self.parent.chain if self.parent else []), self]
 
@@ -65,13 +65,13 @@ class Point:
         return self.verb == "quantize" and self.parent is None
 
 
-def comparable_speeds(points: Sequence[Point]) -> list[float]:
+def comparable_speeds(points: Sequence[StepResult]) -> list[float]:
     """Return the speeds of points relative to the original: measured, or all by their work if one was not."""
     measured = [point.speedup for point in points if point.speedup is not None]
     return measured if len(measured) == len(points) else [point.work_ratio for point in points]
 
 
-def pareto_points(points: Sequence[Point]) -> list[Point]:
+def pareto_points(points: Sequence[StepResult]) -> list[StepResult]:
     """Return the points that no other beats or equals in speed, size and drop at once; of equal ones the first."""
     costs = [(-s, p.size_bytes, p.drop) for s, p in zip(comparable_speeds(points), points, strict=True)]
     front = []
@@ -95,17 +95,17 @@ def chained_speedup(parent: float | None, own: float | None) -> float | None:
 FINALISTS = 5
 """Most points that are measured in full."""
 
-Finalist = MeasuredEntry[Point]
-Chosen = FinalChoice[Point]
+Finalist = MeasuredEntry[StepResult]
+Chosen = FinalChoice[StepResult]
 
 
 def pick_finalists(
-    points: Sequence[Point],
+    points: Sequence[StepResult],
     goal: Goal,
     preference: Preference,
-    quantized_originals: Sequence[Point],
+    quantized_originals: Sequence[StepResult],
     most: int = FINALISTS,
-) -> list[Point]:
+) -> list[StepResult]:
     """Return the points to measure in full, by selection samples and single launches.
 
     Points that meet the targets come first, or are nearest to them. Always among the points: the fastest, the best of
@@ -127,18 +127,18 @@ def pick_finalists(
 
 
 @dataclass(frozen=True, slots=True)
-class PointRanking(RankingRule[Point]):
+class PointRanking(RankingRule[StepResult]):
     """Order of preference of the finalists, by times, sizes and selection samples."""
 
     loaded: LoadedModel
     goal: Goal
     preference: Preference
 
-    def order(self, timings: PairedTimings[Point]) -> list[TimedEntry[Point]]:
+    def order(self, timings: PairedTimings[StepResult]) -> list[TimedEntry[StepResult]]:
         """Return the finalists in the order of preference."""
         return sorted(timings.timed, key=lambda one: self.sort_key(one.entry, one.timing, timings))
 
-    def sort_key(self, point: Point, timing: Timing, timings: PairedTimings[Point]) -> tuple[float, ...]:
+    def sort_key(self, point: StepResult, timing: Timing, timings: PairedTimings[StepResult]) -> tuple[float, ...]:
         """Return the key of a finalist, smaller for a better one.
 
         The guard comes first, then the targets, then whether it is slower than quantization alone, which the balanced
@@ -156,14 +156,14 @@ class PointRanking(RankingRule[Point]):
         merit, size_ratio = _merit(speedup, Manifest.read(point.artifact).size_bytes, self.preference)
         return not within, furthest, slower, -merit if within else point.cautious_drop, -size_ratio
 
-    def missed(self, after: Measurement, _gained: Gains, timings: PairedTimings[Point]) -> list[Missed]:
+    def missed(self, after: Measurement, _gained: Gains, timings: PairedTimings[StepResult]) -> list[Missed]:
         """Return the targets that a measured finalist does not meet."""
         return self.goal.missed(after, timings.load)
 
-    def _holds(self, point: Point) -> bool:
+    def _holds(self, point: StepResult) -> bool:
         return point.cautious_drop <= self.goal.max_quality_drop
 
-    def _quantized_originals(self, timings: PairedTimings[Point]) -> list[Timing]:
+    def _quantized_originals(self, timings: PairedTimings[StepResult]) -> list[Timing]:
         """Return the timings of quantization alone, within the guard on the selection samples."""
         return [one.timing for one in timings.timed if one.entry.is_quantized_original and self._holds(one.entry)]
 

@@ -15,7 +15,7 @@ from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.ledger import Amounts, Ledger, LedgerEntry, key_of
-from omgoptim.operations.optimization.points import Point, chained_speedup, pareto_points
+from omgoptim.operations.optimization.points import StepResult, chained_speedup, pareto_points
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.report_records import package_versions
 from omgoptim.operations.verdict import drop_with_margin
@@ -44,7 +44,7 @@ class PlannedStep:
     verb: str
     arguments: dict[str, Any]
     """Arguments of the verb, beside those that every verb shares."""
-    parent: Point | None = None
+    parent: StepResult | None = None
     """Parent point whose artifact the step starts from; None for the original."""
     span: tuple[float, float] = (0.0, 1.0)
     """Fraction of the whole run that it takes."""
@@ -72,7 +72,7 @@ class Steps:
     data: str = ""
     """Identity of the data."""
     clock: Callable[[], float] = time.monotonic
-    points: list[Point] = field(default_factory=list)
+    points: list[StepResult] = field(default_factory=list)
     without_result: list[Step] = field(default_factory=list)
     """Steps that failed, and those that were not begun for want of time."""
     original_quality: float | None = None
@@ -84,7 +84,7 @@ class Steps:
         used = sum(point.seconds for point in self.points) + sum(step.seconds or 0.0 for step in self.without_result)
         return self.budget_s - used
 
-    def run(self, step: PlannedStep) -> Point | None:
+    def run(self, step: PlannedStep) -> StepResult | None:
         """Run a step, or read its result from the ledger; None without a result, with the reason recorded."""
         left = self.seconds_left
         if left <= 0 or step.expected_seconds > left:
@@ -131,7 +131,7 @@ class Steps:
         """Record that a step was not run."""
         self._record_without_result(PlannedStep(name, verb, {}), "skipped", why, None)
 
-    def alternatives(self, point: Point) -> list[Point]:
+    def alternatives(self, point: StepResult) -> list[StepResult]:
         """Return the other finalists that a step kept, as points of their own."""
         found = []
         for one in point.run.report.alternatives:
@@ -174,7 +174,7 @@ class Steps:
         )
         return float((trained / SECONDS_FILE).read_text(encoding="utf-8"))
 
-    def _arguments(self, parent: Point | None) -> dict[str, Any]:
+    def _arguments(self, parent: StepResult | None) -> dict[str, Any]:
         shared = {name: getattr(self.request, name) for name in ModelRequest.model_fields}
         shared["timing"] = "quick"
         if parent is not None:
@@ -182,7 +182,7 @@ class Steps:
             shared["model"] = str(parent.artifact)
         return shared
 
-    def _live(self, parent: Point | None) -> Live:
+    def _live(self, parent: StepResult | None) -> Live:
         live = self.live
         return Live(
             module=live.module if parent is None else None,
@@ -192,7 +192,7 @@ class Steps:
             resplit=selection_as_evaluation,
         )
 
-    def _key(self, verb: str, arguments: dict[str, Any], parent: Point | None) -> str:
+    def _key(self, verb: str, arguments: dict[str, Any], parent: StepResult | None) -> str:
         settings = {name: value for name, value in arguments.items() if name not in (*NOT_IN_KEY, "model")}
         versions = " ".join(f"{name} {version}" for name, version in sorted(package_versions().items()))
         return key_of(
@@ -214,7 +214,7 @@ class Steps:
             return None
         return StepRun(folder.name, folder, found[0])
 
-    def _record(self, step: PlannedStep, point: Point | None, seconds: float, why: str = "") -> None:
+    def _record(self, step: PlannedStep, point: StepResult | None, seconds: float, why: str = "") -> None:
         """Write the result of a step into the ledger; `why` it has none."""
         key, arguments = self.key_and_arguments(step)
         settings = {name: value for name, value in arguments.items() if name not in NOT_IN_KEY}
@@ -253,12 +253,12 @@ class Steps:
             Step(name=step.name, verb=step.verb, parent=parent, status=status, why=why, seconds=seconds)
         )
 
-    def _point(self, step: PlannedStep, run: StepRun, seconds: float) -> Point:
+    def _point(self, step: PlannedStep, run: StepRun, seconds: float) -> StepResult:
         parent = step.parent
         report = run.report
         drop, cautious, quality = self._drops(report)
         ruined = any(output.ruined and not output.labelled for output in report.outputs)
-        return Point(
+        return StepResult(
             name=step.name,
             verb=step.verb,
             run=run,
@@ -290,14 +290,14 @@ class Steps:
             spread = gains.quality_drop_high - gains.quality_drop
         return drop, drop_with_margin(drop, drop + spread, self.request.max_quality_drop), after
 
-    def _alternative(self, point: Point, one: Alternative, folder: Path) -> Point:
+    def _alternative(self, point: StepResult, one: Alternative, folder: Path) -> StepResult:
         quality = one.quality or 0.0
         drop = (self.original_quality or quality) - quality
         margin = 0.0 if point.ruined else point.cautious_drop - point.drop
         guard = float(point.run.report.request.get("max_quality_drop", math.inf))
         ruined = not one.holds and (one.quality_drop or 0.0) <= guard
         own = read_report(folder.with_name(f"{one.name}.json"), point.run.run_id)
-        return Point(
+        return StepResult(
             name=f"{point.name}: {one.candidate}",
             verb=point.verb,
             run=point.run,

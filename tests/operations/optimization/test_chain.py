@@ -11,8 +11,8 @@ from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.goal import Goal
 from omgoptim.operations.loaded_model import Live
-from omgoptim.operations.optimization.chain import Chain, quantize_original
-from omgoptim.operations.optimization.cost import StepCosts
+from omgoptim.operations.optimization.chain import StepChain, quantize_original
+from omgoptim.operations.optimization.cost import StepTimes
 from omgoptim.operations.optimization.ledger import Ledger
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds
 from omgoptim.operations.optimization.steps import Steps
@@ -78,7 +78,7 @@ def chained(tmp_path: Path, world: World, budget_s: float, speeds: LevelSpeeds =
     ledger = Ledger(mine / "ledger.jsonl")
     steps = Steps(request, context, Live(), ledger, budget_s, clock=lambda: world.now)
     assert quantize_original(steps) is not None
-    Chain(steps, Goal(GUARD), StepCosts(1.0, 1.0, 0.1, world.epoch_s), Preference("balanced", 1000), speeds).build()
+    StepChain(steps, Goal(GUARD), StepTimes(1.0, 1.0, 0.1, world.epoch_s), Preference("balanced", 1000), speeds).build()
     return steps
 
 
