@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omgoptim.architecture_search.propose import DEFAULT, Load, Rule, propose
+from omgoptim.architecture_search.propose import DEFAULT, Load, Proposer, Rule, propose
 from omgoptim.architecture_search.space import Space
 from omgoptim.architecture_search.study import Finished, Rejected, SearchSettings, SearchStudy
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
@@ -133,7 +133,7 @@ def search_product(
     space: Space,
     loads: Callable[[dict[int, TrialResult]], Load],
     loop: TrialLoop,
-    proposal: Proposal = propose,
+    proposal: Proposer = propose,
     rule: Rule = DEFAULT,
     nearest: float | None = None,
 ) -> SearchCounts:

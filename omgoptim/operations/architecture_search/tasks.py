@@ -95,14 +95,14 @@ class TaskRunner:
             return StartedTrial(lambda: folders.run(spec, partial(train_screened, self.steps.train, screened, others)))
         future = self._submit(folders, spec, _training_payload(screened.untrained, screened.predicted, others, ()))
         return StartedTrial(
-            lambda: folders.run(spec, lambda _spec, folder: self._collected(future.result().folder, folder))
+            lambda: folders.run(spec, lambda spec, folder: self._collected(future.result().folder, spec, folder))
         )
 
     def collect_trained(self, folders: TrialFolders) -> None:
         """Collect the results of the trials that were trained before the search was cut off."""
         for trained in sorted(folders.root.glob(f"*{TRAINED}")):
             spec = TrialSpec.model_validate(_record(trained)["spec"])
-            folders.run(spec, lambda _spec, folder, trained=trained: self._collected(trained, folder))
+            folders.run(spec, partial(self._collected, trained))
             shutil.rmtree(trained, ignore_errors=True)
 
     def train_finalists(
@@ -125,7 +125,7 @@ class TaskRunner:
             def trial(spec: TrialSpec, folder: Path, before: TrialResult = before) -> TrialResult:
                 weights = folders.path(spec.number) / WEIGHTS
                 if spec.number in futures:
-                    before = self._collected(futures[spec.number].result().folder, folder)
+                    before = self._collected(futures[spec.number].result().folder, spec, folder)
                     weights = folder / WEIGHTS
                 result = train_to_end(self.steps, spec, folder, before, weights)
                 return result.model_copy(update={"seconds": before.seconds}) if spec.number in futures else result
@@ -148,12 +148,12 @@ class TaskRunner:
         inputs = {**(inputs or {}), **parent_artifact_files(self.job.loaded.source.artifact)}
         return self.executor.submit(Task(FUNCTION, payload, target, f"{key}.checkpoints", inputs))
 
-    def _collected(self, trained: Path, folder: Path) -> TrialResult:
+    def _collected(self, trained: Path, spec: TrialSpec, folder: Path) -> TrialResult:
         record = _record(trained)
         for name in (WEIGHTS, WORKER):
             os.replace(trained / name, folder / name)
         cost, predicted = MeasuredCost(**record["screened"]["cost"]), record["screened"]["predicted"]
-        result = training_result(TrialSpec.model_validate(record["spec"]), tuple(record["qualities"]), cost, predicted)
+        result = training_result(spec, tuple(record["qualities"]), cost, predicted)
         shutil.rmtree(trained, ignore_errors=True)
         return result.model_copy(update={"seconds": record["seconds"]})
 

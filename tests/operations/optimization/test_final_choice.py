@@ -12,6 +12,7 @@ import pytest
 from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.final_measurement import PairedTimings, TimedEntry
 from omgoptim.operations.goal import Goal
+from omgoptim.operations.optimization import points as points_module
 from omgoptim.operations.optimization.points import PointRanking, StepResult, is_slower, pick_finalists
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.reports import Measurement
@@ -33,9 +34,9 @@ def first(
 ) -> str:
     """Name of the point that is delivered."""
     sizes = {one.artifact: one.size_bytes for one in points}
-    monkeypatch.setattr(points, "measurement", lambda *_: None)
+    monkeypatch.setattr(points_module, "measurement_record", lambda *_: None)
     monkeypatch.setattr(Goal, "missed", lambda *_: [])
-    monkeypatch.setattr(points.Manifest, "read", lambda path: SimpleNamespace(size_bytes=sizes[path]))
+    monkeypatch.setattr(points_module.Manifest, "read", lambda path: SimpleNamespace(size_bytes=sizes[path]))
     order = PointRanking(cast(Any, SimpleNamespace(bench=None)), GOAL, Preference(cast(Any, prefer), 1000))
     timed = [TimedEntry(one, own, Path("outputs")) for one, own in zip(points, timings, strict=True)]
     paired = PairedTimings(timing(1.0), Path("outputs"), load, timed, [])

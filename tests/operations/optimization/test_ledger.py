@@ -101,11 +101,11 @@ def test_a_writer_that_is_killed_loses_nothing_that_it_had_appended(tmp_path: Pa
     code = f"""
 import os, signal
 from pathlib import Path
-from omgoptim.operations.optimization.ledger import Entry, Ledger, key_of
+from omgoptim.operations.optimization.ledger import Ledger, LedgerEntry, key_of
 ledger = Ledger(Path({str(path)!r}))
 for seed in range(3):
     key = key_of(parent="a", step="s", settings={{}}, data="d", engine="e", seed=seed)
-    ledger.append(Entry(key=key, parent="a", step="s", verdict="kept"))
+    ledger.append(LedgerEntry(key=key, parent="a", step="s", verdict="kept"))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
