@@ -124,7 +124,7 @@ class CandidateEvaluator:
 
     def _evaluated(self, spec: CandidateSpec, same_program: BuiltCandidate | None = None) -> CandidateResult:
         self.evaluations += 1
-        built = self.builder.build(spec, same_program)
+        built = self.builder.build(spec, same_program, limit_s=max(0.0, self.deadline - self.clock()))
         result = CandidateResult(built, error=built.error)
         self.results.append(result)
         if built.folder is None:

@@ -34,7 +34,6 @@ from omgoptim.operations.quantization.screening import CandidateResult, Screenin
 from omgoptim.operations.quantization.selection import (
     Preference,
     dominated_by,
-    is_mixed,
     order_candidates,
     select_finalists,
 )
@@ -219,7 +218,7 @@ def retry_mixed_precision(
         return None  # it passes on these samples: a search on them would not change it
     again = replace(search, screening=other, samples_name=f"selection samples, {others.count} of them new,")
     found = search_mixed_precision(again, results, base)
-    if found is None or not is_mixed(found.best) or found.best.built.spec.params == failed.built.spec.params:
+    if found is None or not found.improved or found.best.built.spec.params == failed.built.spec.params:
         return None
     best, guard = found.best, search.request.max_quality_drop
     if best.timing is None or not passes_guard_with_margin(best, guard):
