@@ -110,12 +110,11 @@ def search_mixed_precision(
 ) -> MixedPrecision | None:
     """Search for the layers to keep in float.
 
-    Evaluated candidates are added to `results`. The best one is timed on every engine that `base` was timed on.
-
+    Evaluated candidates are added to `results`. The best one is timed on every engine that `base` was timed on; `base`
+    is the candidate without layers in float to start from (see `mixed_precision_base`).
 
     Returns:
         The result; None where there is nothing to search.
-    `base` is the candidate without layers in float to start from: see `mixed_precision_base`.
     """
     request, loaded, program = inputs.request, inputs.builder.loaded, inputs.builder.program
     if base is None or base.drop is None or base.built.folder is None or program.path is None:
