@@ -35,10 +35,10 @@ PROOF = {
         "trust/test_artifacts.py::test_no_tool_takes_what_is_the_users_to_grant",
         "trust/test_artifacts.py::test_an_agent_can_neither_open_a_foreign_artifact_nor_allow_itself_to",
     ],
-    "Artifacts are sealed with a key": [
+    "Artifacts are signed with a key": [
         "models/security/test_file_integrity.py::test_the_key_is_made_once_and_only_its_user_reads_it"
     ],
-    "An artifact without your seal": [
+    "An artifact without your signature": [
         "trust/test_artifacts.py::test_an_artifact_without_this_users_seal_runs_nothing_unless_it_is_trusted",
         "trust/test_artifacts.py::test_an_artifact_of_another_user_runs_nothing_unless_it_is_trusted",
     ],
@@ -148,7 +148,7 @@ IN_SHORT = {
         "A `.pt2` file is never handed to torch",
         "A pickled model is never opened",
         "The weights that an `.onnx` file keeps outside",
-        "An artifact without your seal",
+        "An artifact without your signature",
     ],
     "In the shell, `--trust-artifact`": [
         "An assistant can give none of",
