@@ -85,7 +85,7 @@ def _check_export(loaded: LoadedModel, path: Path) -> None:
         )
 
 
-def in_memory(action: Callable[[], T]) -> T:
+def run_in_process(action: Callable[[], T]) -> T:
     """Run an engine in this process and convert its exceptions to a TechniqueError."""
     try:
         return action()
@@ -104,7 +104,7 @@ def output_check(
     Raises:
         OmgoptimError: the engine cannot run it.
     """
-    outputs = in_memory(lambda: ENGINES[runtime].open(target, signature, settings).run(example))
+    outputs = run_in_process(lambda: ENGINES[runtime].open(target, signature, settings).run(example))
     return OutputCheck(example, outputs)
 
 

@@ -16,7 +16,7 @@ from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.float_program import Program, in_memory, output_check
+from omgoptim.operations.float_program import Program, output_check, run_in_process
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.reports import Change, Skip
@@ -238,7 +238,7 @@ def _build_module(spec: CandidateSpec, folder: Path, loaded: LoadedModel) -> Out
         raise TechniqueError("the model is a program, and torch runs modules")
     precision = technique_of(spec.params).torch_precision or "float32"
     float_module = copy.deepcopy(loaded.module)
-    module = in_memory(lambda: convert(float_module, precision))
+    module = run_in_process(lambda: convert(float_module, precision))
     outcome = _module_outcome(module, precision)
     manifest = _manifest(spec, loaded, precision)
     settings = SessionSettings(loaded.bench.threads, loaded.device, precision)
