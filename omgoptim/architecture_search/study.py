@@ -77,7 +77,7 @@ class SearchStudy:
         library = optuna_library()
         storage: optuna.storages.BaseStorage = library.storages.InMemoryStorage()
         if settings.journal is not None:
-            storage = library.storages.JournalStorage(backend(library, settings.journal))
+            storage = library.storages.JournalStorage(journal_backend(library, settings.journal))
         self.study = library.create_study(
             storage=storage,
             study_name=settings.name,
@@ -264,7 +264,7 @@ def optuna_library() -> Any:
     return optuna
 
 
-class OneWriter:
+class NoLock:
     """A lock for Optuna's journal that is always free."""
 
     def acquire(self) -> bool:
@@ -275,10 +275,10 @@ class OneWriter:
         """Do nothing."""
 
 
-def backend(library: Any, path: Path) -> Any:
+def journal_backend(library: Any, path: Path) -> Any:
     """Return Optuna's file backend on a journal whose torn last line, if any, was cut."""
     truncate_torn_line(path)
-    return library.storages.journal.JournalFileBackend(str(path), lock_obj=OneWriter())
+    return library.storages.journal.JournalFileBackend(str(path), lock_obj=NoLock())
 
 
 def truncate_torn_line(path: Path) -> int:
