@@ -114,7 +114,9 @@ def _reason(outcome: SearchOutcome, samples: int, samples_name: str, stopped: st
             why += f"; with {plural(len(kept), 'layer')} in float it still loses {drop:.4f}"
         if outcome.found.trials:
             why += (
-                f", the smallest loss of {len(outcome.found.trials)} sets" if kept else "; no evaluated set loses less"
+                f", the smallest loss of {plural(len(outcome.found.trials), 'evaluated set')}"
+                if kept
+                else "; no evaluated set loses less"
             )
         if stopped:
             why += f"; {stopped}"
