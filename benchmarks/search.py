@@ -36,12 +36,12 @@ AGAINST_PLAIN, AGAINST_REJECTING = 0.97, 0.9
 
 SPACE = Space(tuple(Knob(f"layer{number}", (0, 1, 2)) for number in range(8)))
 PLACES = 3 ** np.arange(7, -1, -1)
-"""A row of `SPACE.every` at its own number."""
+"""A row of `SPACE.all_rows` at its own number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """The table, in the order of `SPACE.every`."""
+    """The table, in the order of `SPACE.all_rows`."""
 
     flops: NDArray[np.float64]
     accuracies: NDArray[np.float64]
@@ -50,7 +50,7 @@ class Networks:
     @classmethod
     def read(cls, path: Path) -> Networks:
         found = json.loads(path.read_text())
-        records = [found["".join(map(str, row))] for row in SPACE.every.tolist()]
+        records = [found["".join(map(str, row))] for row in SPACE.all_rows.tolist()]
         return cls(
             np.array([record["flops"] for record in records], dtype=np.float64),
             np.array([record["test_acc"] for record in records], dtype=np.float64),

@@ -15,7 +15,7 @@ def test_the_space_is_a_product_of_as_many_networks_as_its_docstring_says(exampl
     space = probe_space(example.space, seed=0).space
     assert space is not None
     assert f"{space.size:,} networks" in example.space.__doc__
-    for row in (space.every[0], space.every[-1]):
+    for row in (space.all_rows[0], space.all_rows[-1]):
         network = build(example.space, space.configuration(row)).eval()
         assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
