@@ -159,8 +159,8 @@ def _layers(noise: SensitivityReport, about: ExplainedCandidate, trials: Candida
             LayerNoise(
                 path=entry.layer.path,
                 kind=entry.layer.op,
-                sqnr_db=entry.alone_db,
-                sqnr_gain_db=None if entry.restored_db is None else entry.restored_db - noise.whole_db,
+                sqnr_db=entry.only_layer_db,
+                sqnr_gain_db=None if entry.restored_db is None else entry.restored_db - noise.all_quantized_db,
                 recovered=recovered,
                 bytes=entry.layer.weight_bytes,
             )

@@ -18,7 +18,7 @@ from omgoptim.operations.final_measurement import MeasuredArtifact
 from omgoptim.operations.save_module import save
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.prune._channels.channel_allocation import best as best_channels
+from omgoptim.techniques.prune._channels.channel_allocation import most_important as best_channels
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.importance import importance_of
 from omgoptim.techniques.prune._channels.removal import remove

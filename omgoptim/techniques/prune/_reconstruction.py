@@ -35,7 +35,7 @@ CHANNEL_DAMPING = 0.1
 MASKED_DAMPING = 1e-2
 """Digits example, 90 % sparsity, 64 samples: relative output error 0.417 up to this value, 0.423 at 0.1."""
 
-MOST_FEATURES = 8192
+MAX_FEATURES = 8192
 """Maximum inputs of a fitted layer. Chosen by memory: its second moments take half a gigabyte."""
 
 
@@ -70,17 +70,17 @@ def _solve(_layer: Any, gram: Tensor, cross: Tensor) -> Tensor:
 
 def _can_be_fitted(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Linear):
-        return layer.in_features <= MOST_FEATURES
+        return layer.in_features <= MAX_FEATURES
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d)) or is_depthwise(layer) or layer.padding_mode != "zeros":
         return False
-    return layer.weight[0].numel() <= MOST_FEATURES
+    return layer.weight[0].numel() <= MAX_FEATURES
 
 
 def zero_and_reconstruct(
     module: nn.Module,
     selection: Selection,
     scores: Mapping[str, Tensor],
-    aim: SparsityTarget,
+    target: SparsityTarget,
     params: Unstructured,
     run: ModuleRun,
 ) -> Outcome:
@@ -90,7 +90,7 @@ def zero_and_reconstruct(
         TechniqueError: no weight became zero.
     """
     before = copy.deepcopy(module)
-    return reconstructed(zero_lowest(selection, scores, aim), module, before, params, run)
+    return reconstructed(zero_lowest(selection, scores, target), module, before, params, run)
 
 
 def reconstructed(
@@ -142,7 +142,7 @@ def _solve_masked(layer: Any, gram: Tensor, cross: Tensor) -> Tensor:
 
 def _can_be_fitted_masked(module: nn.Module, path: str) -> bool:
     layer = dict(module.named_modules()).get(path)
-    if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or layer.weight[0].numel() > MOST_FEATURES:
+    if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or layer.weight[0].numel() > MAX_FEATURES:
         return False
     owners = [other for other in module.modules() if any(w is layer.weight for w in other.parameters(recurse=False))]
     return len(owners) == 1

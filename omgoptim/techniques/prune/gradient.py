@@ -34,7 +34,7 @@ from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 STEP = 0.01
 """Learning rate of movement's steps, after which weights are restored. Chosen: SGD's rate in training/config.py."""
 
-UNREACHED = "the loss has no gradient with respect to it"
+NO_GRADIENT = "the loss has no gradient with respect to it"
 
 
 @module_technique(Gradient, needs_data=True, source="arXiv:1810.02340")
@@ -45,20 +45,22 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
         TechniqueError: no layer is selected, no gradient reaches one, a loss is not a number, or nothing became zero.
     """
     selection = select(module, params.targets, params.ignore)
-    watch = _sensitivity if params.score == "sensitivity" else _movement
-    scores = watch(module, selection.weights, run)
-    reached = [weight for weight in selection.weights if weight.path in scores]
-    skipped = [Skip(path=w.path, reason=UNREACHED, kind="not_run") for w in selection.weights if w.path not in scores]
-    if not reached:
+    compute_saliency = _sensitivity if params.score == "sensitivity" else _movement
+    scores = compute_saliency(module, selection.weights, run)
+    with_gradient = [weight for weight in selection.weights if weight.path in scores]
+    skipped = [Skip(path=w.path, reason=NO_GRADIENT, kind="not_run") for w in selection.weights if w.path not in scores]
+    if not with_gradient:
         raise TechniqueError(
             "the loss has no gradient with respect to the selected weights",
             "the loss does not depend on them, or forward detaches them from the graph",
             "use method magnitude or wanda",
         )
-    aim = SparsityTarget(
+    target = SparsityTarget(
         params.sparsity, params.scope, f"{params.score}, {params.scope.replace('_', ' ')}", not params.targets
     )
-    return zero_and_reconstruct(module, Selection(reached, [*selection.skipped, *skipped]), scores, aim, params, run)
+    return zero_and_reconstruct(
+        module, Selection(with_gradient, [*selection.skipped, *skipped]), scores, target, params, run
+    )
 
 
 def _sensitivity(module: nn.Module, weights: list[Weight], run: ModuleRun) -> dict[str, Tensor]:

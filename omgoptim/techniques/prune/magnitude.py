@@ -42,5 +42,7 @@ def apply(module: nn.Module, params: Magnitude, run: ModuleRun) -> Outcome:
     if params.layer_ratios == "erdos_renyi":
         scope = "erdos_renyi"
     score = "LAMP score" if by_lamp else "magnitude"
-    aim = SparsityTarget(params.sparsity, scope, f"{score}, {scope.replace('_', ' ')}", spare_small=not params.targets)
-    return zero_and_reconstruct(module, selection, scores, aim, params, run)
+    target = SparsityTarget(
+        params.sparsity, scope, f"{score}, {scope.replace('_', ' ')}", spare_small=not params.targets
+    )
+    return zero_and_reconstruct(module, selection, scores, target, params, run)

@@ -31,7 +31,7 @@ def apply(module: nn.Module, params: Random, run: ModuleRun) -> Outcome:
     generator = torch.Generator().manual_seed(run.seed)
     scores = {weight.path: torch.rand(weight.parameter.shape, generator=generator) for weight in selection.weights}
     scope: Scope = "erdos_renyi" if params.layer_ratios == "erdos_renyi" else params.scope
-    aim = SparsityTarget(
+    target = SparsityTarget(
         params.sparsity, scope, f"at random, {scope.replace('_', ' ')}", spare_small=not params.targets
     )
-    return zero_and_reconstruct(module, selection, scores, aim, params, run)
+    return zero_and_reconstruct(module, selection, scores, target, params, run)

@@ -34,7 +34,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import (
     to_rows,
 )
 from omgoptim.techniques.prune._unstructured.saliency import input_norms, wanda
-from omgoptim.techniques.prune.wanda import with_known_inputs
+from omgoptim.techniques.prune.wanda import with_input_norms
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 
@@ -51,7 +51,7 @@ def apply(module: nn.Module, params: SemiStructured, run: ModuleRun) -> Outcome:
     norms: dict[str, Tensor] = {}
     if params.score == "wanda":
         norms = input_norms(module, selection.weights, run)
-        selection = with_known_inputs(selection, set(norms))
+        selection = with_input_norms(selection, set(norms))
     before = [int((weight.parameter == 0).sum()) for weight in selection.weights]
     for weight in selection.weights:
         rows = to_rows(weight.parameter.detach(), weight.layer)

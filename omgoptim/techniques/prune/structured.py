@@ -27,13 +27,13 @@ from omgoptim.measure.macs import count_macs
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.prune._channels.channel_allocation import (
-    Operations,
+    MacsPrediction,
     Widths,
-    best,
-    by_operations,
+    most_important,
     original_widths,
     round_widths,
     target_widths,
+    widths_for_macs,
 )
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
@@ -71,20 +71,24 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
     full = original_widths(groups, module, run.original)
 
     def widths_at(ratio: float, round_to: int | None) -> Widths:
-        wanted = target_widths(module, groups, scores, full, params, ratio)
-        return round_widths(groups, wanted, full, params.max_layer_ratio, round_to)
+        targets = target_widths(module, groups, scores, full, params, ratio)
+        return round_widths(groups, targets, full, params.max_layer_ratio, round_to)
 
     if params.target_macs_ratio is None:
-        keep = best(groups, scores, widths_at(params.goal, params.round_to))
+        keep = most_important(groups, scores, widths_at(params.goal, params.round_to))
     else:
-        operations = Operations(module, groups, Probe.of(run))
+        prediction = MacsPrediction(module, groups, Probe.of(run))
 
         def keep_for(macs: float) -> dict[str, Tensor]:
-            return best(groups, scores, by_operations(groups, scores, operations, macs, widths_at, params.round_to))
+            return most_important(
+                groups, scores, widths_for_macs(groups, scores, prediction, macs, widths_at, params.round_to)
+            )
 
-        keep = _within(_operations(run.original, run) / params.target_macs_ratio, keep_for, module, groups, run)
+        keep = _meet_macs_target(
+            _count_macs(run.original, run) / params.target_macs_ratio, keep_for, module, groups, run
+        )
     if not keep:
-        raise _too_little(groups, params)
+        raise _nothing_removed(groups, params)
     return keep_only(module, groups, keep, params, run)
 
 
@@ -113,7 +117,7 @@ def keep_only(
     return replace(outcome, notes=[*outcome.notes, note]) if fitted else outcome
 
 
-def _within(
+def _meet_macs_target(
     goal: float, keep_for: Callable[[float], dict[str, Tensor]], module: nn.Module, groups: Groups, run: ModuleRun
 ) -> dict[str, Tensor]:
     """Return the channels to keep so that the smaller module has at most `goal` counted MACs.
@@ -127,7 +131,7 @@ def _within(
             return keep
         smaller = copy.deepcopy(module)
         remove(smaller, groups, keep, run)
-        counted = _operations(smaller, run)
+        counted = _count_macs(smaller, run)
         if counted <= goal:
             return keep
         predicted *= goal / counted
@@ -138,7 +142,7 @@ def _within(
     )
 
 
-def _operations(module: nn.Module, run: ModuleRun) -> int:
+def _count_macs(module: nn.Module, run: ModuleRun) -> int:
     probe = Probe.of(run)
     macs = count_macs(module, probe.args, probe.kwargs).macs
     if macs is None:
@@ -158,7 +162,7 @@ def nothing_to_remove(groups: Groups) -> TechniqueError:
     return TechniqueError("no channel or head of this model can be removed", why, fix)
 
 
-def _too_little(groups: Groups, params: Structured) -> TechniqueError:
+def _nothing_removed(groups: Groups, params: Structured) -> TechniqueError:
     widest = max(groups.groups, key=lambda group: group.width)
     step = widest.step(params.round_to)
     return TechniqueError(

@@ -37,17 +37,17 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
     """
     selection = select(module, params.targets, params.ignore)
     norms = input_norms(module, selection.weights, run)
-    seen = with_known_inputs(selection, set(norms))
+    selected = with_input_norms(selection, set(norms))
     scores = {}
-    for weight in seen.weights:
+    for weight in selected.weights:
         rows = wanda(to_rows(weight.parameter.detach(), weight.layer), norms[weight.path])
         scores[weight.path] = from_rows(rows, weight.layer, tuple(weight.parameter.shape))
     what = f"magnitude x input norm, {params.scope.replace('_', ' ')}"
-    aim = SparsityTarget(params.sparsity, params.scope, what, spare_small=not params.targets)
-    return zero_and_reconstruct(module, seen, scores, aim, params, run)
+    target = SparsityTarget(params.sparsity, params.scope, what, spare_small=not params.targets)
+    return zero_and_reconstruct(module, selected, scores, target, params, run)
 
 
-def with_known_inputs(selection: Selection, paths: set[str]) -> Selection:
+def with_input_norms(selection: Selection, paths: set[str]) -> Selection:
     """Return the weights whose inputs were seen; the others are skipped.
 
     Raises:

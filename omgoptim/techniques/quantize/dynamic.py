@@ -65,9 +65,9 @@ def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outco
         chosen = [layer for layer in select_layers(before, params.targets, params.ignore) if not layer.is_quantized]
         quantized = _quantize(model, before, chosen, per_channel, Path(scratch))
     quantize_embeddings(quantized, chosen, per_channel, params.embedding_bits)
-    left = [layer for layer in chosen if any(layer.node == node.name for node in quantized.graph.node)]
-    store_recurrent(quantized, left, per_channel)
-    stored = dict.fromkeys((layer.node for layer in left if layer.op in RECURRENT), STORED)
+    remaining = [layer for layer in chosen if any(layer.node == node.name for node in quantized.graph.node)]
+    store_recurrent(quantized, remaining, per_channel)
+    stored = dict.fromkeys((layer.node for layer in remaining if layer.op in RECURRENT), STORED)
     precision = f"int8 weight {params.granularity.replace('_', ' ')}, 8-bit activations quantized at run time"
     result = outcome(before, chosen, quantized, REASONS, precision, stored)
     if not result.changed:

@@ -67,25 +67,25 @@ def apply(source: Path, target: Path, params: Qat, run: ProgramRun) -> Outcome:
         DataError, SetupError, TechniqueError: as static quantization does.
     """
     original = load(source)
-    learned = read_qat_state(original)
-    if learned is None or has_attention(original) or is_large(original):
+    state = read_qat_state(original)
+    if state is None or has_attention(original) or is_large(original):
         return static.apply(source, target, static_of(params), run)
-    return _as_trained(source, target, params, learned, run)
+    return _as_trained(source, target, params, state, run)
 
 
-def _as_trained(source: Path, target: Path, params: Qat, learned: QatState, run: ProgramRun) -> Outcome:
+def _as_trained(source: Path, target: Path, params: Qat, state: QatState, run: ProgramRun) -> Outcome:
     """Equalize channels, take the trained ranges, observe the others, and write what training simulated."""
-    original, asked = load(source), static_of(params)
+    original, static_params = load(source), static_of(params)
     batches = batches_for(original, run, params.calibration_samples)
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
         model = preparation.infer_shapes(preparation.prepare(at_opset(load(source), 13), Path(scratch)))
     before = find_layers(model, module_paths(original))
     chosen = select_layers(before, params.targets, params.ignore)
-    model = apply_trained_scaling(model, chosen, asked, learned)
-    observed = observe_activations(model, batches, histogram=False, threads=run.threads)
-    ranges = with_trained_ranges(compute_ranges(observed, "minmax", params.symmetric), model, chosen, learned)
-    quantized = write_qdq(model, chosen, ranges, asked)
+    model = apply_trained_scaling(model, chosen, static_params, state)
+    observers = observe_activations(model, batches, histogram=False, threads=run.threads)
+    ranges = with_trained_ranges(compute_ranges(observers, "minmax", params.symmetric), model, chosen, state)
+    quantized = write_qdq(model, chosen, ranges, static_params)
     quantize_embeddings(quantized, chosen, params.granularity == "per_channel", params.embedding_bits)
-    result = static.changes(before, chosen, quantized, asked)
+    result = static.changes(before, chosen, quantized, static_params)
     finish(quantized, original, target)
     return result

@@ -46,7 +46,7 @@ from omgoptim.techniques.quantize._ptq.calibration import Batch, batches_for
 from omgoptim.techniques.quantize._ptq.state import PtqTask, apply_preset
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
-KEPT = "first layer, kept in float: it is cheap, and in int8 it adds most of the quantization noise"
+KEPT_IN_FLOAT = "first layer, kept in float: it is cheap, and in int8 it adds most of the quantization noise"
 RECURRENT_REASON = "static quantization does not support recurrent layers; "
 REASONS = {
     "LSTM": RECURRENT_REASON + "scheme dynamic quantizes an LSTM",
@@ -87,7 +87,7 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
             "use algorithm nncf, or scheme dynamic",
         )
     batches = batches_for(original, run, params.calibration_samples)
-    kept: list[OnnxLayer] = []
+    float_layers: list[OnnxLayer] = []
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
         folder = Path(scratch)
         model = at_opset(load(source), 13)  # the first with a scale per channel
@@ -99,18 +99,18 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
             raise nothing
         if algorithm == "onnxruntime":
             quantized, notes = backends.quantize_by_onnxruntime(
-                model, batches, PtqTask(chosen, params, run.threads, run.seed, run.progress), folder, kept
+                model, batches, PtqTask(chosen, params, run.threads, run.seed, run.progress), folder, float_layers
             )
             quantize_embeddings(quantized, chosen, params.granularity == "per_channel", params.embedding_bits)
         else:
-            model, scaling = _scaled(model, chosen, batches, params, run)
-            own = params.embedding_bits == 4  # NNCF has no embeddings in 4 bits
-            left = [layer for layer in chosen if not own or layer.op != "Gather"]
-            quantized, notes = backends.quantize_by_nncf(model, left, batches, params, folder)
-            if own:
+            model, equalization_notes = _equalized(model, chosen, batches, params, run)
+            own_embeddings = params.embedding_bits == 4  # NNCF has no embeddings in 4 bits
+            layers = [layer for layer in chosen if not own_embeddings or layer.op != "Gather"]
+            quantized, notes = backends.quantize_by_nncf(model, layers, batches, params, folder)
+            if own_embeddings:
                 quantize_embeddings(quantized, chosen, per_row=True, num_bits=4)
-            notes = [*scaling, *notes]
-    result = changes(before, chosen, quantized, params, kept)
+            notes = [*equalization_notes, *notes]
+    result = changes(before, chosen, quantized, params, float_layers)
     finish(quantized, original, target)
     return replace(result, notes=notes)
 
@@ -120,7 +120,7 @@ def changes(
     chosen: Sequence[OnnxLayer],
     quantized: ModelProto,
     params: Static,
-    kept: Sequence[OnnxLayer] = (),
+    float_layers: Sequence[OnnxLayer] = (),
 ) -> Outcome:
     """Return the changed and skipped layers of a written program.
 
@@ -129,7 +129,7 @@ def changes(
         chosen: those that were to be quantized.
         quantized: the written program.
         params: of the technique.
-        kept: layers that were left in float for what int8 would lose there.
+        float_layers: layers that were left in float for what int8 would lose there.
 
     Raises:
         NoLayerChanged: nothing.
@@ -141,14 +141,15 @@ def changes(
         why = "; ".join(sorted({skip.reason for skip in result.skipped}))
         fix = "use scheme dynamic or bf16"
         raise NoLayerChanged("static quantization changed no layer", why, fix, schemes=["dynamic", "bf16"])
-    paths = {layer.path for layer in kept}
+    paths = {layer.path for layer in float_layers}
     skipped = [
-        Skip(path=skip.path, reason=KEPT, kind="no_benefit") if skip.path in paths else skip for skip in result.skipped
+        Skip(path=skip.path, reason=KEPT_IN_FLOAT, kind="no_benefit") if skip.path in paths else skip
+        for skip in result.skipped
     ]
     return replace(result, skipped=skipped)
 
 
-def _scaled(
+def _equalized(
     model: ModelProto, chosen: Sequence[OnnxLayer], batches: Sequence[Batch], params: Static, run: ProgramRun
 ) -> tuple[ModelProto, list[str]]:
     """Equalize the float program for another quantizer, where that is requested and supported."""

@@ -34,9 +34,9 @@ from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
 from omgoptim.techniques.quantize._onnx.program import finish, has_free_batch
 from omgoptim.techniques.quantize._onnx.weight_storage import (
+    MAX_FLOAT_BYTES,
     OPSET,
     RECURRENT,
-    SMALLEST_BYTES,
     STORED,
     packed_tensors,
     split_gemms,
@@ -56,10 +56,10 @@ from omgoptim.techniques.quantize._ptq.gptq import (
 )
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
-SMALLEST_GROUP = 16
+MIN_GROUP_SIZE = 16
 """Smallest group size of ONNX Runtime's MatMulNBits (docs/ContribOperators.md: a power of 2, 16 at least)."""
 
-WIDEST = 4096
+MAX_GPTQ_INPUTS = 4096
 """Maximum inputs of a layer for GPTQ. Chosen: a Hessian of 67 MB, and some 70 billion operations for its inverse."""
 
 SAMPLES = 64
@@ -96,7 +96,7 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
         chosen = [layer for layer in select_layers(before, params.targets, params.ignore) if not layer.is_quantized]
         split_gemms(model, {layer.node for layer in chosen})
         sizes = _group_sizes(model, chosen, params.group_size)
-        fitted, held_out = _moments(model, chosen, sizes, run)
+        fitted, held_out = _input_hessians(model, chosen, sizes, run)
     precisions, improved = _pack(model, chosen, sizes, params, fitted, held_out)
     quantize_embeddings(model, chosen, per_row=True, num_bits=params.embedding_bits)
     store_recurrent(model, chosen)
@@ -111,36 +111,40 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
     return Outcome(result.changed, result.skipped, notes)
 
 
-def _group_sizes(model: ModelProto, chosen: Sequence[OnnxLayer], asked: int) -> dict[str, int]:
+def _group_sizes(model: ModelProto, chosen: Sequence[OnnxLayer], largest: int) -> dict[str, int]:
     """Map the matrices to pack to the largest group size, up to the requested one, that divides their inputs."""
     tensors = initializers(model)
     sizes: dict[str, int] = {}
     for name in stored_matmuls(model, chosen):
         inputs, outputs = tensors[name].dims
-        fits = [size for size in (256, 128, 64, 32, 16) if SMALLEST_GROUP <= size <= asked and inputs % size == 0]
-        if fits and 4 * inputs * outputs > SMALLEST_BYTES:
+        fits = [size for size in (256, 128, 64, 32, 16) if MIN_GROUP_SIZE <= size <= largest and inputs % size == 0]
+        if fits and 4 * inputs * outputs > MAX_FLOAT_BYTES:
             sizes[name] = fits[0]
     return sizes
 
 
-def _moments(
+def _input_hessians(
     model: ModelProto, chosen: Sequence[OnnxLayer], sizes: Mapping[str, int], run: ProgramRun
 ) -> tuple[Hessians, Hessians]:
     """Return the Hessians of the inputs of each packed weight, to fit on and to choose by; empty without data."""
     if not run.calibration or not sizes:
         return {}, {}
     readers = {name: nodes for name, nodes in stored_matmuls(model, chosen).items() if name in sizes}
-    of_input = {t.name: t.dims[0] for t in model.graph.initializer if t.name in readers and t.dims[0] <= WIDEST}
-    widths = {node.input[0]: of_input[name] for name, nodes in readers.items() if name in of_input for node in nodes}
+    input_sizes = {
+        t.name: t.dims[0] for t in model.graph.initializer if t.name in readers and t.dims[0] <= MAX_GPTQ_INPUTS
+    }
+    widths = {
+        node.input[0]: input_sizes[name] for name, nodes in readers.items() if name in input_sizes for node in nodes
+    }
     parts = split(batches_for(model, run, SAMPLES), 2, sliceable=has_free_batch(model))
-    moments = [input_hessians(model, widths, part, run.threads) for part in parts]
+    split_hessians = [input_hessians(model, widths, part, run.threads) for part in parts]
     by_weight = [
         {
-            name: np.asarray(sum(of[node.input[0]] for node in nodes), np.float32)
+            name: np.asarray(sum(hessians[node.input[0]] for node in nodes), np.float32)
             for name, nodes in readers.items()
-            if name in of_input
+            if name in input_sizes
         }
-        for of in moments
+        for hessians in split_hessians
     ]
     return by_weight[0], by_weight[-1]
 
@@ -168,7 +172,7 @@ def _pack(
         if name not in sizes:
             continue
         w_KN, size = numpy_helper.to_array(tensors[name]).astype(np.float32), sizes[name]
-        groups, better = _rounded(w_KN, size, params, fitted.get(name), held_out.get(name))
+        groups, better = _quantize_weight(w_KN, size, params, fitted.get(name), held_out.get(name))
         improved += better
         packed = packed_tensors(groups, name, params.num_bits, params.symmetric)
         model.graph.initializer.extend(packed)
@@ -183,19 +187,19 @@ def _pack(
     return precisions, improved
 
 
-def _rounded(
+def _quantize_weight(
     w_KN: Float, size: int, params: WeightOnly, fitted_KK: Float | None, held_out_KK: Float | None
 ) -> tuple[QuantizedGroups, bool]:
     """Quantize by GPTQ or round to nearest, whichever is better on held-out samples; whether it was GPTQ."""
     if fitted_KK is None or held_out_KK is None:
         return quantize_groups(w_KN, size, params.num_bits, params.symmetric), False
-    alone = quantize_groups(w_KN, size, params.num_bits, params.symmetric, np.diagonal(fitted_KK) + np.float32(1e-12))
+    nearest = quantize_groups(w_KN, size, params.num_bits, params.symmetric, np.diagonal(fitted_KK) + np.float32(1e-12))
     try:
-        together = gptq_quantize(w_KN, fitted_KK, size, params.num_bits, params.symmetric)
+        gptq = gptq_quantize(w_KN, fitted_KK, size, params.num_bits, params.symmetric)
     except np.linalg.LinAlgError:
-        return alone, False
-    better = output_error(w_KN, together, held_out_KK) < output_error(w_KN, alone, held_out_KK)
-    return (together if better else alone), better
+        return nearest, False
+    better = output_error(w_KN, gptq, held_out_KK) < output_error(w_KN, nearest, held_out_KK)
+    return (gptq if better else nearest), better
 
 
 def _nothing_changed(chosen: Sequence[OnnxLayer]) -> NoLayerChanged:

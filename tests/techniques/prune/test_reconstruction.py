@@ -159,7 +159,7 @@ def test_what_runs_twice_has_no_one_target(run_of: RunOf) -> None:
 
 
 def test_what_reads_too_much_is_left_as_it_is(run_of: RunOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_reconstruction, "MOST_FEATURES", 3)
+    monkeypatch.setattr(_reconstruction, "MAX_FEATURES", 3)
     module = nets.Residual().eval()
     run = run_of(module, [torch.randn(4, 3, 8, 8)])
     assert cut_and_fit(module, run, {"stem": torch.arange(4)})[1] == []

@@ -32,7 +32,7 @@ from omgoptim.techniques.probe import (
     NOT_RUN,
     WHOLE_MODEL,
     frozen_or_shared,
-    owned_parameters,
+    parameter_owners,
     quiet,
     replacement_refusal,
     uses_of,
@@ -261,7 +261,7 @@ def _find_replaceable(
     found: dict[str, Conv] = {}
     skipped = []
     layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, _ConvNd)}
-    owners, called = owned_parameters(module), uses_of(module, layers, run)
+    owners, called = parameter_owners(module), uses_of(module, layers, run)
     for path, layer in layers.items():
         refusal = _refusal(path, layer, selection, owners) or (None if path in called else NOT_RUN)
         if refusal:

@@ -18,7 +18,7 @@ from omgoptim.reports import Change, Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.distill._student.recurrent import Recurrent, find_recurrent, narrow_units
-from omgoptim.techniques.prune._channels.channel_allocation import best, round_widths, target_widths
+from omgoptim.techniques.prune._channels.channel_allocation import most_important, round_widths, target_widths
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
 from omgoptim.techniques.prune._channels.importance import importance_of
@@ -94,7 +94,7 @@ def narrow_to(
     changed, left = narrow_units(module, [(each, count) for each, count in counts if count < each.width])
     kept_columns = {(path, "in"): columns for path, columns in left.items()}
     skipped = list(narrowing.skipped)
-    keep = best(narrowing.groups, narrowing.scores, _widths(module, narrowing, width, round_to))
+    keep = most_important(narrowing.groups, narrowing.scores, _widths(module, narrowing, width, round_to))
     if keep:
         outcome, sides = remove_with_positions(module, narrowing.groups, keep, run)
         changed += outcome.changed

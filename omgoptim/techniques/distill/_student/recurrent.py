@@ -30,7 +30,7 @@ from omgoptim.techniques.probe import (
     difference,
     frozen_or_shared,
     is_shared,
-    owned_parameters,
+    parameter_owners,
     tolerance_of,
 )
 from omgoptim.techniques.prune._channels.groups import narrowed
@@ -198,7 +198,7 @@ def ignore_units(module: nn.Module, recurrent: Recurrent, kept: Tensor) -> None:
 
 def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> tuple[list[Recurrent], list[Skip]]:
     """Find the recurrent layers that can shrink, each verified; and the others with the reason."""
-    found, skipped, owners = [], [], owned_parameters(module)
+    found, skipped, owners = [], [], parameter_owners(module)
     for path, layer in module.named_modules():
         if not isinstance(layer, nn.RNNBase):
             continue

@@ -16,10 +16,10 @@ from omgoptim.techniques.prune._channels.groups import Group, Groups, width_of
 Widths = dict[str, int]
 """Name of a group to its width."""
 
-CLOSE = 0.02
+MACS_TOLERANCE = 0.02
 """Largest relative distance below the target MACs before rounding is refined. Chosen: exactness against tile sizes."""
 
-FINER = (None, 4, 2, 1)
+FALLBACK_ROUNDINGS = (None, 4, 2, 1)
 """Multiples that widths are rounded to, the default (8) and its halves, tried in this order until the target is met
 closely."""
 
@@ -53,25 +53,25 @@ def target_widths(
     """
     if params.ranking == "uniform":
         return {group.name: full[group.name] * (1 - ratio) for group in groups.groups}
-    wanted: dict[str, float] = {}
+    widths: dict[str, float] = {}
     for scope in _scopes(module, groups.groups, params.ranking):
-        wanted |= _ranked(scope, scores, full, params.max_layer_ratio, ratio)
-    return wanted
+        widths |= _globally_ranked(scope, scores, full, params.max_layer_ratio, ratio)
+    return widths
 
 
 def round_widths(
-    groups: Groups, wanted: Mapping[str, float], full: Widths, max_layer_ratio: float, round_to: int | None = None
+    groups: Groups, targets: Mapping[str, float], full: Widths, max_layer_ratio: float, round_to: int | None = None
 ) -> Widths:
     """Round widths to multiples of `round_to`, None for the default of each group; no group grows or vanishes."""
     widths = {}
     for group in groups.groups:
         step = group.step(round_to)
-        width = max(math.floor(wanted[group.name] / step + 0.5), 1) * step
-        widths[group.name] = min(max(width, _least(group, full[group.name], max_layer_ratio)), group.width)
+        width = max(math.floor(targets[group.name] / step + 0.5), 1) * step
+        widths[group.name] = min(max(width, _min_width(group, full[group.name], max_layer_ratio)), group.width)
     return widths
 
 
-def best(groups: Groups, scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
+def most_important(groups: Groups, scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
     """Return the channels to keep of every group that shrinks: its most important units, ascending."""
     keep = {}
     for group in groups.groups:
@@ -83,7 +83,7 @@ def best(groups: Groups, scores: Mapping[str, Tensor], widths: Mapping[str, int]
     return keep
 
 
-def _least(group: Group, full: int, max_layer_ratio: float) -> int:
+def _min_width(group: Group, full: int, max_layer_ratio: float) -> int:
     """Return the fewest channels that a group keeps: one unit, and what `max_layer_ratio` leaves."""
     share = math.ceil(full * (1 - max_layer_ratio) / group.unit - 1e-9) * group.unit
     return min(group.width, max(group.unit, share))
@@ -104,12 +104,12 @@ def _scopes(module: nn.Module, groups: Sequence[Group], ranking: str) -> list[li
     return list(scopes.values())
 
 
-def _ranked(
+def _globally_ranked(
     scope: Sequence[Group], scores: Mapping[str, Tensor], full: Widths, max_layer_ratio: float, ratio: float
 ) -> dict[str, float]:
     """Return the widths after removing the least important units over all groups."""
     widths = {group.name: group.width for group in scope}
-    least = {group.name: _least(group, full[group.name], max_layer_ratio) for group in scope}
+    least = {group.name: _min_width(group, full[group.name], max_layer_ratio) for group in scope}
     goal = sum(full[group.name] for group in scope) * (1 - ratio)
     total = sum(widths.values())
     units = [
@@ -129,7 +129,7 @@ def _ranked(
 # By operations
 
 
-class Operations:
+class MacsPrediction:
     """Multiply-accumulates of a module as a function of its groups' widths, from one count at full width."""
 
     def __init__(self, module: nn.Module, groups: Groups, probe: Probe) -> None:
@@ -162,10 +162,10 @@ class Operations:
         return total
 
 
-def by_operations(
+def widths_for_macs(
     groups: Groups,
     scores: Mapping[str, Tensor],
-    operations: Operations,
+    prediction: MacsPrediction,
     most: float,
     widths_at: Callable[[float, int | None], Widths],
     round_to: int | None,
@@ -175,7 +175,7 @@ def by_operations(
     Args:
         groups: of channels that can shrink.
         scores: importance (width,) by group, by which channels are given back while the target is met.
-        operations: predicts multiply-accumulates from widths.
+        prediction: predicts multiply-accumulates from widths.
         most: of one sample.
         widths_at: widths for a ratio and a `round_to`.
         round_to: what widths are multiples of; None to try the default and smaller ones.
@@ -184,31 +184,31 @@ def by_operations(
         TechniqueError: the narrowest widths still need more.
     """
     found: Widths = {}
-    for rounding in FINER if round_to is None else (round_to,):
+    for rounding in FALLBACK_ROUNDINGS if round_to is None else (round_to,):
         low, high = 0.0, 1.0
-        if operations.at(widths_at(high, rounding)) > most:
+        if prediction.at(widths_at(high, rounding)) > most:
             continue
         for _ in range(30):
             middle = (low + high) / 2
-            if operations.at(widths_at(middle, rounding)) > most:
+            if prediction.at(widths_at(middle, rounding)) > most:
                 low = middle
             else:
                 high = middle
-        found = _widened(groups, scores, operations, most, widths_at(high, rounding), widths_at(low, rounding))
-        if operations.at(found) >= most * (1 - CLOSE):
+        found = _restored_widths(groups, scores, prediction, most, widths_at(high, rounding), widths_at(low, rounding))
+        if prediction.at(found) >= most * (1 - MACS_TOLERANCE):
             break
     if not found:
-        least = operations.at(widths_at(1.0, 1 if round_to is None else round_to))
+        least = prediction.at(widths_at(1.0, 1 if round_to is None else round_to))
         raise TechniqueError(
             f"the target of {most:,.0f} MACs cannot be reached",
-            f"pruned as far as max_layer_ratio allows, the model has {least:,.0f} of its {operations.now:,} MACs",
+            f"pruned as far as max_layer_ratio allows, the model has {least:,.0f} of its {prediction.now:,} MACs",
             "raise max_layer_ratio, select more layers with targets, or raise target_macs_ratio",
         )
     return found
 
 
-def _widened(
-    groups: Groups, scores: Mapping[str, Tensor], operations: Operations, most: float, narrow: Widths, wide: Widths
+def _restored_widths(
+    groups: Groups, scores: Mapping[str, Tensor], prediction: MacsPrediction, most: float, narrow: Widths, wide: Widths
 ) -> Widths:
     """Return the narrow widths, with the groups of most importance at their wide one as far as `most` allows."""
 
@@ -219,6 +219,6 @@ def _widened(
     widths = dict(narrow)
     for group in sorted(groups.groups, key=regained, reverse=True):
         tried = widths | {group.name: wide[group.name]}
-        if operations.at(tried) <= most:
+        if prediction.at(tried) <= most:
             widths = tried
     return widths

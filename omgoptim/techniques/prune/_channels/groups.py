@@ -143,11 +143,11 @@ def _take(layer: nn.Module, keep: Tensor, **axes: int) -> None:
 
 def narrowed(tensor: Tensor, axis: int, keep: Tensor) -> Tensor:
     """Return the kept part of a tensor along an axis, a parameter if it was one."""
-    left = tensor.detach().index_select(axis, keep.to(tensor.device)).clone()
-    return nn.Parameter(left, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else left
+    kept = tensor.detach().index_select(axis, keep.to(tensor.device)).clone()
+    return nn.Parameter(kept, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else kept
 
 
-def silenced(layer: nn.Module, positions: Tensor) -> Tensor:
+def without_reads(layer: nn.Module, positions: Tensor) -> Tensor:
     """Return the weight of a Linear or a convolution with zeros where it reads the channels at `positions`."""
     weight: Tensor = layer.weight.detach().clone()  # type: ignore[operator]
     axis = 0 if getattr(layer, "transposed", False) else 1
@@ -274,7 +274,7 @@ def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, li
     Args:
         module: that holds the layers.
         places: sides of layers, or parameters, that would lose channels.
-        owners: as `owned_parameters` gives them.
+        owners: as `parameter_owners` gives them.
     """
     for place in places:
         if place.axis is not None:

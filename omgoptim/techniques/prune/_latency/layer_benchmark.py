@@ -113,7 +113,7 @@ def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
         if isinstance(layer, nn.Linear):
             fresh: nn.Module = nn.Linear(sized.inside, sized.outside, bias=bias)
         else:
-            how: dict[str, Any] = {
+            options: dict[str, Any] = {
                 "stride": layer.stride,
                 "padding": layer.padding,
                 "dilation": layer.dilation,
@@ -121,9 +121,9 @@ def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
                 "bias": bias,
             }
             if isinstance(layer, _ConvTransposeNd):
-                how["output_padding"] = layer.output_padding
+                options["output_padding"] = layer.output_padding
             kind: Any = next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))  # a subclass may do more
-            fresh = kind(sized.inside, sized.outside, layer.kernel_size, **how)
+            fresh = kind(sized.inside, sized.outside, layer.kernel_size, **options)
     fresh = fresh.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -205,7 +205,7 @@ def _nodes(layer: TimedLayer, inputs: list[str], output: str, gemm: bool) -> lis
             helper.make_node("Add", [product, inputs[2]], [output]),
         ]
     reversed_pads = layer._reversed_padding_repeated_twice  # last dimension first, begin and end of each
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "kernel_shape": layer.kernel_size,
         "strides": layer.stride,
         "dilations": layer.dilation,
@@ -213,8 +213,8 @@ def _nodes(layer: TimedLayer, inputs: list[str], output: str, gemm: bool) -> lis
         "pads": [*reversed_pads[-2::-2], *reversed_pads[::-2]],
     }
     if isinstance(layer, _ConvTransposeNd):
-        return [helper.make_node("ConvTranspose", inputs, [output], output_padding=layer.output_padding, **how)]
-    return [helper.make_node("Conv", inputs, [output], **how)]
+        return [helper.make_node("ConvTranspose", inputs, [output], output_padding=layer.output_padding, **options)]
+    return [helper.make_node("Conv", inputs, [output], **options)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,17 +260,17 @@ class Times:
     def ms(self, point: SizedLayer) -> float:
         return min(self.by_point[point.key])
 
-    def apart(self, point: SizedLayer) -> float:
+    def relative_gap(self, point: SizedLayer) -> float:
         """Return the relative distance of the second fastest visit from the fastest."""
-        return _apart(self.by_point[point.key])
+        return _relative_gap(self.by_point[point.key])
 
     def scatter(self) -> float:
         """Return the relative scatter of the two fastest visits: the 90 % quantile over the points."""
-        spreads = sorted(_apart(some) for some in self.by_point.values() if len(some) > 1)
+        spreads = sorted(_relative_gap(visits_ms) for visits_ms in self.by_point.values() if len(visits_ms) > 1)
         return spreads[int(0.9 * (len(spreads) - 1))] if spreads else 0.0
 
 
-def _apart(visits_ms: Sequence[float]) -> float:
+def _relative_gap(visits_ms: Sequence[float]) -> float:
     fastest = sorted(visits_ms)[:2]
     return fastest[-1] / fastest[0] - 1
 
@@ -326,4 +326,4 @@ def measure_tile_size(module: nn.Module, run: ModuleRun) -> int:
     points = {width: SizedLayer(layer, shape, sides(layer)[0], width) for width in SWEEP}
     with bench_of(run) as bench:
         passes = [visits(list(points.values()), bench, LONGEST_BLOCK_S, seed) for seed in range(2)]
-    return tile_size_of({width: min(some[point.key] for some in passes) for width, point in points.items()})
+    return tile_size_of({width: min(times[point.key] for times in passes) for width, point in points.items()})

@@ -45,7 +45,7 @@ from omgoptim.techniques.registry import ModuleRun
 MIN_WIDTH = 0.1
 """Minimum measured width as a fraction of a group's width: what the default `max_layer_ratio` leaves."""
 
-PASSES, MOST_VISITS = 2, 6
+PASSES, MAX_VISITS = 2, 6
 """Visits of every point, and of a point that is remeasured."""
 
 MAX_SCATTER = 0.05
@@ -91,10 +91,12 @@ def sizes_of(
     side: Side, candidates: Mapping[str, tuple[int, ...]], full: Mapping[str, int], count: int
 ) -> tuple[int, ...]:
     """Return the sizes of a side when its groups shrink together, the full one last."""
-    some = {name: evenly_spread(candidates[name], count) for name, _ in side.parts}
-    steps = max((len(widths) for widths in some.values()), default=1)
+    widths_by_group = {name: evenly_spread(candidates[name], count) for name, _ in side.parts}
+    steps = max((len(widths) for widths in widths_by_group.values()), default=1)
     sizes = {
-        side.size({**full} | {name: widths[max(0, len(widths) - steps + step)] for name, widths in some.items()})
+        side.size(
+            {**full} | {name: widths[max(0, len(widths) - steps + step)] for name, widths in widths_by_group.items()}
+        )
         for step in range(steps)
     }
     return tuple(sorted(sizes))
@@ -219,7 +221,7 @@ def _fit_to_budget(
 ) -> list[_Member]:
     """Return the members with as many sizes per side as the budget allows, estimated by one call of each."""
     cost: dict[tuple[Any, ...], float] = {}
-    most = max(MIN_WIDTHS, *(len(some) for some in candidates.values()))
+    most = max(MIN_WIDTHS, *(len(widths) for widths in candidates.values()))
     for member in members:
         for shape in member.shapes:
             point = SizedLayer(member.layer, shape, *sides(member.layer))
@@ -267,7 +269,7 @@ def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: Mod
     times = Times()
     end = time.perf_counter() + budget_s
     block_s = SHORTEST_BLOCK_S
-    for number in range(MOST_VISITS):
+    for number in range(MAX_VISITS):
         doubtful = points if number < PASSES else _unreliable_points(members, times)
         if not doubtful or (number >= PASSES and time.perf_counter() > end):
             break
@@ -294,15 +296,15 @@ def _unreliable_points(members: Sequence[_Member], times: Times) -> list[SizedLa
                 for narrow, wide in itertools.pairwise(row)
                 if times.ms(narrow) > times.ms(wide) * (1 + MAX_SCATTER)
             )
-            alone = (point for row in table for point in row if times.apart(point) > MAX_SCATTER)
-            doubtful |= {point.key: point for point in (*falls, *alone)}
+            scattered = (point for row in table for point in row if times.relative_gap(point) > MAX_SCATTER)
+            doubtful |= {point.key: point for point in (*falls, *scattered)}
     return list(doubtful.values())
 
 
 def _layer_times(member: _Member, times: Times, empty_ms: float, noise: float) -> LayerTimes:
     def ms(inside: int | None, outside: int) -> float:
         return sum(
-            calls * _without_call(times.ms(member.sized(shape, inside, outside)), empty_ms)
+            calls * _without_overhead(times.ms(member.sized(shape, inside, outside)), empty_ms)
             for shape, calls in member.shapes.items()
         )
 
@@ -310,5 +312,5 @@ def _layer_times(member: _Member, times: Times, empty_ms: float, noise: float) -
     return LayerTimes(member.path, member.inside, member.outside, member.ins, member.outs, smooth(table, noise))
 
 
-def _without_call(ms: float, empty_ms: float) -> float:
+def _without_overhead(ms: float, empty_ms: float) -> float:
     return max(ms - empty_ms, MIN_CALL_SHARE * ms)

@@ -90,7 +90,7 @@ def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> 
     Raises:
         TechniqueError: a glob names no layer, or no weight is left.
     """
-    found, skipped = _find(module)
+    found, skipped = _find_weights(module)
     known = [path for weight in found for path in weight.paths] + [skip.path for skip in skipped]
     refuse_unknown((*targets, *ignore), known)
     skipped = [skip for skip in skipped if is_selected([skip.path], targets, ignore)]
@@ -120,7 +120,7 @@ def _refusal(weight: Weight, targets: Sequence[str]) -> Refusal | None:
         return Refusal(f"its weight is {str(parameter.dtype).removeprefix('torch.')}, not float", "unsupported")
     if not parameter.requires_grad:
         return Refusal(FROZEN_REASON, "excluded")
-    unnamed = [path for path in embeddings if not any(_by_name(glob, path) for glob in targets)]
+    unnamed = [path for path in embeddings if not any(_names_layer(glob, path) for glob in targets)]
     if unnamed:
         shared = f"it shares its weight with {unnamed[0]}; " if unnamed[0] != weight.path or weight.shared else ""
         return Refusal(shared + EMBEDDING_REASON, "excluded")
@@ -129,7 +129,7 @@ def _refusal(weight: Weight, targets: Sequence[str]) -> Refusal | None:
     return None
 
 
-def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
+def _find_weights(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
     """Yield every weight, and every layer or parameter that looks like one and cannot be pruned."""
     owners: dict[tuple[int, int], list[tuple[str, nn.Module, nn.Parameter]]] = {}
     skipped: list[Skip] = []
@@ -143,12 +143,12 @@ def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
                 reason = f"its {name} is computed from other parameters; remove the parametrization first"
                 skipped.append(Skip(path=label, reason=reason, kind="unsupported"))
             elif parameter.numel():
-                owners.setdefault(_place(parameter), []).append((label, layer, parameter))
+                owners.setdefault(_storage_key(parameter), []).append((label, layer, parameter))
         if not names and not isinstance(layer, NO_WEIGHTS):
-            own = layer.named_parameters(recurse=False)
-            strange += [(_join(path, name), layer, parameter) for name, parameter in own if parameter.ndim > 1]
+            parameters = layer.named_parameters(recurse=False)
+            strange += [(_join(path, name), layer, parameter) for name, parameter in parameters if parameter.ndim > 1]
     for label, layer, parameter in strange:
-        if _place(parameter) not in owners:
+        if _storage_key(parameter) not in owners:
             reason = f"{type(layer).__name__} is not a supported layer type"
             skipped.append(Skip(path=label, reason=reason, kind="unsupported"))
     weights = [
@@ -158,7 +158,7 @@ def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
     return weights, skipped
 
 
-def _place(parameter: nn.Parameter) -> tuple[int, int]:
+def _storage_key(parameter: nn.Parameter) -> tuple[int, int]:
     """Return a key that is the same for a weight under two names, even where the parameter objects differ."""
     return parameter.data_ptr(), parameter.numel()
 
@@ -180,7 +180,7 @@ def _weight_names(layer: nn.Module) -> list[str]:
     return []
 
 
-def _by_name(glob: str, path: str) -> bool:
+def _names_layer(glob: str, path: str) -> bool:
     """Return whether a glob names this layer specifically, not only by matching everything."""
     return fnmatch.fnmatchcase(path, glob) and glob.strip("*?.") != ""
 

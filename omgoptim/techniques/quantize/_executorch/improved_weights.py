@@ -71,7 +71,9 @@ def improve_weights(
     if not _copy_weights(before, prepared, layers) or not _copy_weights(after, rewritten, layers):
         return None
     return (
-        (before, after, [layer.path for layer in in_float]) if _open_clips(after, prepared, rewritten, paths) else None
+        (before, after, [layer.path for layer in in_float])
+        if _replace_clips_by_relus(after, prepared, rewritten, paths)
+        else None
     )
 
 
@@ -125,7 +127,9 @@ def _drop_batch_norm(node: fx.Node) -> None:
         users[0].replace_all_uses_with(node)
 
 
-def _open_clips(module: fx.GraphModule, prepared: ModelProto, rewritten: ModelProto, paths: Mapping[str, str]) -> bool:
+def _replace_clips_by_relus(
+    module: fx.GraphModule, prepared: ModelProto, rewritten: ModelProto, paths: Mapping[str, str]
+) -> bool:
     """Replace clips by ReLUs where equalization did, in place; False where it is not known which they are."""
     import torch
 

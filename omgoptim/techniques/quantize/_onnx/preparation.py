@@ -104,10 +104,10 @@ def fold_batch_norms(model: ModelProto) -> int:
     tensors = initializers(model)
     reads = Counter(name for node in model.graph.node for name in node.input)
     reads.update(value.name for value in model.graph.output)
-    makers = {layer.node.output[0]: layer for layer in find_layer_weights(model, find_layers(model))}
+    producers = {layer.node.output[0]: layer for layer in find_layer_weights(model, find_layers(model))}
     folded = []
     for node in model.graph.node:
-        layer = makers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
+        layer = producers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
         if layer is None or reads[node.input[0]] != 1 or any(name not in tensors for name in node.input[1:]):
             continue
         bias = bias_of(model, layer)

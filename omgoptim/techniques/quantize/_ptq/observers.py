@@ -111,9 +111,9 @@ class RangeObserver:
 
     def distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the centres of the bins that are not empty, ascending, and their counts."""
-        edges = (np.arange(BINS) + 0.5) * (2 * self.span / BINS) - self.span
-        held = self.counts > 0
-        return np.clip(edges[held], self.low, self.high), self.counts[held].astype(np.float64)
+        centres = (np.arange(BINS) + 0.5) * (2 * self.span / BINS) - self.span
+        occupied = self.counts > 0
+        return np.clip(centres[occupied], self.low, self.high), self.counts[occupied].astype(np.float64)
 
     def range(self, method: Method, symmetric: bool = False) -> Range:
         """Return the range by a method; (0, 0) for a tensor that was always 0."""
@@ -137,23 +137,23 @@ def observe_activations(
         DataError: a value inside the network is NaN or infinite, with the tensor's name.
     """
     names = float_tensors(model)
-    observed = {name: RangeObserver() for name in names}
-    watch = ActivationReader(model, names, exact=True, threads=threads)
+    observers = {name: RangeObserver() for name in names}
+    reader = ActivationReader(model, names, exact=True, threads=threads)
     for batch in batches:
-        for index, (_, values) in enumerate(watch.slices([batch])):
+        for index, (_, values) in enumerate(reader.slices([batch])):
             for name, array in values.items():
-                if not observed[name].add(array, histogram=histogram, same_batch=index > 0):
+                if not observers[name].add(array, histogram=histogram, same_batch=index > 0):
                     raise DataError(
                         f"activation '{name}' is not finite on the calibration data",
                         "no quantization range can be calibrated from it",
                         "look for a division by zero or an overflow, or remove the samples that cause it",
                     )
-    return observed
+    return observers
 
 
-def compute_ranges(observed: Mapping[str, RangeObserver], method: Method, symmetric: bool = False) -> dict[str, Range]:
+def compute_ranges(observers: Mapping[str, RangeObserver], method: Method, symmetric: bool = False) -> dict[str, Range]:
     """Return the range of every tensor by one method."""
-    return {name: seen.range(method, symmetric) for name, seen in observed.items()}
+    return {name: observer.range(method, symmetric) for name, observer in observers.items()}
 
 
 def percentile_range(values: NDArray[np.float64], counts: NDArray[np.float64]) -> Range:
@@ -230,31 +230,33 @@ def read_ranges(state: PtqState, settings: PtqSettings, notes: list[str]) -> Ptq
     """Select the range method, for all tensors or for each, then observe ranges on all samples."""
     settings.progress("choosing ranges", 0.0)
     symmetric, data = settings.params.symmetric, settings.data
-    wanted: Method = "minmax"
+    selected: Method = "minmax"
     if settings.params.range_method != "auto":
         methods = dict.fromkeys(state.ranges, settings.params.range_method)
     else:
         thorough = settings.params.rounding == "adaround"
-        observed = observe_activations(state.model, data.fit, threads=settings.threads)
-        found = {method: compute_ranges(observed, method, symmetric) for method in METHODS[thorough]}
-        states = {method: settings.after(state, state.model, ranges) for method, ranges in found.items()}
+        observers = observe_activations(state.model, data.fit, threads=settings.threads)
+        ranges_by_method = {method: compute_ranges(observers, method, symmetric) for method in METHODS[thorough]}
+        states = {
+            method: settings.with_program(state, state.model, ranges) for method, ranges in ranges_by_method.items()
+        }
         best = max(states, key=lambda name: states[name].sqnr_db)
-        if states[best].sqnr_db > states[wanted].sqnr_db + MIN_CHOICE_GAIN_DB:
-            wanted = best
-        notes.append(f"Range method {wanted}: SQNR {states[wanted].sqnr_db:.1f} dB.")
-        methods = dict.fromkeys(found[wanted], wanted)
-        if thorough and sum(map(size_of, data.held)) >= MIN_HELD_OUT:
-            methods = _choose_each(states[wanted], methods, found, settings, notes)
-    everything = data.fit if data.fit[0] is data.held[0] else [*data.fit, *data.held]
-    observed = observe_activations(state.model, everything, threads=settings.threads)
-    ranges = {name: seen.range(methods[name], symmetric) for name, seen in observed.items()}
-    return settings.after(state, state.model, ranges)
+        if states[best].sqnr_db > states[selected].sqnr_db + MIN_CHOICE_GAIN_DB:
+            selected = best
+        notes.append(f"Range method {selected}: SQNR {states[selected].sqnr_db:.1f} dB.")
+        methods = dict.fromkeys(ranges_by_method[selected], selected)
+        if thorough and sum(map(size_of, data.held_out)) >= MIN_HELD_OUT:
+            methods = _choose_each(states[selected], methods, ranges_by_method, settings, notes)
+    everything = data.fit if data.fit[0] is data.held_out[0] else [*data.fit, *data.held_out]
+    observers = observe_activations(state.model, everything, threads=settings.threads)
+    ranges = {name: observer.range(methods[name], symmetric) for name, observer in observers.items()}
+    return settings.with_program(state, state.model, ranges)
 
 
 def _choose_each(
     state: PtqState,
     methods: dict[str, Method],
-    found: Mapping[Method, Mapping[str, Range]],
+    ranges_by_method: Mapping[Method, Mapping[str, Range]],
     settings: PtqSettings,
     notes: list[str],
 ) -> dict[str, Method]:
@@ -262,27 +264,35 @@ def _choose_each(
 
     Compared in a program with float biases, in which the scale of an activation can be set by itself.
     """
-    symmetric, wanted, held = settings.params.symmetric, settings.data.wanted, settings.data.held
+    symmetric, reference, held_out = settings.params.symmetric, settings.data.reference_outputs, settings.data.held_out
     simulated = write_qdq(state.model, settings.chosen, state.ranges, settings.params, float_biases=True)
-    places = {name: at for name, at in activation_parameters(simulated).items() if name in methods}
-    others = {name: [method for method in found if _differ(found[method][name], state.ranges[name])] for name in places}
-    spread = {
-        name: max((_spread(found[m][name], state.ranges[name]) for m in others[name]), default=0) for name in places
+    parameters = {name: at for name, at in activation_parameters(simulated).items() if name in methods}
+    alternatives = {
+        name: [method for method in ranges_by_method if _differ(ranges_by_method[method][name], state.ranges[name])]
+        for name in parameters
     }
-    tried = sorted((name for name in others if others[name]), key=lambda name: -spread[name])[:TENSORS_TRIED]
-    allowed = settings.evaluations(CHOOSING_MACS, sum(map(size_of, held)))
-    tried = [name for at, name in enumerate(tried) if sum(len(others[n]) for n in tried[: at + 1]) <= allowed]
+    spread = {
+        name: max((_spread(ranges_by_method[m][name], state.ranges[name]) for m in alternatives[name]), default=0)
+        for name in parameters
+    }
+    tried = sorted((name for name in alternatives if alternatives[name]), key=lambda name: -spread[name])[
+        :TENSORS_TRIED
+    ]
+    allowed = settings.affordable_runs(CHOOSING_MACS, sum(map(size_of, held_out)))
+    tried = [name for at, name in enumerate(tried) if sum(len(alternatives[n]) for n in tried[: at + 1]) <= allowed]
     chosen = dict(methods)
-    best = sqnr_db(wanted, outputs(simulated, held, settings.threads))
+    best = sqnr_db(reference, outputs(simulated, held_out, settings.threads))
     for index, name in enumerate(tried):
         settings.progress("choosing ranges", index / len(tried))
-        for method in others[name]:
-            set_scale(simulated, places[name], found[method][name], symmetric)
-            level = sqnr_db(wanted, outputs(simulated, held, settings.threads))
-            if level > best + MIN_STEP_GAIN_DB:
-                best, chosen[name] = level, method
-        set_scale(simulated, places[name], found[chosen[name]][name], symmetric)
-    refined = settings.after(state, state.model, {name: found[method][name] for name, method in chosen.items()})
+        for method in alternatives[name]:
+            set_scale(simulated, parameters[name], ranges_by_method[method][name], symmetric)
+            sqnr = sqnr_db(reference, outputs(simulated, held_out, settings.threads))
+            if sqnr > best + MIN_STEP_GAIN_DB:
+                best, chosen[name] = sqnr, method
+        set_scale(simulated, parameters[name], ranges_by_method[chosen[name]][name], symmetric)
+    refined = settings.with_program(
+        state, state.model, {name: ranges_by_method[method][name] for name, method in chosen.items()}
+    )
     changed = sum(chosen[name] != methods[name] for name in chosen)
     if not changed or refined.sqnr_db <= state.sqnr_db + MIN_CHOICE_GAIN_DB:
         return methods

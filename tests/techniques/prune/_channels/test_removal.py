@@ -149,11 +149,11 @@ class Joined(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.narrow, self.left = nn.Linear(6, 4), nn.Linear(4, 16)
+        self.narrow, self.remaining = nn.Linear(6, 4), nn.Linear(4, 16)
         self.middle, self.right, self.out = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.left(self.narrow(x).relu()).relu()
+        y = self.remaining(self.narrow(x).relu()).relu()
         logits: Tensor = self.out(y + self.right(self.middle(y).relu()))
         return logits
 
