@@ -30,7 +30,7 @@ MASKS = ("attention_mask", "mask")
 not read: torch's `key_padding_mask` marks the padding instead.
 """
 
-MOST_PATCHES = 256
+MAX_PATCHES = 256
 """Maximum patches of one sample, evenly spread. Chosen: neighbouring patches of an image are similar."""
 
 BATCH = 16
@@ -39,7 +39,7 @@ BATCH = 16
 Hook = Callable[[nn.Module, Any, Any], None]
 """`hook(layer, input, output)`: the layer's first argument, and its output, which is None before the call."""
 
-MOST_SAMPLES, MOST_ACTIVATIONS = 1024, 2**27
+MAX_SAMPLES, MAX_ACTIVATIONS = 1024, 2**27
 """Maximum samples of the batch, and maximum values of its largest activation (512 MiB in float32)."""
 
 
@@ -60,13 +60,13 @@ def in_portions(items: Iterable[T], size: Callable[[T], int], limit: int) -> Ite
 
 def batches_of(samples: Samples, limit: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
     """Yield the first `limit` samples in batches of at most `BATCH`."""
-    left = limit
+    remaining = limit
     for batch in samples.batches:
-        size = min(left, batch_length(batch))
+        size = min(remaining, batch_length(batch))
         for start in range(0, size, BATCH):
             yield {name: array[start : min(start + BATCH, size)] for name, array in batch.items()}
-        left -= size
-        if left <= 0:
+        remaining -= size
+        if remaining <= 0:
             return
 
 
@@ -105,7 +105,7 @@ def input_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tensor
 
     Returns:
         (groups, rows, in of a group): in is in_features, or in / groups * kernel height * kernel width in the order of
-        the weight. Padding of a convolution counts as zeros. At most `MOST_PATCHES` patches of a sample.
+        the weight. Padding of a convolution counts as zeros. At most `MAX_PATCHES` patches of a sample.
     """
     if isinstance(layer, nn.Linear):
         return unpadded_rows(values, real).double()[None]
@@ -129,7 +129,7 @@ def rows_of_shape(layer: DenseLayer, shape: Sequence[int]) -> int:
             shape[-2:], (above + below, left + right), layer.dilation, layer.kernel_size, layer.stride, strict=True
         )
     ]
-    return min(math.prod(sides), MOST_PATCHES) * (shape[0] if len(shape) == 4 else 1)
+    return min(math.prod(sides), MAX_PATCHES) * (shape[0] if len(shape) == 4 else 1)
 
 
 def output_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tensor:
@@ -142,10 +142,10 @@ def output_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tenso
 
 
 def spread(count: int, device: torch.device) -> Tensor:
-    """Return at most `MOST_PATCHES` of so many positions: all, or a fixed pseudo-random choice."""
-    if count <= MOST_PATCHES:
+    """Return at most `MAX_PATCHES` of so many positions: all, or a fixed pseudo-random choice."""
+    if count <= MAX_PATCHES:
         return torch.arange(count, device=device)
-    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:MOST_PATCHES]
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:MAX_PATCHES]
     return drawn.sort().values.to(device)
 
 
@@ -204,18 +204,18 @@ def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
     """Return the call of `module` on that batch; sequences padded to several lengths are brought to one."""
     largest = 1
 
-    def look(_layer: nn.Module, _args: Any, output: Any) -> None:
+    def record(_layer: nn.Module, _args: Any, output: Any) -> None:
         nonlocal largest
         if isinstance(output, Tensor) and output.numel() and output.ndim:  # an expert may get no sample at all
             largest = max(largest, output[0].numel())
 
-    hooks = [layer.register_forward_hook(look) for layer in module.modules()]
+    hooks = [layer.register_forward_hook(record) for layer in module.modules()]
     with attached(hooks):
         Probe.of(run).outputs(module)
     probed = _padded_length(run.statistics.batches[0])
 
     def samples_at(length: int) -> int:
-        return max(2, min(MOST_SAMPLES, MOST_ACTIVATIONS * probed // (largest * length)))
+        return max(2, min(MAX_SAMPLES, MAX_ACTIVATIONS * probed // (largest * length)))
 
     batches = pad_to_one_length(run.statistics.batches, samples_at)
     samples = samples_at(probed if batches is run.statistics.batches else _padded_length(batches[0]))
@@ -238,7 +238,7 @@ def join_batches(batches: list[NamedBatch], samples: int) -> NamedBatch:
     count = 0
     for batch in batches:
         fits = all(
-            all(own >= size for own, size in zip(array.shape[1:], sizes[name], strict=True))
+            all(length >= size for length, size in zip(array.shape[1:], sizes[name], strict=True))
             for name, array in batch.items()
         )
         if fits and count < samples:

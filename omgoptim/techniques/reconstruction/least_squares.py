@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SMALLEST = 1e-30
+TINY = 1e-30
 """Lower bound of denominators and of the damping: no float32 moment of a layer that is not silent lies below it."""
 
 STEPS, TOLERANCE = 30, 1e-4
@@ -47,7 +47,7 @@ def ridge(gram: Tensor, cross: Tensor, damping: float, prior: Tensor | None = No
     Returns:
         (..., n, o); NaN where the moments are not finite.
     """
-    strength = damping * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(SMALLEST)
+    strength = damping * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(TINY)
     damped = gram + strength * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(damped)
     right = cross if prior is None else cross + strength * prior
@@ -72,23 +72,23 @@ def masked_ridge(
         tolerance: residual, relative to C, at which the steps end.
     """
     diagonal = gram.diagonal(dim1=1, dim2=2)
-    strength = damping * diagonal.mean(1)[:, None, None].clamp_min(SMALLEST)
+    strength = damping * diagonal.mean(1)[:, None, None].clamp_min(TINY)
     preconditioner = kept / (diagonal[:, :, None] + strength)
     solution = torch.zeros_like(cross)
     residual = cross * kept
-    goal = tolerance * residual.norm()
+    threshold = tolerance * residual.norm()
     direction = preconditioner * residual
     energy = (residual * direction).sum(1, keepdim=True)
     for _ in range(steps):
-        if residual.norm() <= goal:
+        if residual.norm() <= threshold:
             break
-        moved = (gram @ direction + strength * direction) * kept
-        length = energy / (direction * moved).sum(1, keepdim=True).clamp_min(SMALLEST)
+        product = (gram @ direction + strength * direction) * kept
+        length = energy / (direction * product).sum(1, keepdim=True).clamp_min(TINY)
         solution += length * direction
-        residual = residual - length * moved
-        turned = preconditioner * residual
-        energy, last = (residual * turned).sum(1, keepdim=True), energy
-        direction = turned + energy / last.clamp_min(SMALLEST) * direction
+        residual = residual - length * product
+        preconditioned = preconditioner * residual
+        energy, last = (residual * preconditioned).sum(1, keepdim=True), energy
+        direction = preconditioned + energy / last.clamp_min(TINY) * direction
     return solution
 
 
@@ -223,9 +223,9 @@ def projected(weight: Tensor, moment: Tensor | None, features: Tensor, damping: 
     Returns:
         X (out, features).
     """
-    seen = features if moment is None else features @ moment
-    gram = seen @ features.mT
-    return ridge(gram, seen @ weight.mT, damping).mT
+    correlation = features if moment is None else features @ moment
+    gram = correlation @ features.mT
+    return ridge(gram, correlation @ weight.mT, damping).mT
 
 
 def squared_error(change: Tensor, moment: Tensor | None, influence: Tensor | None = None) -> float:

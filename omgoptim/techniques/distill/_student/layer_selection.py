@@ -26,7 +26,7 @@ from omgoptim.requests.distill import Auto, Derived
 from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun
 
-LONGEST_UNIT = 6
+MAX_UNIT_LENGTH = 6
 """Maximum neighbouring modules in one repeated unit: conv, norm, activation, twice."""
 
 
@@ -142,19 +142,19 @@ def drop_layers(module: nn.Module, stacks: Sequence[Stack], keep: Mapping[Stack,
     Returns:
         The containers that got shorter, with the children that stayed as they were numbered before.
     """
-    gone: dict[str, set[int]] = {}
+    removed: dict[str, set[int]] = {}
     for stack in stacks:
         kept = set(stack.spread(keep[stack]))
-        lost = {child for index, unit in enumerate(stack.units) if index not in kept for child in unit}
+        children = {child for index, unit in enumerate(stack.units) if index not in kept for child in unit}
         for path in stack.paths:
-            gone.setdefault(path, set()).update(lost)
+            removed.setdefault(path, set()).update(children)
     changes = []
-    for path in sorted(gone, key=_depth, reverse=True):  # inner ones first: their paths are still right
+    for path in sorted(removed, key=_depth, reverse=True):  # inner ones first: their paths are still right
         before = len(module.get_submodule(path))  # type: ignore[arg-type]
-        stay = [index for index in range(before) if index not in gone[path]]
-        if len(stay) < before:
-            keep_children(module, path, stay)
-            after = f"{len(stay)}: {', '.join(map(str, stay))}"
+        kept_children = [index for index in range(before) if index not in removed[path]]
+        if len(kept_children) < before:
+            keep_children(module, path, kept_children)
+            after = f"{len(kept_children)}: {', '.join(map(str, kept_children))}"
             changes.append(Change(path=path, what="layers", before=str(before), after=after))
     return sorted(changes, key=lambda change: change.path)
 
@@ -239,20 +239,25 @@ def _bundles(
         if path in done:
             continue
         bundle = [path]
-        for other, others in containers.items():
-            beside = other.rpartition(".")[0] == path.rpartition(".")[0] and other != path
+        for other, other_children in containers.items():
+            siblings = other.rpartition(".")[0] == path.rpartition(".")[0] and other != path
             lists = all(isinstance(module.get_submodule(each), nn.ModuleList) for each in (path, other))
-            if beside and lists and len(others) == len(children) and _in_turn(children, others, calls):
+            if (
+                siblings
+                and lists
+                and len(other_children) == len(children)
+                and _alternate(children, other_children, calls)
+            ):
                 bundle.append(other)
         done.update(bundle)
         yield tuple(bundle)
 
 
-def _in_turn(some: Sequence[nn.Module], others: Sequence[nn.Module], calls: Mapping[int, _Call]) -> bool:
+def _alternate(first: Sequence[nn.Module], second: Sequence[nn.Module], calls: Mapping[int, _Call]) -> bool:
     """Return whether the children of two lists are called index by index."""
-    if any(id(child) not in calls for child in (*some, *others)):
+    if any(id(child) not in calls for child in (*first, *second)):
         return False
-    places = [sorted(calls[id(child)].order for child in pair) for pair in zip(some, others, strict=True)]
+    places = [sorted(calls[id(child)].order for child in pair) for pair in zip(first, second, strict=True)]
     return all(before[-1] < after[0] for before, after in itertools.pairwise(places))
 
 
@@ -269,7 +274,7 @@ def _repeats(rows: Sequence[_Row]) -> Iterator[list[tuple[int, ...]]]:
     """Yield runs of units, the longest at each start, without overlap."""
     start = 0
     while start < len(rows):
-        runs = [(_count_repeats(rows, start, length), length) for length in range(1, LONGEST_UNIT + 1)]
+        runs = [(_count_repeats(rows, start, length), length) for length in range(1, MAX_UNIT_LENGTH + 1)]
         count, length = max(runs, key=lambda run: (run[0] * run[1] if run[0] > 1 else 0, -run[1]))
         if count > 1:
             yield [tuple(range(start + unit * length, start + (unit + 1) * length)) for unit in range(count)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from omgoptim.errors import TechniqueError
 from omgoptim.techniques.factorize._low_rank.problem import Option
 
-TOLERANCE = 0.02
+COMPRESSION_TOLERANCE = 0.02
 """Largest relative distance of the reached compression from the target. Chosen: less refuses coarse ranks."""
 
 
@@ -44,7 +44,7 @@ class _Point:
     """Cost of an option; -1 is the dense layer."""
 
 
-def within(options: Sequence[Option], params: int) -> Option | None:
+def within_params(options: Sequence[Option], params: int) -> Option | None:
     """Return the option of least loss with at most so many parameters; the smaller of equals."""
     fitting = [option for option in options if option.params <= params]
     return min(fitting, key=lambda option: (option.error, option.params)) if fitting else None
@@ -75,21 +75,21 @@ def allocate_ranks(
         layers: by path.
         elsewhere: parameters of the model that no option changes.
         total: parameters of the model before.
-        compression: total over what is left, to reach within `TOLERANCE`.
+        compression: total over what is left, to reach within `COMPRESSION_TOLERANCE`.
 
     Raises:
-        TechniqueError: the compression cannot be reached, or not within `TOLERANCE`.
+        TechniqueError: the compression cannot be reached, or not within `COMPRESSION_TOLERANCE`.
     """
     budget = int(total / compression) - elsewhere
     least = sum(min([layer.params, *(option.params for option in layer.options)]) for layer in layers.values())
     if least > budget:
-        raise _out_of_reach(layers, elsewhere, total, compression, least)
+        raise _unreachable(layers, elsewhere, total, compression, least)
     chosen = _descend(layers, budget)
-    _spend(layers, chosen, budget)
+    _spend_remaining(layers, chosen, budget)
     reached = total / (elsewhere + sum(_params(layers[path], index) for path, index in chosen.items()))
-    if reached > compression * (1 + TOLERANCE):
+    if reached > compression * (1 + COMPRESSION_TOLERANCE):
         raise TechniqueError(
-            f"no choice of ranks gives a compression of {compression:g} within {TOLERANCE:.0%}",
+            f"no choice of ranks gives a compression of {compression:g} within {COMPRESSION_TOLERANCE:.0%}",
             f"the nearest compression that the candidate ranks reach is {reached:.3g}",
             f"use round_to 1 (more candidate ranks), or target_compression {reached:.3g}",
         )
@@ -144,35 +144,35 @@ def _descend(layers: Mapping[str, RankChoice], budget: int) -> dict[str, int]:
     return chosen
 
 
-def _spend(layers: Mapping[str, RankChoice], chosen: dict[str, int], budget: int) -> None:
+def _spend_remaining(layers: Mapping[str, RankChoice], chosen: dict[str, int], budget: int) -> None:
     """Spend the rest of the budget on the layers that regain most per parameter, as long as something fits."""
     points = {path: {point.index: point for point in _points(layer)} for path, layer in layers.items()}
-    left = budget - sum(_params(layers[path], index) for path, index in chosen.items())
+    remaining = budget - sum(_params(layers[path], index) for path, index in chosen.items())
     while True:
         gains = []
         for path, index in chosen.items():
             now = points[path][index]
             for point in points[path].values():
                 more = point.params - now.params
-                if 0 < more <= left and point.error <= now.error:
+                if 0 < more <= remaining and point.error <= now.error:
                     gains.append(((now.error - point.error) / more, path, point.index, more))
         if not gains:
             return
         _, path, index, more = max(gains)
         chosen[path] = index
-        left -= more
+        remaining -= more
 
 
-def _out_of_reach(
+def _unreachable(
     layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float, least: int
 ) -> TechniqueError:
     best = total / (elsewhere + least)
     share = elsewhere / total
-    policy = f"{max(1.0, int(best * 0.99 * 100) / 100):g}"
+    reachable = f"{max(1.0, int(best * 0.99 * 100) / 100):g}"
     return TechniqueError(
         f"a compression of {compression:g} cannot be reached: the maximum is {best:.3g}",
         f"{elsewhere:,} of {total:,} parameters ({share:.0%}) are in layers that are not factorized (embeddings, "
         f"norms, layers that no rank makes smaller or, with a latency target, faster); the other {len(layers)} need "
         f"{least:,} at their smallest ranks",
-        f"use target_compression {policy} or less, or rank_ratio, which counts only the factorized layers",
+        f"use target_compression {reachable} or less, or rank_ratio, which counts only the factorized layers",
     )

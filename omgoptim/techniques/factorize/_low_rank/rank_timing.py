@@ -25,7 +25,7 @@ from omgoptim.techniques.prune._latency.layer_benchmark import bench_of, blocks_
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun
 
-POINTS = 6
+MAX_MEASURED_RANKS = 6
 """Maximum measured ranks of a layer; between them time is interpolated. Chosen: each costs `TURNS` visits."""
 
 TURNS = 3
@@ -42,7 +42,7 @@ SIZE_TIE_BREAK = 1e-6
 class RankTimes:
     """Measured times of a layer in one forward."""
 
-    whole_ms: float
+    dense_ms: float
     ranks_ms: tuple[float, ...]
     """Times of the measured options."""
 
@@ -60,47 +60,50 @@ def measure_times(
     """
     parts: dict[str, DenseLayer] = {path: module.get_submodule(path) for path in layers}  # type: ignore[misc]
     uses = uses_of(module, parts, run, samples=1)
-    known: dict[tuple[Any, ...], RankTimes] = {}
+    measured: dict[tuple[Any, ...], RankTimes] = {}
     timed = {}
-    for count, (path, layered) in enumerate(layers.items()):
-        picked = picked_of(layered.options)
+    for count, (path, choice) in enumerate(layers.items()):
+        picked = options_to_measure(choice.options)
         key = (repr(parts[path]), uses[path].shapes, tuple((option.form, option.ranks) for option in picked))
-        if key not in known:
-            known[key] = measured(parts[path], picked, uses[path].shapes, run)
-        faster = with_times(layered, picked, known[key])
+        if key not in measured:
+            measured[key] = measure_options(parts[path], picked, uses[path].shapes, run)
+        faster = with_times(choice, picked, measured[key])
         if faster.options:
             timed[path] = faster
         else:
-            best, whole = min(known[key].ranks_ms), known[key].whole_ms
-            reason = f"no rank is faster on {run.runtime}: at best {best:.3f} ms, dense {whole:.3f} ms"
+            best, dense = min(measured[key].ranks_ms), measured[key].dense_ms
+            reason = f"no rank is faster on {run.runtime}: at best {best:.3f} ms, dense {dense:.3f} ms"
             skipped.append(Skip(path=path, reason=reason, kind="no_benefit"))
         run.progress("timing ranks", 0.4 + 0.1 * (count + 1) / len(layers))
     return timed
 
 
-def picked_of(options: Sequence[Option]) -> list[Option]:
+def options_to_measure(options: Sequence[Option]) -> list[Option]:
     """Return the options to measure, from the smallest to the largest, evenly spread."""
-    places = sorted({round(place) for place in np.linspace(0, len(options) - 1, POINTS)})
+    places = sorted({round(place) for place in np.linspace(0, len(options) - 1, MAX_MEASURED_RANKS)})
     return [options[place] for place in places]
 
 
-def with_times(layered: RankChoice, picked: Sequence[Option], times: RankTimes) -> RankChoice:
+def with_times(choice: RankChoice, picked: Sequence[Option], times: RankTimes) -> RankChoice:
     """Return the options that are faster than the layer, with times that never fall as parameters grow."""
     rising = np.maximum.accumulate(times.ranks_ms)
-    given = np.interp([o.params for o in layered.options], [o.params for o in picked], rising)
-    slope = SIZE_TIE_BREAK * times.whole_ms / layered.params
-    ms = [float(one) + slope * option.params for option, one in zip(layered.options, given, strict=True)]
-    faster = [index for index, one in enumerate(ms) if one < times.whole_ms]
+    interpolated = np.interp([o.params for o in choice.options], [o.params for o in picked], rising)
+    slope = SIZE_TIE_BREAK * times.dense_ms / choice.params
+    ms = [
+        float(ms_of_option) + slope * option.params
+        for option, ms_of_option in zip(choice.options, interpolated, strict=True)
+    ]
+    faster = [index for index, ms_of_option in enumerate(ms) if ms_of_option < times.dense_ms]
     return replace(
-        layered,
-        options=tuple(layered.options[index] for index in faster),
-        losses=tuple(layered.losses[index] for index in faster),
+        choice,
+        options=tuple(choice.options[index] for index in faster),
+        losses=tuple(choice.losses[index] for index in faster),
         times_ms=tuple(ms[index] for index in faster),
-        time_ms=times.whole_ms,
+        time_ms=times.dense_ms,
     )
 
 
-def measured(
+def measure_options(
     layer: DenseLayer, picked: Sequence[Option], shapes: Sequence[tuple[int, ...]], run: ModuleRun
 ) -> RankTimes:
     """Return the milliseconds of the layer and of the blocks in its place, summed over its calls in one forward."""

@@ -59,8 +59,8 @@ class LayerTimes:
     """Time of one layer by its two sizes."""
 
     path: str
-    inside: Side
-    outside: Side
+    in_side: Side
+    out_side: Side
     ins: tuple[int, ...]
     """Measured input sizes, ascending. A single one where the output decides the input as well (depthwise)."""
     outs: tuple[int, ...]
@@ -70,13 +70,13 @@ class LayerTimes:
 
     def at(self, widths: Mapping[str, int]) -> float:
         """Return the milliseconds at these widths: those of the next larger measured sizes."""
-        row = 0 if len(self.ins) == 1 else _at_or_above(self.ins, self.inside.size(widths))
-        return self.ms[row][_at_or_above(self.outs, self.outside.size(widths))]
+        row = 0 if len(self.ins) == 1 else _at_or_above(self.ins, self.in_side.size(widths))
+        return self.ms[row][_at_or_above(self.outs, self.out_side.size(widths))]
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Return the groups that its time depends on, each once."""
-        return tuple(dict.fromkeys(name for side in (self.inside, self.outside) for name, _ in side.parts))
+        return tuple(dict.fromkeys(name for side in (self.in_side, self.out_side) for name, _ in side.parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,15 +57,15 @@ class SizedLayer:
 
     layer: TimedLayer
     shape: tuple[int, ...]
-    """Shape of the whole layer's input; its features are replaced by `inside`."""
-    inside: int
-    outside: int
+    """Shape of the whole layer's input; its features are replaced by `in_size`."""
+    in_size: int
+    out_size: int
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         if isinstance(self.layer, nn.Linear):
-            return (*self.shape[:-1], self.inside)
-        return (*self.shape[: -self.spatial - 1], self.inside, *self.shape[-self.spatial :])
+            return (*self.shape[:-1], self.in_size)
+        return (*self.shape[: -self.spatial - 1], self.in_size, *self.shape[-self.spatial :])
 
     @property
     def spatial(self) -> int:
@@ -76,7 +76,7 @@ class SizedLayer:
         """Return the convolution groups at these sizes: as many as channels if depthwise, else unchanged."""
         if isinstance(self.layer, nn.Linear):
             return 1
-        return self.inside if is_depthwise(self.layer) else self.layer.groups
+        return self.in_size if is_depthwise(self.layer) else self.layer.groups
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -88,7 +88,7 @@ class SizedLayer:
             transposed = isinstance(layer, _ConvTransposeNd)
             how = (transposed, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.output_padding)
             how += (self.groups,)
-        return (*how, layer.bias is not None, str(layer.weight.dtype), self.input_shape, self.outside)
+        return (*how, layer.bias is not None, str(layer.weight.dtype), self.input_shape, self.out_size)
 
 
 def sides(layer: TimedLayer) -> tuple[int, int]:
@@ -98,12 +98,12 @@ def sides(layer: TimedLayer) -> tuple[int, int]:
     return layer.in_channels, layer.out_channels
 
 
-def fits(layer: TimedLayer, inside: int, outside: int) -> bool:
+def fits(layer: TimedLayer, in_size: int, out_size: int) -> bool:
     """Return whether a layer can have these sizes: its convolution groups must divide both."""
     if isinstance(layer, nn.Linear) or layer.groups == 1:
         return True
-    groups = inside if is_depthwise(layer) else layer.groups
-    return inside % groups == 0 and outside % groups == 0
+    groups = in_size if is_depthwise(layer) else layer.groups
+    return in_size % groups == 0 and out_size % groups == 0
 
 
 def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
@@ -111,7 +111,7 @@ def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
     layer, bias = sized.layer, sized.layer.bias is not None
     with torch.device("meta"):
         if isinstance(layer, nn.Linear):
-            fresh: nn.Module = nn.Linear(sized.inside, sized.outside, bias=bias)
+            fresh: nn.Module = nn.Linear(sized.in_size, sized.out_size, bias=bias)
         else:
             options: dict[str, Any] = {
                 "stride": layer.stride,
@@ -123,7 +123,7 @@ def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
             if isinstance(layer, _ConvTransposeNd):
                 options["output_padding"] = layer.output_padding
             kind: Any = next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))  # a subclass may do more
-            fresh = kind(sized.inside, sized.outside, layer.kernel_size, **options)
+            fresh = kind(sized.in_size, sized.out_size, layer.kernel_size, **options)
     fresh = fresh.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

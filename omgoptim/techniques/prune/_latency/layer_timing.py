@@ -117,30 +117,30 @@ class _Member:
     layer: TimedLayer
     shapes: Counter[tuple[int, ...]]
     """Input shape to how often the layer is called with it in one forward."""
-    inside: Side
-    outside: Side
+    in_side: Side
+    out_side: Side
     ins: tuple[int, ...] = ()
     outs: tuple[int, ...] = ()
 
     @property
     def tied(self) -> bool:
         """True if the output's width determines the input's."""
-        return is_depthwise(self.layer) or (bool(self.inside.parts) and self.inside.parts == self.outside.parts)
+        return is_depthwise(self.layer) or (bool(self.in_side.parts) and self.in_side.parts == self.out_side.parts)
 
-    def sized(self, shape: tuple[int, ...], inside: int | None, outside: int) -> SizedLayer:
+    def sized(self, shape: tuple[int, ...], in_size: int | None, out_size: int) -> SizedLayer:
         """Return the layer at an output width, and an input width unless the output determines it."""
-        if inside is None:
-            whole_in, whole_out = sides(self.layer)
-            inside = whole_in - (whole_out - outside)
-        return SizedLayer(self.layer, shape, inside, outside)
+        if in_size is None:
+            full_in, full_out = sides(self.layer)
+            in_size = full_in - (full_out - out_size)
+        return SizedLayer(self.layer, shape, in_size, out_size)
 
     def rows(self) -> tuple[int | None, ...]:
         return (None,) if self.tied else self.ins
 
     def points(self) -> Iterator[SizedLayer]:
         for shape in self.shapes:
-            for inside in self.rows():
-                yield from (self.sized(shape, inside, outside) for outside in self.outs)
+            for in_size in self.rows():
+                yield from (self.sized(shape, in_size, out_size) for out_size in self.outs)
 
 
 def measure_layer_times(
@@ -203,9 +203,9 @@ def _members(
     for path, of_side in found.items():
         layer = parts[path]
         if isinstance(layer, layer_benchmark.KINDS) and path in shapes:
-            inside, outside = sides(layer)
+            in_size, out_size = sides(layer)
             members.append(
-                _Member(path, layer, shapes[path], side_of(inside, of_side["in"]), side_of(outside, of_side["out"]))
+                _Member(path, layer, shapes[path], side_of(in_size, of_side["in"]), side_of(out_size, of_side["out"]))
             )
         elif getattr(layer, "weight", None) is not None and layer.weight.dim() > 1:
             unmeasured.append(path)
@@ -239,28 +239,28 @@ def _fit_to_budget(
 
 
 def _at_full_size(member: _Member, point: SizedLayer) -> SizedLayer:
-    inside, outside = sides(member.layer)
-    return replace(point, inside=inside, outside=outside)
+    in_size, out_size = sides(member.layer)
+    return replace(point, in_size=in_size, out_size=out_size)
 
 
 def _with_grid(
     member: _Member, candidates: Mapping[str, tuple[int, ...]], full: Mapping[str, int], count: int
 ) -> _Member:
-    whole_in, whole_out = sides(member.layer)
-    outs = sizes_of(member.outside, candidates, full, count)
-    ins = sizes_of(member.inside, candidates, full, count)
+    full_in, full_out = sides(member.layer)
+    outs = sizes_of(member.out_side, candidates, full, count)
+    ins = sizes_of(member.in_side, candidates, full, count)
     if member.tied:
         ins = ins[-1:]
         outs = tuple(out for out in outs if _fits(member, None, out))
     else:
-        outs = tuple(out for out in outs if layer_benchmark.fits(member.layer, whole_in, out))
-        ins = tuple(into for into in ins if layer_benchmark.fits(member.layer, into, whole_out))
+        outs = tuple(out for out in outs if layer_benchmark.fits(member.layer, full_in, out))
+        ins = tuple(into for into in ins if layer_benchmark.fits(member.layer, into, full_out))
     return replace(member, ins=ins, outs=outs)
 
 
-def _fits(member: _Member, inside: int | None, outside: int) -> bool:
-    point = member.sized((), inside, outside)
-    return point.inside > 0 and layer_benchmark.fits(member.layer, point.inside, point.outside)
+def _fits(member: _Member, in_size: int | None, out_size: int) -> bool:
+    point = member.sized((), in_size, out_size)
+    return point.in_size > 0 and layer_benchmark.fits(member.layer, point.in_size, point.out_size)
 
 
 def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: ModuleRun) -> Times:
@@ -288,7 +288,7 @@ def _unreliable_points(members: Sequence[_Member], times: Times) -> list[SizedLa
     doubtful: dict[tuple[Any, ...], SizedLayer] = {}
     for member in members:
         for shape in member.shapes:
-            table = [[member.sized(shape, inside, outside) for outside in member.outs] for inside in member.rows()]
+            table = [[member.sized(shape, in_size, out_size) for out_size in member.outs] for in_size in member.rows()]
             rows = [*table, *(list(column) for column in zip(*table, strict=True))]
             falls = (
                 narrow
@@ -302,14 +302,14 @@ def _unreliable_points(members: Sequence[_Member], times: Times) -> list[SizedLa
 
 
 def _layer_times(member: _Member, times: Times, empty_ms: float, noise: float) -> LayerTimes:
-    def ms(inside: int | None, outside: int) -> float:
+    def ms(in_size: int | None, out_size: int) -> float:
         return sum(
-            calls * _without_overhead(times.ms(member.sized(shape, inside, outside)), empty_ms)
+            calls * _without_overhead(times.ms(member.sized(shape, in_size, out_size)), empty_ms)
             for shape, calls in member.shapes.items()
         )
 
-    table = [[ms(inside, outside) for outside in member.outs] for inside in member.rows()]
-    return LayerTimes(member.path, member.inside, member.outside, member.ins, member.outs, smooth(table, noise))
+    table = [[ms(in_size, out_size) for out_size in member.outs] for in_size in member.rows()]
+    return LayerTimes(member.path, member.in_side, member.out_side, member.ins, member.outs, smooth(table, noise))
 
 
 def _without_overhead(ms: float, empty_ms: float) -> float:

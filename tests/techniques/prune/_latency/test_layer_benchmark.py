@@ -62,7 +62,7 @@ def test_the_module_has_the_sizes_asked_for(case: str) -> None:
     sized = SizedLayer(*CASES[case])
     module = as_module(sized, "cpu", seed=0)
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear))
-    assert sides(module) == (sized.inside, sized.outside)
+    assert sides(module) == (sized.in_size, sized.out_size)
     assert (module.bias is None) == (sized.layer.bias is None)
     assert all(bool(parameter.isfinite().all()) and not parameter.requires_grad for parameter in module.parameters())
 
@@ -125,7 +125,7 @@ def test_the_rounding_is_a_block_that_kernels_work_in(
 
 def test_the_rounding_follows_the_measured_stairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def of_sixteen(points: list[SizedLayer], *_: object) -> dict[object, float]:
-        return {point.key: 1.0 + -(-point.outside // 16) for point in points}
+        return {point.key: 1.0 + -(-point.out_size // 16) for point in points}
 
     monkeypatch.setattr(layer_bench, "visits", of_sixteen)
     assert measure_tile_size(nn.Linear(4, 4), run_on("torch_eager", tmp_path)) == 16

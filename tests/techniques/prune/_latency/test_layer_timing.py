@@ -200,7 +200,7 @@ def test_visits_that_disagree_and_falls_are_in_doubt() -> None:
     times = Times({p.key: ms for p, ms in zip(points, ([1.0, 1.01], [3.0, 3.0], [2.0, 2.0], [4.0, 5.0]), strict=True)})
     assert times.relative_gap(points[3]) == pytest.approx(0.25)
     member = layer_times._Member("l", layer, layer_times.Counter([(1, 4)]), STEM_IN, HIDDEN_OUT, (4,), (4, 8, 12, 16))
-    assert {point.outside for point in layer_times._unreliable_points([member], times)} == {8, 16}
+    assert {point.out_size for point in layer_times._unreliable_points([member], times)} == {8, 16}
 
 
 STEM_IN, HIDDEN_OUT = layer_times.Side(4), layer_times.Side(0, (("hidden", 1),))
