@@ -63,13 +63,13 @@ def compute_dtypes(kernels: Sequence[Kernel], model: ModelProto, layers: Collect
     parts = [_part(node, name in layers) for name, node in nodes.items()]
     dtypes: dict[str, list[str]] = {}
     for kernel, part in zip(kernels, anchor_nodes(kernels, parts), strict=True):
-        number = _number(kernel, nodes[part.node]) if part is not None else None
+        number = _compute_dtype(kernel, nodes[part.node]) if part is not None else None
         if part is not None and part.node in layers and number and kernel.kind not in MOVES:
             dtypes.setdefault(part.node, []).append(number)
     for part in parts:
         if part.node in layers and part.node not in dtypes:
             dtypes[part.node] = _of_all_recurrent(part.op, kernels)
-    return {node: max(some, key=lambda number: number != "int8") for node, some in dtypes.items() if some}
+    return {node: max(numbers, key=lambda number: number != "int8") for node, numbers in dtypes.items() if numbers}
 
 
 def _part(node: NodeProto, is_layer: bool) -> GraphNode:
@@ -78,12 +78,12 @@ def _part(node: NodeProto, is_layer: bool) -> GraphNode:
     return GraphNode(node.name, node.op_type, node.name, tuple(filter(None, node.input)), tuple(node.output), work, {})
 
 
-def _number(kernel: Kernel, node: NodeProto) -> str | None:
+def _compute_dtype(kernel: Kernel, node: NodeProto) -> str | None:
     """Return the compute dtype of a node's kernel; a profile lacks the accuracy level of a packed product."""
     if kernel.kind != PACKED:
         return kernel.computed_in
-    own = next((a.i for a in node.attribute if a.name == "accuracy_level"), 0)
-    level = own if node.op_type == PACKED else INT8_LEVEL
+    attribute_level = next((a.i for a in node.attribute if a.name == "accuracy_level"), 0)
+    level = attribute_level if node.op_type == PACKED else INT8_LEVEL
     return "int8" if level == INT8_LEVEL else kernel.computed_in
 
 
@@ -113,11 +113,11 @@ def time_shares(nodes: Iterable[tuple[str, float, str | None]]) -> list[TimeShar
     spent: dict[tuple[str, bool], float] = defaultdict(float)
     for kind, ms, numbers in nodes:
         spent[kind, numbers == "int8"] += ms
-    whole = sum(spent.values())
+    total = sum(spent.values())
     return [
-        TimeShare(kind=kind, time_ms=ms, share=ms / whole, quantized=quantized)
+        TimeShare(kind=kind, time_ms=ms, share=ms / total, quantized=quantized)
         for (kind, quantized), ms in sorted(spent.items(), key=lambda entry: -entry[1])
-        if whole > 0
+        if total > 0
     ]
 
 

@@ -85,15 +85,15 @@ class MeasuringServer:
 
     def warm(self, batch: str) -> dict[str, Any]:
         """Call until the time per call is stable; return seconds per call."""
-        once = self.session.seconds(self.prepared[batch], 1)
-        budget, spent, last = 3.0, once, once
+        first = self.session.seconds(self.prepared[batch], 1)
+        budget, spent, last = 3.0, first, first
         while spent < budget:
             calls = max(1, int(0.05 / max(last, 1e-6)))
-            now = self.session.seconds(self.prepared[batch], calls)
-            spent += now * calls
-            if abs(now - last) < 0.1 * last:
-                return {"call_s": now}
-            last = now
+            current = self.session.seconds(self.prepared[batch], calls)
+            spent += current * calls
+            if abs(current - last) < 0.1 * last:
+                return {"call_s": current}
+            last = current
         return {"call_s": last}
 
     def turn(self, batch: str, seconds: float) -> dict[str, Any]:

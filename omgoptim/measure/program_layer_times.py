@@ -132,13 +132,13 @@ def costliest_nodes(times: Sequence[NodeTime], parts: Sequence[GraphNode], top: 
     of_path: dict[str, list[GraphNode]] = defaultdict(list)
     for part in parts:
         of_path[part.path].append(part)
-    whole = sum(spent.values())
+    total = sum(spent.values())
     return [
         Layer(
             path=path,
             kind=" + ".join(sorted(kinds[path], key=lambda kind: -kinds[path][kind])[:2]),
             time_ms=spent[path],
-            time_share=spent[path] / whole if whole > 0 else None,
+            time_share=spent[path] / total if total > 0 else None,
             macs=_sum(part.macs for part in of_path[path]) if of_path[path] else None,
             size_bytes=sum({k: v for part in of_path[path] for k, v in part.weights.items()}.values())
             if of_path[path]
@@ -158,10 +158,10 @@ def anchor_nodes(times: Sequence[EngineNode], parts: Sequence[GraphNode]) -> lis
     by_name = {part.node: part for part in parts}
     by_output = {name: part for part in parts for name in part.outputs}
     named = [_named(time, by_name, by_output) for time in times]
-    claimed = {part.node for some in named for part in some}
+    claimed = {part.node for nodes in named for part in nodes}
     found: list[GraphNode | None] = []
-    for time, some in zip(times, named, strict=True):
-        anchor = max(some, key=lambda part: part.macs or 0, default=None)
+    for time, nodes in zip(times, named, strict=True):
+        anchor = max(nodes, key=lambda part: part.macs or 0, default=None)
         if anchor is None:
             anchor = _only_recurrent(time, parts)
         elif not anchor.macs and any(word in time.kind.lower() for word in WITH_PRODUCTS):

@@ -127,9 +127,9 @@ def score(metric: Metric, outputs: Sequence[Arrays], targets: list[Any], origina
     """Compute the metric on all samples."""
     if metric.per_sample:
         return _finite(_sample_scores(metric, outputs, targets, original).mean(), metric.name)
-    if metric.whole is None:
+    if metric.over_all is None:
         raise ValueError(f"metric {metric.name} has no function")
-    return _finite(metric.whole(outputs, targets), metric.name)
+    return _finite(metric.over_all(outputs, targets), metric.name)
 
 
 def _sample_scores(
@@ -244,7 +244,7 @@ def agreement_of_outputs(
     if metric.reads is not None:
         return output_agreements(outputs, candidate, original, metric.reads)
     reads = frozenset(range(len(outputs.specs))) if len(outputs.specs) == 1 else frozenset()
-    return output_agreements(outputs, candidate, original, reads, whole=reads)
+    return output_agreements(outputs, candidate, original, reads, reported_in_full=reads)
 
 
 def _finite(value: Any, name: str) -> float:

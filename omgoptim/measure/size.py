@@ -101,9 +101,9 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
     tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
     follow = _Scales(model)
     found = []
-    for path, some in by_path.items():
-        largest = max(some, key=lambda layer: tensor_bytes(tensors[layer.weight]))
-        weights = dict.fromkeys(name for layer in some for name in layer.weights)
+    for path, layers in by_path.items():
+        largest = max(layers, key=lambda layer: tensor_bytes(tensors[layer.weight]))
+        weights = dict.fromkeys(name for layer in layers for name in layer.weights)
         scales = [
             scale for name in weights if not _is_float(tensors[name]) for scale in follow.of(name) if scale in tensors
         ]
@@ -111,7 +111,7 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
             StoredWeights(
                 path=path,
                 op=largest.op,
-                nodes=tuple(layer.node for layer in some),
+                nodes=tuple(layer.node for layer in layers),
                 shape=largest.shape,
                 dtype=_dtype(nodes[largest.node], tensors[largest.weight]),
                 tensors={name: tensor_bytes(tensors[name]) for name in dict.fromkeys((*weights, *scales))},
@@ -125,13 +125,13 @@ def module_layers(module: nn.Module) -> list[StoredWeights]:
     names: dict[int, str] = {}
     found = []
     for path, layer in module.named_modules():
-        own = {
+        matrices = {
             names.setdefault(id(parameter), f"{path}.{name}" if path else name): parameter
             for name, parameter in layer.named_parameters(recurse=False)
             if parameter.dim() > 1 and parameter.is_floating_point()
         }
-        if own:
-            largest = max(own.values(), key=lambda parameter: parameter.numel())
+        if matrices:
+            largest = max(matrices.values(), key=lambda parameter: parameter.numel())
             found.append(
                 StoredWeights(
                     path=path,
@@ -139,7 +139,7 @@ def module_layers(module: nn.Module) -> list[StoredWeights]:
                     nodes=(),
                     shape=tuple(largest.shape),
                     dtype=str(largest.dtype).removeprefix("torch."),
-                    tensors={name: value.numel() * value.element_size() for name, value in own.items()},
+                    tensors={name: value.numel() * value.element_size() for name, value in matrices.items()},
                 )
             )
     return found
@@ -239,9 +239,9 @@ def _dtype(node: NodeProto, tensor: TensorProto) -> str:
 
 def _keys_of(name: str, aliases: Mapping[str, str]) -> list[str]:
     """Return a parameter's entries in a weights file: itself, or its packed parts."""
-    kept = aliases.get(name, name)
+    stored_name = aliases.get(name, name)
     parts = [f"{name}.{part}" for part in ("int8", "scale", "zero_point")]
-    return [kept, f"{kept}.mask", f"{kept}.values", *(aliases.get(part, part) for part in parts)]
+    return [stored_name, f"{stored_name}.mask", f"{stored_name}.values", *(aliases.get(part, part) for part in parts)]
 
 
 def _header(path: Path) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Artifacts: one folder that holds everything needed to run a model and to check it when it is opened.
 
-- `manifest.json`: engine, signature and the sha256 of every file, sealed with a key of the user who saved it.
+- `manifest.json`: engine, signature and the sha256 of every file, signed (HMAC) with a key of the user who saved it.
 - `check.npz`: a small random batch and the model's outputs for it before it was saved.
 - A program is `model.onnx`, or `model.pte` for ExecuTorch. A module is `recipe.json` (how the user's code builds it)
   and `weights.safetensors`, with sparse weights packed (`weights_file.py`), or a `.pt2` file. There are no pickles.
@@ -34,7 +34,7 @@ from omgoptim.models.manifest import (
 from omgoptim.models.output_check import CHECK, OutputCheck, write_check
 from omgoptim.models.pte_file import LAYERS
 from omgoptim.models.recipe import read_record, refuse_foreign_recipe
-from omgoptim.models.security.file_integrity import add_seal, sha256
+from omgoptim.models.security.file_integrity import sha256, sign_record
 from omgoptim.runtimes import Session, SessionSettings, engine_named
 from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.external_data import MalformedProtobuf, external_data
@@ -241,7 +241,7 @@ def _atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _finish(partial: Path, manifest: Manifest, check: OutputCheck, saved: int = 0) -> None:
-    """Write the output check and the sealed manifest; `saved` are the bytes saved by packing."""
+    """Write the output check and the signed manifest; `saved` are the bytes saved by packing."""
     write_check(partial, check)
     names = [path.relative_to(partial).as_posix() for path in sorted(partial.rglob("*")) if path.is_file()]
     beside = _beside(names, manifest) | {CHECK}
@@ -253,7 +253,7 @@ def _finish(partial: Path, manifest: Manifest, check: OutputCheck, saved: int = 
     }
     whole = replace(manifest, files=files)
     dense = whole.size_bytes + saved if saved and WEIGHTS not in beside else None
-    record = add_seal("artifact", replace(whole, dense_size_bytes=dense).to_json())
+    record = sign_record("artifact", replace(whole, dense_size_bytes=dense).to_json())
     (partial / MANIFEST).write_text(json.dumps(record, indent=1))
 
 

@@ -121,12 +121,12 @@ def from_callable(
     def batches(split: Split) -> Iterator[RawBatch]:
         yield from read(call_user(f"loading the {split} data", limit_s, called, split), split, batch, False)
 
-    kept: list[Any] = []
+    cached: list[Any] = []
 
     def epoch(size: int) -> Iterator[RawBatch]:
-        loaded = kept[0] if kept else call_user("loading the train data", limit_s, called, "train")
-        if not kept and not isinstance(loaded, Iterator):  # an iterator is used up by one pass
-            kept.append(loaded)
+        loaded = cached[0] if cached else call_user("loading the train data", limit_s, called, "train")
+        if not cached and not isinstance(loaded, Iterator):  # an iterator is used up by one pass
+            cached.append(loaded)
         yield from read(loaded, "train", size, True)
 
     return DataSource(batches, epoch, real=True, notes=how.notes)
@@ -166,10 +166,14 @@ def as_batches(
     how = collation or Collation()
     if isinstance(loaded, Dataset):
         return how.batches(loaded, batch, shuffled and not isinstance(loaded, IterableDataset))
-    lone = isinstance(loaded, tuple) and all(isinstance(item, (torch.Tensor, np.ndarray)) for item in loaded)
-    if lone or not isinstance(loaded, Iterable) or isinstance(loaded, (torch.Tensor, np.ndarray, Mapping, str, bytes)):
+    is_one_batch = isinstance(loaded, tuple) and all(isinstance(item, (torch.Tensor, np.ndarray)) for item in loaded)
+    if (
+        is_one_batch
+        or not isinstance(loaded, Iterable)
+        or isinstance(loaded, (torch.Tensor, np.ndarray, Mapping, str, bytes))
+    ):
         raise DataError(
-            f"the data callable returned a {type(loaded).__name__}{' of tensors' if lone else ''}",
+            f"the data callable returned a {type(loaded).__name__}{' of tensors' if is_one_batch else ''}",
             "a Dataset, a DataLoader or an iterable of batches is needed",
             "return [(inputs, target)] for one batch, or torch.utils.data.TensorDataset(inputs, target)",
         )
@@ -199,9 +203,11 @@ def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed
         offset = ("train", "calibration", "eval").index(split)
         generator = torch.Generator().manual_seed(seed * 3 + offset)
         for _ in range(count):
-            drawn = [draw(spec, generator, 8) for spec in inputs]
+            inputs_drawn = [draw(spec, generator, 8) for spec in inputs]
             named = all(spec.name for spec in inputs)
-            yield RawBatch({str(s.name): t for s, t in zip(inputs, drawn, strict=True)} if named else tuple(drawn))
+            yield RawBatch(
+                {str(s.name): t for s, t in zip(inputs, inputs_drawn, strict=True)} if named else tuple(inputs_drawn)
+            )
 
     note = "no data was given: inputs are random"
     return DataSource(batches, lambda _size: batches("train"), real=False, notes=[note])

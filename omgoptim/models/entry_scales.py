@@ -15,7 +15,7 @@ ROUNDING = 1e-6
 SCALE_GAP = 10.0
 """Ratio of neighbouring spreads from which entries of an output are of another scale. Chosen: boxes beside scores."""
 
-MOST_SLICES, FEW_SLICES = 512, 16
+MAX_SLICES, FEW_SLICES = 512, 16
 """Longest axis whose slices are compared; up to the second they need not be neighbours to be of one scale."""
 
 
@@ -61,7 +61,7 @@ def slice_sums(
         return {}
     sums = {}
     for axis in (0, 1)[: len(sizes) if len(sizes) < 3 else 1]:
-        if 1 < sizes[axis] <= MOST_SLICES:
+        if 1 < sizes[axis] <= MAX_SLICES:
             others = tuple(other for other in range(len(sizes)) if other != axis)
             sums[axis + 1] = entries.reshape(sizes).sum(others)
     return sums
@@ -81,12 +81,12 @@ def small_slices(squares: NDArray[np.float64]) -> NDArray[np.intp] | None:
 
 def _pooled(squares: NDArray[np.float64]) -> NDArray[np.float64]:
     """Replace each slice's sum by the mean over the slices of its scale; constants take that of the largest."""
-    pooled, rest = np.empty_like(squares), np.arange(len(squares))
+    pooled, remaining = np.empty_like(squares), np.arange(len(squares))
     varying = squares > ROUNDING**2 * squares.max()
     while True:
-        small = small_slices(squares[rest])
-        large = rest if small is None else np.delete(rest, small)
+        small = small_slices(squares[remaining])
+        large = remaining if small is None else np.delete(remaining, small)
         pooled[large] = squares[large][varying[large]].mean()
         if small is None:
             return pooled
-        rest = rest[small]
+        remaining = remaining[small]

@@ -17,7 +17,7 @@ import numpy as np
 
 from omgoptim.errors import ArtifactError
 from omgoptim.models.output_check import TOLERANCE
-from omgoptim.models.security.file_integrity import SEAL, is_sealed, read_plain, sha256
+from omgoptim.models.security.file_integrity import HMAC_FIELD, is_signed, read_regular_file, sha256
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
 
@@ -59,7 +59,7 @@ class Manifest:
     """Every file but the manifest itself, by its path in the folder: `bytes`, `sha256`, and `beside` of those that the
     engine does not open."""
     made_here: bool = field(default=False, compare=False)
-    """This user's omgoptim wrote the manifest, by its seal; read, never written."""
+    """This user's omgoptim wrote the manifest, by its HMAC; read, never written."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `manifest.json`."""
@@ -87,8 +87,8 @@ class Manifest:
         """
         try:
             record = read_json(folder / MANIFEST)
-            made_here = is_sealed("artifact", record)
-            record.pop(SEAL, None)
+            made_here = is_signed("artifact", record)
+            record.pop(HMAC_FIELD, None)
             if record.pop("format") != FORMAT:
                 raise ArtifactError(f"artifact {folder} was written by another version of omgoptim")
             signature = Signature.from_json(record.pop("signature"))
@@ -127,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is not a regular file, too large, nested too deep, or holds no object.
         OSError: it cannot be read.
     """
-    return json_object(read_plain(path, MAX_JSON_BYTES))
+    return json_object(read_regular_file(path, MAX_JSON_BYTES))
 
 
 def json_object(text: bytes) -> dict[str, Any]:
@@ -182,8 +182,8 @@ def file_inside(folder: Path, name: str) -> Path | None:
         ArtifactError: the path is outside the folder, or a part of it is a link or not a regular file.
     """
     parts = PurePosixPath(name).parts
-    plain = name == "/".join(parts) and not set(name) & set("\\:\0\n\r")
-    if not plain or not parts or ".." in parts or PurePosixPath(name).is_absolute():
+    is_plain = name == "/".join(parts) and not set(name) & set("\\:\0\n\r")
+    if not is_plain or not parts or ".." in parts or PurePosixPath(name).is_absolute():
         raise _foreign_file(folder, f"{name[:200]!r} is not a path inside the folder")
     path = folder
     for index, part in enumerate(parts):

@@ -234,7 +234,7 @@ def find_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> li
     return result
 
 
-def select_layers(found: Sequence[OnnxLayer], targets: Sequence[str], ignore: Sequence[str]) -> list[OnnxLayer]:
+def select_layers(layers: Sequence[OnnxLayer], targets: Sequence[str], ignore: Sequence[str]) -> list[OnnxLayer]:
     """Select the layers that `targets` match (all, if empty) and `ignore` does not.
 
     A glob names a layer by its path, or by the path of a module around it: `encoder` is all of the encoder.
@@ -243,13 +243,13 @@ def select_layers(found: Sequence[OnnxLayer], targets: Sequence[str], ignore: Se
         NoLayerChanged: a glob names no layer.
     """
     for glob in (*targets, *ignore):
-        if not any(_names(glob, layer) for layer in found):
+        if not any(_names(glob, layer) for layer in layers):
             raise NoLayerChanged(
-                f"'{glob}' matches no layer of this model", did_you_mean(glob, {layer.path for layer in found})
+                f"'{glob}' matches no layer of this model", did_you_mean(glob, {layer.path for layer in layers})
             )
     return [
         layer
-        for layer in found
+        for layer in layers
         if (not targets or any(_names(glob, layer) for glob in targets))
         and not any(_names(glob, layer) for glob in ignore)
     ]

@@ -196,11 +196,11 @@ class RunningMoments:
         Each entry of a sample has a mean of its own if samples have one size; else each entry of the last dimension;
         else there is one mean for all.
         """
-        own = [size for axis, size in enumerate(shape) if axis != batch_axis]
+        sizes = [size for axis, size in enumerate(shape) if axis != batch_axis]
         parts = 2 if dtype.startswith("complex") else 1
-        if all(isinstance(size, int) for size in own):
-            return RunningMoments(parts * math.prod(size for size in own if isinstance(size, int)), batch_axis)
-        return RunningMoments(parts * own[-1] if isinstance(own[-1], int) else 1, batch_axis)
+        if all(isinstance(size, int) for size in sizes):
+            return RunningMoments(parts * math.prod(size for size in sizes if isinstance(size, int)), batch_axis)
+        return RunningMoments(parts * sizes[-1] if isinstance(sizes[-1], int) else 1, batch_axis)
 
     def add(self, array: NDArray[Any]) -> None:
         """Add the outputs of one batch; values that are not finite count as 0."""

@@ -67,7 +67,7 @@ def lowered_layers(program: Path) -> list[PteLayer]:
                 sum(sizes[at] for at in fresh),
                 "int8" if integer else "float32",
             )
-            found[path] = layer if path not in found else _both(found[path], layer)
+            found[path] = layer if path not in found else _merged(found[path], layer)
     return list(found.values())
 
 
@@ -77,7 +77,7 @@ def portable_operators(program: Path) -> list[str]:
     return sorted({f"{op.name}.{op.overload}" if op.overload else op.name for op in plan.operators})
 
 
-def _both(one: PteLayer, other: PteLayer) -> PteLayer:
+def _merged(one: PteLayer, other: PteLayer) -> PteLayer:
     dtype = "int8" if "int8" in (one.dtype, other.dtype) else "float32"
     computed = "int8" if one.computed_in == other.computed_in == "int8" else "float32"
     return PteLayer(one.path, one.op, dtype, one.bytes + other.bytes, computed)

@@ -69,8 +69,8 @@ def batch_length(batch: NamedBatch) -> int:
 
 def shared_samples(first: Samples, second: Samples) -> int:
     """Return the number of samples that are, byte for byte, among the others."""
-    known = set(_digests(second))
-    return sum(digest in known for digest in _digests(first))
+    digests = set(_digests(second))
+    return sum(digest in digests for digest in _digests(first))
 
 
 def _digests(samples: Samples) -> Iterator[bytes]:
@@ -155,8 +155,8 @@ def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
             finite = array[np.isfinite(array)].astype(np.float64)  # a mask may hold -inf
             if not finite.size:
                 return same
-            drawn = random.normal(float(finite.mean()), float(finite.std()) or 1.0, array.shape)
-            clipped: NDArray[Any] = drawn.clip(float(finite.min()), float(finite.max())).astype(array.dtype)
+            values = random.normal(float(finite.mean()), float(finite.std()) or 1.0, array.shape)
+            clipped: NDArray[Any] = values.clip(float(finite.min()), float(finite.max())).astype(array.dtype)
             return clipped
         if not array.size:
             return same
@@ -166,8 +166,10 @@ def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
         mask: NDArray[Any] = np.ones_like(array)
         if set(np.unique(array)) <= {0, 1}:
             return mask  # all real
-        whole: NDArray[Any] = random.integers(int(array.min()), int(array.max()) + 1, array.shape).astype(array.dtype)
-        return whole
+        integers: NDArray[Any] = random.integers(int(array.min()), int(array.max()) + 1, array.shape).astype(
+            array.dtype
+        )
+        return integers
 
     return {name: draw(array) for name, array in batch.items()}
 

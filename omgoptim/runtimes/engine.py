@@ -132,7 +132,7 @@ def medians(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
     for call in calls:
         for name, ms in call.items():
             times.setdefault(name, []).append(ms)
-    return {name: statistics.median(some) for name, some in times.items()}
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 SOURCE_PLACE = re.compile(

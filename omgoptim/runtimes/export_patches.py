@@ -52,18 +52,18 @@ def _free_names(module: nn.Module) -> Iterator[None]:
     stores: tuple[dict[str, Any], ...] = (module._modules, module._parameters, module._buffers)
     before = [dict(store) for store in stores]
     renamed = {name: value for store in before for name, value in store.items() if name in taken}
-    for store, whole in zip(stores, before, strict=True):
+    for store, original in zip(stores, before, strict=True):
         store.clear()
-        store.update({f"{name}{RENAMED}" if name in renamed else name: value for name, value in whole.items()})
+        store.update({f"{name}{RENAMED}" if name in renamed else name: value for name, value in original.items()})
     module.__dict__.update(renamed)  # forward finds them as before
     try:
         yield
     finally:
         for name in renamed:
             module.__dict__.pop(name, None)
-        for store, whole in zip(stores, before, strict=True):
+        for store, original in zip(stores, before, strict=True):
             store.clear()
-            store.update(whole)
+            store.update(original)
 
 
 @contextlib.contextmanager
@@ -98,19 +98,19 @@ def _plain_outputs(module: nn.Module, signature: Signature) -> Iterator[None]:
     if not holds_class(signature.outputs):
         yield
         return
-    forward, own = module.forward, module.__dict__.get("forward")
+    forward, own_forward = module.forward, module.__dict__.get("forward")
 
     @functools.wraps(forward)
-    def plain(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def flattened(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
         return tuple(flatten(forward(*args, **kwargs)))
 
-    module.forward = plain
+    module.forward = flattened
     try:
         yield
     finally:
         del module.forward
-        if own is not None:
-            module.forward = own
+        if own_forward is not None:
+            module.forward = own_forward
 
 
 @contextlib.contextmanager
@@ -128,14 +128,14 @@ def _named_parameters(module: nn.Module, signature: Signature) -> Iterator[None]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     named = [inspect.Parameter(tensor.name, kind) for tensor in signature.inputs]
     spelled_out.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
-    own = module.__dict__.get("forward")
+    own_forward = module.__dict__.get("forward")
     module.forward = spelled_out
     try:
         yield
     finally:
         del module.forward
-        if own is not None:
-            module.forward = own
+        if own_forward is not None:
+            module.forward = own_forward
 
 
 @contextlib.contextmanager
@@ -146,18 +146,18 @@ def keywords_as_names() -> Iterator[None]:
     """
     import torch.fx.graph
 
-    own = torch.fx.graph._format_target
+    original = torch.fx.graph._format_target
 
     def format_target(base: str, target: str) -> str:
         for name in target.split("."):
-            base = f"getattr({base}, {name!r})" if keyword.iskeyword(name) else own(base, name)
+            base = f"getattr({base}, {name!r})" if keyword.iskeyword(name) else original(base, name)
         return base
 
     torch.fx.graph._format_target = format_target
     try:
         yield
     finally:
-        torch.fx.graph._format_target = own
+        torch.fx.graph._format_target = original
 
 
 @contextlib.contextmanager

@@ -148,9 +148,9 @@ def _session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    wanted = providers or [PROVIDERS[settings.device]]
-    session = onnxruntime.InferenceSession(str(program), options, providers=wanted)
-    first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+    requested = providers or [PROVIDERS[settings.device]]
+    session = onnxruntime.InferenceSession(str(program), options, providers=requested)
+    first = requested[0] if isinstance(requested[0], str) else requested[0][0]
     if first not in session.get_providers():
         raise ArtifactError(
             f"ONNX Runtime could not use its {first}",
@@ -206,15 +206,15 @@ def _computed_in(kind: str, inputs: list[dict[str, Any]]) -> str | None:
 def _own_ms(nodes: list[dict[str, Any]]) -> dict[str, float]:
     """Map node name to ms within one call, less the time of nodes inside it; several uses add up."""
     spent: dict[str, float] = {}
-    around: list[tuple[str, float]] = []
+    enclosing: list[tuple[str, float]] = []
     for event in sorted(nodes, key=lambda node: (node["ts"], -node["dur"])):
         name, start, ms = event["name"].removesuffix(KERNEL), event["ts"], event["dur"] / 1e3
-        while around and around[-1][1] <= start:
-            around.pop()
-        if around:
-            spent[around[-1][0]] -= ms
+        while enclosing and enclosing[-1][1] <= start:
+            enclosing.pop()
+        if enclosing:
+            spent[enclosing[-1][0]] -= ms
         spent[name] = spent.get(name, 0.0) + ms
-        around.append((name, start + event["dur"]))
+        enclosing.append((name, start + event["dur"]))
     return spent
 
 

@@ -212,13 +212,13 @@ class DistillationLoss(nn.Module):
         """Return the distance to the teacher in the main output, as `soft`; the loss must be resolved."""
         if self._main is None:
             raise ValueError("call resolved() first: the loss does not know the model's outputs yet")
-        output, goal = self._pair(self._main, student, teacher)
+        output, target = self._pair(self._main, student, teacher)
         scores = self._main.scores
         if scores is None:
-            keep = _counting(goal.shape[:-1], targets, real)
-            return self._main.distance(output, goal, keep, cosine=self.form != "mse")
-        rows, goals = scores.rows(output), scores.rows(goal)
-        labels = _labels(goal, scores, targets).reshape(-1) if self.form == "dkd" else None
+            keep = _counting(target.shape[:-1], targets, real)
+            return self._main.distance(output, target, keep, cosine=self.form != "mse")
+        rows, goals = scores.rows(output), scores.rows(target)
+        labels = _labels(target, scores, targets).reshape(-1) if self.form == "dkd" else None
         keep = _counting(torch.Size([len(rows)]), targets, real)
         if keep is not None:
             keep = keep.reshape(-1)
@@ -234,21 +234,21 @@ class DistillationLoss(nn.Module):
         """Return the sum of the distances to the teacher in the other outputs; 0 without any."""
         total = torch.zeros(())
         for learned in self._others:
-            output, goal = self._pair(learned, student, teacher)
+            output, target = self._pair(learned, student, teacher)
             if learned.scores is not None:
-                rows, goals = learned.scores.rows(output), learned.scores.rows(goal)
+                rows, goals = learned.scores.rows(output), learned.scores.rows(target)
                 distance = softened_divergence(rows, goals, self.temperature)
             else:
-                keep = _counting(goal.shape[:-1], None, real)
-                distance = learned.distance(output, goal, keep, cosine=False)
+                keep = _counting(target.shape[:-1], None, real)
+                distance = learned.distance(output, target, keep, cosine=False)
             total = total.to(distance.device) + distance
         return total
 
     def _pair(self, learned: _LearnedOutput, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
         """Return an output of both, the teacher's without a gradient."""
-        output, goal = (tensor_outputs(each, self._count)[learned.spec.index] for each in (student, teacher))
-        same_shape(output, goal)
-        return output, goal.detach()
+        output, target = (tensor_outputs(each, self._count)[learned.spec.index] for each in (student, teacher))
+        same_shape(output, target)
+        return output, target.detach()
 
     def _hard(self, student: Any, targets: Any) -> Tensor:
         if self._main is None:

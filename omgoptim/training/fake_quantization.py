@@ -104,8 +104,8 @@ def weight_scale(weight: Tensor, axis: int | None, levels: int = 127) -> Tensor:
     if axis is None:
         largest = size.amax()
     else:
-        others = [dim for dim in range(weight.ndim) if dim != axis]
-        largest = size.amax(others, keepdim=True) if others else size
+        reduced = [dim for dim in range(weight.ndim) if dim != axis]
+        largest = size.amax(reduced, keepdim=True) if reduced else size
     scale = largest / levels
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 

@@ -49,9 +49,9 @@ class LayerPlace:
     """Axis of the channels."""
 
     @staticmethod
-    def of(seen: LayerOutput) -> LayerPlace:
+    def of(layer: LayerOutput) -> LayerPlace:
         """Return the place of a layer's output."""
-        return LayerPlace(seen.path, "output", seen.axis)
+        return LayerPlace(layer.path, "output", layer.axis)
 
     def __str__(self) -> str:
         return f"{'the input of ' if self.side == 'input' else ''}{self.path or 'the output'}"
@@ -131,18 +131,18 @@ class FeatureLoss(nn.Module):
         """
         if method not in get_args(Method):
             raise RequestError(f"features '{method}' are unknown", did_you_mean(method, get_args(Method)))
-        made: Method = method  # type: ignore[assignment]
-        if made == "relational" and not pairs:
-            return FeatureLoss(made, weight, [(_embedding(student), _embedding(teacher))])
-        if made == "minilm":
-            found = _attention_pairs(student, teacher, pairs)
-        elif made == "relational":
-            found = [requested_pair(text, student, teacher) for text in pairs]
+        checked: Method = method  # type: ignore[assignment]
+        if checked == "relational" and not pairs:
+            return FeatureLoss(checked, weight, [(_embedding(student), _embedding(teacher))])
+        if checked == "minilm":
+            layers = _attention_pairs(student, teacher, pairs)
+        elif checked == "relational":
+            layers = [requested_pair(text, student, teacher) for text in pairs]
         else:
-            found = pairs_of(student, teacher, pairs, positions=made == "attention")
-        widths = [(one.channels, other.channels) for one, other in found] if made == "fitnets" else []
+            layers = pairs_of(student, teacher, pairs, positions=checked == "attention")
+        widths = [(first.channels, second.channels) for first, second in layers] if checked == "fitnets" else []
         return FeatureLoss(
-            made, weight, [(LayerPlace.of(one), LayerPlace.of(other)) for one, other in found], widths, seed
+            checked, weight, [(LayerPlace.of(first), LayerPlace.of(second)) for first, second in layers], widths, seed
         )
 
     @property
@@ -154,8 +154,8 @@ class FeatureLoss(nn.Module):
     def names(self) -> list[str]:
         """Describe the pairs for the report."""
         names = []
-        for one, other in self.pairs:
-            words = f"{one} of both" if str(one) == str(other) else f"{one} after the teacher's {other}"
+        for student, teacher in self.pairs:
+            words = f"{student} of both" if str(student) == str(teacher) else f"{student} after the teacher's {teacher}"
             names.append(words)
         for index, adapter in enumerate(self.adapters):
             if isinstance(adapter, nn.Linear):
@@ -212,8 +212,10 @@ def _attention_pairs(student: Trace, teacher: Trace, requested: Sequence[str]) -
     """Pair queries, keys and values of the last self-attentions, or of the requested ones."""
     paths: list[tuple[str | None, str | None]] = [two_paths(text) for text in requested] or [(None, None)]
     pairs: list[tuple[LayerOutput, LayerOutput]] = []
-    for one, other in paths:
-        pairs += zip(attention_of(student, one, "student"), attention_of(teacher, other, "teacher"), strict=True)
+    for student_path, teacher_path in paths:
+        pairs += zip(
+            attention_of(student, student_path, "student"), attention_of(teacher, teacher_path, "teacher"), strict=True
+        )
     return pairs
 
 
@@ -233,8 +235,8 @@ def _pooled(values: Tensor, real: Tensor | None) -> Tensor:
     """Return values (batch, …, D) averaged over their positions without padding: (batch, D)."""
     tokens = _of_tokens(values, real)
     if tokens is not None:
-        kept = (tokens != 0).unsqueeze(-1)
-        return (values * kept).sum(1) / kept.sum(1).clamp(min=1)
+        real_tokens = (tokens != 0).unsqueeze(-1)
+        return (values * real_tokens).sum(1) / real_tokens.sum(1).clamp(min=1)
     return values if values.ndim == 2 else values.flatten(1, -2).mean(1)
 
 

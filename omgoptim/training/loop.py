@@ -160,7 +160,7 @@ class Trainer:
                 identity = _identity(module, steps, self.evaluator, at.number, count)
                 path = checkpoint_file(at.checkpoints, at.number) if at.checkpoints else None
                 if at.masks is not None:
-                    at.masks.hold()
+                    at.masks.apply()
                 state = TrainingState(module, steps, self.evaluator, at.number)
                 state.begin(at.score, from_first(read_checkpoint(path, identity) if path else None, steps.ranks))
                 if first is not None and state.is_running:

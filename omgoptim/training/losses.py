@@ -63,8 +63,8 @@ def tensor_outputs(outputs: Any, count: int | None = None) -> list[Tensor]:
     """
     leaves = [leaf for leaf in flatten(outputs) if isinstance(leaf, Tensor)]
     if isinstance(outputs, Mapping) and "loss" in outputs and len(leaves) != count:
-        rest = {key: value for key, value in outputs.items() if key != "loss"}
-        return [leaf for leaf in flatten(rest) if isinstance(leaf, Tensor)]
+        without_loss = {key: value for key, value in outputs.items() if key != "loss"}
+        return [leaf for leaf in flatten(without_loss) if isinstance(leaf, Tensor)]
     return leaves
 
 
@@ -255,10 +255,10 @@ def _user_loss(name: str, function: Callable[[Any, Any], Any], limit_s: float) -
     def checked(outputs: Any, target: Any) -> Tensor:
         value = call_user(f"the loss {name}", limit_s, function, outputs, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            got = (
+            returned = (
                 f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             )
-            raise DataError(f"the loss {name} returned {got}", "it must return a scalar tensor")
+            raise DataError(f"the loss {name} returned {returned}", "it must return a scalar tensor")
         if torch.is_grad_enabled() and not value.requires_grad:
             raise DataError(
                 f"the loss {name} returned a tensor without a gradient",

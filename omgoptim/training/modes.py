@@ -32,8 +32,12 @@ def train_mode(module: nn.Module) -> Iterator[None]:
             for layer, _ in modes:
                 layer.training = True
         for layer, mode in modes:
-            own = list(layer.parameters(recurse=False))
-            if isinstance(layer, _BatchNorm) and own and not any(parameter.requires_grad for parameter in own):
+            parameters = list(layer.parameters(recurse=False))
+            if (
+                isinstance(layer, _BatchNorm)
+                and parameters
+                and not any(parameter.requires_grad for parameter in parameters)
+            ):
                 layer.training = mode
         yield
     finally:

@@ -37,7 +37,7 @@ from omgoptim.models.manifest import MAX_JSON_BYTES, Manifest
 from omgoptim.models.onnx_file import declared_signature
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.recipe import Recipe
-from omgoptim.models.security.file_integrity import add_seal
+from omgoptim.models.security.file_integrity import sign_record
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import load_source
 from omgoptim.operations.compare import _past_request
@@ -122,7 +122,7 @@ def rewritten(folder: Path, name: str, edit: Edit, *, seal: bool = False) -> Non
     manifest = json.loads((folder / "manifest.json").read_text())
     if name != "manifest.json":
         listed(folder, manifest, name)
-    (folder / "manifest.json").write_text(json.dumps(add_seal("artifact", manifest) if seal else manifest))
+    (folder / "manifest.json").write_text(json.dumps(sign_record("artifact", manifest) if seal else manifest))
 
 
 def listed(folder: Path, manifest: dict[str, Any], name: str) -> None:
@@ -426,7 +426,7 @@ def test_json_that_nobody_wrote_is_no_artifact(project: Path, name: str, text: s
     if name == "recipe.json":
         manifest = json.loads((project / "small" / "manifest.json").read_text())
         listed(project / "small", manifest, name)
-        (project / "small" / "manifest.json").write_text(json.dumps(add_seal("artifact", manifest)))
+        (project / "small" / "manifest.json").write_text(json.dumps(sign_record("artifact", manifest)))
     for said in refused(project / "small"):
         assert "not an artifact" in said or "recipe.json cannot be read" in said
 

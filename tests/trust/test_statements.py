@@ -35,7 +35,7 @@ PROOF = {
         "trust/test_artifacts.py::test_no_tool_takes_what_is_the_users_to_grant",
         "trust/test_artifacts.py::test_an_agent_can_neither_open_a_foreign_artifact_nor_allow_itself_to",
     ],
-    "Artifacts are sealed with a key": [
+    "Artifacts are signed (HMAC-SHA256) with a key": [
         "models/security/test_file_integrity.py::test_the_key_is_made_once_and_only_its_user_reads_it"
     ],
     "An artifact without your seal": [

@@ -18,7 +18,7 @@ from omgoptim.measure.target.machine import Machine, prepare_machine
 from omgoptim.measure.target.process import TargetProcess
 from omgoptim.models.manifest import MANIFEST, read_json
 from omgoptim.models.output_check import CHECK
-from omgoptim.models.security.file_integrity import SEAL, sha256
+from omgoptim.models.security.file_integrity import HMAC_FIELD, sha256
 from omgoptim.requests.base import TargetAddress
 from omgoptim.runtimes import engine_named
 
@@ -220,7 +220,7 @@ class Target:
                 "use runtime onnxruntime or openvino",
             )
         opened = {name: entry for name, entry in record["files"].items() if not entry.get("beside") or name == CHECK}
-        record = {name: value for name, value in record.items() if name != SEAL}
+        record = {name: value for name, value in record.items() if name != HMAC_FIELD}
         text = json.dumps(record | {"files": opened, "macs_check": None, "lineage": []})
         known = self._sent.get((folder, text))
         if known is not None:

@@ -83,7 +83,7 @@ class CombinedLoss:
                 args, kwargs = self.signature.to_call(batch.inputs)
                 teacher_outputs = self.teacher_forward(batch)
                 with torch.no_grad():
-                    pairs = [tensor_outputs(given) for given in (module(*args, **kwargs), teacher_outputs)]
+                    pairs = [tensor_outputs(outputs) for outputs in (module(*args, **kwargs), teacher_outputs)]
                 if len(pairs[0]) != len(pairs[1]):
                     raise other_outputs(*map(len, pairs))
                 for student, teacher in zip(*pairs, strict=True):

@@ -151,7 +151,7 @@ class Steps:
         scheduler.step()
         optimizer.zero_grad()
         if self.masks is not None:
-            self.masks.hold()
+            self.masks.apply()
 
     def state(self) -> dict[str, Any]:
         """Return the optimizer, scheduler and scaler state for a checkpoint."""
@@ -202,9 +202,11 @@ def prepared_steps(
     for state in shared:
         state.clear()
     try:
-        whole = accelerate.DataLoaderConfiguration(split_batches=True)  # one step of the schedule for each batch
+        loader_config = accelerate.DataLoaderConfiguration(
+            split_batches=True
+        )  # one step of the schedule for each batch
         accelerator = accelerate.Accelerator(
-            cpu=config.device == "cpu", mixed_precision=config.mixed_precision, dataloader_config=whole
+            cpu=config.device == "cpu", mixed_precision=config.mixed_precision, dataloader_config=loader_config
         )
         # Gradients of several processes are summed by `sum_gradients`, those of the adapters too.
         called = accelerator.prepare_model(_Called(module), evaluation_mode=accelerator.num_processes > 1)
@@ -220,9 +222,9 @@ def prepared_steps(
     finally:
         if loss_fn.features is not None:
             loss_fn.features.to("cpu")
-        for state, kept in zip(shared, before, strict=True):
+        for state, original in zip(shared, before, strict=True):
             state.clear()
-            state.update(kept)
+            state.update(original)
 
 
 def _accelerate() -> Any:
@@ -275,8 +277,8 @@ def sum_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> None:
     )
     present, flat = accelerator.reduce(present, "sum"), accelerator.reduce(flat, "sum")
     sizes = [each.numel() for each in parameters]
-    for each, some, summed in zip(parameters, present.tolist(), flat.split(sizes), strict=True):
-        each.grad = summed.view_as(each).to(each.dtype).clone() if some else None
+    for each, is_present, summed in zip(parameters, present.tolist(), flat.split(sizes), strict=True):
+        each.grad = summed.view_as(each).to(each.dtype).clone() if is_present else None
 
 
 def average_buffers(accelerator: Any, module: nn.Module) -> None:
