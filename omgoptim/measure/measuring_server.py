@@ -30,7 +30,7 @@ MIN_SAMPLE_S = 1e-4
 """Seconds below which calls are timed in batches. Chosen: the clock itself would count."""
 
 WARM_UP_FRACTION = 0.25
-"""Fraction at the start of a turn that is dropped: caches and thread pools warm up."""
+"""Fraction at the start of a turn that is dropped. Chosen: caches and thread pools warm up, the rest must suffice."""
 
 BUSY_CORE = 0.5
 """Busy cores below which a process waits or shares its core with others for most of the time. Chosen."""

@@ -18,7 +18,7 @@ from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten
 
-SHUFFLED_SAMPLES, FEWEST_SHUFFLED = 256, 16
+SHUFFLED_SAMPLES, MIN_SHUFFLED = 256, 16
 """Largest and smallest number of shuffled samples. Chosen: time against chance."""
 
 SHUFFLES, SIGNIFICANT = 8, 5.0
@@ -114,7 +114,7 @@ def refuse_lower_is_better(metric: Metric, original: Sequence[Arrays], targets: 
             break
         taken.append((original[index], target))
         count += len(target)
-    if metric.over_all is None or count < FEWEST_SHUFFLED:
+    if metric.over_all is None or count < MIN_SHUFFLED:
         return
     random, parts = np.random.default_rng(0), [part for part, _ in taken]
     labels = [target for _, target in taken]

@@ -27,7 +27,7 @@ T_975 = (
 """97.5 % quantile of Student's t for 1, 2, … 29 degrees of freedom."""
 
 FAR_FROM_ONE = 3
-"""An interval this many half-widths (about six standard errors) away from 1 decides without being narrow."""
+"""Half-widths from 1 at which an interval decides without being narrow. Chosen: about six standard errors."""
 
 PLANS = {
     "quick": TimingPlan(launches=1, most_launches=1, rounds=4, throughput_launches=1),
@@ -37,7 +37,7 @@ PLANS = {
 """Plan of each value of the request's `timing`. Measured on two cores with `benchmarks/timing.py`: five launches give
 about +-3 %, eight find a slowdown of 5 % in 94 % of trials."""
 SCREENING_PLAN = TimingPlan(launches=1, most_launches=1, rounds=2, throughput_launches=0)
-"""Plan for candidates before the final timing."""
+"""Plan for candidates before the final timing. Chosen: a single short launch, since finalists are timed again."""
 
 
 @dataclass(frozen=True, slots=True)

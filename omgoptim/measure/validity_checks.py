@@ -30,7 +30,7 @@ MAX_SAMPLES = 32
 """Limit of the samples of the test. Chosen by time: it runs each of them alone."""
 
 MIN_SAMPLES, TIME_LIMIT_S = 8, 3.0
-"""Samples that always run, and the time limit in seconds for the others: a slow model is checked on fewer."""
+"""Samples that always run, and the time limit in seconds for the others. Chosen: a slow model is checked on fewer."""
 
 TOLERANCE, COARSE = 1e-3, 5e-2
 """Differences up to this fraction of an output's scale are rounding, of float32 and half precision."""

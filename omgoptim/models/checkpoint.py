@@ -50,7 +50,7 @@ PLAIN_CLASSES = (
 """Classes of what training scripts store beside the weights: arguments, paths, best scores. They are read as
 `_Omitted`, so that nothing of theirs runs."""
 
-MOST_DICTS = 100_000
+MAX_DICTS = 100_000
 """Nested dicts that are read. Chosen: an optimizer's state has one for each parameter."""
 
 ARRAY_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
@@ -184,9 +184,9 @@ def _with_tensors(loaded: Mapping[Any, Any], visited: Iterator[int]) -> dict[Any
     """Return a mapping whose numpy arrays of numbers are tensors; mappings may be nested.
 
     Raises:
-        RecursionError: too deep, or more than `MOST_DICTS`: each that names the next one twice doubles their number.
+        RecursionError: too deep, or more than `MAX_DICTS`: each that names the next one twice doubles their number.
     """
-    if next(visited) > MOST_DICTS:
+    if next(visited) > MAX_DICTS:
         raise RecursionError
     values = {}
     for key, value in loaded.items():

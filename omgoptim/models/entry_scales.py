@@ -16,7 +16,8 @@ SCALE_GAP = 10.0
 """Ratio of neighbouring spreads from which entries of an output are of another scale. Chosen: boxes beside scores."""
 
 MAX_SLICES, FEW_SLICES = 512, 16
-"""Longest axis whose slices are compared; up to the second they need not be neighbours to be of one scale."""
+"""Longest axis whose slices are compared; up to the second they need not be neighbours to be of one scale. Chosen:
+among many slices some differ by chance."""
 
 
 @dataclass(frozen=True, slots=True)

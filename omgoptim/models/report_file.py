@@ -11,7 +11,7 @@ from omgoptim.models.security.file_integrity import can_sign, is_signed, read_re
 from omgoptim.reports import EfficiencyReport
 
 MAX_REPORT_BYTES = 256 * 2**20
-"""Limit of a report from an untrusted folder: 256 MiB."""
+"""Limit of a report from an untrusted folder: 256 MiB. Chosen: far above a real one, below what exhausts memory."""
 MAX_HMAC_BYTES = 10_000
 """Limit of an HMAC file, a small JSON object."""
 MAX_NUMBER = 1e30

@@ -20,7 +20,7 @@ NumpyBatch = Mapping[str, NDArray[Any]]
 """Input name to array, the batch first."""
 
 WARM_UP, MIN_PROFILED, MAX_PROFILED = 2, 5, 100
-"""Calls of a program with profiling on: an engine keeps a record of every node of every call."""
+"""Calls of a program with profiling on. Chosen by memory: an engine keeps a record of every node of every call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from omgoptim.models.raw_batch import RawBatch
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.modes import seed_everything
 
-MOST_BATCHES = 200_000
+MAX_BATCHES = 200_000
 """Batches of a pass after which training data counts as endless. Chosen above ImageNet's 160,000 at batch 8."""
 
 
@@ -91,10 +91,10 @@ class Batches:
             for batch in self.epoch(batch_size):
                 check(batch.target)
                 first, count, samples = first or batch, count + 1, samples + batch.size
-                if count > MOST_BATCHES:
+                if count > MAX_BATCHES:
                     raise DataError(
                         "the training data is endless",
-                        f"it yielded more than {MOST_BATCHES:,} batches; an epoch is one pass over the data",
+                        f"it yielded more than {MAX_BATCHES:,} batches; an epoch is one pass over the data",
                         "end the iterable after one pass, for instance with itertools.islice(batches, count)",
                     )
             if first is None:

@@ -24,10 +24,10 @@ from omgoptim.runtimes import engine_named
 
 T = TypeVar("T")
 
-MOST_LOSSES = 5
+MAX_LOSSES = 5
 """Lost connections during one launch or evaluation after which it is given up. Chosen: patience against hanging."""
 POLL_S = 1.0
-"""Seconds between two attempts to connect or to take the lock."""
+"""Seconds between two attempts to connect or to take the lock. Chosen: a lost second against load on the target."""
 
 
 class TargetGone(Exception):
@@ -101,12 +101,12 @@ class Target:
         Raises:
             TargetGone: it could not be made again in time.
         """
-        for _ in range(MOST_LOSSES):
+        for _ in range(MAX_LOSSES):
             try:
                 return action()
             except TargetLost as lost:
                 self._reconnect(lost)
-        raise TargetGone(f"the connection was lost {MOST_LOSSES} times")
+        raise TargetGone(f"the connection was lost {MAX_LOSSES} times")
 
     def _reconnect(self, lost: TargetLost) -> None:
         self.connection.close()

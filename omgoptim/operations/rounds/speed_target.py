@@ -18,7 +18,7 @@ from omgoptim.operations.final_measurement import MeasuredArtifact
 from omgoptim.operations.save_module import save
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.prune._channels.channel_allocation import most_important as best_channels
+from omgoptim.techniques.prune._channels.channel_allocation import most_important
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.importance import importance_of
 from omgoptim.techniques.prune._channels.removal import remove
@@ -125,11 +125,11 @@ def prune_to_speed(
         part = start + (end - start) * (0.2 + 0.8 * number / MAX_ATTEMPTS)
         job.context.progress(f"pruning for {1 / (target * start_fraction):.3g}x speed, attempt {number + 1}", part)
         trial = copy.deepcopy(module)
-        remove(trial, groups, best_channels(groups, importance, widths), run)
+        remove(trial, groups, most_important(groups, importance, widths), run)
         return _measure(job, trial, baseline)[1] / start_fraction
 
     best = _best(_attempts(table, importance, params.max_layer_ratio, target, measured_at), target)
-    outcome = keep_only(module, groups, best_channels(groups, importance, best.widths), params, run)
+    outcome = keep_only(module, groups, most_important(groups, importance, best.widths), params, run)
     outcome.skipped.extend(skip for skip in groups.skipped if skip not in outcome.skipped)
     if best.fraction > target / (1 - MARGIN):
         outcome.notes.append(_unreachable_note(best, start_fraction, target, table, params, original_ms))

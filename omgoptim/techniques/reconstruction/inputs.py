@@ -40,7 +40,7 @@ Hook = Callable[[nn.Module, Any, Any], None]
 """`hook(layer, input, output)`: the layer's first argument, and its output, which is None before the call."""
 
 MAX_SAMPLES, MAX_ACTIVATIONS = 1024, 2**27
-"""Maximum samples of the batch, and maximum values of its largest activation (512 MiB in float32)."""
+"""Maximum samples of the batch, and maximum values of its largest activation (512 MiB in float32). Chosen by memory."""
 
 
 def in_portions(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:

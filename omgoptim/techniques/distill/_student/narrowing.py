@@ -31,7 +31,7 @@ ROUND_TO, ROUND_FROM = 8, 64
 moves a width by a sixteenth at most; smaller ones are any number."""
 
 MIN_FRACTION = 1e-9
-"""Minimum fraction of a group that is kept: one unit, whatever the width."""
+"""Minimum fraction of a group that is kept. Chosen near 0: one unit stays, whatever the width."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ MAX_STAGES = 32
 """Maximum passes over the samples; in a deeper model neighbours share one. Chosen: keeps time linear in depth."""
 
 MAX_CACHED_BYTES = 1_000_000_000
-"""Bytes for the inputs of the original's layers in float32, as much as for moments."""
+"""Maximum bytes of cached layer inputs of the original, in float32. Chosen by memory: as much as for moments."""
 
 PRIOR_DAMPING = 0.1
 """Damping towards the original weight, as a fraction of an input's mean energy: as measured for channels in

@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from omgoptim.techniques.quantize._executorch.lowering import LoweringInput
 
 MAX_HELD_OUT = 64
-"""Most held-out calibration samples on which weights and ranges are compared. Chosen: noise against time."""
+"""Maximum held-out calibration samples on which weights and ranges are compared. Chosen: noise against time."""
 
 SAME_DB = 60.0
-"""Least output SQNR of a module with unchanged weights of its ONNX program. Chosen: rounding against a wrong weight."""
+"""Minimum output SQNR of a module with the unchanged weights of its ONNX program. Chosen: above it only rounding
+differs, a wrong weight is far below."""
 
 WEIGHT_EPS, ACTIVATION_EPS = 2**-20, 2**-16
-"""Least scales. ExecuTorch's own 2**-12 is a coarse step for weights below 0.03, as depthwise layers have."""
+"""Minimum scales. Chosen: ExecuTorch's own 2**-12 is a coarse step for weights below 0.03, as depthwise layers have."""
 
 ATTENTION = ("aten.softmax.int", "aten._softmax.default", "aten.scaled_dot_product_attention.default")
 """Operators that show attention."""

@@ -31,7 +31,7 @@ FACTORS = (0.8, 0.9, 1.0)
 """Scales that are tried, relative to the one that covers the largest weight. Chosen: each costs a pass."""
 
 ROWS_AT_ONCE = 8192
-"""Rows of a table that are quantized at a time: a bound on memory."""
+"""Rows of a table that are quantized at a time. Chosen by memory."""
 
 
 Steps = list[tuple[str, list[str], str, dict[str, Any]]]

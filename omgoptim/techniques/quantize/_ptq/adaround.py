@@ -76,7 +76,8 @@ SMALL_PATCH = 64
 kernels up to 8x8 and first 3x3 convolutions (27) are small."""
 
 SMALL_VALUES = 2**23
-"""Patch values of a layer that are read for a small kernel: 131,072 patches of 64, for 2,080 different moments."""
+"""Patch values of a layer that are read for a small kernel. Chosen: 131,072 patches of 64, many for the 2,080 different
+moments."""
 
 SMALL_SAMPLES = 64
 """Samples for the moments of a small kernel. Chosen by time."""

@@ -51,7 +51,8 @@ MAX_WORK_SHARE = 0.04
 four times as fast, 4 % take 12 % more time."""
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
-"""Values of `share` in `equalize_channels` that are tried without and with AdaRound."""
+"""Values of `share` in `equalize_channels` that are tried without and with AdaRound. Chosen: each costs a calibration;
+with AdaRound the preset allows one more."""
 
 ROUNDED = ("small_kernels", "adaround")
 """Rounding methods that minimize the error of the layers' outputs."""
@@ -63,7 +64,7 @@ COMPARISON_MACS = 5e10
 """Limit of the MACs of one comparison of equalized programs, for which a large network takes fewer samples. Chosen: 1.5
 s at the rate of `CHOOSING_MACS`."""
 
-FEWEST_SAMPLES = 16
+MIN_COMPARISON_SAMPLES = 16
 """Minimum number of samples of such a run, whatever they cost. Chosen: with fewer an SQNR is chance."""
 
 CORRECTION_MACS, ROUNDING_MACS = 1e12, 2e12
@@ -325,9 +326,9 @@ def _comparison_samples(settings: PtqSettings, model: ModelProto) -> list[Batch]
 
 
 def _subset(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
-    """Take about that share of the samples, at least `FEWEST_SAMPLES` where there are as many."""
+    """Take about that share of the samples, at least `MIN_COMPARISON_SAMPLES` where there are as many."""
     samples = sum(map(size_of, batches))
-    count = max(FEWEST_SAMPLES, share * samples)
+    count = max(MIN_COMPARISON_SAMPLES, share * samples)
     return batches if count >= samples else subsample(batches, round(count), sliceable=has_free_batch(model))
 
 

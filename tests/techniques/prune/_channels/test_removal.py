@@ -61,8 +61,8 @@ def test_both_parts_of_a_concatenation_shrink_and_the_right_columns_go(run_of: R
     keep = {"left": torch.tensor([2, 5, 7]), "right": torch.tensor([0, 4])}
     outcome = remove(module, groups, keep, run)
     assert torch.equal(module.joined.weight, expected_weight)
-    changes = next(change for change in outcome.changed if change.path == "joined")
-    assert (changes.what, changes.before, changes.after) == ("input channels", "14", "5")
+    joined = next(change for change in outcome.changed if change.path == "joined")
+    assert (joined.what, joined.before, joined.after) == ("input channels", "14", "5")
 
 
 def test_every_kind_of_group_can_be_cut_in_one_module(run_of: RunOf) -> None:
@@ -149,11 +149,11 @@ class Joined(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.narrow, self.remaining = nn.Linear(6, 4), nn.Linear(4, 16)
+        self.narrow, self.left = nn.Linear(6, 4), nn.Linear(4, 16)
         self.middle, self.right, self.out = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.remaining(self.narrow(x).relu()).relu()
+        y = self.left(self.narrow(x).relu()).relu()
         logits: Tensor = self.out(y + self.right(self.middle(y).relu()))
         return logits
 
