@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, argument
-from omgoptim.models.entry_scales import slice_sums, small_slices
-from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec, RunningMoments, as_rows
+from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec, RunningMoments, as_rows, slice_sums, small_slices
 
 RUINED_ERROR = 0.5
 """Relative error above which an output counts as ruined. Chosen: a quarter of its variance is lost (R^2 below 0.75)."""

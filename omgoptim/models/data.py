@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from omgoptim.errors import DataError, RequestError
-from omgoptim.models.memory_check import refuse_beyond_memory
+from omgoptim.hardware import refuse_beyond_memory
 from omgoptim.models.raw_batch import TARGET_KEYS, Collation, RawBatch, split_target, take_samples
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable

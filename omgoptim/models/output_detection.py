@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, RequestError, argument
-from omgoptim.models.entry_scales import EntryScales
 from omgoptim.models.labels import EVIDENCE, IGNORED, LabelForm, label_form, plain_labels
 from omgoptim.models.outputs import (
     Arrays,
+    EntryScales,
     Labels,
     ModelOutputs,
     OutputSpec,

@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from omgoptim.errors import ModelError, SetupError, UnknownModelError, argument
+from omgoptim.hardware import refuse_beyond_memory, weight_bytes
 from omgoptim.models._pt2.archive import open_pt2
 from omgoptim.models.artifact import check_artifact
 from omgoptim.models.checkpoint import WeightSet, load_checkpoint
 from omgoptim.models.manifest import MANIFEST
-from omgoptim.models.memory_check import refuse_beyond_memory, weight_bytes
 from omgoptim.models.recipe import Recipe, exists, is_file, is_local, portable_path, resolve_policy
 from omgoptim.models.security.file_integrity import read_regular_file
 from omgoptim.models.security.hub_options import check_config, check_folder, check_options, is_remote_code_allowed

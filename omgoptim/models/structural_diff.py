@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.blocks.registry import BLOCKS
+from omgoptim.blocks import BLOCKS
 from omgoptim.errors import ArtifactError, TechniqueError
 from omgoptim.models.child_removal import keep_children, kept_children
 

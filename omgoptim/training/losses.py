@@ -14,9 +14,8 @@ from torch.nn import functional as F
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.builtin_metrics import detect_outputs
 from omgoptim.measure.metrics import RequestedFunction
-from omgoptim.models.entry_scales import EntryScales
 from omgoptim.models.labels import IGNORED, LabelForm, plain_labels
-from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.outputs import EntryScales, ModelOutputs
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_engines import to_array

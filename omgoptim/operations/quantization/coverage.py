@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.kernels import compute_dtypes, query_kernels
+from omgoptim.measure.engine_profile import compute_dtypes, query_kernels
 from omgoptim.measure.launch import LATENCY
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.program_macs import count_program
@@ -25,7 +25,7 @@ from omgoptim.models.pte_file import lowered_layers
 from omgoptim.reports import Coverage, LayerPrecision, Skip
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.engine import Kernel
-from omgoptim.techniques.quantize._diagnostics.coverage import REPLACED_SUFFIXES
+from omgoptim.techniques.quantize._onnx.program import REPLACED_SUFFIXES
 from omgoptim.text import plural
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.kernels import query_time_shares, speedup_bound
+from omgoptim.measure.engine_profile import query_time_shares, speedup_bound
 from omgoptim.measure.launch import LATENCY
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel

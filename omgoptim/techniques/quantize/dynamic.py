@@ -26,10 +26,15 @@ from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import attribute, graphs, is_large, load
 from omgoptim.models.onnx_graph import CONV, OnnxLayer, find_layers, module_paths, select_layers
 from omgoptim.requests.quantize import Dynamic
-from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize._onnx.preparation import fold_constants
-from omgoptim.techniques.quantize._onnx.program import as_technique_error, finish, lacks_int8_dot_product
+from omgoptim.techniques.quantize._onnx.program import (
+    as_technique_error,
+    finish,
+    lacks_int8_dot_product,
+    no_layer_left,
+    outcome,
+)
 from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, store_recurrent
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 

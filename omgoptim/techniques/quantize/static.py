@@ -36,11 +36,10 @@ from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_attention, module_paths, select_layers
 from omgoptim.reports import Skip
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx import preparation
 from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize._onnx.preparation import at_opset
-from omgoptim.techniques.quantize._onnx.program import finish
+from omgoptim.techniques.quantize._onnx.program import finish, no_layer_left, outcome
 from omgoptim.techniques.quantize._ptq import backends, pipeline
 from omgoptim.techniques.quantize._ptq.calibration import Batch, batches_for
 from omgoptim.techniques.quantize._ptq.state import PtqTask, apply_preset

@@ -29,10 +29,9 @@ from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import initializers, load, replace_nodes
 from omgoptim.models.onnx_graph import CONV, OnnxLayer, find_layers, module_paths, select_layers
 from omgoptim.requests.quantize import WeightOnly
-from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
-from omgoptim.techniques.quantize._onnx.program import finish, has_free_batch
+from omgoptim.techniques.quantize._onnx.program import finish, has_free_batch, no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx.weight_storage import (
     MAX_FLOAT_BYTES,
     OPSET,

@@ -30,11 +30,11 @@ from omgoptim.techniques.factorize._low_rank.problem import (
 from omgoptim.techniques.factorize._low_rank.rank_allocation import (
     RankChoice,
     allocate_ranks,
+    measure_times,
     pareto,
     with_energy,
     within_params,
 )
-from omgoptim.techniques.factorize._low_rank.rank_timing import measure_times
 from omgoptim.techniques.factorize._low_rank.second_moments import (
     MAX_MOMENT_INPUTS,
     fan_in,

@@ -13,10 +13,10 @@ from omgoptim.blocks import LowRankLinear, SpatialConv2d, Tucker2Conv2d
 from omgoptim.measure.size import count_params
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Svd
-from omgoptim.techniques.factorize._low_rank import rank_timing
+from omgoptim.techniques.factorize._low_rank import rank_allocation
 from omgoptim.techniques.factorize._low_rank.problem import Option
-from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice
-from omgoptim.techniques.factorize._low_rank.rank_timing import (
+from omgoptim.techniques.factorize._low_rank.rank_allocation import (
+    RankChoice,
     RankTimes,
     measure_times,
     options_to_measure,
@@ -95,7 +95,7 @@ def test_a_target_per_time_is_met_in_parameters(
     def by_parameters(layer: Any, picked: Any, *_: Any) -> RankTimes:  # clocks of a busy machine may leave few ranks
         return RankTimes(layer.weight.numel() * 1e-6, tuple(option.params * 1e-6 for option in picked))
 
-    monkeypatch.setattr(rank_timing, "measure_options", by_parameters)
+    monkeypatch.setattr(rank_allocation, "measure_options", by_parameters)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512)).eval()
     run = run_of(module, input=torch.randn(4, 512))
