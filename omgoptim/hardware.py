@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omgoptim.errors import ModelError, OmgoptimError
+
 try:
     import psutil
 except ImportError:  # on a target, which has only what an engine needs
@@ -15,8 +17,6 @@ except ImportError:  # on a target, which has only what an engine needs
 
 if TYPE_CHECKING:
     from torch import nn
-
-from omgoptim.errors import ModelError, OmgoptimError
 
 FEATURES = {
     "avx2": "avx2",

@@ -312,7 +312,8 @@ def resampled_interval(
         chosen = [(b, rows - (ends[b] - sizes[b])) for b, rows in enumerate(parts) if len(rows)]
         sides = [[[_rows(a, rows, sizes[b]) for a in side[b]] for b, rows in chosen] for side in (before, after)]
         try:
-            drops.append(drop(sides[0], sides[1], [_target_rows(targets[b], rows) for b, rows in chosen]))
+            drawn_targets = [None if targets[b] is None else targets[b][rows] for b, rows in chosen]
+            drops.append(drop(sides[0], sides[1], drawn_targets))
         except OmgoptimError:  # undefined on these samples only, for instance without a class
             continue
     if len(drops) < max(MIN_RESAMPLES, (1 - MAX_FAILING) * resamples):
@@ -326,10 +327,6 @@ def resampled_interval(
 def _divisible(target: Any, size: int) -> bool:
     """Return whether a batch's target has one entry per sample, and is not an object of the user's own."""
     return target is None or (isinstance(target, np.ndarray) and target.ndim > 0 and len(target) == size)
-
-
-def _target_rows(target: Any, rows: NDArray[np.int64]) -> Any:
-    return None if target is None else target[rows]
 
 
 def _rows(array: NDArray[Any], rows: NDArray[np.int64], size: int) -> NDArray[Any]:

@@ -92,7 +92,7 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
         paths: node or output name to module path, if the program is a rewrite without them.
     """
     from omgoptim.models.onnx_file import graphs, tensor_bytes
-    from omgoptim.models.onnx_graph import find_layers
+    from omgoptim.models.onnx_graph import FLOAT_TYPES, find_layers
 
     by_path: dict[str, list[OnnxLayer]] = defaultdict(list)
     for layer in find_layers(model, paths):
@@ -105,7 +105,11 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
         largest = max(layers, key=lambda layer: tensor_bytes(tensors[layer.weight]))
         weights = dict.fromkeys(name for layer in layers for name in layer.weights)
         scales = [
-            scale for name in weights if not _is_float(tensors[name]) for scale in follow.of(name) if scale in tensors
+            scale
+            for name in weights
+            if tensors[name].data_type not in FLOAT_TYPES
+            for scale in follow.of(name)
+            if scale in tensors
         ]
         found.append(
             StoredWeights(
@@ -220,12 +224,6 @@ class _Scales:
             sources = [factor] if factor in self._roots or maker is None else maker.input
             for source in sources:
                 yield from self._roots.get(source, ())
-
-
-def _is_float(tensor: TensorProto) -> bool:
-    from omgoptim.models.onnx_graph import FLOAT_TYPES
-
-    return tensor.data_type in FLOAT_TYPES
 
 
 def _dtype(node: NodeProto, tensor: TensorProto) -> str:

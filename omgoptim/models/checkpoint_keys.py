@@ -139,7 +139,7 @@ def _by_prefix(entries: Sequence[Entry], by_spelling: Mapping[tuple[str, ...], S
             for start in range(len(parts)):
                 for name in by_spelling.get(parts[start:], ()):
                     entry_set = sets.setdefault((nest, parts[:start]), EntrySet(nest, parts[:start]))
-                    if not _same_ending(key, name):
+                    if key.rpartition(".")[2] != name.rpartition(".")[2]:
                         respelled.append((entry_set, name, key, tensor))
                     elif all(known != key for known, _ in entry_set.found[name]):
                         entry_set.found[name].append((key, tensor))
@@ -152,10 +152,6 @@ def _by_prefix(entries: Sequence[Entry], by_spelling: Mapping[tuple[str, ...], S
         lightning = entry_set.nest[-1:] == LIGHTNING[1:] and ((*entry_set.nest[:-1], LIGHTNING[0]), ()) in counters
         entry_set.counted = counted or lightning
     return sorted(sets.values(), key=lambda entry_set: (len(entry_set.nest), len(entry_set.prefix)))
-
-
-def _same_ending(key: str, name: str) -> bool:
-    return key.rpartition(".")[2] == name.rpartition(".")[2]
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:

@@ -93,7 +93,11 @@ class Manifest:
                 raise ArtifactError(f"artifact {folder} was written by another version of omgoptim")
             signature = Signature.from_json(record.pop("signature"))
             check = record.pop("macs_check")
-            macs_check = _macs_check(check) if check else None
+            macs_check = None
+            if check:
+                from omgoptim.reports import MacsCheck  # pydantic, which a target lacks; there a manifest has no counts
+
+                macs_check = MacsCheck.model_validate(check)
             lineage = tuple(record.pop("lineage"))
             record.pop("made_here", None)
             manifest = Manifest(
@@ -225,12 +229,6 @@ def _refuse_other_types(manifest: Manifest) -> None:
     for entry in manifest.files.values():
         if not (isinstance(entry, dict) and _is_count(entry.get("bytes")) and isinstance(entry.get("sha256"), str)):
             raise TypeError("an entry of files needs its size in bytes and its sha256")
-
-
-def _macs_check(record: Any) -> MacsCheck:
-    from omgoptim.reports import MacsCheck  # pydantic, which a target lacks; what is measured there has no counts
-
-    return MacsCheck.model_validate(record)
 
 
 def _is_count(value: object) -> bool:

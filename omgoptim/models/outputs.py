@@ -108,7 +108,7 @@ class ModelOutputs:
         """
         if self.target is not None:
             return self.specs[self.target]
-        shown = "; ".join(f"{spec.name} has shape {_shape_words(spec.shape)}" for spec in self.specs)
+        shown = "; ".join(f"{spec.name} has shape ({', '.join(map(str, spec.shape))})" for spec in self.specs)
         kind = {"classes": "integer", "values": "float"}.get(self.labels, "")
         if len(self.fitting) > 1:
             names = [self.specs[index].name for index in self.fitting]
@@ -170,10 +170,6 @@ def class_layout(shape: Sequence[int], target_shape: Sequence[int]) -> tuple[int
 def sample_shape(shape: Sequence[int | str], batch_axis: int | None) -> list[int | str]:
     """Return the dimensions of one sample."""
     return [size for axis, size in enumerate(shape) if axis != batch_axis]
-
-
-def _shape_words(shape: Sequence[int | str]) -> str:
-    return f"({', '.join(str(size) for size in shape)})"
 
 
 @dataclass(slots=True)

@@ -71,12 +71,6 @@ def lowered_layers(program: Path) -> list[PteLayer]:
     return list(found.values())
 
 
-def portable_operators(program: Path) -> list[str]:
-    """Return the operators that no delegate computes: `aten::embedding.out`."""
-    plan = _program(program.read_bytes()).execution_plan[0]
-    return sorted({f"{op.name}.{op.overload}" if op.overload else op.name for op in plan.operators})
-
-
 def _merged(one: PteLayer, other: PteLayer) -> PteLayer:
     dtype = "int8" if "int8" in (one.dtype, other.dtype) else "float32"
     computed = "int8" if one.computed_in == other.computed_in == "int8" else "float32"

@@ -269,10 +269,6 @@ def _unshared(module: nn.Module) -> nn.Module:
     return module
 
 
-def _build_pt2(recipe: Recipe) -> nn.Module:
-    return open_pt2(Path(recipe.spec))
-
-
 def _build_hf(recipe: Recipe) -> nn.Module:
     check_options("hf", recipe.spec, recipe.kwargs)
     if Path(recipe.spec).is_dir():
@@ -327,7 +323,12 @@ def _optional(package: str, extra: str) -> Any:
         ) from error
 
 
-_BUILDERS = {"pt2": _build_pt2, "hf": _build_hf, "timm": _build_timm, "torchvision": _build_torchvision}
+_BUILDERS = {
+    "pt2": lambda recipe: open_pt2(Path(recipe.spec)),
+    "hf": _build_hf,
+    "timm": _build_timm,
+    "torchvision": _build_torchvision,
+}
 
 
 def default_inputs(recipe: Recipe | None, module: nn.Module | None) -> Sequence[str]:

@@ -296,10 +296,12 @@ def share_tied_weights(program: Any, module: nn.Module) -> int:
     graph = program.graph
     saved = 0
     for names in tied_weights(module):
-        if not _is_shareable(parameters[names[0]]):
+        parameter = parameters[names[0]]
+        if not parameter.numel() or str(parameter.dtype) not in ("torch.float32", "torch.float64", "torch.float16"):
             continue
-        array = parameters[names[0]].detach().cpu().numpy()
-        copies = [value for value in graph.initializers.values() if _same_size(value, array)]
+        array = parameter.detach().cpu().numpy()
+        stored = [v for v in graph.initializers.values() if v.const_value is not None and not v.is_graph_output()]
+        copies = [value for value in stored if value.const_value.size == array.size]
         same_layout = [value for value in copies if _equal(value, array)]
         transposed = [
             value for value in copies if value not in same_layout and array.ndim == 2 and _equal(value, array.T)
@@ -315,15 +317,6 @@ def share_tied_weights(program: Any, module: nn.Module) -> int:
             del graph.initializers[value.name]
         saved += len(removed) * array.nbytes
     return saved
-
-
-def _is_shareable(parameter: Any) -> bool:
-    return bool(parameter.numel()) and str(parameter.dtype) in ("torch.float32", "torch.float64", "torch.float16")
-
-
-def _same_size(value: Any, array: NDArray[Any]) -> bool:
-    tensor = value.const_value
-    return tensor is not None and tensor.size == array.size and not value.is_graph_output()
 
 
 def _equal(value: Any, array: NDArray[Any]) -> bool:

@@ -93,24 +93,33 @@ def _symbolic_len(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute within the block; afterwards the owner has its own one back, or none."""
+    had, before = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if had:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+@contextlib.contextmanager
 def _plain_outputs(module: nn.Module, signature: Signature) -> Iterator[None]:
     """Wrap a forward that returns a dataclass or a named tuple to return a tuple: torch.export knows no such class."""
     if not holds_class(signature.outputs):
         yield
         return
-    forward, own_forward = module.forward, module.__dict__.get("forward")
+    forward = module.forward
 
     @functools.wraps(forward)
     def flattened(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
         return tuple(flatten(forward(*args, **kwargs)))
 
-    module.forward = flattened
-    try:
+    with _replaced(module, "forward", flattened):
         yield
-    finally:
-        del module.forward
-        if own_forward is not None:
-            module.forward = own_forward
 
 
 @contextlib.contextmanager
@@ -128,14 +137,8 @@ def _named_parameters(module: nn.Module, signature: Signature) -> Iterator[None]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     named = [inspect.Parameter(tensor.name, kind) for tensor in signature.inputs]
     spelled_out.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
-    own_forward = module.__dict__.get("forward")
-    module.forward = spelled_out
-    try:
+    with _replaced(module, "forward", spelled_out):
         yield
-    finally:
-        del module.forward
-        if own_forward is not None:
-            module.forward = own_forward
 
 
 @contextlib.contextmanager
@@ -153,11 +156,8 @@ def keywords_as_names() -> Iterator[None]:
             base = f"getattr({base}, {name!r})" if keyword.iskeyword(name) else original(base, name)
         return base
 
-    torch.fx.graph._format_target = format_target
-    try:
+    with _replaced(torch.fx.graph, "_format_target", format_target):
         yield
-    finally:
-        torch.fx.graph._format_target = original
 
 
 @contextlib.contextmanager

@@ -151,7 +151,8 @@ class FakeQuantized(nn.Module):
         self.register_buffer("high", torch.full((count,), -torch.inf))
         for index, (path, layer) in enumerate(self.layers.items()):
             factors = simulation.factors.get(path)
-            if factors is not None and len(factors) == _input_channels(layer):
+            channels = layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
+            if factors is not None and len(factors) == channels:
                 self.register_buffer(f"factors_{index}", factors.float())
 
     @property
@@ -174,7 +175,7 @@ class FakeQuantized(nn.Module):
         simulation, rounded = self.simulation, {}
         levels = simulation.weight_levels
         for index, (path, layer) in enumerate(self.layers.items()):
-            axis = _output_axis(layer) if simulation.per_channel else None
+            axis = int(isinstance(layer, _ConvTransposeNd)) if simulation.per_channel else None
             factors = self._buffers.get(f"factors_{index}")
             read = None if factors is None else _of_weight(factors, layer)
             weight = layer.weight if read is None else layer.weight * read
@@ -276,14 +277,6 @@ def _simulated(module: nn.Module, simulation: Simulation) -> dict[str, Simulated
         "it has no convolution or Linear layer with a weight that is a parameter of its own",
         "use scheme dynamic or weight_only, which need no training",
     )
-
-
-def _output_axis(layer: Simulated) -> int:
-    return 1 if isinstance(layer, _ConvTransposeNd) else 0
-
-
-def _input_channels(layer: Simulated) -> int:
-    return layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
 
 
 def _of_weight(factors: Tensor, layer: Simulated) -> Tensor:

@@ -196,7 +196,8 @@ class FeatureLoss(nn.Module):
             return relation_divergence(student, teacher, heads, _of_tokens(student, real))
         if self.method == "attention":
             student, teacher = (x.square().mean(-1, keepdim=True) for x in (student, teacher))
-        student, teacher = _on_one_grid(student, teacher)
+        grid = [min(sizes) for sizes in zip(student.shape[1:-1], teacher.shape[1:-1], strict=True)]
+        student, teacher = _averaged(student, grid), _averaged(teacher, grid)
         tokens = _of_tokens(student, real)
         if self.method == "attention":
             return attention_distance(student.flatten(1), teacher.flatten(1), tokens)
@@ -245,13 +246,8 @@ def _of_tokens(values: Tensor, real: Tensor | None) -> Tensor | None:
     return real if real is not None and values.ndim == 3 and real.shape == values.shape[:2] else None
 
 
-def _on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both, (batch, …, D) and (batch, …, E), averaged to the smaller grid."""
-    grid = [min(sizes) for sizes in zip(student.shape[1:-1], teacher.shape[1:-1], strict=True)]
-    return _averaged(student, grid), _averaged(teacher, grid)
-
-
 def _averaged(values: Tensor, grid: list[int]) -> Tensor:
+    """Return values (batch, *positions, D) averaged to a smaller grid of positions."""
     if list(values.shape[1:-1]) == grid:
         return values
     pools = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)

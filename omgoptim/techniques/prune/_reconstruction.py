@@ -61,11 +61,10 @@ def reconstruct_channels(
         and len(kept) < (width_of(layer, "in") or 0)
     ]
     outputs = {path: left.get((path, "out")) for path in lost}
-    return fit_in_order(module, before, outputs, run, LayerFit(_solve, fewest_rows=10_000, rows_per_feature=10))
-
-
-def _solve(_layer: Any, gram: Tensor, cross: Tensor) -> Tensor:
-    return ridge(gram, cross, CHANNEL_DAMPING)
+    fit = LayerFit(
+        lambda _layer, gram, cross: ridge(gram, cross, CHANNEL_DAMPING), min_rows=10_000, rows_per_feature=10
+    )
+    return fit_in_order(module, before, outputs, run, fit)
 
 
 def _can_be_fitted(layer: nn.Module) -> bool:
@@ -129,7 +128,7 @@ def reconstruct_kept_weights(module: nn.Module, before: nn.Module, paths: Sequen
         all, or share their weight.
     """
     outputs = dict.fromkeys((path for path in paths if _can_be_fitted_masked(module, path)), None)
-    return fit_in_order(module, before, outputs, run, LayerFit(_solve_masked, fewest_rows=20_000, rows_per_feature=30))
+    return fit_in_order(module, before, outputs, run, LayerFit(_solve_masked, min_rows=20_000, rows_per_feature=30))
 
 
 def _solve_masked(layer: Any, gram: Tensor, cross: Tensor) -> Tensor:

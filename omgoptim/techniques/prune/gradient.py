@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
-from omgoptim.reports import Skip
 from omgoptim.requests.prune import Gradient
 from omgoptim.techniques.prune._reconstruction import zero_and_reconstruct
 from omgoptim.techniques.prune._unstructured.masking import SparsityTarget
-from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, Weight, select
+from omgoptim.techniques.prune._unstructured.parameter_selection import Weight, select
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 STEP = 0.01
@@ -47,9 +46,7 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
     selection = select(module, params.targets, params.ignore)
     compute_saliency = _sensitivity if params.score == "sensitivity" else _movement
     scores = compute_saliency(module, selection.weights, run)
-    with_gradient = [weight for weight in selection.weights if weight.path in scores]
-    skipped = [Skip(path=w.path, reason=NO_GRADIENT, kind="not_run") for w in selection.weights if w.path not in scores]
-    if not with_gradient:
+    if not scores:
         raise TechniqueError(
             "the loss has no gradient with respect to the selected weights",
             "the loss does not depend on them, or forward detaches them from the graph",
@@ -58,9 +55,7 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
     target = SparsityTarget(
         params.sparsity, params.scope, f"{params.score}, {params.scope.replace('_', ' ')}", not params.targets
     )
-    return zero_and_reconstruct(
-        module, Selection(with_gradient, [*selection.skipped, *skipped]), scores, target, params, run
-    )
+    return zero_and_reconstruct(module, selection.only(scores, NO_GRADIENT), scores, target, params, run)
 
 
 def _sensitivity(module: nn.Module, weights: list[Weight], run: ModuleRun) -> dict[str, Tensor]:

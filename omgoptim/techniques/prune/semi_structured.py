@@ -51,7 +51,7 @@ def apply(module: nn.Module, params: SemiStructured, run: ModuleRun) -> Outcome:
     norms: dict[str, Tensor] = {}
     if params.score == "wanda":
         norms = input_norms(module, selection.weights, run)
-        selection = with_input_norms(selection, set(norms))
+        selection = with_input_norms(selection, norms)
     before = [int((weight.parameter == 0).sum()) for weight in selection.weights]
     for weight in selection.weights:
         rows = to_rows(weight.parameter.detach(), weight.layer)

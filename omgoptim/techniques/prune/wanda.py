@@ -14,10 +14,11 @@ dense model, not after the layers before it were pruned, and in that fitting.
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.reports import Skip
 from omgoptim.requests.prune import Wanda
 from omgoptim.techniques.prune._reconstruction import zero_and_reconstruct
 from omgoptim.techniques.prune._unstructured.masking import SparsityTarget
@@ -37,7 +38,7 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
     """
     selection = select(module, params.targets, params.ignore)
     norms = input_norms(module, selection.weights, run)
-    selected = with_input_norms(selection, set(norms))
+    selected = with_input_norms(selection, norms)
     scores = {}
     for weight in selected.weights:
         rows = wanda(to_rows(weight.parameter.detach(), weight.layer), norms[weight.path])
@@ -47,22 +48,17 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
     return zero_and_reconstruct(module, selected, scores, target, params, run)
 
 
-def with_input_norms(selection: Selection, paths: set[str]) -> Selection:
+def with_input_norms(selection: Selection, norms: Mapping[str, Tensor]) -> Selection:
     """Return the weights whose inputs were seen; the others are skipped.
 
     Raises:
         TechniqueError: none was.
     """
-    unseen = [
-        Skip(path=weight.path, reason=UNSEEN, kind="not_run")
-        for weight in selection.weights
-        if weight.path not in paths
-    ]
-    weights = [weight for weight in selection.weights if weight.path in paths]
-    if not weights:
+    if not any(weight.path in norms for weight in selection.weights):
         raise TechniqueError(
             "Wanda finds no layer inputs",
-            f"forward hooks do not see the inputs of these weights: {', '.join(skip.path for skip in unseen[:5])}",
+            "forward hooks do not see the inputs of these weights: "
+            + ", ".join(weight.path for weight in selection.weights[:5]),
             "use method magnitude",
         )
-    return Selection(weights, [*selection.skipped, *unseen])
+    return selection.only(norms, UNSEEN)

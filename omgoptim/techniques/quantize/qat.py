@@ -25,9 +25,8 @@ from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import find_layers, has_attention, module_paths, select_layers
 from omgoptim.requests.quantize import Qat, Static
 from omgoptim.techniques.quantize import static
-from omgoptim.techniques.quantize._onnx import preparation
 from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
-from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.preparation import prepare_with_shapes
 from omgoptim.techniques.quantize._onnx.program import finish
 from omgoptim.techniques.quantize._onnx.qdq import write_qdq
 from omgoptim.techniques.quantize._ptq.calibration import batches_for
@@ -78,7 +77,7 @@ def _as_trained(source: Path, target: Path, params: Qat, state: QatState, run: P
     original, static_params = load(source), static_of(params)
     batches = batches_for(original, run, params.calibration_samples)
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
-        model = preparation.infer_shapes(preparation.prepare(at_opset(load(source), 13), Path(scratch)))
+        model = prepare_with_shapes(load(source), Path(scratch))
     before = find_layers(model, module_paths(original))
     chosen = select_layers(before, params.targets, params.ignore)
     model = apply_trained_scaling(model, chosen, static_params, state)

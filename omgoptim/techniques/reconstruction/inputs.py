@@ -264,7 +264,7 @@ def pad_to_one_length(batches: list[NamedBatch], samples_at: Callable[[int], int
         that is not on its second axis.
     """
     name = next((name for name in MASKS if name in batches[0]), None)
-    if name is None or not all(_is_mask(batch[name]) for batch in batches):
+    if name is None or not all(b[name].ndim == 2 and ((b[name] == 0) | (b[name] == 1)).all() for b in batches):
         return batches
     lengths = sorted({batch[name].shape[1] for batch in batches})
     if len(lengths) == 1:
@@ -279,10 +279,6 @@ def pad_to_one_length(batches: list[NamedBatch], samples_at: Callable[[int], int
     fitted = [_resized_batch(batch, batch[name].shape[1], best) for batch in batches]
     shapes = [{key: array.shape[1:] for key, array in batch.items()} for batch in fitted]
     return fitted if all(shape == shapes[0] for shape in shapes) else batches
-
-
-def _is_mask(array: np.ndarray) -> bool:
-    return array.ndim == 2 and bool(((array == 0) | (array == 1)).all())
 
 
 def _resized_batch(batch: NamedBatch, length: int, new: int) -> NamedBatch:

@@ -47,12 +47,12 @@ class LayerFit:
     """`solve(layer, gram, cross)`: what to add, (groups, features, outputs of a group), from U'U (groups, features,
     features) and U'(Y - U W) (groups, features, outputs of a group); with a bias that can be fitted, the last feature
     is 1."""
-    fewest_rows: int
+    min_rows: int
     rows_per_feature: int
 
     def rows(self, layer: Any) -> int:
         """Maximum rows that a layer is fitted on."""
-        return max(self.fewest_rows, self.rows_per_feature * int(layer.weight[0].numel()))
+        return max(self.min_rows, self.rows_per_feature * int(layer.weight[0].numel()))
 
 
 @dataclass(frozen=True, slots=True)

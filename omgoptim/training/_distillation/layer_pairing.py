@@ -105,13 +105,9 @@ def infer_pairs(student: Trace, teacher: Trace, positions: bool = False) -> list
     for strategy in strategies:
         pairs = [(first, second) for first, second in strategy(student, teacher) if first.grid or not positions]
         if pairs:
-            return [pair for pair in pairs if not _is_output_pair(*pair)] or pairs
+            inner = [(s, t) for s, t in pairs if not (s.final and t.final and s.shape == t.shape)]
+            return inner or pairs  # the output loss compares main outputs anyway
     return []
-
-
-def _is_output_pair(student: LayerOutput, teacher: LayerOutput) -> bool:
-    """Return whether both layers are the main outputs, which the output loss compares anyway."""
-    return student.final and teacher.final and student.shape == teacher.shape
 
 
 def evenly(index: int, count: int, of: int) -> int:

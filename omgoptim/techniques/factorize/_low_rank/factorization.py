@@ -161,7 +161,8 @@ def _rank_choices(
     comparable = all(candidate.comparable for candidate in layer_options.values())
     found: dict[str, RankChoice] = {}
     for path, candidate in layer_options.items():
-        options = _subsampled(candidate.smaller)
+        options = candidate.smaller
+        options = options[::-1][:: -(-len(options) // MAX_OPTIONS) or 1][::-1]
         if not options:
             skipped.append(_no_smaller(layers[path], candidate, candidate.options[0], "any rank").skip(path))
             continue
@@ -180,11 +181,6 @@ def _share_lost(option: Option, candidate: LayerOptions) -> float:
     return -math.log(max(1.0 - lost, MIN_SHARE))
 
 
-def _subsampled(options: list[Option]) -> list[Option]:
-    step = -(-len(options) // MAX_OPTIONS)
-    return options[::-1][::step][::-1]
-
-
 def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples: int | None) -> Outcome:
     """Replace layers by low-rank products, in place.
 
@@ -200,9 +196,11 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
     paths, skipped = factorizable(module, params, run)
     found, _ = candidates(module, params)
     layers = {path: found[path] for path in paths}
-    layer_options = _options_of_weights(layers, params) if samples is None else {}
     influence: dict[str, Tensor] = {}
-    if samples is not None:
+    if samples is None:
+        problems = {path: Problem(weight_of(layer)) for path, layer in layers.items()}
+        layer_options = {path: options_of_layer(layers[path], problem, params) for path, problem in problems.items()}
+    else:
         layer_options, influence = _options_on_inputs(module, layers, params, run, samples, skipped)
     run.progress("choosing ranks", 0.4)
     chosen = choose_ranks(module, layers, layer_options, params, run, skipped) if layer_options else {}
@@ -216,10 +214,6 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
     error_of = "weight" if samples is None else "output"
     changed = [_change(path, layers[path], option, errors[path], error_of) for path, option in chosen.items()]
     return Outcome(changed, sorted(skipped, key=lambda skip: skip.path))
-
-
-def _options_of_weights(layers: Mapping[str, DenseLayer], params: Factorization) -> dict[str, LayerOptions]:
-    return {path: options_of_layer(layer, Problem(weight_of(layer)), params) for path, layer in layers.items()}
 
 
 def _options_on_inputs(

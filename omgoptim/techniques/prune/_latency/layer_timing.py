@@ -232,15 +232,14 @@ def _fit_to_budget(
                 cost[point.key] = time.perf_counter() - start + BLOCKS * max(call_s, SHORTEST_BLOCK_S)
     for count in range(most, MIN_WIDTHS - 1, -1):
         grids = [_with_grid(member, candidates, full, count) for member in members]
-        points = {point.key: cost[_at_full_size(member, point).key] for member in grids for point in member.points()}
+        points = {
+            point.key: cost[SizedLayer(member.layer, point.shape, *sides(member.layer)).key]
+            for member in grids
+            for point in member.points()
+        }
         if PASSES * sum(points.values()) <= PASS_TIME_SHARE * budget_s:
             break
     return grids
-
-
-def _at_full_size(member: _Member, point: SizedLayer) -> SizedLayer:
-    in_size, out_size = sides(member.layer)
-    return replace(point, in_size=in_size, out_size=out_size)
 
 
 def _with_grid(
@@ -303,14 +302,8 @@ def _unreliable_points(members: Sequence[_Member], times: Times) -> list[SizedLa
 
 def _layer_times(member: _Member, times: Times, empty_ms: float, noise: float) -> LayerTimes:
     def ms(in_size: int | None, out_size: int) -> float:
-        return sum(
-            calls * _without_overhead(times.ms(member.sized(shape, in_size, out_size)), empty_ms)
-            for shape, calls in member.shapes.items()
-        )
+        calls_ms = {shape: times.ms(member.sized(shape, in_size, out_size)) for shape in member.shapes}
+        return sum(member.shapes[shape] * max(ms - empty_ms, MIN_CALL_SHARE * ms) for shape, ms in calls_ms.items())
 
     table = [[ms(in_size, out_size) for out_size in member.outs] for in_size in member.rows()]
     return LayerTimes(member.path, member.in_side, member.out_side, member.ins, member.outs, smooth(table, noise))
-
-
-def _without_overhead(ms: float, empty_ms: float) -> float:
-    return max(ms - empty_ms, MIN_CALL_SHARE * ms)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -79,6 +79,11 @@ class Selection:
     def zeros(self) -> int:
         """Return how many weights are zero now."""
         return sum(int((weight.parameter.detach() == 0).sum()) for weight in self.weights)
+
+    def only(self, paths: Collection[str], reason: str) -> Selection:
+        """Return the weights at these paths; the others are skipped for a reason of kind `not_run`."""
+        others = [Skip(path=w.path, reason=reason, kind="not_run") for w in self.weights if w.path not in paths]
+        return Selection([w for w in self.weights if w.path in paths], [*self.skipped, *others])
 
 
 def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> Selection:

@@ -113,7 +113,7 @@ def _static(module: fx.GraphModule, source: LoweringInput, params: Static) -> tu
         notes.append(f"Equalization, bias correction and rounding of the weights {result}.")
     form, in_float = forms[index]
     if in_float:
-        notes.append(f"Kept in float32, since most of the quantization noise came from them: {', '.join(in_float)}.")
+        notes.append(f"Layers in float32, where int8 caused most of the quantization noise: {', '.join(in_float)}.")
     if fit[0] is not held_out[0]:
         _observe(calibrated[index], source, held_out)
     return _convert(_with_observers(form, params, in_float, calibrated[index]), chosen[index]), notes

@@ -93,6 +93,11 @@ def prepare(model: ModelProto, folder: Path) -> ModelProto:
     return model
 
 
+def prepare_with_shapes(model: ModelProto, folder: Path) -> ModelProto:
+    """Return a float program ready for the PTQ pipeline: opset 13 or newer, folded, with the type of every tensor."""
+    return infer_shapes(prepare(at_opset(model, 13), folder))
+
+
 def infer_shapes(model: ModelProto) -> ModelProto:
     """Infer the type of every tensor; tensors without a type are not quantized."""
     with as_technique_error("shape inference failed on the program"):

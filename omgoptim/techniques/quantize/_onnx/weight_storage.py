@@ -15,6 +15,7 @@ compressed product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
@@ -62,7 +63,7 @@ def store_half(model: ModelProto, half: Half) -> Outcome:
     for graph in list(graphs(model.graph)):
         casts: list[NodeProto] = []
         for tensor in list(graph.initializer):
-            if tensor.data_type != TensorProto.FLOAT or _elements(tensor) * 4 <= MAX_FLOAT_BYTES:
+            if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) * 4 <= MAX_FLOAT_BYTES:
                 continue
             path, name = paths.get(tensor.name, tensor.name.removesuffix(".weight")), tensor.name
             converted = to_half(numpy_helper.to_array(tensor), half)
@@ -90,10 +91,6 @@ def to_half(values: NDArray[np.float32], half: Half) -> NDArray[np.uint16] | Non
         bits = np.where(np.isnan(values), np.uint16(0x7FC0), bits).reshape(values.shape)
         back = (bits.astype(np.uint32) << 16).view(np.float32)
     return None if bool((np.isinf(back) & np.isfinite(values)).any()) else bits
-
-
-def _elements(tensor: TensorProto) -> int:
-    return int(np.prod(tensor.dims, dtype=np.int64))
 
 
 def _replace(tensor: TensorProto, bits: NDArray[np.uint16], half: Half) -> NodeProto:

@@ -200,7 +200,7 @@ def _prepare_settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask
     if fit[0] is held_out[0]:
         count = sum(map(size_of, held_out))
         plural = "" if count == 1 else "s"
-        notes.append(f"Steps were fitted and accepted on the same {count} sample{plural}: too few to hold some out.")
+        notes.append(f"PTQ was fitted and compared on the same {count} sample{plural}: too few to hold some out.")
     return PtqSettings(
         *(task.chosen, task.params, task.threads, task.seed, task.progress),
         data=CalibrationSplit(fit, held_out, outputs(model, held_out, task.threads)),
@@ -212,9 +212,9 @@ def _initial_state(model: ModelProto, settings: PtqSettings) -> PtqState:
     """Create the state of a program with ranges from the fitting samples and small kernels rounded if that helps."""
     method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
     histogram = method not in ("minmax", "moving_average")
-    observers = observe_activations(
-        model, _comparison_samples(settings, model), histogram=histogram, threads=settings.threads
-    )
+    fit = settings.data.fit
+    subset = _subset(fit, settings.affordable_runs(COMPARISON_MACS, sum(map(size_of, fit))), model)
+    observers = observe_activations(model, subset, histogram=histogram, threads=settings.threads)
     ranges = compute_ranges(observers, method, settings.params.symmetric)
     return _round_small_kernels(PtqState(model, ranges, settings.measure_sqnr(model, ranges), model), settings)
 
@@ -318,11 +318,6 @@ def _apply_adaround(state: PtqState, settings: PtqSettings, notes: list[str]) ->
     if result.unsupported:
         notes.append(f"AdaRound does not support {_count_layers(len(result.unsupported))}: too large or transposed.")
     return after
-
-
-def _comparison_samples(settings: PtqSettings, model: ModelProto) -> list[Batch]:
-    fit = settings.data.fit
-    return _subset(fit, settings.affordable_runs(COMPARISON_MACS, sum(map(size_of, fit))), model)
 
 
 def _subset(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:

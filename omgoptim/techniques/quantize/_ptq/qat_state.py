@@ -19,9 +19,8 @@ from onnx import ModelProto
 from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_attention, module_paths, select_layers
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._onnx import preparation
 from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
-from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.preparation import prepare_with_shapes
 from omgoptim.techniques.quantize._onnx.qdq import Range
 from omgoptim.techniques.quantize._ptq.calibration import Batch
 from omgoptim.techniques.quantize._ptq.equalization import channel_peaks, equalize_channels
@@ -87,7 +86,7 @@ def compute_scaling(
     original = load(source)
     if is_large(original) or has_attention(original):
         return ChannelScaling()
-    model = preparation.infer_shapes(preparation.prepare(at_opset(load(source), 13), scratch))
+    model = prepare_with_shapes(load(source), scratch)
     chosen = select_layers(find_layers(model, module_paths(original)), params.targets, params.ignore)
     groups = _groups(model, chosen)
     peaks = channel_peaks(model, groups, batches, threads)
