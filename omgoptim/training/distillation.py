@@ -1,8 +1,8 @@
 """Knowledge distillation from a teacher's outputs: class scores by one of four losses, or values.
 
 Sources: Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2; Kim et al. 2021, arXiv:2105.08919; Zhao et al. 2022,
-arXiv:2203.08679 (DKD); Huang et al. 2022, arXiv:2205.10536 (DIST). Deviations from each
-are beside its function in `output_distances`.
+arXiv:2203.08679 (DKD); Huang et al. 2022, arXiv:2205.10536 (DIST). Deviations from each are noted in
+`_distillation/distances.py`.
 """
 
 from __future__ import annotations

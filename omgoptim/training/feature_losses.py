@@ -1,10 +1,10 @@
 """Feature distillation: losses between layers of student and teacher, beside or instead of their outputs.
 
-fitnets     layers of the student give, through an adapter, what the teacher's give: arXiv:1412.6550.
-attention   they look at the same places of a map or a sequence: arXiv:1612.03928.
-relational  samples are as far from each other, and at the same angles: arXiv:1904.05068.
-minilm      tokens are related alike by the queries, keys and values of the last attention: arXiv:2012.15828.
-Distances and their scales: `feature_distances`.
+fitnets     match the teacher's layer outputs through a linear adapter: arXiv:1412.6550.
+attention   match the spatial attention maps of layers: arXiv:1612.03928.
+relational  match distances and angles between samples: arXiv:1904.05068.
+minilm      match the query, key and value relations of the last self-attention: arXiv:2012.15828.
+Distances and their scales: `_distillation/distances.py`.
 """
 
 from __future__ import annotations

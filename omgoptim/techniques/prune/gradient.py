@@ -1,9 +1,9 @@
 """Zero the weights whose removal would change the loss least.
 
 What it does: runs the model forward and backward on training batches. sensitivity scores a weight by |w g|, g being the
-mean gradient of the loss over the batches: how much the loss changes, to first order, when the weight goes. movement
-lets the weights take small steps downhill, which are undone, and sums -w g over them: what moves towards zero goes
-first. What stays is fitted as magnitude does.
+mean gradient of the loss over the batches: how much the loss changes, to first order, when the weight is removed.
+movement takes small SGD steps, sums -w g over them and then restores the weights: those that move towards zero are
+pruned first. The remaining weights are fitted as by magnitude.
 Use when: labels are at hand and the loss says more than magnitudes do. A trained model's gradients are small, so give
 many batches; movement means little over the few steps taken here. Costs a backward pass for each batch.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory and speed: nothing.

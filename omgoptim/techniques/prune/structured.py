@@ -1,15 +1,17 @@
 """Remove whole channels, attention heads and hidden units.
 
-What it does: finds which channels hang together across layers (a dependency graph; heads by trying them out), ranks
-them by importance, takes the least important out of every layer that writes, passes on or reads them, and re-fits the
-layers that read them, by ridge regression on the model's own inputs without labels, to what they gave before.
-Use when: a model has to get smaller and faster on every engine. Without training a third of the channels or so can go;
-beyond that, a few epochs bring most back. importance taylor and hessian need data, labels where the loss does.
+What it does: groups dependent channels across layers (a dependency graph; heads by running the model), ranks them by
+importance, removes the least important from every layer that writes, passes on or reads them, and fits the layers that
+read them to their former outputs, by ridge regression on the model's own inputs without labels.
+Use when: a model has to get smaller and faster on every engine. Without training about a third of the channels can be
+removed; beyond that, a few epochs recover most of the quality. importance taylor and hessian need data, labels where
+the loss does.
 What you really get: storage, memory and operations fall together, by more than the ratio: half of the channels is about
 a quarter of a convolution's weights. Time falls by less, in steps of the kernel's tile size.
 `reconstruct` False leaves the layers as they are, and so do random inputs.
 Limits: streams under LayerNorm, recurrent layers, torch.nn.MultiheadAttention, tied and frozen weights, and what a
-model's code reshapes to numbers stay whole, each listed with the reason; at least one unit of every group stays.
+model's code reshapes to fixed sizes are not pruned, each listed with the reason; at least one unit of every group
+stays.
 Source: DepGraph (arXiv:2301.12900) through torch-pruning, isomorphic ranking arXiv:2407.04616, re-fitting ThiNet
 (arXiv:1707.06342); differs in that every group is proven by running the model before and after, and undone if it fails.
 """

@@ -2,12 +2,12 @@
 
 What it does: runs the model on training inputs, and scores a weight by |w_oi| ||x_i||, x_i being all that the weight is
 multiplied with: an input feature, or what one position of a convolution's kernel visits in one channel. Zeroes the
-lowest of each output's row (per_row), of each layer, or of all; what stays is fitted as magnitude does.
+lowest of each output's row (per_row), of each layer, or of all; the remaining weights are fitted as by magnitude.
 Use when: inputs differ much in scale (transformers), at moderate sparsity, without training. Needs data, no labels.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory and speed: nothing.
 Limits: recurrent layers and embeddings, whose inputs are not seen from outside, and layers that are not called stay.
-Per row every layer gives the same share; at high sparsity of a convolution net magnitude, which lets layers differ,
-loses less.
+Per row all layers get the same sparsity; at high sparsity of a convolutional network magnitude, which lets layers
+differ, loses less.
 Source: Wanda (arXiv:2306.11695); differs in that convolutions are taken too, that each layer's norms are read from the
 dense model, not after the layers before it were pruned, and in that fitting.
 """

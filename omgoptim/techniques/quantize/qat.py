@@ -4,8 +4,8 @@ What it does: rounds weights and layer inputs to int8 in every forward of a shor
 fake_quantization.py`), starting from ranges read on calibration data, with channels scaled as conversion will scale
 them; batch normalization is frozen after a third of the steps, ranges after two. What is left is a plain float module
 and the ranges it was trained with: its program is quantized with those, and with ranges of its own where none were
-simulated. Each epoch is judged by the converted program; so are the weights from before training, by static
-quantization as it is at effort balanced: on the samples that choose, training never ends below it.
+simulated. Each epoch is evaluated on the converted program, and compared with static quantization (effort balanced) of
+the weights before training: on the selection samples the result is never worse.
 Use when: static quantization loses more than the guard allows and there is training data; it costs a few epochs.
 Without labels, or with distill, it learns from the float model's outputs.
 What you really get: what static quantization gives, at the same size and speed; only the weights are better ones.

@@ -13,10 +13,10 @@ Use when: convolution nets, and Linear where dynamic quantization costs too much
 What you really get: storage and memory about a quarter; the most speed on a CPU with VNNI, in ONNX
 Runtime and OpenVINO alike; effort changes neither. NNCF's transformer program is fast in OpenVINO only.
 Limits: LSTM and GRU stay float (scheme dynamic); networks with attention are refused by algorithm onnxruntime, since
-plain ranges over all of their ops leave nothing of the output, and their channels are not scaled. What follows the last
-layers stays float where it joins tensors of very different ranges, such as boxes and scores. A Clip whose upper
-bound no calibration sample comes near is taken for a ReLU when channels are scaled. Embeddings are stored in int8 and
-computed in float.
+plain ranges over all of their ops destroy the outputs, and their channels are not scaled. What follows the last layers
+stays float where it joins tensors of very different ranges, such as boxes and scores. A Clip whose upper bound no
+calibration sample comes near is taken for a ReLU when channels are scaled. Embeddings are stored in int8 and computed
+in float.
 Source: arXiv:1712.05877, arXiv:1906.04721, arXiv:2004.10568, onnxruntime.quantization and nncf.quantize; differs in
 per-channel weights by default, in steps that are kept only if held-out calibration samples gain, in embeddings (scale
 per row with algorithm onnxruntime), and in proving from the written program what changed.

@@ -10,8 +10,8 @@ data; a little longer with it.
 What you really get: storage, about a seventh (4 bits) or less than a third (8 bits) of the Linear layers' bytes, on
 ONNX Runtime and OpenVINO from one file. Weights are dequantized at run time: smaller, often not faster; for one sample
 at a time a layer bound by memory bandwidth can be faster, and the measured speed says which.
-Limits: convolutions stay; a layer whose number of inputs no power of two from 16 to the group size divides stays;
-ONNX Runtime's fused product also rounds activations to 8 bits, a block at a time.
+Limits: convolutions stay; a layer whose number of inputs is not divisible by 16 stays in float; ONNX Runtime's fused
+product also rounds activations to 8 bits, a block at a time.
 Source: arXiv:2210.17323 (GPTQ); the format is ONNX opset 21 (blocked DequantizeLinear). Differs in the searched ranges
 (`_ptq/gptq.py`) and in the check on held-out samples.
 """

@@ -1,9 +1,9 @@
 """Replacement of dense convolutions by smaller blocks, fitted in closed form to the convolutions' outputs.
 
-The 1x1 convolution that ends a block is fitted by ridge regression, as pruning does it, to what the dense convolution
-gives in the model before, on what it reads in the model with blocks, without labels. An inverted residual's norms are
-given the statistics of what they get, and its weights make up for that, so that it gives the same in training and in
-evaluation.
+The final 1x1 convolution of a block is fitted by ridge regression, without labels: its inputs are those in the model
+with blocks, its targets the outputs of the dense convolution in the original model. The norms of an inverted residual
+get the statistics of their inputs, and its weights compensate for them, so that training and evaluation mode give the
+same outputs.
 """
 
 from __future__ import annotations

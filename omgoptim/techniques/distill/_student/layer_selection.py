@@ -2,8 +2,8 @@
 
 A selection stays the same while layers are removed and renumbered. A unit is what a stack repeats: one child of a
 ModuleList or Sequential, a few neighbours (convolution, normalization, ReLU), or one child each of several lists that
-the model's code runs side by side. Units repeat where their classes and the shapes of their tensors are the same, and
-each gives what it gets in shape; so the model runs without some.
+the model's code runs side by side. Units repeat where their classes and the shapes of their tensors are equal and the
+output has the input's shape, so that the model runs without some of them.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def importance_of(module: nn.Module, groups: Groups, params: Structured, run: Mo
     scores = {}
     for group in groups.groups:
         raw = _over_places(module, group, score)
-        if raw is None:  # a group without normalization, say: its weights speak for it
+        if raw is None:  # such as bn_scale in a group without normalization
             raw = _over_places(module, group, _magnitude)
         assert raw is not None
         raw = lamp_of_squares(raw) if params.importance == "lamp" else raw

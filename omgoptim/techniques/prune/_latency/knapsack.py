@@ -8,9 +8,10 @@ times may add up to no more than wanted, and what is lost of the importance is t
   a product of shares, group after group; its square, because harm grows faster than what is removed, so that equally
   costly groups shrink alike. Sums of plain shares or of plain logarithms would empty the costliest groups first.
 - A layer's time depends on two groups, the one it reads and the one it writes, so times do not add up group by group.
-  Widths are first taken where a price per millisecond leads group by group (Lagrange); then, around the best found,
-  times are taken as adding up, the knapsack is solved exactly for that, and the measured times decide;
-  last, one or two groups at a time are changed while that helps. Where times do add up, the result is the optimum.
+  Widths are first optimized group by group for a price per millisecond (Lagrangian relaxation). Then times are
+  linearized around the best widths, the knapsack is solved exactly for them, and the result is kept if the measured
+  times agree. Last, a local search changes one or two groups at a time. Where times do add up, the result is the
+  optimum.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 What is simulated: a layer's input (and its output, where the writer of the algorithm rounds that) through
 QuantizeLinear and DequantizeLinear with its range over the samples, its weight replaced by what int8 leaves of it, on
 the program with its channels scaled where the technique scales them. Ranges are plain minima and maxima; what bias
-correction, chosen ranges or learned rounding repair is not in it, nor is what lies between layers (additions). It
-ranks; candidates are judged by themselves.
+correction, chosen ranges or learned rounding repair is not in it, nor is what lies between layers (additions). It only
+ranks layers; candidates are evaluated as written programs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write QDQ programs from float programs and activation ranges, by ONNX Runtime's quantizer.
 
-Which tensors get quantizers, and which share one, stays ONNX Runtime's knowledge of its kernels.
+ONNX Runtime's quantizer decides which tensors get quantizers and which share one, as its kernels need.
 """
 
 from __future__ import annotations

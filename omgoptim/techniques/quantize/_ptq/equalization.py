@@ -17,9 +17,9 @@ through everything that commutes with it (`equalization_groups.py`). The factors
                   reader's column is small, so that the reader's own rows keep a finer resolution. A depthwise reader
                   has a scale for every channel, and takes a = 1.
 
-Both are the same for all programs that differ only by such factors: however badly spread, what comes out is one.
-Differs from the papers in how far it reaches: branches, residual sums, pooling and grouped convolutions are scaled too,
-where all that write and read a tensor allow it.
+Both give the same program for all programs that differ only by such factors, however unevenly spread they are. Differs
+from the papers in its coverage: branches, residual sums, pooling and grouped convolutions are scaled too, where all
+writers and readers of a tensor allow it.
 """
 
 from __future__ import annotations
