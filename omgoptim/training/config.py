@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from omgoptim.requests.training import TrainingFields, TrainingRequest
+from omgoptim.text import plural
 from omgoptim.training.batches import Batches
 from omgoptim.training.modes import own_randomness
 
@@ -165,10 +166,9 @@ def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | No
     """
     if not 0 < steps < FEW_STEPS:
         return None
-    number = "1 optimizer step" if steps == 1 else f"{steps} optimizer steps"
     return (
-        f"little training data: {samples:,} training samples give {number} in total, at a peak learning rate of "
-        f"{config.learning_rate:.2g}; use more epochs or more training data"
+        f"little training data: {samples:,} training samples give {plural(steps, 'optimizer step')} in total, at a "
+        f"peak learning rate of {config.learning_rate:.2g}; use more epochs or more training data"
     )
 
 

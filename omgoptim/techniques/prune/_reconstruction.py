@@ -26,6 +26,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import Selectio
 from omgoptim.techniques.reconstruction.least_squares import masked_ridge, ridge
 from omgoptim.techniques.reconstruction.sequential import LayerFit, fit_in_order, fits_bias
 from omgoptim.techniques.registry import ModuleRun, Outcome
+from omgoptim.text import plural
 
 CHANNEL_DAMPING = 0.1
 """Digits example, half of the channels, 64 samples, no training: relative output error 0.20 at 0.001, 0.19 at 0.01,
@@ -109,7 +110,7 @@ def reconstructed(
     fitted = reconstruct_kept_weights(module, before, [change.path for change in outcome.changed], run)
     if not fitted:
         return outcome
-    layers = "1 layer" if len(fitted) == 1 else f"{len(fitted)} layers"
+    layers = plural(len(fitted), "layer")
     note = f"The remaining weights of {layers} were fitted by least squares to the dense outputs; no labels were used."
     return replace(outcome, notes=[*outcome.notes, note])
 

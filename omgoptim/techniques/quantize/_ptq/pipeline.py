@@ -42,6 +42,7 @@ from omgoptim.techniques.quantize._ptq.state import (
     PtqState,
     PtqTask,
 )
+from omgoptim.text import plural
 
 MAX_FLOAT_LAYERS = 3
 """Maximum number of first layers that may stay in float. Chosen: speed against noise."""
@@ -198,9 +199,8 @@ def equalize(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tupl
 def _prepare_settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask, notes: list[str]) -> PtqSettings:
     fit, held_out = split(batches, sliceable=has_free_batch(model))
     if fit[0] is held_out[0]:
-        count = sum(map(size_of, held_out))
-        plural = "" if count == 1 else "s"
-        notes.append(f"PTQ was fitted and compared on the same {count} sample{plural}: too few to hold some out.")
+        samples = plural(sum(map(size_of, held_out)), "sample")
+        notes.append(f"PTQ was fitted and compared on the same {samples}: too few to hold some out.")
     return PtqSettings(
         *(task.chosen, task.params, task.threads, task.seed, task.progress),
         data=CalibrationSplit(fit, held_out, outputs(model, held_out, task.threads)),
@@ -267,7 +267,7 @@ def _equalize(best: PtqState, settings: PtqSettings, notes: list[str]) -> PtqSta
     elif not scaled_groups:
         notes.append("Cross-layer equalization did not raise the SQNR and was left out.")
     else:
-        where = "1 layer group" if scaled_groups == 1 else f"{scaled_groups} layer groups"
+        where = plural(scaled_groups, "layer group")
         notes.append(f"Cross-layer equalization on {where} {_gain(before_db, best.sqnr_db)}.")
     _note_small_kernels(best, notes)
     return best
@@ -287,7 +287,7 @@ def _round_small_kernels(state: PtqState, settings: PtqSettings) -> PtqState:
 def _note_small_kernels(state: PtqState, notes: list[str]) -> None:
     if state.rounded_kernels:
         notes.append(
-            f"Small kernels of {_count_layers(state.rounded_kernels)} were rounded to minimize the output error."
+            f"Small kernels of {plural(state.rounded_kernels, 'layer')} were rounded to minimize the output error."
         )
 
 
@@ -300,7 +300,7 @@ def _correct_biases(state: PtqState, settings: PtqSettings, notes: list[str]) ->
     if count == 0 or better.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
         notes.append("Bias correction did not raise the SQNR and was left out.")
         return state
-    notes.append(f"Bias correction of {_count_layers(count)} {_gain(state.sqnr_db, better.sqnr_db)}.")
+    notes.append(f"Bias correction of {plural(count, 'layer')} {_gain(state.sqnr_db, better.sqnr_db)}.")
     return better
 
 
@@ -314,9 +314,9 @@ def _apply_adaround(state: PtqState, settings: PtqSettings, notes: list[str]) ->
     if after.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
         notes.append("AdaRound did not raise the SQNR and was left out.")
         return state
-    notes.append(f"AdaRound on {_count_layers(len(result.changed))} {_gain(state.sqnr_db, after.sqnr_db)}.")
+    notes.append(f"AdaRound on {plural(len(result.changed), 'layer')} {_gain(state.sqnr_db, after.sqnr_db)}.")
     if result.unsupported:
-        notes.append(f"AdaRound does not support {_count_layers(len(result.unsupported))}: too large or transposed.")
+        notes.append(f"AdaRound does not support {plural(len(result.unsupported), 'layer')}: too large or transposed.")
     return after
 
 
@@ -325,10 +325,6 @@ def _subset(batches: list[Batch], share: float, model: ModelProto) -> list[Batch
     samples = sum(map(size_of, batches))
     count = max(MIN_COMPARISON_SAMPLES, share * samples)
     return batches if count >= samples else subsample(batches, round(count), sliceable=has_free_batch(model))
-
-
-def _count_layers(count: int) -> str:
-    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _gain(before_db: float, after_db: float) -> str:
