@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,13 +112,18 @@ def _target(target: Any, length: int) -> Any:
         return target
     if array.ndim == 0:
         array = array[None]
-    if len(array) != length:
+    refuse_other_rows(array, length)
+    return array
+
+
+def refuse_other_rows(target: Sized, length: int) -> None:
+    """Raise a DataError if a batch's target has another number of rows than samples."""
+    if len(target) != length:
         raise DataError(
-            f"a batch of {length} samples has a target with {len(array)} rows",
+            f"a batch of {length} samples has a target with {len(target)} rows",
             "inputs and target need the same first dimension",
             "yield (inputs, target); three or more elements are read as (input, input, …, target)",
         )
-    return array
 
 
 def nan_samples(samples: Samples) -> list[tuple[int, str, NamedBatch]]:

@@ -15,6 +15,7 @@ from omgoptim.models.data import DataSource
 from omgoptim.models.forward import name_inputs
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.raw_batch import RawBatch
+from omgoptim.models.samples import refuse_other_rows
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.modes import seed_everything
 
@@ -152,10 +153,5 @@ def as_target(target: Any, length: int) -> Any:
             return target
         target = torch.from_numpy(np.array(array))  # a copy: memory that cannot be written to is not a tensor's
     tensor = target.detach().reshape(1) if target.ndim == 0 else target.detach()
-    if len(tensor) != length:
-        raise DataError(
-            f"a batch of {length} samples has a target with {len(tensor)} rows",
-            "inputs and target need the same first dimension",
-            "yield (inputs, target); three or more elements are read as (input, input, …, target)",
-        )
+    refuse_other_rows(tensor, length)
     return tensor.float() if tensor.is_floating_point() else tensor.long()

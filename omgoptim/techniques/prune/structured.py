@@ -25,12 +25,12 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError, TechniqueError
-from omgoptim.measure.macs import count_macs
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.prune._channels.channel_allocation import (
     MacsPrediction,
     Widths,
+    counted_macs,
     most_important,
     original_widths,
     round_widths,
@@ -87,7 +87,7 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
             )
 
         keep = _meet_macs_target(
-            _count_macs(run.original, run) / params.target_macs_ratio, keep_for, module, groups, run
+            counted_macs(run.original, Probe.of(run))[0] / params.target_macs_ratio, keep_for, module, groups, run
         )
     if not keep:
         raise _nothing_removed(groups, params)
@@ -133,7 +133,7 @@ def _meet_macs_target(
             return keep
         smaller = copy.deepcopy(module)
         remove(smaller, groups, keep, run)
-        counted = _count_macs(smaller, run)
+        counted = counted_macs(smaller, Probe.of(run))[0]
         if counted <= goal:
             return keep
         predicted *= goal / counted
@@ -142,16 +142,6 @@ def _meet_macs_target(
         f"{counted:,} MACs remain: pruning some groups had to be undone",
         "raise target_macs_ratio, or give a pruning_ratio instead",
     )
-
-
-def _count_macs(module: nn.Module, run: ModuleRun) -> int:
-    probe = Probe.of(run)
-    macs = count_macs(module, probe.args, probe.kwargs).macs
-    if macs is None:
-        raise TechniqueError(
-            "the model's MACs cannot be counted", "target_macs_ratio needs their count", "use pruning_ratio"
-        )
-    return macs
 
 
 def nothing_to_remove(groups: Groups) -> TechniqueError:

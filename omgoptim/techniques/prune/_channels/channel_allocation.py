@@ -126,20 +126,25 @@ def _globally_ranked(
     return {name: float(width) for name, width in widths.items()}
 
 
-# By operations
+def counted_macs(module: nn.Module, probe: Probe) -> tuple[int, Mapping[str, int]]:
+    """Return the multiply-accumulates of one sample, in all and by path.
+
+    Raises:
+        TechniqueError: they cannot be counted.
+    """
+    count = count_macs(module, probe.args, probe.kwargs)
+    if count.macs is None:
+        raise TechniqueError(
+            "the model's MACs cannot be counted", "target_macs_ratio needs their count", "use pruning_ratio"
+        )
+    return count.macs, count.by_path
 
 
 class MacsPrediction:
     """Multiply-accumulates of a module as a function of its groups' widths, from one count at full width."""
 
     def __init__(self, module: nn.Module, groups: Groups, probe: Probe) -> None:
-        count = count_macs(module, probe.args, probe.kwargs)
-        if count.macs is None:
-            raise TechniqueError(
-                "the model's MACs cannot be counted", "target_macs_ratio needs their count", "use pruning_ratio"
-            )
-        self.now = count.macs
-        self._by_path = count.by_path
+        self.now, self._by_path = counted_macs(module, probe)
         self._shares: dict[str, dict[str, list[tuple[Group, float]]]] = {}
         """Path, side, and each group's fraction of that side."""
         for group in groups.groups:

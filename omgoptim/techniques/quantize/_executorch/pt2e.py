@@ -19,7 +19,7 @@ from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_engines import to_array
 from omgoptim.techniques.quantize._executorch.improved_weights import improve_weights, module_path
 from omgoptim.techniques.quantize._ptq.calibration import Batch, split
-from omgoptim.techniques.quantize._ptq.observers import METHODS, Method, RangeObserver
+from omgoptim.techniques.quantize._ptq.observers import METHODS, Method, RangeObserver, not_finite
 from omgoptim.techniques.quantize._ptq.pipeline import rewrites
 from omgoptim.techniques.quantize._ptq.state import MIN_CHOICE_GAIN_DB, MIN_STEP_GAIN_DB, apply_preset, sqnr_db
 
@@ -229,11 +229,7 @@ def _range_observer(symmetric: bool) -> Any:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if not self.seen.add(x.detach().numpy(), histogram=True):
-                raise DataError(
-                    "an activation is not finite on the calibration data",
-                    "no quantization range can be calibrated from it",
-                    "look for a division by zero or an overflow, or remove the samples that cause it",
-                )
+                raise not_finite("an activation")
             return x
 
         def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -143,12 +143,17 @@ def observe_activations(
         for index, (_, values) in enumerate(reader.slices([batch])):
             for name, array in values.items():
                 if not observers[name].add(array, histogram=histogram, same_batch=index > 0):
-                    raise DataError(
-                        f"activation '{name}' is not finite on the calibration data",
-                        "no quantization range can be calibrated from it",
-                        "look for a division by zero or an overflow, or remove the samples that cause it",
-                    )
+                    raise not_finite(f"activation '{name}'")
     return observers
+
+
+def not_finite(activation: str) -> DataError:
+    """Return the error for an activation with NaN or infinity."""
+    return DataError(
+        f"{activation} is not finite on the calibration data",
+        "no quantization range can be calibrated from it",
+        "look for a division by zero or an overflow, or remove the samples that cause it",
+    )
 
 
 def compute_ranges(observers: Mapping[str, RangeObserver], method: Method, symmetric: bool = False) -> dict[str, Range]:
