@@ -115,7 +115,7 @@ def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
 
 
-def plain(config: Any) -> dict[str, Any]:
+def config_fields(config: Any) -> dict[str, Any]:
     """Return a config's fields for an identity, under the prefix that files have had from the first version on."""
     return {f"plan.{name}": value for name, value in asdict(config).items()}
 

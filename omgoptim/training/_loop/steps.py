@@ -82,7 +82,11 @@ class Steps:
             counted = [self._check(batch) for batch in group]
             for index, (batch, count) in enumerate(zip(group, counted, strict=True)):
                 share, last = count / max(sum(counted), 1), index == len(group) - 1
-                loss = self._backward(batch, share, last) if self.ranks == 1 else self._divided(batch, count, share)
+                loss = (
+                    self._backward(batch, share, last)
+                    if self.ranks == 1
+                    else self._distributed_backward(batch, count, share)
+                )
                 if not math.isfinite(loss):
                     return loss
                 total, weight = total + loss * count, weight + count
@@ -93,7 +97,7 @@ class Steps:
             average_buffers(self.accelerator, self.called)
         return total / max(weight, 1)
 
-    def _divided(self, batch: Batch, count: int, share: float) -> float:
+    def _distributed_backward(self, batch: Batch, count: int, share: float) -> float:
         """Backward of this process's samples of a batch; returns the loss of the whole batch, the same in each."""
         part, value = share_of(batch, self.accelerator.process_index, self.ranks), 0.0
         if part is not None:
