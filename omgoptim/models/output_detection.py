@@ -170,7 +170,7 @@ def _with_labels(
         specs = _scores_by_metric(specs, chosen)
     if labels in ("none", "other"):
         return ModelOutputs(specs, labels, chosen if labels == "other" else None)
-    labels, form, arrays = _plain(specs, reference, [np.asarray(target) for target in targets], labels, metric)
+    labels, form, arrays = _label_form(specs, reference, [np.asarray(target) for target in targets], labels, metric)
     fitting = _fitting(specs, reference, arrays[0], labels)
     shape = arrays[0].shape
     top = max((int(array.max(initial=0)) for array in arrays), default=0)
@@ -187,7 +187,7 @@ def _with_labels(
     return replace(found, specs=(*specs[:target], spec, *specs[target + 1 :]))
 
 
-def _plain(
+def _label_form(
     specs: Sequence[OutputSpec], reference: Sequence[Arrays], arrays: Arrays, labels: Labels, metric: str
 ) -> tuple[Labels, LabelForm, Arrays]:
     """Return the kind of numeric labels, the form in which they are written, and their plain form."""

@@ -188,7 +188,7 @@ class Collation:
             return as_sample is not None
         if len({shape[0] for shape in known_shapes[:-1]}) > 1:
             return True
-        if len(raws) > 1 and not _same_answers(as_batch, as_sample):
+        if len(raws) > 1 and not _same_outputs(as_batch, as_sample):
             raise DataError(
                 "the entries of the data's list could be batches or samples",
                 f"their inputs are {known_shapes[0]}; the model runs on them both with and without an added batch "
@@ -316,7 +316,7 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], (int, float))
 
 
-def _same_answers(as_batch: Sequence[Tensor], as_sample: Sequence[Tensor]) -> bool:
+def _same_outputs(as_batch: Sequence[Tensor], as_sample: Sequence[Tensor]) -> bool:
     """Return whether outputs for a batch are those for the same values as one sample, up to rounding."""
     of_any = torch.complex128  # holds integers, floats and complex numbers
     return len(as_batch) == len(as_sample) and all(

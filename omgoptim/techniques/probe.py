@@ -84,7 +84,7 @@ class Probe:
         Raises:
             DoesNotRun: the forward raised.
         """
-        with evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]):
+        with evaluation_mode(module), quiet_output(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
                 results = [module(*args, **kwargs) for args, kwargs in ((self.args, self.kwargs), *self.others)]
@@ -94,7 +94,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class LayerCalls:
     """Calls of a layer in one forward."""
 
     shapes: tuple[tuple[int, ...], ...]
@@ -105,9 +105,9 @@ class Use:
     """Traced batch size."""
 
 
-def uses_of(
+def layer_calls(
     module: nn.Module, layers: Mapping[str, nn.Module], run: ModuleRun, samples: int = SAMPLES
-) -> dict[str, Use]:
+) -> dict[str, LayerCalls]:
     """Return the calls of layers in one forward of a few samples by path, in order of execution.
 
     Args:
@@ -132,13 +132,15 @@ def uses_of(
 
     args, kwargs = forward_args(run.signature, repeat_to_size(run.statistics, samples), run.device)
     handles = [layer.register_forward_pre_hook(record(path), with_kwargs=True) for path, layer in layers.items()]
-    with attached(handles), evaluation_mode(module), quiet():
+    with attached(handles), evaluation_mode(module), quiet_output():
         module(*args, **kwargs)
-    return {path: Use(tuple(input_shapes), tuple(sources[path]), samples) for path, input_shapes in shapes.items()}
+    return {
+        path: LayerCalls(tuple(input_shapes), tuple(sources[path]), samples) for path, input_shapes in shapes.items()
+    }
 
 
 @contextlib.contextmanager
-def quiet() -> Any:
+def quiet_output() -> Any:
     """Send prints of a model to the log and suppress warnings of libraries."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
@@ -210,7 +212,7 @@ def tolerance_of(outputs: list[Tensor]) -> float:
     return COARSE_TOLERANCE if coarse else TOLERANCE
 
 
-def difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
+def relative_difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
     """Return the largest difference of any output, relative to its largest value; infinite where one is NaN.
 
     Raises:
@@ -234,7 +236,7 @@ def torch_pruning_context() -> Iterator[None]:
     For the states of a recurrent layer it adds None to the other widths, which raises; without an index mapping the
     concatenation is followed as it is, and what does not hold is found where a removal is tried.
     """
-    with quiet():
+    with quiet_output():
         try:
             from torch_pruning.dependency import index_mapping
         except ImportError:  # not installed, which is said elsewhere

@@ -26,7 +26,7 @@ from omgoptim.training._distillation.distances import (
     relation_heads,
     relational_distance,
 )
-from omgoptim.training._distillation.layer_pairing import attention_of, pairs_of, requested_pair, two_paths
+from omgoptim.training._distillation.layer_pairing import attention_of, pairs_of, requested_pair, split_pair
 from omgoptim.training.layer_trace import LayerOutput, Side, Trace, capture_outputs
 
 Method = Literal["fitnets", "attention", "relational", "minilm"]
@@ -211,7 +211,7 @@ def _embedding(traced: Trace) -> LayerPlace:
 
 def _attention_pairs(student: Trace, teacher: Trace, requested: Sequence[str]) -> list[tuple[LayerOutput, LayerOutput]]:
     """Pair queries, keys and values of the last self-attentions, or of the requested ones."""
-    paths: list[tuple[str | None, str | None]] = [two_paths(text) for text in requested] or [(None, None)]
+    paths: list[tuple[str | None, str | None]] = [split_pair(text) for text in requested] or [(None, None)]
     pairs: list[tuple[LayerOutput, LayerOutput]] = []
     for student_path, teacher_path in paths:
         pairs += zip(

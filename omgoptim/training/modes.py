@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def placed(module: nn.Module, device: str) -> nn.Module:
+def on_device(module: nn.Module, device: str) -> nn.Module:
     """Return a module on a device: itself if it is there, else a copy."""
     return module if device_of(module).type == device else copy.deepcopy(module).to(device)
 

@@ -26,8 +26,8 @@ from omgoptim.techniques.prune._latency.knapsack import choose_widths, fastest_w
 from omgoptim.techniques.prune._latency.latency_table import (
     MeasuredCut,
     TimeTable,
-    floor_ms,
     full_ms,
+    min_ms,
     next_target,
     predicted_ms,
 )
@@ -35,7 +35,7 @@ from omgoptim.techniques.prune._latency.layer_benchmark import measure_tile_size
 from omgoptim.techniques.prune._latency.layer_timing import measure_layer_times
 from omgoptim.techniques.prune.structured import keep_only, nothing_to_remove
 from omgoptim.techniques.registry import Outcome
-from omgoptim.training.modes import placed
+from omgoptim.training.modes import on_device
 
 SEARCH_TIMING = TimingPlan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
 """Timing within the search, of fewer launches than `standard`: the full measurement follows."""
@@ -175,7 +175,7 @@ def _measure(job: Job[PruneRequest], module: nn.Module, baseline: Path) -> tuple
     attempts = job.context.work / "cuts"
     attempts.mkdir(parents=True, exist_ok=True)
     folder = attempts / str(len(list(attempts.iterdir())))
-    save(placed(module, "cpu"), job.loaded, job.runtime, folder, job.context, to_time_only=True)
+    save(on_device(module, "cpu"), job.loaded, job.runtime, folder, job.context, to_time_only=True)
     with job.context.measuring():
         first, timing = time_artifacts([baseline, folder], job.loaded.bench, SEARCH_TIMING, job.request.seed)
     if isinstance(first, OmgoptimError):
@@ -210,7 +210,7 @@ def _unreachable_note(
 ) -> str:
     """Return a note on the speed reached and the limit."""
     measured, asked = 1 / (best.fraction * start_fraction), (1 - MARGIN) / (target * start_fraction)
-    floor = floor_ms(table, params.max_layer_ratio) / full_ms(table)
+    floor = min_ms(table, params.max_layer_ratio) / full_ms(table)
     left = best.fraction - predicted_ms(table, best.widths) / full_ms(table)
     why = (
         f"with every group at its minimum width (max_layer_ratio {params.max_layer_ratio:g}) the layers still take "

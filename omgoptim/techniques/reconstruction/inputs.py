@@ -43,19 +43,19 @@ MAX_SAMPLES, MAX_ACTIVATIONS = 1024, 2**27
 """Maximum samples of the batch, and maximum values of its largest activation (512 MiB in float32). Chosen by memory."""
 
 
-def in_portions(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+def chunks_by_size(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
     """Yield the items in order in lists whose sizes add up to at most `limit`; a larger item is alone."""
-    portion: list[T] = []
+    chunk: list[T] = []
     total = 0
     for item in items:
         more = size(item)
-        if portion and total + more > limit:
-            yield portion
-            portion, total = [], 0
-        portion.append(item)
+        if chunk and total + more > limit:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(item)
         total += more
-    if portion:
-        yield portion
+    if chunk:
+        yield chunk
 
 
 def batches_of(samples: Samples, limit: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
@@ -113,7 +113,7 @@ def input_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tensor
     found = []
     for image in padded(layer, images):  # one at a time: patches take kernel height * width times an image's memory
         patches = patches_of(layer, image[None])[0]
-        found.append(patches[:, spread(patches.shape[1], patches.device)].double())
+        found.append(patches[:, sample_positions(patches.shape[1], patches.device)].double())
     patches = torch.cat(found, dim=1)
     return patches.reshape(layer.groups, -1, patches.shape[1]).mT
 
@@ -141,7 +141,7 @@ def output_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tenso
     return flat.mT
 
 
-def spread(count: int, device: torch.device) -> Tensor:
+def sample_positions(count: int, device: torch.device) -> Tensor:
     """Return at most `MAX_PATCHES` of so many positions: all, or a fixed pseudo-random choice."""
     if count <= MAX_PATCHES:
         return torch.arange(count, device=device)

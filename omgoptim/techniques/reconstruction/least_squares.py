@@ -194,7 +194,7 @@ def _with_fixed_signs(b: Tensor, a: Tensor) -> Factors:
     return Factors(b * signs, a * signs.mT)
 
 
-def fit(weight: Tensor, cross: Tensor, moment: Tensor, damping: float) -> Tensor:
+def fit_to_inputs(weight: Tensor, cross: Tensor, moment: Tensor, damping: float) -> Tensor:
     """Return the weight M that gives on new inputs z what W gave on the old x, in least squares.
 
     Minimizes E|W x - M z|² + d |M - W|², d being `damping` times the mean diagonal of E[z zᵀ].
@@ -211,7 +211,7 @@ def fit(weight: Tensor, cross: Tensor, moment: Tensor, damping: float) -> Tensor
     return ridge(moment, (weight @ cross).mT, damping, prior=weight.mT).mT
 
 
-def projected(weight: Tensor, moment: Tensor | None, features: Tensor, damping: float = INPUT_DAMPING) -> Tensor:
+def fit_to_features(weight: Tensor, moment: Tensor | None, features: Tensor, damping: float = INPUT_DAMPING) -> Tensor:
     """Return the weight X with the smallest E|W x - X F x|²: the best use of given features of the inputs.
 
     Args:

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.techniques.probe import Probe, quiet
+from omgoptim.techniques.probe import Probe, quiet_output
 from omgoptim.techniques.reconstruction.inputs import (
     Hook,
     StopForward,
+    chunks_by_size,
     forward_hooks,
-    in_portions,
     one_batch,
     padded,
     padding_mask,
@@ -108,7 +108,7 @@ def fit_in_order(
     call = one_batch(before, run)
     real = padding_mask(_named(call, run))
     tasks, fitted = _tasks(module, call, outputs, run, fit), list[str]()
-    for stage in in_portions(tasks, lambda task: task.target_size, MAX_TARGET_VALUES):
+    for stage in chunks_by_size(tasks, lambda task: task.target_size, MAX_TARGET_VALUES):
         targets: dict[str, _Target] = {}
 
         def remember(task: _Task, layer: nn.Module, _: Any, given: Tensor, into: dict[str, _Target] = targets) -> None:
@@ -145,7 +145,7 @@ def _forward(
 
         return act
 
-    with forward_hooks(module, {task.path: hook(task) for task in tasks}, before=before), quiet():
+    with forward_hooks(module, {task.path: hook(task) for task in tasks}, before=before), quiet_output():
         run_until_stopped(module, call.args, call.kwargs)
 
 

@@ -64,7 +64,7 @@ def pairs_of(student: Trace, teacher: Trace, requested: Sequence[str], positions
     return pairs
 
 
-def two_paths(text: str) -> tuple[str, str]:
+def split_pair(text: str) -> tuple[str, str]:
     """Return the student's and the teacher's path in `STUDENT=TEACHER`, or one path for both."""
     first, separator, second = text.partition("=")
     return first.strip(), (second if separator else first).strip()
@@ -76,7 +76,7 @@ def requested_pair(text: str, student: Trace, teacher: Trace) -> Pair:
     Raises:
         RequestError: one of them is no layer, or gives no tensor with the batch first.
     """
-    student_path, teacher_path = two_paths(text)
+    student_path, teacher_path = split_pair(text)
     return find_layer(student_path, student, "student"), find_layer(teacher_path, teacher, "teacher")
 
 

@@ -32,10 +32,10 @@ from omgoptim.techniques.probe import (
     NOT_RUN,
     WHOLE_MODEL,
     frozen_or_shared,
+    layer_calls,
     parameter_owners,
-    quiet,
+    quiet_output,
     replacement_refusal,
-    uses_of,
 )
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
@@ -165,7 +165,7 @@ def _input_statistics(
         sums[layer] = sums[layer] + each if layer in sums else each
 
     hooks = [layer.register_forward_pre_hook(add) for layer in layers]
-    with attached(hooks), evaluation_mode(module), quiet():
+    with attached(hooks), evaluation_mode(module), quiet_output():
         for args, kwargs, _ in run.calls():
             module(*args, **kwargs)
     found = {}
@@ -261,7 +261,7 @@ def _find_replaceable(
     found: dict[str, Conv] = {}
     skipped = []
     layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, _ConvNd)}
-    owners, called = parameter_owners(module), uses_of(module, layers, run)
+    owners, called = parameter_owners(module), layer_calls(module, layers, run)
     for path, layer in layers.items():
         refusal = _refusal(path, layer, selection, owners) or (None if path in called else NOT_RUN)
         if refusal:

@@ -30,7 +30,7 @@ from omgoptim.techniques.distill._student.layer_selection import (
     paths_of,
 )
 from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing, narrow_to
-from omgoptim.techniques.probe import Probe, error_location, quiet
+from omgoptim.techniques.probe import Probe, error_location, quiet_output
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 Shapes = list[tuple[int, ...]]
@@ -54,7 +54,12 @@ def output_shapes(module: nn.Module, run: ModuleRun) -> Shapes:
     """
     probe = Probe.of(run)
     try:
-        with running_layers(module) as inside, evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]):
+        with (
+            running_layers(module) as inside,
+            evaluation_mode(module),
+            quiet_output(),
+            torch.random.fork_rng(devices=[]),
+        ):
             torch.manual_seed(0)
             result = module(*probe.args, **probe.kwargs)
     except Exception as error:  # whatever a user's forward raises without what it expects

@@ -27,10 +27,10 @@ from omgoptim.techniques.probe import (
     EXCLUDED,
     DoesNotRun,
     Probe,
-    difference,
     frozen_or_shared,
     is_shared,
     parameter_owners,
+    relative_difference,
     tolerance_of,
 )
 from omgoptim.techniques.prune._channels.groups import narrowed
@@ -338,7 +338,7 @@ def _removal_refusal(module: nn.Module, recurrent: Recurrent, run: ModuleRun) ->
     try:
         narrow_units(smaller, [(recurrent, keep)])
         outputs, expected = probe.outputs(smaller), probe.outputs(ignoring)
-        apart = difference(outputs, expected)
+        apart = relative_difference(outputs, expected)
     except DoesNotRun as error:
         return Refusal(f"the model does not run with fewer hidden units: {error}", "forward_fails")
     except ValueError:

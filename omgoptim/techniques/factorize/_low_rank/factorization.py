@@ -21,10 +21,10 @@ from omgoptim.techniques.factorize._low_rank.problem import (
     Option,
     Problem,
     block_of,
+    moments_refusal,
     problem_of,
     product_of,
     replace_layer,
-    unusable,
     weight_of,
 )
 from omgoptim.techniques.factorize._low_rank.rank_allocation import (
@@ -236,7 +236,7 @@ def _options_on_inputs(
             kept[path] = layer
     layer_options = {}
     for path, moments in input_moments(module, kept, run, samples):
-        if refusal := unusable(moments):
+        if refusal := moments_refusal(moments):
             skipped.append(refusal.skip(path))
             continue
         layer_options[path] = options_of_layer(

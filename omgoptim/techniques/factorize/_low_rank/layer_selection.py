@@ -11,7 +11,7 @@ from omgoptim.blocks import BLOCKS, LowRankLinear, SpatialConv2d, Tucker2Conv2d
 from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
-from omgoptim.techniques.probe import EXCLUDED, NOT_RUN, WHOLE_MODEL, Use, replacement_refusal, uses_of
+from omgoptim.techniques.probe import EXCLUDED, NOT_RUN, WHOLE_MODEL, LayerCalls, layer_calls, replacement_refusal
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun, Refusal
 
@@ -40,7 +40,7 @@ def factorizable(module: nn.Module, params: Factorization, run: ModuleRun) -> tu
         TechniqueError: a glob names no layer.
     """
     layers, skipped = candidates(module, params)
-    uses = uses_of(module, layers, run)
+    uses = layer_calls(module, layers, run)
     unreached = [NOT_RUN.skip(path) for path in layers if path not in uses]
     return [path for path in layers if path in uses], sorted([*skipped, *unreached], key=lambda skip: skip.path)
 
@@ -142,7 +142,7 @@ def _conv_refusal(layer: nn.Conv2d, params: Factorization) -> Refusal | None:
     return None
 
 
-def with_same_rows(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:
+def shared_inputs(layers: Mapping[str, DenseLayer], uses: Mapping[str, LayerCalls]) -> dict[str, str]:
     """Return the first path with the same input rows for each path: of Linear layers or alike convolutions."""
     first: dict[tuple[Any, ...], str] = {}
     leaders = {}

@@ -165,7 +165,7 @@ def problem_of(
     return Problem(weight, second, outputs, influence)
 
 
-def unusable(moments: InputMoments) -> Refusal | None:
+def moments_refusal(moments: InputMoments) -> Refusal | None:
     """Return why the moments of a layer's inputs cannot be used, or None."""
     if not moments.rows:
         return Refusal("all of its inputs on the calibration samples are padding", "not_run")

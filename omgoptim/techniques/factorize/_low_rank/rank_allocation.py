@@ -19,8 +19,8 @@ from torch import nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.techniques.factorize._low_rank.problem import Option, empty_block
-from omgoptim.techniques.probe import uses_of
-from omgoptim.techniques.prune._latency.layer_benchmark import bench_of, blocks_ms
+from omgoptim.techniques.probe import layer_calls
+from omgoptim.techniques.prune._latency.layer_benchmark import fastest_block_ms, open_bench
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun
 
@@ -221,7 +221,7 @@ def measure_times(
         skipped: gets the layers that no rank makes faster.
     """
     parts: dict[str, DenseLayer] = {path: module.get_submodule(path) for path in layers}  # type: ignore[misc]
-    uses = uses_of(module, parts, run, samples=1)
+    uses = layer_calls(module, parts, run, samples=1)
     measured: dict[tuple[Any, ...], RankTimes] = {}
     timed = {}
     for count, (path, choice) in enumerate(layers.items()):
@@ -271,11 +271,11 @@ def measure_options(
     """Return the milliseconds of the layer and of the blocks in its place, summed over its calls in one forward."""
     timed: list[nn.Module] = [layer, *(empty_block(layer, option) for option in picked)]
     totals = [0.0] * len(timed)
-    with bench_of(run) as bench:
+    with open_bench(run) as bench:
         for shape in sorted(set(shapes)):
             best = [float("inf")] * len(timed)
             for _ in range(TURNS):
                 for index, module in enumerate(timed):
-                    best[index] = min(best[index], blocks_ms(*bench.open_module(module, shape), BLOCK_S))
+                    best[index] = min(best[index], fastest_block_ms(*bench.open_module(module, shape), BLOCK_S))
             totals = [total + shapes.count(shape) * ms for total, ms in zip(totals, best, strict=True)]
     return RankTimes(totals[0], tuple(totals[1:]))

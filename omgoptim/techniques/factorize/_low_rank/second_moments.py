@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.forward import attached
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.factorize._low_rank.layer_selection import with_same_rows
-from omgoptim.techniques.probe import Use, uses_of
+from omgoptim.techniques.factorize._low_rank.layer_selection import shared_inputs
+from omgoptim.techniques.probe import LayerCalls, layer_calls
 from omgoptim.techniques.reconstruction.inputs import (
     DenseLayer,
     Hook,
     batches_of,
     call_tensors,
+    chunks_by_size,
     forward_hooks,
-    in_portions,
     input_rows,
     output_rows,
     padding_mask,
@@ -88,15 +88,17 @@ def input_moments(
         run: its statistics are the data.
         samples: how many of them to read.
     """
-    leaders = leaders_of(layers, uses_of(module, layers, run))
-    for chunk in in_portions(dict.fromkeys(leaders.values()), lambda path: moments_bytes(layers[path]), MAX_PASS_BYTES):
+    leaders = moment_owners(layers, layer_calls(module, layers, run))
+    for chunk in chunks_by_size(
+        dict.fromkeys(leaders.values()), lambda path: moments_bytes(layers[path]), MAX_PASS_BYTES
+    ):
         found = _one_pass(module, {path: layers[path] for path in chunk}, run, samples)
         yield from ((path, found[leader]) for path, leader in leaders.items() if leader in found)
 
 
-def leaders_of(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:
+def moment_owners(layers: Mapping[str, DenseLayer], uses: Mapping[str, LayerCalls]) -> dict[str, str]:
     """Return the path whose moments each path shares; a layer too wide for a second moment has its own."""
-    leaders = with_same_rows(layers, uses)
+    leaders = shared_inputs(layers, uses)
     return {path: path if fan_in(layers[path]) > MAX_MOMENT_INPUTS else leader for path, leader in leaders.items()}
 
 

@@ -25,10 +25,10 @@ from omgoptim.techniques.factorize._low_rank.problem import (
     Option,
     Problem,
     block_of,
+    moments_refusal,
     problem_of,
     product_of,
     replace_layer,
-    unusable,
     weight_of,
 )
 from omgoptim.techniques.factorize._low_rank.second_moments import (
@@ -37,24 +37,24 @@ from omgoptim.techniques.factorize._low_rank.second_moments import (
     add_rows,
     empty_moments,
     fan_in,
-    leaders_of,
+    moment_owners,
     moments_bytes,
 )
-from omgoptim.techniques.probe import Use, uses_of
+from omgoptim.techniques.probe import LayerCalls, layer_calls
 from omgoptim.techniques.reconstruction.inputs import (
     DenseLayer,
     Hook,
     StopForward,
     batches_of,
     call_tensors,
+    chunks_by_size,
     forward_hooks,
-    in_portions,
     input_rows,
     padding_mask,
     rows_of_shape,
     run_until_stopped,
 )
-from omgoptim.techniques.reconstruction.least_squares import fit
+from omgoptim.techniques.reconstruction.least_squares import fit_to_inputs
 from omgoptim.techniques.registry import ModuleRun
 
 MAX_STAGES = 32
@@ -122,7 +122,7 @@ class CrossMoments:
 class _RowReader:
     """Reads the inputs of layers on the samples, batch by batch."""
 
-    uses: Mapping[str, Use]
+    uses: Mapping[str, LayerCalls]
     run: ModuleRun
     samples: int
 
@@ -160,14 +160,14 @@ def solve_in_order(
     """
     original = copy.deepcopy(module)
     layers: dict[str, DenseLayer] = {path: original.get_submodule(path) for path in chosen}  # type: ignore[misc]
-    uses = uses_of(original, layers, run)
-    leaders, reader = leaders_of(layers, uses), _RowReader(uses, run, samples)
+    uses = layer_calls(original, layers, run)
+    leaders, reader = moment_owners(layers, uses), _RowReader(uses, run, samples)
     errors: dict[str, float | None] = {}
 
     def inputs_bytes(stage: list[str]) -> int:
         return sum(_rows_bytes(layers[path], uses[path], samples) for path in {leaders[path] for path in stage})
 
-    for window in in_portions(
+    for window in chunks_by_size(
         stages(layers, uses), inputs_bytes, MAX_CACHED_BYTES
     ):  # inputs that fit in memory together
         cached = reader.cached(original, {leaders[path]: layers[leaders[path]] for stage in window for path in stage})
@@ -183,7 +183,7 @@ def solve_in_order(
     return errors
 
 
-def stages(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> list[list[str]]:
+def stages(layers: Mapping[str, DenseLayer], uses: Mapping[str, LayerCalls]) -> list[list[str]]:
     """Return the paths in order of execution in about `MAX_STAGES` lists, those with one input together."""
     by_source: dict[int, list[str]] = {}
     for path in (path for path in uses if path in layers):
@@ -194,11 +194,11 @@ def stages(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> list[li
     return [
         part
         for stage in merged
-        for part in in_portions(stage, lambda path: 2 * moments_bytes(layers[path]), MAX_PASS_BYTES)
+        for part in chunks_by_size(stage, lambda path: 2 * moments_bytes(layers[path]), MAX_PASS_BYTES)
     ]
 
 
-def _rows_bytes(layer: DenseLayer, use: Use, samples: int) -> int:
+def _rows_bytes(layer: DenseLayer, use: LayerCalls, samples: int) -> int:
     """Return the bytes of a layer's rows, by the shapes of its calls with a few samples."""
     rows = sum(rows_of_shape(layer, shape) for shape in use.shapes)
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
@@ -221,7 +221,7 @@ def _cross_moments(
 def _inputs(
     model: nn.Module,
     layers: Mapping[str, DenseLayer],
-    uses: Mapping[str, Use],
+    uses: Mapping[str, LayerCalls],
     tensors: dict[str, Tensor],
     run: ModuleRun,
 ) -> Rows:
@@ -252,13 +252,15 @@ def _solve_layer(
     """Return the block for a layer, and its relative error; None where that is unknown."""
     new, weight = pairs.new, weight_of(layer)
     bias = None if layer.bias is None else layer.bias.detach().double()
-    if unusable(new):  # the compressed model gives it nothing to go by: its own weight is what is left
+    if moments_refusal(new):  # the compressed model gives it nothing to go by: its own weight is what is left
         return block_of(layer, option, solve(Problem(weight, influence=influence), option), bias), None
     problem = problem_of(layer, new, influence)
     cross, moment, old_mean = pairs.centred_cross(bias is not None), problem.moment, new.mean
     if cross is not None and moment is not None:
         old_mean = pairs.old_mean
-        fitted = [fit(w, c, m, PRIOR_DAMPING) for w, c, m in zip(weight.flatten(2), cross, moment, strict=True)]
+        fitted = [
+            fit_to_inputs(w, c, m, PRIOR_DAMPING) for w, c, m in zip(weight.flatten(2), cross, moment, strict=True)
+        ]
         problem = replace(problem, weight=torch.stack(fitted).reshape(weight.shape))
     block = block_of(layer, option, solve(problem, option), None)
     w, p = weight.flatten(2), product_of(block).flatten(2)

@@ -34,7 +34,7 @@ from omgoptim.techniques.probe import (
     call_torch_pruning,
     error_location,
     parameter_owners,
-    quiet,
+    quiet_output,
     torch_pruning_context,
 )
 from omgoptim.techniques.prune._channels.attention_heads import find_heads
@@ -122,7 +122,7 @@ def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
 
     hooks = [layer.register_forward_pre_hook(record(path), with_kwargs=True) for path, layer in layers.items()]
     count = 0
-    with attached(hooks), evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with attached(hooks), evaluation_mode(module), quiet_output(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for args, kwargs in _one_by_one(run):
             ran.clear()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.probe import quiet
+from omgoptim.techniques.probe import quiet_output
 from omgoptim.techniques.prune._channels.groups import Group, Groups, Place, as_rows
 from omgoptim.techniques.prune._unstructured.saliency import lamp_of_squares
 from omgoptim.techniques.registry import ModuleRun
@@ -176,7 +176,7 @@ def _target_rows(target: Any, row_slice: slice) -> Any:
 def _gradients(module: nn.Module, args: Any, kwargs: Any, target: Any, run: ModuleRun) -> dict[str, Tensor]:
     """Return the gradient of the loss for every trained parameter, in eval mode; `.grad` is not changed."""
     names = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
-    with evaluation_mode(module), torch.enable_grad(), quiet():
+    with evaluation_mode(module), torch.enable_grad(), quiet_output():
         loss = run.loss(module(*args, **kwargs), target)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise TechniqueError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
-from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
+from omgoptim.techniques.probe import DoesNotRun, Probe, relative_difference, tolerance_of
 from omgoptim.techniques.prune._channels.groups import (
     Group,
     Groups,
@@ -191,7 +191,7 @@ class Removal:
 
 def _refusal_of(outputs: list[Tensor], expected: list[Tensor], group: Group) -> Refusal | None:
     try:
-        error = difference(outputs, expected)
+        error = relative_difference(outputs, expected)
     except ValueError:
         return OUTPUTS
     if group.exact and error > tolerance_of(expected):

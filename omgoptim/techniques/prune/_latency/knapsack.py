@@ -23,7 +23,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from omgoptim.techniques.prune._latency.latency_table import TimeTable, allowed, full_ms, step_edges, unreachable_target
+from omgoptim.techniques.prune._latency.latency_table import (
+    TimeTable,
+    allowed_widths,
+    full_ms,
+    step_edges,
+    unreachable_target,
+)
 
 MAX_STATES = 20_000
 """Maximum states of the exact knapsack; beyond, the best of each of as many time steps stays. Chosen by memory."""
@@ -107,7 +113,7 @@ def choose_widths(
         TechniqueError: even the narrowest widths allowed take longer.
     """
     budget = fraction * full_ms(table)
-    problem = problem_of(table, importance, max_layer_ratio)
+    problem = width_problem(table, importance, max_layer_ratio)
     fastest = _fastest(problem)
     if problem.ms(fastest) > budget:
         raise unreachable_target(
@@ -120,7 +126,7 @@ def choose_widths(
 
 def fastest_widths(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float = 0.9) -> dict[str, int]:
     """Return the fastest widths that `choose_widths` can reach, from the same arguments."""
-    problem = problem_of(table, importance, max_layer_ratio)
+    problem = width_problem(table, importance, max_layer_ratio)
     return problem.widths(_fastest(problem))
 
 
@@ -183,13 +189,13 @@ class WidthProblem:
         return sum(self.layer_ms(layer, changed) - self.layer_ms(layer, choice) for layer in layers)
 
 
-def problem_of(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float) -> WidthProblem:
+def width_problem(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float) -> WidthProblem:
     """Return the groups with a choice, their widths at the edges of latency steps, and the losses."""
     names = [name for name in table.widths if name in importance]
     options, losses = [], []
     for name in names:
         full = table.widths[name]
-        widths = _edges(table, name, allowed(table, name, max_layer_ratio))
+        widths = _edges(table, name, allowed_widths(table, name, max_layer_ratio))
         shares = [kept_share(importance[name], width, full) for width in widths]
         options.append(widths)
         losses.append(tuple(math.log(max(share, LOSS_TOLERANCE)) ** 2 for share in shares))
@@ -231,9 +237,9 @@ def _coordinate_descent(problem: WidthProblem, choice: Choice, price: float) -> 
         for g, losses in enumerate(problem.losses):
             costs = []
             for option, loss in enumerate(losses):
-                ms = sum(problem.layer_ms(layer, _with(choice, {g: option})) for layer in problem.touching[g])
+                ms = sum(problem.layer_ms(layer, _replaced(choice, {g: option})) for layer in problem.touching[g])
                 costs.append((ms, loss) if math.isinf(price) else (loss + price * ms, loss))
-            choice = _with(choice, {g: min(range(len(costs)), key=costs.__getitem__)})
+            choice = _replaced(choice, {g: min(range(len(costs)), key=costs.__getitem__)})
         if choice == before:
             break
     return choice
@@ -272,7 +278,7 @@ def _linearized(problem: WidthProblem, budget: float, choice: Choice) -> Choice 
             for options, here in zip(problem.options, choice, strict=True)
         ]
         times = [
-            [problem.change_ms(choice, _with(choice, {g: option}), (g,)) for option in span]
+            [problem.change_ms(choice, _replaced(choice, {g: option}), (g,)) for option in span]
             for g, span in enumerate(spans)
         ]
         losses = [[problem.losses[g][option] for option in span] for g, span in enumerate(spans)]
@@ -293,12 +299,12 @@ def _local_search(problem: WidthProblem, budget: float, choice: Choice) -> Choic
             gain = sum(problem.losses[g][choice[g]] - problem.losses[g][option] for g, option in change.items())
             if gain <= LOSS_TOLERANCE or (best is not None and gain <= best[0]):
                 continue
-            ms = problem.change_ms(choice, _with(choice, change), tuple(change))
+            ms = problem.change_ms(choice, _replaced(choice, change), tuple(change))
             if ms <= room:
                 best = (gain, ms, change)
         if best is None:
             return choice
-        choice, room = _with(choice, best[2]), room - best[1]
+        choice, room = _replaced(choice, best[2]), room - best[1]
 
 
 def _changes(problem: WidthProblem, choice: Choice) -> list[dict[int, int]]:
@@ -316,7 +322,7 @@ def _changes(problem: WidthProblem, choice: Choice) -> list[dict[int, int]]:
     return changes
 
 
-def _with(choice: Choice, change: Mapping[int, int]) -> Choice:
+def _replaced(choice: Choice, change: Mapping[int, int]) -> Choice:
     changed = list(choice)
     for g, option in change.items():
         changed[g] = option

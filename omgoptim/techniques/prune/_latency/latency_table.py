@@ -109,19 +109,19 @@ def full_ms(table: TimeTable) -> float:
     return predicted_ms(table, {})
 
 
-def allowed(table: TimeTable, name: str, max_layer_ratio: float) -> tuple[int, ...]:
+def allowed_widths(table: TimeTable, name: str, max_layer_ratio: float) -> tuple[int, ...]:
     """Return the widths of a group when at most `max_layer_ratio` of it, 0..1, is removed; never none."""
     full = table.widths[name]
     least = full * (1 - max_layer_ratio) - 1e-9
     return tuple(width for width in table.candidates[name] if width >= least) or (full,)
 
 
-def floor_ms(table: TimeTable, max_layer_ratio: float = 0.9) -> float:
+def min_ms(table: TimeTable, max_layer_ratio: float = 0.9) -> float:
     """Return the total time with every group at its narrowest width.
 
     Where a narrower layer was measured to be slower, a little less can be reached.
     """
-    return predicted_ms(table, {name: allowed(table, name, max_layer_ratio)[0] for name in table.widths})
+    return predicted_ms(table, {name: allowed_widths(table, name, max_layer_ratio)[0] for name in table.widths})
 
 
 @dataclass(frozen=True, slots=True)

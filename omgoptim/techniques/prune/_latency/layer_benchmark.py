@@ -243,7 +243,7 @@ class Bench:
             return 0.0
         program = write_empty_program(self.scratch / "empty.onnx")
         session, prepared = self._session(program, (1, 1), "float32")
-        return min(blocks_ms(session, prepared, SHORTEST_BLOCK_S) for _ in range(2))
+        return min(fastest_block_ms(session, prepared, SHORTEST_BLOCK_S) for _ in range(2))
 
     def _session(self, thing: Any, shape: tuple[int, ...], dtype: str) -> tuple[Session, Any]:
         session = ENGINES[self.runtime].open(thing, signature_of(shape, dtype), self.settings)
@@ -276,7 +276,7 @@ def _relative_gap(visits_ms: Sequence[float]) -> float:
 
 
 @contextmanager
-def bench_of(run: ModuleRun) -> Iterator[Bench]:
+def open_bench(run: ModuleRun) -> Iterator[Bench]:
     """Lock the device and yield a benchmark; torch's number of threads is restored."""
     runtime = "torch_eager" if run.runtime == "torch_compile" else run.runtime
     threads = torch.get_num_threads()
@@ -287,7 +287,7 @@ def bench_of(run: ModuleRun) -> Iterator[Bench]:
         torch.set_num_threads(threads)
 
 
-def visits(
+def time_points(
     points: Sequence[SizedLayer], bench: Bench, block_s: float, seed: int, end: float | None = None
 ) -> dict[tuple[Any, ...], float]:
     """Return the milliseconds of each point by its key, in random order, one session open at a time.
@@ -304,11 +304,11 @@ def visits(
         if end is not None and time.perf_counter() > end:
             break
         session, prepared = bench.open(point)
-        ms[point.key] = blocks_ms(session, prepared, block_s)
+        ms[point.key] = fastest_block_ms(session, prepared, block_s)
     return ms
 
 
-def blocks_ms(session: Session, prepared: Any, block_s: float) -> float:
+def fastest_block_ms(session: Session, prepared: Any, block_s: float) -> float:
     """Return the milliseconds per call, the fastest of a few blocks after a warm-up."""
     session.seconds(prepared, 2)
     calls = max(1, round(block_s / max(session.seconds(prepared, 1), 1e-7)))
@@ -324,6 +324,6 @@ def measure_tile_size(module: nn.Module, run: ModuleRun) -> int:
     layer: TimedLayer = nn.Conv2d(64, 96, 3, padding=1, bias=False) if convolutions else nn.Linear(256, 96)
     shape = (1, 64, 14, 14) if convolutions else (1, 64, 256)
     points = {width: SizedLayer(layer, shape, sides(layer)[0], width) for width in SWEEP}
-    with bench_of(run) as bench:
-        passes = [visits(list(points.values()), bench, LONGEST_BLOCK_S, seed) for seed in range(2)]
+    with open_bench(run) as bench:
+        passes = [time_points(list(points.values()), bench, LONGEST_BLOCK_S, seed) for seed in range(2)]
     return tile_size_of({width: min(times[point.key] for times in passes) for width, point in points.items()})

@@ -24,7 +24,7 @@ from typing import Any
 from torch import nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.techniques.probe import uses_of
+from omgoptim.techniques.probe import layer_calls
 from omgoptim.techniques.prune._channels.groups import Group, Place, is_depthwise
 from omgoptim.techniques.prune._latency import layer_benchmark
 from omgoptim.techniques.prune._latency.latency_table import LayerTimes, Side, TimeTable, smooth
@@ -36,9 +36,9 @@ from omgoptim.techniques.prune._latency.layer_benchmark import (
     SizedLayer,
     TimedLayer,
     Times,
-    bench_of,
+    open_bench,
     sides,
-    visits,
+    time_points,
 )
 from omgoptim.techniques.registry import ModuleRun
 
@@ -174,7 +174,7 @@ def measure_layer_times(
             "give a pruning_ratio or target_macs_ratio instead",
         )
     full = {group.name: group.width for group in groups}
-    with bench_of(run) as bench:
+    with open_bench(run) as bench:
         empty = bench.empty_call_ms()
         grids = _fit_to_budget(members, candidates, full, bench, budget_s)
         times = _measure(grids, bench, budget_s, run)
@@ -186,7 +186,7 @@ def measure_layer_times(
 def _input_shapes(module: nn.Module, run: ModuleRun) -> dict[str, Counter[tuple[int, ...]]]:
     """Return the shapes of each layer's calls in one forward at batch 1, for the layers that can be timed."""
     layers = {path: part for path, part in module.named_modules() if isinstance(part, layer_benchmark.KINDS)}
-    return {path: Counter(use.shapes) for path, use in uses_of(module, layers, run, samples=1).items()}
+    return {path: Counter(use.shapes) for path, use in layer_calls(module, layers, run, samples=1).items()}
 
 
 def _members(
@@ -273,7 +273,7 @@ def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: Mod
         if not doubtful or (number >= PASSES and time.perf_counter() > end):
             break
         start = time.perf_counter()
-        for key, ms in visits(doubtful, bench, block_s, run.seed + number, end if number else None).items():
+        for key, ms in time_points(doubtful, bench, block_s, run.seed + number, end if number else None).items():
             times.by_point.setdefault(key, []).append(ms)
         if number == 0:  # what is left of the time goes into longer blocks
             spare = (end - start) / PASSES - (time.perf_counter() - start)

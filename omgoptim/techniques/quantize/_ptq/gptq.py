@@ -29,7 +29,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from omgoptim.errors import DataError
 from omgoptim.techniques.quantize._onnx.program import as_technique_error, open_program
-from omgoptim.techniques.reconstruction.inputs import in_portions
+from omgoptim.techniques.reconstruction.inputs import chunks_by_size
 
 Float = NDArray[np.float32]
 
@@ -218,7 +218,7 @@ def input_hessians(model: ModelProto, widths: Mapping[str, int], batches: Batche
         TechniqueError: the program does not run on the batches.
     """
     hessians: Hessians = {}
-    for names in in_portions(widths, lambda name: 4 * widths[name] ** 2, MAX_PASS_BYTES):
+    for names in chunks_by_size(widths, lambda name: 4 * widths[name] ** 2, MAX_PASS_BYTES):
         hessians |= _one_pass(model, {name: widths[name] for name in names}, batches, threads)
     for name, h_KK in hessians.items():
         if not np.isfinite(h_KK).all():

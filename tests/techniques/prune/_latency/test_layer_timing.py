@@ -168,7 +168,7 @@ def test_a_layer_that_is_called_twice_costs_twice(
     def one_ms(points: list[SizedLayer], *_: object) -> dict[object, float]:
         return {point.key: 1.0 for point in points}
 
-    monkeypatch.setattr(layer_times, "visits", one_ms)
+    monkeypatch.setattr(layer_times, "time_points", one_ms)
     table = measure_layer_times(module, [STEM, HIDDEN], run_on("torch_eager", module, tmp_path), 3, budget_s=1.0)
     assert {layer.path: layer.ms[-1][-1] for layer in table.layers} == pytest.approx(
         {"stem": 1, "depthwise": 1, "hidden": 2, "head": 1}
