@@ -65,7 +65,7 @@ class Probe:
 
     args: tuple[Tensor, ...]
     kwargs: dict[str, Tensor]
-    others: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
+    further_calls: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
     """Further calls: samples for which other layers run than for the batch."""
 
     @staticmethod
@@ -87,7 +87,7 @@ class Probe:
         with evaluation_mode(module), quiet_output(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
-                results = [module(*args, **kwargs) for args, kwargs in ((self.args, self.kwargs), *self.others)]
+                results = [module(*args, **kwargs) for args, kwargs in ((self.args, self.kwargs), *self.further_calls)]
             except Exception as error:  # whatever a user's forward raises once widths have changed
                 raise DoesNotRun(error_location(error)) from error
         return [leaf for result in results for leaf in flatten(result) if isinstance(leaf, Tensor)]
@@ -118,13 +118,13 @@ def layer_calls(
     """
     shapes: dict[str, list[tuple[int, ...]]] = {}
     sources: dict[str, list[int]] = {}
-    seen: list[Tensor] = []  # kept, so that no two inputs get the same address
+    inputs_seen: list[Tensor] = []  # kept, so that no two inputs get the same address
 
     def record(path: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             values = inputs[0] if inputs else kwargs["input"]
-            same = next((n for n, known in enumerate(seen) if known is values), len(seen))
-            seen.append(values)
+            same = next((n for n, earlier in enumerate(inputs_seen) if earlier is values), len(inputs_seen))
+            inputs_seen.append(values)
             shapes.setdefault(path, []).append(tuple(values.shape))
             sources.setdefault(path, []).append(same)
 
@@ -196,9 +196,9 @@ def replacement_refusal(layer: nn.Linear | _ConvNd) -> Refusal | None:
     """Return why another layer in this one's place would not do what it does; None if it would."""
     if layer._parameters.get("weight") is None:
         return Refusal(f"its weight is computed from other parameters {FOLD}", "unsupported")
-    plain = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, _ConvNd) if isinstance(layer, kind))
+    torch_class = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, _ConvNd) if isinstance(layer, kind))
     for name in ("forward", "_conv_forward"):
-        if name in vars(layer) or getattr(type(layer), name, None) is not getattr(plain, name, None):
+        if name in vars(layer) or getattr(type(layer), name, None) is not getattr(torch_class, name, None):
             return Refusal(f"{type(layer).__name__} overrides forward", "unsupported")
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
         reason = "it has hooks, which its replacement would not have"

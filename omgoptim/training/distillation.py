@@ -327,12 +327,12 @@ def _labels(output: Tensor, scores: ClassScores, targets: Any) -> Tensor:
     rows = output.numel() // (scores.classes if scores.axis is not None else 1)
     if isinstance(targets, Tensor) and not targets.is_floating_point() and targets.numel() == rows:
         return targets
-    got = f"integer targets {tuple(targets.shape)}" if isinstance(targets, Tensor) else "no labels"
+    given = f"integer targets {tuple(targets.shape)}" if isinstance(targets, Tensor) else "no labels"
     if isinstance(targets, Tensor) and targets.is_floating_point():
-        got = f"float targets {tuple(targets.shape)}"
+        given = f"float targets {tuple(targets.shape)}"
     raise DataError(
         "decoupled distillation (dkd) needs the label of each row",
-        f"given are {got} for outputs of shape {tuple(output.shape)}",
+        f"given are {given} for outputs of shape {tuple(output.shape)}",
         "use output loss hinton, which needs none, or give integer labels",
     )
 

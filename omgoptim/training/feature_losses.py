@@ -166,10 +166,14 @@ class FeatureLoss(nn.Module):
     def capturing(self, student: nn.Module, teacher: nn.Module) -> Iterator[Features]:
         """Capture both modules' features in their last forward within the block; the hooks are removed afterwards."""
         with (
-            capture_outputs(student, [(one.path, one.side) for one, _ in self.pairs]) as own,
-            capture_outputs(teacher, [(other.path, other.side) for _, other in self.pairs]) as theirs,
+            capture_outputs(
+                student, [(student_place.path, student_place.side) for student_place, _ in self.pairs]
+            ) as student_features,
+            capture_outputs(
+                teacher, [(teacher_place.path, teacher_place.side) for _, teacher_place in self.pairs]
+            ) as teacher_features,
         ):
-            yield Features(own, theirs)
+            yield Features(student_features, teacher_features)
 
     def forward(self, captured: Features, real: Tensor | None = None) -> Tensor:
         """Return the distance, without its weight: a scalar with the gradient of the student's features.
@@ -186,9 +190,9 @@ class FeatureLoss(nn.Module):
         return total if self.method == "minilm" else total / len(distances)
 
     def _distance(self, index: int, captured: Features, real: Tensor | None) -> Tensor:
-        one, other = self.pairs[index]
-        student = _values(captured.student, one, "student")
-        teacher = _values(captured.teacher, other, "teacher").detach()
+        student_place, teacher_place = self.pairs[index]
+        student = _values(captured.student, student_place, "student")
+        teacher = _values(captured.teacher, teacher_place, "teacher").detach()
         if self.method == "relational":
             return relational_distance(_pooled(student, real), _pooled(teacher, real))
         if self.method == "minilm":

@@ -41,14 +41,14 @@ MAX_FEATURES = 8192
 
 
 def reconstruct_channels(
-    module: nn.Module, before: nn.Module, left: Mapping[tuple[str, str], Tensor], run: ModuleRun
+    module: nn.Module, before: nn.Module, remaining: Mapping[tuple[str, str], Tensor], run: ModuleRun
 ) -> list[str]:
     """Fit every layer of `module` that lost inputs to its outputs in `before`.
 
     Args:
         module: the smaller model; its weights are changed.
         before: the same model before the removal; not changed.
-        left: side of a layer to the remaining positions of those that it had in `before`.
+        remaining: side of a layer to the remaining positions of those that it had in `before`.
         run: how both are called, and the batches to fit on.
 
     Returns:
@@ -56,12 +56,12 @@ def reconstruct_channels(
     """
     lost = [
         path
-        for (path, side), kept in left.items()
+        for (path, side), kept in remaining.items()
         if side == "in"
         and _can_be_fitted(layer := before.get_submodule(path))
         and len(kept) < (width_of(layer, "in") or 0)
     ]
-    outputs = {path: left.get((path, "out")) for path in lost}
+    outputs = {path: remaining.get((path, "out")) for path in lost}
     fit = LayerFit(
         lambda _layer, gram, cross: ridge(gram, cross, CHANNEL_DAMPING), min_rows=10_000, rows_per_feature=10
     )

@@ -94,8 +94,8 @@ def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iter
                 raise TechniqueError("the saliency cannot be computed", why)
             found = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
         run.progress("gradients", (done + 1) / total)
-        reached = ((w.path, g) for w, g in zip(weights, found, strict=False) if g is not None)
-        yield {path: g.detach() for path, g in reached if bool(g.any())}  # an expert without samples has zeros
+        with_gradient = ((w.path, g) for w, g in zip(weights, found, strict=False) if g is not None)
+        yield {path: g.detach() for path, g in with_gradient if bool(g.any())}  # an expert without samples has zeros
 
 
 @contextmanager

@@ -110,10 +110,10 @@ def keep_only(
         TechniqueError: nothing could be removed.
     """
     before = copy.deepcopy(module)
-    outcome, left = remove_with_positions(module, groups, keep, run)
+    outcome, remaining = remove_with_positions(module, groups, keep, run)
     if not (params.reconstruct and run.real):
         return outcome
-    fitted = reconstruct_channels(module, before, left, run)
+    fitted = reconstruct_channels(module, before, remaining, run)
     layers = "1 layer with pruned inputs was" if len(fitted) == 1 else f"{len(fitted)} layers with pruned inputs were"
     note = f"{layers} fitted by least squares to the unpruned outputs; no labels were used."
     return replace(outcome, notes=[*outcome.notes, note]) if fitted else outcome

@@ -43,8 +43,8 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
     for weight in selected.weights:
         rows = wanda(to_rows(weight.parameter.detach(), weight.layer), norms[weight.path])
         scores[weight.path] = from_rows(rows, weight.layer, tuple(weight.parameter.shape))
-    what = f"magnitude x input norm, {params.scope.replace('_', ' ')}"
-    target = SparsityTarget(params.sparsity, params.scope, what, spare_small=not params.targets)
+    score_name = f"magnitude x input norm, {params.scope.replace('_', ' ')}"
+    target = SparsityTarget(params.sparsity, params.scope, score_name, spare_small=not params.targets)
     return zero_and_reconstruct(module, selected, scores, target, params, run)
 
 

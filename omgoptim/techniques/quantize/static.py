@@ -63,8 +63,8 @@ def variants(params: Static, source: Path) -> list[Static]:
         return [params]
     if has_attention(load(source, weights=False)):
         return [params.model_copy(update={"algorithm": "nncf"})]
-    plain = [params.model_copy(update={"algorithm": "onnxruntime"})]
-    return [*plain, params.model_copy(update={"algorithm": "nncf"})] if backends.has_nncf() else plain
+    onnxruntime = [params.model_copy(update={"algorithm": "onnxruntime"})]
+    return [*onnxruntime, params.model_copy(update={"algorithm": "nncf"})] if backends.has_nncf() else onnxruntime
 
 
 @technique(Static, runtimes=("onnxruntime", "openvino"), needs_data=True, source="arXiv:1712.05877")

@@ -111,10 +111,10 @@ def fit_in_order(
     for stage in chunks_by_size(tasks, lambda task: task.target_size, MAX_TARGET_VALUES):
         targets: dict[str, _Target] = {}
 
-        def remember(task: _Task, layer: nn.Module, _: Any, given: Tensor, into: dict[str, _Target] = targets) -> None:
-            rows = _without_channels(layer, given).numel()
+        def remember(task: _Task, layer: nn.Module, _: Any, output: Tensor, into: dict[str, _Target] = targets) -> None:
+            rows = _without_channels(layer, output).numel()
             if rows and (rows == task.probed_rows or not rows % call.samples):
-                into[task.path] = _sample_rows(layer, given, task, real, run.seed)
+                into[task.path] = _sample_rows(layer, output, task, real, run.seed)
 
         def solve(task: _Task, layer: nn.Module, read: Tensor, _: Any, of: dict[str, _Target] = targets) -> None:
             run.progress(f"fitting {task.path}", len(fitted) / len(tasks))
@@ -131,7 +131,7 @@ def _forward(
     module: nn.Module,
     call: Probe,
     tasks: list[_Task],
-    do: Callable[[_Task, nn.Module, Any, Any], None],
+    action: Callable[[_Task, nn.Module, Any, Any], None],
     *,
     before: bool,
 ) -> None:
@@ -139,7 +139,7 @@ def _forward(
 
     def hook(task: _Task) -> Hook:
         def act(layer: nn.Module, read: Any, output: Any) -> None:
-            do(task, layer, read, output)
+            action(task, layer, read, output)
             if task is tasks[-1]:
                 raise StopForward
 
@@ -176,8 +176,8 @@ def _axis(layer: nn.Module) -> int:
     return -1 if isinstance(layer, nn.Linear) else 1
 
 
-def _without_channels(layer: nn.Module, given: Tensor) -> torch.Size:
-    return given.select(_axis(layer), 0).shape
+def _without_channels(layer: nn.Module, output: Tensor) -> torch.Size:
+    return output.select(_axis(layer), 0).shape
 
 
 def _named(call: Probe, run: ModuleRun) -> dict[str, Tensor]:

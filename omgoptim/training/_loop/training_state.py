@@ -162,12 +162,12 @@ class TrainingState:
         highest = max(self.scores)
         if score != highest or self.best_epoch or not math.isfinite(score):
             return score >= highest
-        now = distance_to_original(self.evaluator, self.module)
+        after = distance_to_original(self.evaluator, self.module)
         trained = trained_tensors(self.module)
         put_tensors(self.module, self.best)
         before = distance_to_original(self.evaluator, self.module)
         put_tensors(self.module, trained)
-        return now <= before
+        return after <= before
 
     def checkpoint(self, identity: dict[str, Any]) -> Checkpoint:
         """Return a checkpoint with everything that the further epochs depend on."""

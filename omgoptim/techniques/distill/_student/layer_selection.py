@@ -61,12 +61,12 @@ class LayerSelection:
             before: id of a module to its paths when this was made, as `paths_of` gives them.
             module: the model after some of its layers went.
         """
-        now = paths_of(module)
+        paths_now = paths_of(module)
 
         def follow(globs: list[str]) -> list[str]:
             return [
                 path
-                for layer, paths in now.items()
+                for layer, paths in paths_now.items()
                 if layer in before and any(is_selected([old], globs, []) for old in before[layer])
                 for path in paths
                 if path
@@ -168,9 +168,9 @@ class _Call:
     """The first call of a layer."""
 
     order: int
-    given: torch.Size | None
+    input_shape: torch.Size | None
     """Shape of its first input tensor."""
-    gives: torch.Size | None
+    output_shape: torch.Size | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +180,8 @@ class _Row:
     kind: tuple[Any, ...] | None
     """Return a signature that is equal for repeated units; None for children that the forward does not call."""
     has_weights: bool
-    given: torch.Size | None
-    gives: torch.Size | None
+    input_shape: torch.Size | None
+    output_shape: torch.Size | None
 
     @staticmethod
     def of(children: Sequence[nn.Module], calls: Mapping[int, _Call]) -> _Row:
@@ -189,7 +189,7 @@ class _Row:
         weights = any(_has_parameters(child) for child in children)
         if len(called) < len(children):
             return _Row(None, weights, None, None)
-        return _Row(tuple(_kind(child) for child in children), weights, called[0].given, called[-1].gives)
+        return _Row(tuple(_kind(child) for child in children), weights, called[0].input_shape, called[-1].output_shape)
 
 
 def _has_parameters(layer: nn.Module) -> bool:
@@ -216,7 +216,7 @@ def _calls(module: nn.Module, containers: Mapping[str, list[nn.Module]], run: Mo
 
     def leave(layer: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         call = calls[id(layer)]
-        call.gives = call.gives or _shape(output)
+        call.output_shape = call.output_shape or _shape(output)
 
     children = {id(child): child for each in containers.values() for child in each}
     hooks = [child.register_forward_pre_hook(enter, with_kwargs=True) for child in children.values()]
@@ -290,7 +290,7 @@ def _count_repeats(rows: Sequence[_Row], start: int, length: int) -> int:
     while start + (count + 1) * length <= len(rows):
         unit = rows[start + count * length : start + (count + 1) * length]
         fits = [row.kind for row in unit] == first and None not in first and any(row.has_weights for row in unit)
-        if not fits or unit[0].given is None or unit[0].given != unit[-1].gives:
+        if not fits or unit[0].input_shape is None or unit[0].input_shape != unit[-1].output_shape:
             break
         count += 1
     return count

@@ -91,8 +91,8 @@ def narrow_to(
     """
     before = copy.deepcopy(module) if fit and run.real else None
     counts = [(each, _units(each.width, width, round_to)) for each in narrowing.recurrent]
-    changed, left = narrow_units(module, [(each, count) for each, count in counts if count < each.width])
-    kept_columns = {(path, "in"): columns for path, columns in left.items()}
+    changed, remaining = narrow_units(module, [(each, count) for each, count in counts if count < each.width])
+    kept_columns = {(path, "in"): columns for path, columns in remaining.items()}
     skipped = list(narrowing.skipped)
     keep = most_important(narrowing.groups, narrowing.scores, _widths(module, narrowing, width, round_to))
     if keep:

@@ -68,9 +68,9 @@ COMPRESSIONS_PER_SPEEDUP = (2.0, 4.0)
 
 
 def largest_within(
-    count: Callable[[float], int], goal: float, least: float, most: float = 1.0, power: float = 2
+    count: Callable[[float], int], goal: float, low_end: float, high_end: float = 1.0, power: float = 2
 ) -> tuple[float | None, int]:
-    """Return about the largest x in least..most with count(x) <= goal, and its count; None and count(least) else.
+    """Return about the largest x in range with count(x) <= goal, and its count; None and the least count else.
 
     The bracket is kept: count(low) <= goal < count(high). The first tries are where the curve a + b x^power through its
     ends reaches the goal, then it is halved.
@@ -78,17 +78,17 @@ def largest_within(
     Args:
         count: does not fall with x; called at most `MAX_EVALUATIONS` + 1 times.
         goal: upper bound of the count.
-        least: lower end of x, 0..1.
-        most: upper end of x, 0..1.
+        low_end: lower end of x, 0..1.
+        high_end: upper end of x, 0..1.
         power: exponent of the curve, 2 where parameters go with the square of the width.
     """
     high, low = (
-        round(most * RESOLUTION),
-        round(least * RESOLUTION) - 1,
+        round(high_end * RESOLUTION),
+        round(low_end * RESOLUTION) - 1,
     )  # what fits lies above low, what is too large at high
-    at = {high: count(most)}
+    at = {high: count(high_end)}
     if at[high] <= goal:
-        return most, at[high]
+        return high_end, at[high]
     start, at[0] = 0, 0  # the curve begins at nothing until a count within the goal is known
     for tried in range(MAX_EVALUATIONS):
         if high - low <= 1:
@@ -116,10 +116,10 @@ def _interpolate(low: int, high: int, at: dict[int, int], goal: float, power: fl
     return math.floor(float(raised ** (1 / power)))
 
 
-def _constant_term(near: tuple[int, int], far: tuple[int, int], power: float) -> int:
+def _constant_term(first: tuple[int, int], second: tuple[int, int], power: float) -> int:
     """Return the count at 0 of the curve through two points: the part that does not depend on x."""
-    slope = (far[1] - near[1]) / (float(far[0]) ** power - float(near[0]) ** power)
-    return max(0, int(near[1] - slope * float(near[0]) ** power))
+    slope = (second[1] - first[1]) / (float(second[0]) ** power - float(first[0]) ** power)
+    return max(0, int(first[1] - slope * float(first[0]) ** power))
 
 
 @dataclass(slots=True)
@@ -232,7 +232,7 @@ class _Method:
     """Params at a width or rank ratio in 0..1."""
     power: int = 2
     """Approximate exponent of the number of parameters over the width."""
-    most: float = 1.0
+    max_ratio: float = 1.0
 
 
 def proposals(
@@ -338,7 +338,7 @@ def _largest_within_goal(builder: StudentBuilder, method: _Method, goal: float) 
     def count(x: float) -> int:
         return count_params(builder.build(method.at(x), fit=False)[0])[0]
 
-    x, fewest = largest_within(count, goal, MIN_RATIO, method.most, method.power)
+    x, fewest = largest_within(count, goal, MIN_RATIO, method.max_ratio, method.power)
     if x is None:
         return None, f"its smallest student has {fewest:,} parameters, more than the target of {goal:,.0f}"
     return method.at(x), ""

@@ -115,8 +115,8 @@ def _suffixes(layer: Any) -> Iterator[tuple[int, int, str]]:
     """Yield row index, layer index and the suffix of the parameters' names, for each layer and direction."""
     directions = ["", "_reverse"] if layer.bidirectional else [""]
     for index in range(layer.num_layers):
-        for way, direction in enumerate(directions):
-            yield index * len(directions) + way, index, f"_l{index}{direction}"
+        for direction_index, direction in enumerate(directions):
+            yield index * len(directions) + direction_index, index, f"_l{index}{direction}"
 
 
 def _importance_of_units(module: nn.Module, layer: Any, rows: int, readers: list[Reader]) -> Tensor:

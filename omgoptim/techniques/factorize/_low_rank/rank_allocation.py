@@ -61,8 +61,8 @@ def within_params(options: Sequence[Option], params: int) -> Option | None:
 
 def with_energy(options: Sequence[Option], energy: float, total: float) -> Option | None:
     """Return the option with the fewest parameters that keeps a fraction `energy` of `total`."""
-    most = (1 - energy) * total
-    kept = [option for option in options if option.error <= most * (1 + 1e-9)]
+    max_error = (1 - energy) * total
+    kept = [option for option in options if option.error <= max_error * (1 + 1e-9)]
     return min(kept, key=lambda option: (option.params, option.error)) if kept else None
 
 
@@ -90,9 +90,9 @@ def allocate_ranks(
         TechniqueError: the compression cannot be reached, or not within `COMPRESSION_TOLERANCE`.
     """
     budget = int(total / compression) - elsewhere
-    least = sum(min([layer.params, *(option.params for option in layer.options)]) for layer in layers.values())
-    if least > budget:
-        raise _unreachable(layers, elsewhere, total, compression, least)
+    smallest = sum(min([layer.params, *(option.params for option in layer.options)]) for layer in layers.values())
+    if smallest > budget:
+        raise _unreachable(layers, elsewhere, total, compression, smallest)
     chosen = _descend(layers, budget)
     _spend_remaining(layers, chosen, budget)
     reached = total / (elsewhere + sum(_params(layers[path], index) for path, index in chosen.items()))
@@ -160,11 +160,11 @@ def _spend_remaining(layers: Mapping[str, RankChoice], chosen: dict[str, int], b
     while True:
         gains = []
         for path, index in chosen.items():
-            now = points[path][index]
+            current = points[path][index]
             for point in points[path].values():
-                more = point.params - now.params
-                if 0 < more <= remaining and point.error <= now.error:
-                    gains.append(((now.error - point.error) / more, path, point.index, more))
+                more = point.params - current.params
+                if 0 < more <= remaining and point.error <= current.error:
+                    gains.append(((current.error - point.error) / more, path, point.index, more))
         if not gains:
             return
         _, path, index, more = max(gains)
@@ -173,16 +173,16 @@ def _spend_remaining(layers: Mapping[str, RankChoice], chosen: dict[str, int], b
 
 
 def _unreachable(
-    layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float, least: int
+    layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float, smallest: int
 ) -> TechniqueError:
-    best = total / (elsewhere + least)
+    best = total / (elsewhere + smallest)
     share = elsewhere / total
     reachable = f"{max(1.0, int(best * 0.99 * 100) / 100):g}"
     return TechniqueError(
         f"a compression of {compression:g} cannot be reached: the maximum is {best:.3g}",
         f"{elsewhere:,} of {total:,} parameters ({share:.0%}) are in layers that are not factorized (embeddings, "
         f"norms, layers that no rank makes smaller or, with a latency target, faster); the other {len(layers)} need "
-        f"{least:,} at their smallest ranks",
+        f"{smallest:,} at their smallest ranks",
         f"use target_compression {reachable} or less, or rank_ratio, which counts only the factorized layers",
     )
 

@@ -109,7 +109,7 @@ def _globally_ranked(
 ) -> dict[str, float]:
     """Return the widths after removing the least important units over all groups."""
     widths = {group.name: group.width for group in scope}
-    least = {group.name: _min_width(group, full[group.name], max_layer_ratio) for group in scope}
+    min_widths = {group.name: _min_width(group, full[group.name], max_layer_ratio) for group in scope}
     goal = sum(full[group.name] for group in scope) * (1 - ratio)
     total = sum(widths.values())
     units = [
@@ -120,7 +120,7 @@ def _globally_ranked(
     for _, _, group in sorted(units, key=lambda unit: unit[:2]):
         if total <= goal + 1e-9:
             break
-        if widths[group.name] - group.unit >= least[group.name]:
+        if widths[group.name] - group.unit >= min_widths[group.name]:
             widths[group.name] -= group.unit
             total -= group.unit
     return {name: float(width) for name, width in widths.items()}
@@ -144,7 +144,7 @@ class MacsPrediction:
     """Multiply-accumulates of a module as a function of its groups' widths, from one count at full width."""
 
     def __init__(self, module: nn.Module, groups: Groups, probe: Probe) -> None:
-        self.now, self._by_path = counted_macs(module, probe)
+        self.current, self._by_path = counted_macs(module, probe)
         self._shares: dict[str, dict[str, list[tuple[Group, float]]]] = {}
         """Path, side, and each group's fraction of that side."""
         for group in groups.groups:
@@ -171,17 +171,17 @@ def widths_for_macs(
     groups: Groups,
     scores: Mapping[str, Tensor],
     prediction: MacsPrediction,
-    most: float,
+    max_macs: float,
     widths_at: Callable[[float, int | None], Widths],
     round_to: int | None,
 ) -> Widths:
-    """Return the largest widths whose multiply-accumulates are at most `most`.
+    """Return the largest widths whose multiply-accumulates are at most `max_macs`.
 
     Args:
         groups: of channels that can shrink.
         scores: importance (width,) by group, by which channels are given back while the target is met.
         prediction: predicts multiply-accumulates from widths.
-        most: of one sample.
+        max_macs: of one sample.
         widths_at: widths for a ratio and a `round_to`.
         round_to: what widths are multiples of; None to try the default and smaller ones.
 
@@ -191,31 +191,38 @@ def widths_for_macs(
     found: Widths = {}
     for rounding in FALLBACK_ROUNDINGS if round_to is None else (round_to,):
         low, high = 0.0, 1.0
-        if prediction.at(widths_at(high, rounding)) > most:
+        if prediction.at(widths_at(high, rounding)) > max_macs:
             continue
         for _ in range(30):
             middle = (low + high) / 2
-            if prediction.at(widths_at(middle, rounding)) > most:
+            if prediction.at(widths_at(middle, rounding)) > max_macs:
                 low = middle
             else:
                 high = middle
-        found = _restored_widths(groups, scores, prediction, most, widths_at(high, rounding), widths_at(low, rounding))
-        if prediction.at(found) >= most * (1 - MACS_TOLERANCE):
+        found = _restored_widths(
+            groups, scores, prediction, max_macs, widths_at(high, rounding), widths_at(low, rounding)
+        )
+        if prediction.at(found) >= max_macs * (1 - MACS_TOLERANCE):
             break
     if not found:
-        least = prediction.at(widths_at(1.0, 1 if round_to is None else round_to))
+        min_macs = prediction.at(widths_at(1.0, 1 if round_to is None else round_to))
         raise TechniqueError(
-            f"the target of {most:,.0f} MACs cannot be reached",
-            f"pruned as far as max_layer_ratio allows, the model has {least:,.0f} of its {prediction.now:,} MACs",
+            f"the target of {max_macs:,.0f} MACs cannot be reached",
+            f"at the limit of max_layer_ratio, the model has {min_macs:,.0f} of its {prediction.current:,} MACs",
             "raise max_layer_ratio, select more layers with targets, or raise target_macs_ratio",
         )
     return found
 
 
 def _restored_widths(
-    groups: Groups, scores: Mapping[str, Tensor], prediction: MacsPrediction, most: float, narrow: Widths, wide: Widths
+    groups: Groups,
+    scores: Mapping[str, Tensor],
+    prediction: MacsPrediction,
+    max_macs: float,
+    narrow: Widths,
+    wide: Widths,
 ) -> Widths:
-    """Return the narrow widths, with the groups of most importance at their wide one as far as `most` allows."""
+    """Return the narrow widths, with the groups of most importance at their wide one as far as `max_macs` allows."""
 
     def regained(group: Group) -> float:
         ranked = scores[group.name].sort(descending=True).values
@@ -224,6 +231,6 @@ def _restored_widths(
     widths = dict(narrow)
     for group in sorted(groups.groups, key=regained, reverse=True):
         tried = widths | {group.name: wide[group.name]}
-        if prediction.at(tried) <= most:
+        if prediction.at(tried) <= max_macs:
             widths = tried
     return widths

@@ -147,8 +147,8 @@ def _is_empty(inputs: Any) -> bool:
 
 def covering(module: nn.Module, run: ModuleRun) -> tuple[Probe, Coverage]:
     """Return a probe on two samples and one per execution path, and the coverage."""
-    known = coverage(module, run)
-    return replace(Probe.of(run), others=tuple(known.execution_paths)), known
+    layer_coverage = coverage(module, run)
+    return replace(Probe.of(run), further_calls=tuple(layer_coverage.execution_paths)), layer_coverage
 
 
 def _one_by_one(run: ModuleRun) -> Iterator[Call]:
@@ -179,7 +179,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
         TechniqueError: a glob names no layer, or the model cannot be traced.
     """
     refuse_unknown((*params.targets, *params.ignore), [path for path, _ in module.named_modules() if path])
-    probe, known = covering(module, run)
+    probe, layer_coverage = covering(module, run)
     try:
         probe.outputs(module)
     except DoesNotRun as error:
@@ -188,7 +188,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
     claimed = frozenset().union(*(attention.claimed for attention in attentions))
     candidates: list[Group | _Skipped] = [attention.group for attention in attentions]
     candidates += _channel_groups(module, probe, claimed)
-    skipped += _untraced(module, candidates, known)
+    skipped += _untraced(module, candidates, layer_coverage)
     owners, removal = parameter_owners(module), Removal(module, run, probe)
     groups: list[Group] = []
     for index, found in enumerate(candidates):
@@ -199,7 +199,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
         refusal = (
             exclusion(found, params)
             or why_kept(module, found.places, owners)
-            or known.why_kept(module, found)
+            or layer_coverage.why_kept(module, found)
             or removal.check(found)
         )
         if refusal:
@@ -210,14 +210,14 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
     order = {path: index for index, (path, _) in enumerate(module.named_modules())}
     groups.sort(key=lambda group: order[group.name])
     skipped.sort(key=lambda skip: order.get(skip.path, -1))
-    return Groups(groups, skipped, probe.others)
+    return Groups(groups, skipped, probe.further_calls)
 
 
-def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], known: Coverage) -> Iterator[Skip]:
+def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], layer_coverage: Coverage) -> Iterator[Skip]:
     """Return the layers that run only for some samples and that the trace of one batch missed."""
     traced_paths = {place.path for each in candidates if isinstance(each, Group) for place in each.places}
     traced_paths |= {each.path for each in candidates if isinstance(each, _Skipped)}
-    for path, reason in known.partial().items():
+    for path, reason in layer_coverage.partial().items():
         if path not in traced_paths and isinstance(module.get_submodule(path), (_ConvNd, nn.Linear)):
             yield Skip(path=path, reason=reason, kind="not_run")
 
@@ -227,7 +227,7 @@ def _remaining_layers(module: nn.Module, shrinking: set[str], skipped: Sequence[
     named = shrinking | {skip.path for skip in skipped}
     for path, layer in module.named_modules():
         matrix = any(weight is not None and weight.ndim > 1 for weight in layer._parameters.values())
-        if path and matrix and not any(path == one or path.startswith(f"{one}.") for one in named):
+        if path and matrix and not any(path == name or path.startswith(f"{name}.") for name in named):
             yield _OTHER_KIND.skip(path)
 
 
@@ -267,7 +267,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
             yield _unsupported(path, "torch-pruning cannot map its channels to those of the next layers")
         elif reaches_output or not any(place.side == "in" for place in places):
             writers = [place.path for place in places if place.side == "out"]
-            yield from (_Skipped(one.path, OUTPUTS) for one in skips_of_kept(copied, path, writers, OUTPUTS))
+            yield from (_Skipped(skip.path, OUTPUTS) for skip in skips_of_kept(copied, path, writers, OUTPUTS))
         else:
             yield _group(copied, path, width, places)
 

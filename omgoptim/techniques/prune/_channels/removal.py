@@ -60,7 +60,7 @@ def remove_with_positions(
     module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun
 ) -> tuple[Outcome, dict[Key, Tensor]]:
     """Do what `remove` does; return the outcome, and the positions left of each cut side, counted as before."""
-    removal = Removal(module, run, replace(Probe.of(run), others=groups.others))
+    removal = Removal(module, run, replace(Probe.of(run), further_calls=groups.further_calls))
     skipped: list[Skip] = []
     shrinking = [group for group in groups.groups if group.name in keep and len(keep[group.name]) < group.width]
     for index, group in enumerate(shrinking):

@@ -112,8 +112,8 @@ def full_ms(table: TimeTable) -> float:
 def allowed_widths(table: TimeTable, name: str, max_layer_ratio: float) -> tuple[int, ...]:
     """Return the widths of a group when at most `max_layer_ratio` of it, 0..1, is removed; never none."""
     full = table.widths[name]
-    least = full * (1 - max_layer_ratio) - 1e-9
-    return tuple(width for width in table.candidates[name] if width >= least) or (full,)
+    min_width = full * (1 - max_layer_ratio) - 1e-9
+    return tuple(width for width in table.candidates[name] if width >= min_width) or (full,)
 
 
 def min_ms(table: TimeTable, max_layer_ratio: float = 0.9) -> float:
@@ -161,8 +161,8 @@ def next_target(history: Sequence[MeasuredCut], target: float) -> float:
         closest = max(reached)
         span = miss[0] - closest[0]
         return _bounded(min(max(_on_line(miss, closest, goal), closest[0] + 0.1 * span), miss[0] - 0.1 * span))
-    near, next_to = sorted(points, key=lambda point: abs(point[1] - goal))[:2]
-    aim = _on_line(next_to, near, goal)
+    nearest, next_to = sorted(points, key=lambda point: abs(point[1] - goal))[:2]
+    aim = _on_line(next_to, nearest, goal)
     last = min(aim.requested for aim in history)
     return _bounded(min(max(aim, MIN_STEP_RATIO * min(last, miss[0])), 0.98 * miss[0]))
 

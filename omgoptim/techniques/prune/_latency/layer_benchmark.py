@@ -245,8 +245,8 @@ class Bench:
         session, prepared = self._session(program, (1, 1), "float32")
         return min(fastest_block_ms(session, prepared, SHORTEST_BLOCK_S) for _ in range(2))
 
-    def _session(self, thing: Any, shape: tuple[int, ...], dtype: str) -> tuple[Session, Any]:
-        session = ENGINES[self.runtime].open(thing, signature_of(shape, dtype), self.settings)
+    def _session(self, model: Any, shape: tuple[int, ...], dtype: str) -> tuple[Session, Any]:
+        session = ENGINES[self.runtime].open(model, signature_of(shape, dtype), self.settings)
         values = np.random.default_rng(self.seed).standard_normal(shape, dtype=np.float32)
         return session, session.prepare({INPUT: values})
 

@@ -64,14 +64,16 @@ MIN_CALL_SHARE = 0.05
 """Minimum share of its call that a node counts for, however long the empty call took. Chosen: keeps times above 0."""
 
 
-def widths_of(group: Group, count: int, round_to: int | None = None, least: float = MIN_WIDTH) -> tuple[int, ...]:
+def widths_of(
+    group: Group, count: int, round_to: int | None = None, min_fraction: float = MIN_WIDTH
+) -> tuple[int, ...]:
     """Return at most `count` candidate widths of a group, evenly spread, ascending, the last one full.
 
-    Multiples of its unit and of `round_to` (as `Group.step` takes it), from the fraction `least` of its width on. Where
-    that leaves nothing below the full width, multiples of the unit alone.
+    Multiples of its unit and of `round_to` (as `Group.step` takes it), from the fraction `min_fraction` of its width
+    on. Where that leaves nothing below the full width, multiples of the unit alone.
     """
     for step in (group.step(round_to), group.unit):
-        first = step * max(1, math.ceil(group.width * least / step - 1e-9))
+        first = step * max(1, math.ceil(group.width * min_fraction / step - 1e-9))
         steps = list(range(first, group.width, step))
         if steps:
             break
@@ -221,7 +223,7 @@ def _fit_to_budget(
 ) -> list[_Member]:
     """Return the members with as many sizes per side as the budget allows, estimated by one call of each."""
     cost: dict[tuple[Any, ...], float] = {}
-    most = max(MIN_WIDTHS, *(len(widths) for widths in candidates.values()))
+    max_widths = max(MIN_WIDTHS, *(len(widths) for widths in candidates.values()))
     for member in members:
         for shape in member.shapes:
             point = SizedLayer(member.layer, shape, *sides(member.layer))
@@ -230,7 +232,7 @@ def _fit_to_budget(
                 session, prepared = bench.open(point)
                 call_s = session.seconds(prepared, 2)
                 cost[point.key] = time.perf_counter() - start + BLOCKS * max(call_s, SHORTEST_BLOCK_S)
-    for count in range(most, MIN_WIDTHS - 1, -1):
+    for count in range(max_widths, MIN_WIDTHS - 1, -1):
         grids = [_with_grid(member, candidates, full, count) for member in members]
         points = {
             point.key: cost[SizedLayer(member.layer, point.shape, *sides(member.layer)).key]

@@ -35,7 +35,7 @@ class SparsityTarget:
     sparsity: float
     """Fraction of the selected weights that are zero at the end."""
     scope: Scope
-    what: str
+    score_name: str
     """Name of the score, for the report."""
     spare_small: bool
     """True to leave tiny layers dense."""
@@ -62,7 +62,7 @@ def zero_lowest(selection: Selection, scores: Mapping[str, Tensor], target: Spar
         zero_where(weight, mask)
     if selection.zeros <= sum(before):
         raise nothing_zeroed(selection, target.sparsity)
-    return outcome_of(selection, before, target.what, {weights[index].path for index in dense})
+    return outcome_of(selection, before, target.score_name, {weights[index].path for index in dense})
 
 
 def zero_where(weight: Weight, mask: Tensor) -> None:
@@ -71,13 +71,13 @@ def zero_where(weight: Weight, mask: Tensor) -> None:
         weight.parameter.masked_fill_(mask | (weight.parameter == 0), 0.0)
 
 
-def outcome_of(selection: Selection, before: list[int], what: str, dense: set[str]) -> Outcome:
+def outcome_of(selection: Selection, before: list[int], score_name: str, dense: set[str]) -> Outcome:
     """Return the outcome of masking.
 
     Args:
         selection: the weights, as they are now.
         before: zeros of each weight before masking.
-        what: the score, for the report.
+        score_name: the score, for the report.
         dense: paths of weights that were left dense on purpose.
     """
     changed, skipped = [], list(selection.skipped)
@@ -88,7 +88,7 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
             reason = SMALL_REASON.format(share=share) if weight.path in dense else ABOVE_THRESHOLD_REASON
             skipped.append(Skip(path=weight.path, reason=reason, kind="no_benefit"))
             continue
-        what_changed = [what, *(f"shared with {path}" for path, _ in weight.shared)]
+        what_changed = [score_name, *(f"shared with {path}" for path, _ in weight.shared)]
         if weight.count - zeros == 1 and weight.count > 1:
             what_changed.append("one weight kept, so that the layer's output still depends on its input")
         changed.append(
@@ -131,10 +131,10 @@ def _masks(weights: list[Weight], scores: Mapping[str, Tensor], total: int, scop
         fractions = erdos_renyi([tuple(value.shape) for value in values], sparsity)
     else:
         fractions = [sparsity] * len(weights)
-    least = [_zeros(weight) for weight in weights]
-    most = [max(low, _max_zeros(weight, scope)) for weight, low in zip(weights, least, strict=True)]
+    min_zeros = [_zeros(weight) for weight in weights]
+    max_zeros = [max(low, _max_zeros(weight, scope)) for weight, low in zip(weights, min_zeros, strict=True)]
     exact = [fraction * count for fraction, count in zip(fractions, counts, strict=True)]
-    allocated = largest_remainder(exact, total, least, most)
+    allocated = largest_remainder(exact, total, min_zeros, max_zeros)
     if scope == "per_row":
         return [
             _by_row(weight, score, count)
@@ -214,9 +214,11 @@ def row_mask(scores_OI: Tensor, weights_OI: Tensor, count: int) -> Tensor:
     """
     outputs, inputs = weights_OI.shape
     zeros = (weights_OI == 0).sum(1)
-    least = zeros.tolist()
-    most = [max(inputs - 1, already) for already in least]
-    counts = torch.tensor(largest_remainder([count / outputs] * outputs, count, least, most), device=scores_OI.device)
+    min_zeros = zeros.tolist()
+    max_zeros = [max(inputs - 1, already) for already in min_zeros]
+    counts = torch.tensor(
+        largest_remainder([count / outputs] * outputs, count, min_zeros, max_zeros), device=scores_OI.device
+    )
     order = scores_OI.masked_fill(weights_OI == 0, -torch.inf).argsort(dim=1, stable=True)
     ranks = torch.empty_like(order)
     ranks.scatter_(1, order, torch.arange(inputs, device=order.device).expand_as(order).contiguous())

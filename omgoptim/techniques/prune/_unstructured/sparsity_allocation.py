@@ -46,26 +46,26 @@ def erdos_renyi(shapes: Sequence[tuple[int, ...]], sparsity: float) -> list[floa
     return [0.0] * len(shapes)
 
 
-def largest_remainder(shares: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
+def largest_remainder(shares: Sequence[float], total: int, lower: Sequence[int], upper: Sequence[int]) -> list[int]:
     """Return whole numbers near `shares` that add up to `total`, by largest remainder; of equals the first comes first.
 
     Args:
         shares: how many from each, a real number; where the bounds forbid it, the others share the difference in
             proportion to the room that they have.
         total: their sum; taken as near as the bounds allow.
-        least: lower bounds.
-        most: upper bounds, none below its lower bound.
+        lower: lower bounds.
+        upper: upper bounds, none below its lower bound.
     """
-    total = min(max(total, sum(least)), sum(most))
-    exact = [min(max(want, low), high) for want, low, high in zip(shares, least, most, strict=True)]
+    total = min(max(total, sum(lower)), sum(upper))
+    exact = [min(max(want, low), high) for want, low, high in zip(shares, lower, upper, strict=True)]
     gap = total - math.fsum(exact)
-    room = [high - now if gap > 0 else now - low for now, low, high in zip(exact, least, most, strict=True)]
+    room = [high - now if gap > 0 else now - low for now, low, high in zip(exact, lower, upper, strict=True)]
     if math.fsum(room) > 0:
         share = gap / math.fsum(room)
         exact = [now + share * free for now, free in zip(exact, room, strict=True)]
-    counts = [min(max(math.floor(now), low), high) for now, low, high in zip(exact, least, most, strict=True)]
+    counts = [min(max(math.floor(now), low), high) for now, low, high in zip(exact, lower, upper, strict=True)]
     missing = total - sum(counts)
-    free = [index for index, high in enumerate(most) if counts[index] < high]
+    free = [index for index, high in enumerate(upper) if counts[index] < high]
     free.sort(key=lambda index: round(counts[index] - exact[index], 9))
     for index in free[: max(missing, 0)]:
         counts[index] += 1

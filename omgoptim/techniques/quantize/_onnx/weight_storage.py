@@ -168,8 +168,10 @@ def split_gemms(model: ModelProto, nodes: Collection[str]) -> None:
     transposed: dict[str, str] = {}
     rewritten: list[NodeProto] = []
     for node in model.graph.node:
-        plain = [attribute(node, name, default) for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
-        taken = node.op_type == "Gemm" and node.name in nodes and plain == [1.0, 1.0, 0]
+        attributes = [
+            attribute(node, name, default) for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))
+        ]
+        taken = node.op_type == "Gemm" and node.name in nodes and attributes == [1.0, 1.0, 0]
         weight = tensors.get(node.input[1]) if taken else None
         if weight is None or weight.data_type != TensorProto.FLOAT:
             rewritten.append(node)

@@ -180,13 +180,13 @@ def flip_greedily(q_GOK: Tensor, w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_
     diagonal = a_GKK.diagonal(dim1=1, dim2=2)[:, None, :]
     group = torch.arange(groups)[:, None].expand(groups, outputs)
     for _ in range(2 * size):
-        way = torch.where(q > low, -1.0, 1.0).to(q.dtype)
-        change = (2 * way * slope + diagonal).masked_fill(fixed, 0.0)
-        least, at = change.min(-1)
-        better = least < -1e-9
+        direction = torch.where(q > low, -1.0, 1.0).to(q.dtype)
+        change = (2 * direction * slope + diagonal).masked_fill(fixed, 0.0)
+        largest_drop, at = change.min(-1)
+        better = largest_drop < -1e-9
         if not better.any():
             break
-        move = torch.where(better, way.gather(-1, at[..., None])[..., 0], 0.0)
+        move = torch.where(better, direction.gather(-1, at[..., None])[..., 0], 0.0)
         q.scatter_add_(-1, at[..., None], move[..., None])
         slope += move[..., None] * a_GKK[group, at]
     return q

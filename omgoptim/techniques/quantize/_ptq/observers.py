@@ -305,9 +305,9 @@ def _choose_each(
     return chosen
 
 
-def _differ(one: Range, other: Range) -> bool:
-    width = max(one[1] - one[0], other[1] - other[0])
-    return max(abs(one[0] - other[0]), abs(one[1] - other[1])) > 0.01 * width
+def _differ(first: Range, second: Range) -> bool:
+    width = max(first[1] - first[0], second[1] - second[0])
+    return max(abs(first[0] - second[0]), abs(first[1] - second[1])) > 0.01 * width
 
 
 def _spread(bounds: Range, current: Range) -> float:

@@ -76,11 +76,11 @@ def noise_to_signal(reference: Sequence[Sequence[NDArray[Any]]], actual: Sequenc
             (np.asarray(a[index]), np.asarray(b[index])) for a, b in zip(reference, actual, strict=True)
         ):
             finite = np.isfinite(before)
-            expected, given = before[finite].astype(np.float64), after[finite].astype(np.float64)
-            if not np.isfinite(given).all():
+            expected, values = before[finite].astype(np.float64), after[finite].astype(np.float64)
+            if not np.isfinite(values).all():
                 return math.inf
             signal += float(np.square(expected).sum())
-            noise += float(np.square(given - expected).sum())
+            noise += float(np.square(values - expected).sum())
         ratios.append(noise / signal if signal > 0 else (1.0 if noise > 0 else 0.0))
     return float(np.mean(ratios)) if ratios else 0.0
 
@@ -153,14 +153,14 @@ def apply_preset(params: Static, effort: Effort) -> Static:
 
     Resolving again with balanced changes nothing, whatever the effort was.
     """
-    plain = effort == "fast"
+    is_fast = effort == "fast"
     filled: dict[str, object] = {}
-    if params.range_method == "auto" and plain:
+    if params.range_method == "auto" and is_fast:
         filled["range_method"] = "minmax"
     if params.equalize is None:
-        filled["equalize"] = not plain
+        filled["equalize"] = not is_fast
     if params.bias_correction is None:
-        filled["bias_correction"] = not plain
+        filled["bias_correction"] = not is_fast
     if params.rounding == "auto":
         filled["rounding"] = {"fast": "nearest", "balanced": "small_kernels", "best": "adaround"}[effort]
     return params.model_copy(update=filled)

@@ -149,8 +149,8 @@ def test_the_widest_widths_within_some_operations_are_found(run_of: RunOf) -> No
         wanted = target_widths(module, groups, scores, full, Structured(), ratio)
         return round_widths(groups, wanted, full, Structured().max_layer_ratio, round_to)
 
-    most = operations.now / 2
+    most = operations.current / 2
     found = widths_for_macs(groups, scores, operations, most, at, None)
     assert 0.98 * most <= operations.at(found) <= most
     with pytest.raises(TechniqueError, match="cannot be reached"):
-        widths_for_macs(groups, scores, operations, operations.now / 500, at, None)
+        widths_for_macs(groups, scores, operations, operations.current / 500, at, None)

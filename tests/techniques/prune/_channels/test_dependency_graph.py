@@ -77,7 +77,7 @@ def test_a_layer_that_is_called_without_rows_has_not_run(run_of: Any) -> None:
 def test_a_model_without_branches_has_one_way_and_nothing_partial(run_of: Any) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     probe, known = covering(model, run_of(model, [rows(1, -1)]))
-    assert (known.partial(), known.execution_paths, probe.others) == ({}, [], ())
+    assert (known.partial(), known.execution_paths, probe.further_calls) == ({}, [], ())
 
 
 def test_layers_of_a_branch_stay_and_the_rest_is_pruned_for_both_ways(run_of: Any) -> None:
