@@ -156,8 +156,8 @@ def costliest_nodes(times: Sequence[NodeTime], parts: Sequence[GraphNode], top: 
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
-    known = list(counts)
-    return None if None in known else sum(count or 0 for count in known)
+    counts_known = list(counts)
+    return None if None in counts_known else sum(count or 0 for count in counts_known)
 
 
 def anchor_nodes(times: Sequence[EngineNode], parts: Sequence[GraphNode]) -> list[GraphNode | None]:

@@ -114,11 +114,11 @@ class MeasuringServer:
             if elapsed < seconds * WARM_UP_FRACTION and not dropped:
                 kept_from = len(times) + 1
             times.append(clock(prepared, calls))
-        kept = times[kept_from:]
+        counted = times[kept_from:]
         busy = (time.process_time() - began_busy) / max(time.perf_counter() - began, 1e-9)
         idle = max(0.0, 1 - busy / (_core_share() if busy < BUSY_CORE else 1.0))
-        median, slowest = float(np.median(kept)), float(np.quantile(kept, 0.9))
-        return {"p50": median, "p90": slowest, "calls": len(kept) * calls, "idle": idle}
+        median, slowest = float(np.median(counted)), float(np.quantile(counted, 0.9))
+        return {"p50": median, "p90": slowest, "calls": len(counted) * calls, "idle": idle}
 
     def memory(self) -> dict[str, Any]:
         """Return the peak memory so far, in bytes."""

@@ -217,7 +217,7 @@ def lost_classes(
         rows = joined == label
         if paired_interval(before[rows], after[rows])[0] > LOST_RECALL:
             found.append(LostClass(int(label), int(rows.sum()), float(before[rows].mean()), float(after[rows].mean())))
-    return tuple(sorted(found, key=lambda one: one.after - one.before))
+    return tuple(sorted(found, key=lambda lost: lost.after - lost.before))
 
 
 def _resampled(

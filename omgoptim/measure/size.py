@@ -196,9 +196,9 @@ class _Scales:
         """Return names of stored tensors, possibly repeated."""
         from omgoptim.models.onnx_graph import SCALE_INPUTS
 
-        waiting, seen = [weight], {weight, ""}
-        while waiting:
-            name = waiting.pop()
+        queue, visited = [weight], {weight, ""}
+        while queue:
+            name = queue.pop()
             for node in self._readers[name]:
                 if node.op_type == "Mul":
                     yield from self._other_factors(node, name)
@@ -211,9 +211,9 @@ class _Scales:
                 if node.op_type in FOLLOWED or (
                     name == weight and node.op_type in ("MatMulInteger", "ConvInteger", "Gather")
                 ):
-                    fresh = [output for output in node.output if output not in seen]
-                    seen.update(fresh)
-                    waiting += fresh
+                    fresh = [output for output in node.output if output not in visited]
+                    visited.update(fresh)
+                    queue += fresh
 
     def _other_factors(self, node: NodeProto, name: str) -> Iterator[str]:
         """Return the constant factors of a product, and those multiplied or looked up by something else."""

@@ -143,7 +143,7 @@ def _with_indices(
 
 def _slowest_s(launched: Sequence[Sequence[LaunchResult]]) -> float:
     """Return the longest call with the throughput's batch so far, in seconds; 0 if there was none."""
-    times = (one.throughput_p50 for results in launched for one in results)
+    times = (result.throughput_p50 for results in launched for result in results)
     return max((seconds for seconds in times if seconds is not None), default=0.0)
 
 

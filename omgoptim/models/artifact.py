@@ -244,20 +244,20 @@ def _finish(partial: Path, manifest: Manifest, check: OutputCheck, saved: int = 
     """Write the output check and the signed manifest; `saved` are the bytes saved by packing."""
     write_check(partial, check)
     names = [path.relative_to(partial).as_posix() for path in sorted(partial.rglob("*")) if path.is_file()]
-    beside = _beside(names, manifest) | {CHECK}
+    beside = _unopened_files(names, manifest) | {CHECK}
     files = {
         name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)}
         | ({"beside": True} if name in beside else {})
         for name in names
         if name != MANIFEST
     }
-    whole = replace(manifest, files=files)
-    dense = whole.size_bytes + saved if saved and WEIGHTS not in beside else None
-    record = sign_record("artifact", replace(whole, dense_size_bytes=dense).to_json())
+    finished = replace(manifest, files=files)
+    dense = finished.size_bytes + saved if saved and WEIGHTS not in beside else None
+    record = sign_record("artifact", replace(finished, dense_size_bytes=dense).to_json())
     (partial / MANIFEST).write_text(json.dumps(record, indent=1))
 
 
-def _beside(names: Sequence[str], manifest: Manifest) -> set[str]:
+def _unopened_files(names: Sequence[str], manifest: Manifest) -> set[str]:
     """Return the files that the manifest's engine does not open: programs of a module, or the module of a program."""
     module = {RECIPE, WEIGHTS} & set(names)
     if engine_named(manifest.runtime).runs == "lowered":

@@ -111,10 +111,10 @@ def from_callable(
     if not callable(load):
         raise DataError(f"the data is a {type(load).__name__}", "a callable with the argument split is needed")
     called = _by_split(load)
-    how = collation or Collation()
+    collator = collation or Collation()
 
     def read(loaded: Any, split: Split, size: int, shuffled: bool) -> Iterator[RawBatch]:
-        iterator = call_user(f"iterating over the {split} data", limit_s, as_batches, loaded, size, shuffled, how)
+        iterator = call_user(f"iterating over the {split} data", limit_s, as_batches, loaded, size, shuffled, collator)
         while (raw := call_user(f"reading the {split} data", limit_s, next, iterator, None)) is not None:
             yield raw
 
@@ -129,7 +129,7 @@ def from_callable(
             cached.append(loaded)
         yield from read(loaded, "train", size, True)
 
-    return DataSource(batches, epoch, real=True, notes=how.notes)
+    return DataSource(batches, epoch, real=True, notes=collator.notes)
 
 
 def _by_split(load: Callable[..., Any]) -> Callable[[str], Any]:
@@ -163,9 +163,9 @@ def as_batches(
         shuffled: whether a Dataset's samples come in random order; anything else has an order of its own.
         collation: properties of the model.
     """
-    how = collation or Collation()
+    collator = collation or Collation()
     if isinstance(loaded, Dataset):
-        return how.batches(loaded, batch, shuffled and not isinstance(loaded, IterableDataset))
+        return collator.batches(loaded, batch, shuffled and not isinstance(loaded, IterableDataset))
     is_one_batch = isinstance(loaded, tuple) and all(isinstance(item, (torch.Tensor, np.ndarray)) for item in loaded)
     if (
         is_one_batch
@@ -177,9 +177,9 @@ def as_batches(
             "a Dataset, a DataLoader or an iterable of batches is needed",
             "return [(inputs, target)] for one batch, or torch.utils.data.TensorDataset(inputs, target)",
         )
-    if how.are_samples(loaded):
-        how.note("the data's list contains samples without a batch dimension; they were collated into batches")
-        return how.batches(loaded, batch, shuffled)
+    if collator.are_samples(loaded):
+        collator.note("the data's list contains samples without a batch dimension; they were collated into batches")
+        return collator.batches(loaded, batch, shuffled)
     return map(split_target, loaded)
 
 

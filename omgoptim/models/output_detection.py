@@ -148,11 +148,11 @@ def _batch_axis(arrays: Arrays, lengths: Sequence[int]) -> int | None:
     return None
 
 
-def _returns(spec: OutputSpec, given: InputTensor, place: int) -> bool:
+def _returns(spec: OutputSpec, passed: InputTensor, place: int) -> bool:
     """Return whether an output is the next value of an input: same shape, and same name or not the first input."""
-    floating = "float" in given.dtype and len(given.shape) > 1
-    named = spec.name.removesuffix("_out") == given.name
-    return floating and given.shape == spec.shape and (named or place > 0)
+    floating = "float" in passed.dtype and len(passed.shape) > 1
+    named = spec.name.removesuffix("_out") == passed.name
+    return floating and passed.shape == spec.shape and (named or place > 0)
 
 
 def _is_distribution(rows: NDArray[Any], axis: int = -1) -> bool:
@@ -241,8 +241,8 @@ def _fits_classes(output: NDArray[Any], labels: NDArray[Any]) -> bool:
 
 
 def _fits_values(output: NDArray[Any], labels: NDArray[Any]) -> bool:
-    one = [size for size in output.shape if size != 1]
-    return output.ndim > 0 and len(output) == len(labels) and one == [size for size in labels.shape if size != 1]
+    sizes = [size for size in output.shape if size != 1]
+    return output.ndim > 0 and len(output) == len(labels) and sizes == [size for size in labels.shape if size != 1]
 
 
 def _narrowed(

@@ -34,15 +34,15 @@ class Samples:
     def split(self, first: int) -> tuple[Samples, Samples]:
         """Split into the first `first` samples and the others."""
         head, tail = Samples([], []), Samples([], [])
-        left = first
+        remaining = first
         for batch, target in zip(self.batches, self.targets, strict=True):
             size = batch_length(batch)
-            here = min(left, size)
+            here = min(remaining, size)
             for part, window in ((head, slice(0, here)), (tail, slice(here, size))):
                 if window.stop > window.start:
                     part.batches.append({name: array[window] for name, array in batch.items()})
                     part.targets.append(slice_samples(target, window.start, window.stop))
-            left -= here
+            remaining -= here
         return head, tail
 
     def one_by_one(self) -> Samples:

@@ -164,7 +164,7 @@ def keywords_as_names() -> Iterator[None]:
 def quiet_export() -> Iterator[None]:
     """Silence torch's exporters: their progress lines, and remarks on packages that are not needed."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
-    levels = [logger.level for logger in loggers]
+    before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -172,7 +172,7 @@ def quiet_export() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
 
 

@@ -188,7 +188,7 @@ def node_times_of(events: list[dict[str, Any]]) -> list[NodeTime]:
             numbers[name] = _computed_in(kinds[name], event["args"].get("input_type_shape", []))
             nodes.append(event)
         elif event.get("name") == "model_run":
-            calls.append(_own_ms(nodes))
+            calls.append(_self_ms(nodes))
             nodes = []
     return [NodeTime(name, kinds[name], ms, computed_in=numbers[name]) for name, ms in medians(calls[WARM_UP:]).items()]
 
@@ -203,7 +203,7 @@ def _computed_in(kind: str, inputs: list[dict[str, Any]]) -> str | None:
     return next((FLOATS[name] for types in inputs for name in types if name in FLOATS), None)
 
 
-def _own_ms(nodes: list[dict[str, Any]]) -> dict[str, float]:
+def _self_ms(nodes: list[dict[str, Any]]) -> dict[str, float]:
     """Map node name to ms within one call, less the time of nodes inside it; several uses add up."""
     spent: dict[str, float] = {}
     enclosing: list[tuple[str, float]] = []
