@@ -189,10 +189,10 @@ def _rows(
         return keep
 
     def linear(_layer: nn.Module, read: Tensor, output: Tensor) -> None:
-        captured["read"], captured["written"] = read, output
+        captured["input"], captured["output"] = read, output
 
-    student_hooks = {f"{span.kept}.{writer.linear}": linear, **_sum_hook(span.kept, writer, last("ended"))}
-    teacher_hooks = _sum_hook(span.end, writer, last("wanted"))
+    student_hooks = {f"{span.kept}.{writer.linear}": linear, **_sum_hook(span.kept, writer, last("sum"))}
+    teacher_hooks = _sum_hook(span.end, writer, last("teacher_sum"))
     with (
         forward_hooks(module, student_hooks),
         forward_hooks(teacher, teacher_hooks),
@@ -204,4 +204,6 @@ def _rows(
                 run_until_stopped(each, args, kwargs)
             named = dict(zip(run.signature.input_names, (*args, *kwargs.values()), strict=True))
             real = padding_mask(named)
-            yield tuple(unpadded_rows(captured[name], real).float() for name in ("read", "written", "ended", "wanted"))
+            yield tuple(
+                unpadded_rows(captured[name], real).float() for name in ("input", "output", "sum", "teacher_sum")
+            )

@@ -224,16 +224,16 @@ def _range_observer(symmetric: bool) -> Any:
     class Observer(UniformQuantizationObserverBase):  # type: ignore[misc]
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
-            self.seen = RangeObserver()
+            self.observer = RangeObserver()
             self.range_method: Method = "minmax"
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if not self.seen.add(x.detach().numpy(), histogram=True):
+            if not self.observer.add(x.detach().numpy(), histogram=True):
                 raise not_finite("an activation")
             return x
 
         def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-            low, high = self.seen.range(self.range_method, symmetric)
+            low, high = self.observer.range(self.range_method, symmetric)
             found: tuple[torch.Tensor, torch.Tensor] = self._calculate_qparams(torch.tensor(low), torch.tensor(high))
             return found
 
