@@ -31,7 +31,7 @@ from omgoptim.models.samples import (
 )
 from omgoptim.models.security.user_code import call_user
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import DOING, OpenedModel, float32_arrays, refuse_nan_samples, stated_batch
+from omgoptim.operations.loaded_model import DOING, InMemoryModel, float32_arrays, refuse_nan_samples, stated_batch
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, Session, SessionSettings
 from omgoptim.runtimes.engine import as_float32, engine_message
@@ -70,7 +70,7 @@ class FirstRun:
 
 
 def first_run(
-    request: ModelRequest, opened: OpenedModel, data: DataSource, threads: int, context: RunContext
+    request: ModelRequest, opened: InMemoryModel, data: DataSource, threads: int, context: RunContext
 ) -> FirstRun:
     """Run the model once on evaluation samples: its signature, and how its outputs depend on labels and batch."""
     raw = data.evaluation(request.samples if data.real else RANDOM_SAMPLES)
@@ -95,7 +95,7 @@ def first_run(
 
 
 def _example_and_signature(
-    opened: OpenedModel, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest, size: int
+    opened: InMemoryModel, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest, size: int
 ) -> tuple[NamedBatch, Signature, list[str]]:
     """Return a synthetic example of `size` samples, the signature from real inputs, and notes."""
     real = repeat_to_size(evaluation, size)

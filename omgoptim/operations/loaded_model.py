@@ -32,7 +32,7 @@ DOING = "running the model once"
 
 
 @dataclass(frozen=True, slots=True)
-class OpenedModel:
+class InMemoryModel:
     """The model in this process: a module, or a program with its signature."""
 
     module: nn.Module | None

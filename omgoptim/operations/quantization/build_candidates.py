@@ -38,6 +38,10 @@ PRECISIONS: dict[type[Params], str] = {
 """Precision recorded in an artifact by technique; OpenVINO computes in bfloat16 only where that is recorded."""
 
 
+STORED = "stored-steps"
+"""Folder of `ProgramRun.stored` in a run's work."""
+
+
 def precision_of(params: Params) -> str:
     """Return the precision of a technique's program; of weight_only it follows from the number of bits."""
     return f"int{params.num_bits}" if isinstance(params, WeightOnly) else PRECISIONS[type(params)]
@@ -93,7 +97,8 @@ class CandidateBuilder:
             refuse_beyond_limit(time.monotonic() - began, limit_s)
             self.context.progress(f"{doing}: {stage}", None)
 
-        run = ProgramRun(self.calibration.batches, scratch, self.seed, loaded.bench.threads, report_stage)
+        batches, threads = self.calibration.batches, loaded.bench.threads
+        run = ProgramRun(batches, scratch, self.seed, threads, report_stage, self.context.work / STORED)
         try:
             if spec.is_lowered:
                 return BuiltCandidate(spec, folder, build_lowered(spec.params, folder, loaded, run, self.program.path))

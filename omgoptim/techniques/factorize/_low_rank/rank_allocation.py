@@ -18,7 +18,7 @@ from torch import nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
-from omgoptim.techniques.factorize._low_rank.problem import Option, empty_block
+from omgoptim.techniques.factorize._low_rank.problem import RankOption, empty_block
 from omgoptim.techniques.probe import layer_calls
 from omgoptim.techniques.prune._latency.layer_benchmark import fastest_block_ms, open_bench
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
@@ -34,7 +34,7 @@ class RankChoice:
 
     params: int
     """Parameters of the dense layer."""
-    options: tuple[Option, ...]
+    options: tuple[RankOption, ...]
     """Smaller options."""
     losses: tuple[float, ...]
     """Loss of each option, in units that are comparable between layers; 0 for the dense layer."""
@@ -53,22 +53,22 @@ class _Point:
     """Cost of an option; -1 is the dense layer."""
 
 
-def within_params(options: Sequence[Option], params: int) -> Option | None:
+def within_params(options: Sequence[RankOption], params: int) -> RankOption | None:
     """Return the option of least loss with at most so many parameters; the smaller of equals."""
     fitting = [option for option in options if option.params <= params]
     return min(fitting, key=lambda option: (option.error, option.params)) if fitting else None
 
 
-def with_energy(options: Sequence[Option], energy: float, total: float) -> Option | None:
+def with_energy(options: Sequence[RankOption], energy: float, total: float) -> RankOption | None:
     """Return the option with the fewest parameters that keeps a fraction `energy` of `total`."""
     max_error = (1 - energy) * total
     kept = [option for option in options if option.error <= max_error * (1 + 1e-9)]
     return min(kept, key=lambda option: (option.params, option.error)) if kept else None
 
 
-def pareto(options: Sequence[Option]) -> list[Option]:
+def pareto(options: Sequence[RankOption]) -> list[RankOption]:
     """Return the Pareto-optimal options in parameters and error, the smallest first."""
-    best: list[Option] = []
+    best: list[RankOption] = []
     for option in sorted(options, key=lambda option: (option.params, option.error)):
         if not best or option.error < best[-1].error:
             best.append(option)
@@ -77,7 +77,7 @@ def pareto(options: Sequence[Option]) -> list[Option]:
 
 def allocate_ranks(
     layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float
-) -> dict[str, Option]:
+) -> dict[str, RankOption]:
     """Return the option of each layer that is factorized, by path.
 
     Args:
@@ -240,13 +240,13 @@ def measure_times(
     return timed
 
 
-def options_to_measure(options: Sequence[Option]) -> list[Option]:
+def options_to_measure(options: Sequence[RankOption]) -> list[RankOption]:
     """Return the options to measure, from the smallest to the largest, evenly spread."""
     places = sorted({round(place) for place in np.linspace(0, len(options) - 1, MAX_MEASURED_RANKS)})
     return [options[place] for place in places]
 
 
-def with_times(choice: RankChoice, picked: Sequence[Option], times: RankTimes) -> RankChoice:
+def with_times(choice: RankChoice, picked: Sequence[RankOption], times: RankTimes) -> RankChoice:
     """Return the options that are faster than the layer, with times that never fall as parameters grow."""
     rising = np.maximum.accumulate(times.ranks_ms)
     interpolated = np.interp([o.params for o in choice.options], [o.params for o in picked], rising)
@@ -266,7 +266,7 @@ def with_times(choice: RankChoice, picked: Sequence[Option], times: RankTimes) -
 
 
 def measure_options(
-    layer: DenseLayer, picked: Sequence[Option], shapes: Sequence[tuple[int, ...]], run: ModuleRun
+    layer: DenseLayer, picked: Sequence[RankOption], shapes: Sequence[tuple[int, ...]], run: ModuleRun
 ) -> RankTimes:
     """Return the milliseconds of the layer and of the blocks in its place, summed over its calls in one forward."""
     timed: list[nn.Module] = [layer, *(empty_block(layer, option) for option in picked)]

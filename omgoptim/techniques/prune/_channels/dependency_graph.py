@@ -69,7 +69,7 @@ which moves its mean.
 
 
 @dataclass(frozen=True, slots=True)
-class Coverage:
+class LayerRuns:
     """Number of samples for which each layer with weights ran."""
 
     samples: int
@@ -106,7 +106,7 @@ class Coverage:
         return None
 
 
-def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
+def coverage(module: nn.Module, run: ModuleRun) -> LayerRuns:
     """Run the module on the first samples of the statistics, one by one; samples on which it fails are left out."""
     layers = {path: layer for path, layer in module.named_modules() if path and layer._parameters}
     runs = dict.fromkeys(layers, 0)
@@ -134,7 +134,7 @@ def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
             for path in ran:
                 runs[path] += 1
             execution_paths.setdefault(frozenset(ran), (args, kwargs))
-    return Coverage(
+    return LayerRuns(
         count, runs, list(execution_paths.values())[:MAX_EXECUTION_PATHS] if len(execution_paths) > 1 else []
     )
 
@@ -145,7 +145,7 @@ def _is_empty(inputs: Any) -> bool:
     return bool(tensors) and not any(tensor.numel() for tensor in tensors)
 
 
-def covering(module: nn.Module, run: ModuleRun) -> tuple[Probe, Coverage]:
+def covering(module: nn.Module, run: ModuleRun) -> tuple[Probe, LayerRuns]:
     """Return a probe on two samples and one per execution path, and the coverage."""
     layer_coverage = coverage(module, run)
     return replace(Probe.of(run), further_calls=tuple(layer_coverage.execution_paths)), layer_coverage
@@ -213,7 +213,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
     return Groups(groups, skipped, probe.further_calls)
 
 
-def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], layer_coverage: Coverage) -> Iterator[Skip]:
+def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], layer_coverage: LayerRuns) -> Iterator[Skip]:
     """Return the layers that run only for some samples and that the trace of one batch missed."""
     traced_paths = {place.path for each in candidates if isinstance(each, Group) for place in each.places}
     traced_paths |= {each.path for each in candidates if isinstance(each, _Skipped)}

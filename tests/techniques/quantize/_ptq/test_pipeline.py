@@ -61,7 +61,7 @@ def test_a_restored_layer_has_its_own_weight_again_and_no_bias_that_was_added():
     for tensor in changed.graph.initializer:
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, tensor.name))
     changed.graph.node[0].input.append("new_bias")
-    result = restore_float_layers(changed, model, find_layers(model)[:1])
+    result = restore_float_layers(changed, model, ["first"])
     assert list(result.graph.node[0].input) == ["x", "stem"]
     np.testing.assert_array_equal(weight(result, "stem"), weight(model, "stem"))
     np.testing.assert_array_equal(weight(result, "wide"), weight(changed, "wide"))
@@ -307,3 +307,41 @@ def test_the_noise_of_outputs_is_in_decibels():
     want, got = [{"y": np.array([3.0, 4.0])}], [{"y": np.array([3.0, 4.5])}]
     assert sqnr_db(want, got) == pytest.approx(20.0)  # 25 / 0.25
     assert sqnr_db(want, [{"y": np.array([3.0, np.nan])}]) == -np.inf
+
+
+def noisy_batches(seed: int) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((16, 1, 6, 6)).astype(np.float32)} for _ in range(4)]
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_a_program_with_more_layers_in_float_takes_the_steps_that_are_stored(effort, tmp_path):
+    model, batches = chain(), noisy_batches(1)
+    params = apply_preset(Static(algorithm="onnxruntime", targets=["*"]), effort)
+    layers, kept = find_layers(model), []
+    whole, notes = pipeline.quantize(model, batches, PtqTask(layers, params, stored=tmp_path), kept)
+    ignoring = params.model_copy(update={"ignore": ["first"]})
+    less = [layer for layer in layers if layer.node != "first"]
+    mixed, again = pipeline.quantize(model, [], PtqTask(less, ignoring, stored=tmp_path), [])  # needs no samples
+    assert again == notes
+    before, after = stored_weights(whole), stored_weights(mixed)
+    assert after.keys() == before.keys() - {"first"}
+    for node, one in after.items():
+        np.testing.assert_array_equal(one.integers, before[node].integers)
+    wanted = outputs(model, noisy_batches(2), 1)
+    lost = [sqnr_db(wanted, outputs(one, noisy_batches(2), 1)) for one in (whole, mixed)]
+    assert lost[1] > lost[0] + 0.5
+
+
+def test_steps_for_fewer_layers_or_other_params_are_not_taken(tmp_path):
+    model, layers = chain(), find_layers(chain())
+    ignoring = PLAIN.model_copy(update={"ignore": ["third"]})
+    pipeline.quantize(model, noisy_batches(1), PtqTask(layers[:2], ignoring, stored=tmp_path))
+    whole, _ = pipeline.quantize(model, noisy_batches(1), PtqTask(layers, PLAIN, stored=tmp_path))
+    assert "third" in stored_weights(whole)
+    symmetric = PLAIN.model_copy(update={"symmetric": True})
+    plain, stored = (
+        pipeline.quantize(model, noisy_batches(1), PtqTask(layers, symmetric, stored=folder))[0]
+        for folder in (None, tmp_path)
+    )
+    assert stored == plain
