@@ -283,16 +283,12 @@ def _methods_with_goals(
     elif auto.keep_layers is not None:
         for method in _methods(builder, auto, 1.0):
             for width in PLAIN_WIDTHS if method.power > 1 else (1.0,):
-                yield _Method(f"{method.name}, width {width:g}", partial(_at_width, method, width)), None
+                yield _Method(f"{method.name}, width {width:g}", lambda _, at=method.at, width=width: at(width)), None
     else:
         for times in COMPRESSIONS_PER_SPEEDUP:
             target = times * (auto.target_speedup or 1.0)
             for method in _methods(builder, auto, target):
                 yield method, total / target
-
-
-def _at_width(method: _Method, width: float, _: float) -> Derived:
-    return method.at(width)
 
 
 def _methods(builder: StudentBuilder, auto: Auto, compression: float) -> Iterator[_Method]:
