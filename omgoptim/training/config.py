@@ -49,7 +49,7 @@ MOMENTUM = 0.9
 ONE_CYCLE_RISE = 0.3
 """Minimum rising fraction of a one_cycle schedule: `pct_start` of torch's OneCycleLR."""
 
-START, END = 25.0, 1e4
+DIV_FACTOR, FINAL_DIV_FACTOR = 25.0, 1e4
 """`div_factor` and `final_div_factor` of torch's OneCycleLR."""
 
 
@@ -222,9 +222,11 @@ def lr_factor(config: TrainingConfig, steps: int) -> Callable[[int], float]:
 def _one_cycle(step: int, steps: int, rise: float) -> float:
     top = rise * steps - 1
     if step <= top and top > 0:
-        return _between(1 / START, 1.0, step / top)
+        return _between(1 / DIV_FACTOR, 1.0, step / top)
     fall = steps - 1 - max(top, 0.0)
-    return _between(1.0, 1 / START / END, min((step - max(top, 0.0)) / fall, 1.0) if fall > 0 else 0.0)
+    return _between(
+        1.0, 1 / DIV_FACTOR / FINAL_DIV_FACTOR, min((step - max(top, 0.0)) / fall, 1.0) if fall > 0 else 0.0
+    )
 
 
 def _between(start: float, end: float, done: float) -> float:

@@ -26,7 +26,9 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import Selectio
 from omgoptim.techniques.prune._unstructured.saliency import input_norms, wanda
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
-UNSEEN = "no inputs of its weight were seen: it did not run, or another layer reads it; method magnitude can prune it"
+INPUTS_NOT_SEEN = (
+    "no inputs of its weight were seen: it did not run, or another layer reads it; method magnitude can prune it"
+)
 
 
 @module_technique(Wanda, needs_data=True, source="arXiv:2306.11695")
@@ -61,4 +63,4 @@ def with_input_norms(selection: Selection, norms: Mapping[str, Tensor]) -> Selec
             + ", ".join(weight.path for weight in selection.weights[:5]),
             "use method magnitude",
         )
-    return selection.only(norms, UNSEEN)
+    return selection.only(norms, INPUTS_NOT_SEEN)

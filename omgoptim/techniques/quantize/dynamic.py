@@ -35,7 +35,7 @@ from omgoptim.techniques.quantize._onnx.program import (
     no_layer_left,
     outcome,
 )
-from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, store_recurrent
+from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED_AS_INT8, store_recurrent
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 CONV_REASON = "a dynamic int8 convolution is slower than float in ONNX Runtime; use scheme static (needs data)"
@@ -72,7 +72,7 @@ def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outco
     quantize_embeddings(quantized, chosen, per_channel, params.embedding_bits)
     remaining = [layer for layer in chosen if any(layer.node == node.name for node in quantized.graph.node)]
     store_recurrent(quantized, remaining, per_channel)
-    stored = dict.fromkeys((layer.node for layer in remaining if layer.op in RECURRENT), STORED)
+    stored = dict.fromkeys((layer.node for layer in remaining if layer.op in RECURRENT), STORED_AS_INT8)
     precision = f"int8 weight {params.granularity.replace('_', ' ')}, 8-bit activations quantized at run time"
     result = outcome(before, chosen, quantized, REASONS, precision, stored)
     if not result.changed:

@@ -36,7 +36,7 @@ from omgoptim.techniques.quantize._onnx.weight_storage import (
     MAX_FLOAT_BYTES,
     OPSET,
     RECURRENT,
-    STORED,
+    STORED_AS_INT8,
     packed_tensors,
     split_gemms,
     store_recurrent,
@@ -99,7 +99,7 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
     precisions, improved = _pack(model, chosen, sizes, params, fitted, held_out)
     quantize_embeddings(model, chosen, per_row=True, num_bits=params.embedding_bits)
     store_recurrent(model, chosen)
-    precisions |= {layer.node: STORED for layer in chosen if layer.op in RECURRENT}
+    precisions |= {layer.node: STORED_AS_INT8 for layer in chosen if layer.op in RECURRENT}
     result = outcome(before, chosen, model, REASONS, f"int{params.num_bits} weight", precisions)
     if not result.changed:
         raise no_layer_left("weight-only quantization", before, chosen) or _nothing_changed(chosen)

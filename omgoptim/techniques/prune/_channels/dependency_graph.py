@@ -50,7 +50,7 @@ from omgoptim.techniques.prune._channels.groups import (
     why_kept,
     width_of,
 )
-from omgoptim.techniques.prune._channels.removal import OUTPUTS, Removal
+from omgoptim.techniques.prune._channels.removal import MODEL_OUTPUTS, Removal
 from omgoptim.techniques.registry import ModuleRun, Refusal
 
 _OTHER_KIND = Refusal("only Linear layers and convolutions are narrowed, with what depends on them", "unsupported")
@@ -267,7 +267,9 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
             yield _unsupported(path, "torch-pruning cannot map its channels to those of the next layers")
         elif reaches_output or not any(place.side == "in" for place in places):
             writers = [place.path for place in places if place.side == "out"]
-            yield from (_Skipped(skip.path, OUTPUTS) for skip in skips_of_kept(copied, path, writers, OUTPUTS))
+            yield from (
+                _Skipped(skip.path, MODEL_OUTPUTS) for skip in skips_of_kept(copied, path, writers, MODEL_OUTPUTS)
+            )
         else:
             yield _group(copied, path, width, places)
 

@@ -32,7 +32,7 @@ from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
 Key = tuple[str, str]
 """Path and side of a layer, or a parameter."""
 
-OUTPUTS = Refusal("its channels are outputs of the model", "model_output")
+MODEL_OUTPUTS = Refusal("its channels are outputs of the model", "model_output")
 DOES_NOT_RUN = "the model does not run with fewer channels"
 NOT_NEEDED = Refusal("no channel was removed: the target does not need it, or round_to keeps all of them", "no_benefit")
 SIZES_FIX = "compute sizes in forward from the tensors (x.flatten(1), x.shape) instead of fixed numbers"
@@ -193,7 +193,7 @@ def _refusal_of(outputs: list[Tensor], expected: list[Tensor], group: Group) -> 
     try:
         error = relative_difference(outputs, expected)
     except ValueError:
-        return OUTPUTS
+        return MODEL_OUTPUTS
     if group.exact and error > tolerance_of(expected):
         return Refusal(
             "removing channels changes the remaining ones: an operation in between mixes channels "

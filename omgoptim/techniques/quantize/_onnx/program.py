@@ -26,7 +26,7 @@ from omgoptim.models.onnx_graph import NIBBLES, OnnxLayer, find_layers, module_p
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.registry import Outcome
 
-REPLACED = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
+INSERTED_SUFFIX = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
 """Suffixes that ONNX Runtime's dynamic quantizer appends to the name of a node that it replaces."""
 
 
@@ -169,7 +169,7 @@ def _restore_scopes(model: ModelProto, source: ModelProto) -> None:
                     known.update(dict.fromkeys((node.name, *node.output), entry.value))
     for graph in graphs(model.graph):
         for node in graph.node:
-            names = (node.name, *node.output, REPLACED.sub("", node.name))
+            names = (node.name, *node.output, INSERTED_SUFFIX.sub("", node.name))
             scopes = next((known[name] for name in names if name in known), None)
             if scopes is not None and not any(entry.key == SCOPES for entry in node.metadata_props):
                 node.metadata_props.add(key=SCOPES, value=scopes)
@@ -237,13 +237,13 @@ def _drop_unused(model: ModelProto) -> None:
     model.opset_import.extend(needed)
 
 
-IGNORED = "excluded by targets or ignore"
+EXCLUDED = "excluded by targets or ignore"
 
-ALREADY = "already quantized in the source program"
+ALREADY_QUANTIZED = "already quantized in the source program"
 
 EMBEDDING = "int{} weight, computed in float"
 
-NOT_TAKEN = "the quantizer kept it in float"
+NOT_QUANTIZED = "the quantizer kept it in float"
 
 REPLACED_SUFFIXES = ("_quant", "_MatMul_quant", "_MatMul", "_quantized_rows")
 """Suffixes that rewrites append to the name of the node they replace."""
@@ -277,16 +277,16 @@ def outcome(
             continue
         seen.add((layer.path, layer.op, layer.weight))
         if layer.is_quantized:
-            skipped.append(Skip(path=layer.path, reason=ALREADY, kind="already_compressed"))
+            skipped.append(Skip(path=layer.path, reason=ALREADY_QUANTIZED, kind="already_compressed"))
         elif written := [quantized[n] for n in (layer.node, *_replaced(layer.node)) if n in quantized]:
             now = (precisions or {}).get(layer.node, precision)
             if layer.op == "Gather":
                 now = EMBEDDING.format(4 if written[0].weight.endswith(f"{NIBBLES}_quantized") else 8)
             changed.append(Change(path=layer.path, what=layer.what, before="float32", after=now))
         elif layer.node not in names:
-            skipped.append(Skip(path=layer.path, reason=IGNORED, kind="excluded"))
+            skipped.append(Skip(path=layer.path, reason=EXCLUDED, kind="excluded"))
         else:
-            skipped.append(Skip(path=layer.path, reason=reasons.get(layer.op, NOT_TAKEN), kind="unsupported"))
+            skipped.append(Skip(path=layer.path, reason=reasons.get(layer.op, NOT_QUANTIZED), kind="unsupported"))
     return Outcome(changed, skipped)
 
 

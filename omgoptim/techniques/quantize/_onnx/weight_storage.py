@@ -128,7 +128,7 @@ def store_rows(model: ModelProto, tensor: TensorProto, stem: str, per_row: bool)
 
 RECURRENT = ("GRU", "LSTM", "RNN")
 
-STORED = "int8 weight on disk, computed in float"
+STORED_AS_INT8 = "int8 weight on disk, computed in float"
 """Description of a recurrent layer's precision, for the report."""
 
 

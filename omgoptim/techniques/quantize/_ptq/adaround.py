@@ -44,11 +44,11 @@ STEPS, RATE = 400, 0.05
 """Steps of Adam and its learning rate for the logits of the rounding. Chosen: AIMET, the authors' code, takes 10,000
 (`default_num_iterations`), each on a batch; here each step sees all samples, as moments."""
 
-BUDGET = 5e11
+MAX_LAYER_MACS = 5e11
 """Limit of the multiply-accumulates of one layer's optimization; beyond it a layer is only flipped. Chosen: 15 s at the
-rate of `CHOOSING_MACS`."""
+rate of `RANGE_SEARCH_MACS`."""
 
-PENALTY, WARM_UP = 0.05, 0.2
+REGULARIZER_WEIGHT, WARM_UP = 0.05, 0.2
 """Weight of the rounding regularizer; share of the steps before it begins. The share is AIMET's `default_warm_start`.
 Its weight of 0.01 (`default_reg_param`) is for an error in the outputs' units; here it is in units of the weights'
 scale and of the inputs' mean energy."""
@@ -61,7 +61,7 @@ DAMPING = 0.01
 uncorrelated.
 """
 
-FLOOR = 1e-6
+MIN_RELATIVE_VARIANCE = 1e-6
 """Minimum variance of an input over its mean square: that of a single patch is 0. Chosen near float32's precision."""
 
 MAX_PATCH = 4608
@@ -104,7 +104,7 @@ def round_weights(
     """
     a_GKK, t_GOK = (torch.from_numpy(array) for array in fit.quadratic(centred))
     w = torch.from_numpy(w_GOK)
-    floor = FLOOR * fit.quadratic(False)[0].diagonal(axis1=1, axis2=2).mean(1) + 1e-30
+    floor = MIN_RELATIVE_VARIANCE * fit.quadratic(False)[0].diagonal(axis1=1, axis2=2).mean(1) + 1e-30
     scale = torch.maximum(a_GKK.diagonal(dim1=1, dim2=2).mean(1), torch.from_numpy(floor))[:, None, None]
     a_GKK = a_GKK / scale + DAMPING * torch.eye(a_GKK.shape[-1], dtype=a_GKK.dtype)
     t_GOK = t_GOK / scale + DAMPING * w
@@ -112,7 +112,7 @@ def round_weights(
     fixed = (w.abs() > highest - 0.5) | (w == w.round())
     sequential = round_sequentially(w, fixed, a_GKK, t_GOK)
     candidates = [nearest] + [flip_greedily(start, w, fixed, a_GKK, t_GOK) for start in (nearest, sequential)]
-    affordable = int(min(steps, BUDGET / (2.0 * t_GOK.numel() * t_GOK.shape[-1])))
+    affordable = int(min(steps, MAX_LAYER_MACS / (2.0 * t_GOK.numel() * t_GOK.shape[-1])))
     if affordable >= max(1, min(steps, 100)):
         soft = optimize_rounding(w, fixed, a_GKK.float(), t_GOK.float(), affordable)
         hard = torch.where(fixed, nearest, w.floor() + (soft >= 0.5)).clamp(-highest, highest)
@@ -161,7 +161,7 @@ def optimize_rounding(w: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor, st
             progress = (step / steps - WARM_UP) / (1 - WARM_UP)
             if progress > 0:
                 beta = BETA_TO + (BETA_FROM - BETA_TO) * 0.5 * (1 + np.cos(np.pi * progress))
-                loss = loss + PENALTY * (1 - (2 * h - 1).abs().pow(beta)).sum()
+                loss = loss + REGULARIZER_WEIGHT * (1 - (2 * h - 1).abs().pow(beta)).sum()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

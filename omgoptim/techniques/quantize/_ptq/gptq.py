@@ -35,7 +35,7 @@ Float = NDArray[np.float32]
 
 Bytes = NDArray[np.uint8]
 
-SHRINKS: dict[int, tuple[float, ...]] = {4: (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65), 8: ()}
+CLIP_RATIOS: dict[int, tuple[float, ...]] = {4: (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65), 8: ()}
 """Clipping ratios of a group's range that are tried besides 1, by bits: steps of 1/20 as in AWQ's code (llm-awq,
 auto_clip.py, `n_grid`), which goes on to 0.55. With 256 levels rounding is fine enough and nothing is clipped."""
 
@@ -101,7 +101,7 @@ def integers(w: Float, s: Float, z: Float, num_bits: int) -> Float:
 def _quantize_chunk(w_GBN: Float, h_GB1: Float, num_bits: int, symmetric: bool) -> tuple[Bytes, Float, Bytes]:
     s_GN, z_GN = _range(w_GBN, 1.0, num_bits, symmetric)
     error_GN = _error(w_GBN, h_GB1, s_GN, z_GN, num_bits)
-    for shrink in SHRINKS[num_bits]:
+    for shrink in CLIP_RATIOS[num_bits]:
         tried = _range(w_GBN, shrink, num_bits, symmetric)
         s_GN, z_GN, error_GN = _select_better((s_GN, z_GN, error_GN), (*tried, _error(w_GBN, h_GB1, *tried, num_bits)))
     fitted_GN = _fitted_scales(w_GBN, h_GB1, s_GN, z_GN, num_bits)

@@ -5,7 +5,7 @@ when a value falls outside (pairs of bins are merged), so that nothing is read t
 
     minmax          smallest and largest value
     moving_average  mean over batches of the smallest and largest value (arXiv:1712.05877)
-    percentile      the range that leaves `OUTSIDE` of the values out at either end
+    percentile      the range that leaves `CLIPPED_FRACTION` of the values out at either end
     mse             the range of least squared rounding and clipping error at 8 bits
     entropy         the range whose quantized distribution has the least Kullback-Leibler divergence from that of the
                     values (as in TensorRT, here from either end)
@@ -47,10 +47,10 @@ Method = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
 BINS = 8192
 """Histogram bins over [-span, span]: 16 to 32 per step of an 8-bit range, whatever the span was at the start."""
 
-OUTSIDE = 1e-5
+CLIPPED_FRACTION = 1e-5
 """Fraction of the values that `percentile` leaves out at each end: ONNX Runtime's default percentile is 99.999."""
 
-SHRINKS = np.concatenate([np.linspace(1.0, 0.8, 21), np.linspace(0.78, 0.2, 30)])
+RANGE_FRACTIONS = np.concatenate([np.linspace(1.0, 0.8, 21), np.linspace(0.78, 0.2, 30)])
 """Fractions of an extreme tried as a bound. Chosen: steps of 1 % near the extreme, 2 % below; more cost time."""
 
 METHODS: dict[bool, tuple[Method, ...]] = {
@@ -62,7 +62,7 @@ METHODS: dict[bool, tuple[Method, ...]] = {
 TENSORS_TRIED = 64
 """Maximum activations whose range effort `best` chooses one by one, most different first. Chosen by time."""
 
-CHOOSING_MACS = 2e12
+RANGE_SEARCH_MACS = 2e12
 """Limit of the multiply-accumulates of choosing ranges one by one. Chosen: about a minute on two cores."""
 
 
@@ -162,10 +162,10 @@ def compute_ranges(observers: Mapping[str, RangeObserver], method: Method, symme
 
 
 def percentile_range(values: NDArray[np.float64], counts: NDArray[np.float64]) -> Range:
-    """Return the range that leaves `OUTSIDE` of the values out at each end; it holds 0."""
+    """Return the range that leaves `CLIPPED_FRACTION` of the values out at each end; it holds 0."""
     below = np.cumsum(counts) / counts.sum()
-    low = values[np.searchsorted(below, OUTSIDE, side="right")]
-    high = values[min(int(np.searchsorted(below, 1 - OUTSIDE)), len(values) - 1)]
+    low = values[np.searchsorted(below, CLIPPED_FRACTION, side="right")]
+    high = values[min(int(np.searchsorted(below, 1 - CLIPPED_FRACTION)), len(values) - 1)]
     return min(0.0, float(low)), max(0.0, float(high))
 
 
@@ -179,17 +179,17 @@ def search_range(
     """Search the range of least cost: each end is shrunk in turn, twice; both at once if symmetric."""
     if symmetric:
         peak = max(-bounds[0], bounds[1])
-        costs = [cost(values, counts, (-peak * f, peak * f), True) for f in SHRINKS]
-        best = peak * float(SHRINKS[int(np.argmin(costs))])
+        costs = [cost(values, counts, (-peak * f, peak * f), True) for f in RANGE_FRACTIONS]
+        best = peak * float(RANGE_FRACTIONS[int(np.argmin(costs))])
         return -best, best
     low, high = bounds
     for _ in range(2):
         if high > 0:
-            costs = [cost(values, counts, (low, bounds[1] * f), False) for f in SHRINKS]
-            high = bounds[1] * float(SHRINKS[int(np.argmin(costs))])
+            costs = [cost(values, counts, (low, bounds[1] * f), False) for f in RANGE_FRACTIONS]
+            high = bounds[1] * float(RANGE_FRACTIONS[int(np.argmin(costs))])
         if low < 0:
-            costs = [cost(values, counts, (bounds[0] * f, high), False) for f in SHRINKS]
-            low = bounds[0] * float(SHRINKS[int(np.argmin(costs))])
+            costs = [cost(values, counts, (bounds[0] * f, high), False) for f in RANGE_FRACTIONS]
+            low = bounds[0] * float(RANGE_FRACTIONS[int(np.argmin(costs))])
         else:
             break
     return low, high
@@ -283,7 +283,7 @@ def _choose_each(
     tried = sorted((name for name in alternatives if alternatives[name]), key=lambda name: -spread[name])[
         :TENSORS_TRIED
     ]
-    allowed = settings.affordable_runs(CHOOSING_MACS, sum(map(size_of, held_out)))
+    allowed = settings.affordable_runs(RANGE_SEARCH_MACS, sum(map(size_of, held_out)))
     tried = [name for at, name in enumerate(tried) if sum(len(alternatives[n]) for n in tried[: at + 1]) <= allowed]
     chosen = dict(methods)
     best = sqnr_db(reference, outputs(simulated, held_out, settings.threads))

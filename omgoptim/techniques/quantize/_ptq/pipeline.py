@@ -64,14 +64,14 @@ MIN_FLOAT_GAIN_DB = 1.0
 
 COMPARISON_MACS = 5e10
 """Limit of the MACs of one comparison of equalized programs, for which a large network takes fewer samples. Chosen: 1.5
-s at the rate of `CHOOSING_MACS`."""
+s at the rate of `RANGE_SEARCH_MACS`."""
 
 MIN_COMPARISON_SAMPLES = 16
 """Minimum number of samples of such a run, whatever they cost. Chosen: with fewer an SQNR is chance."""
 
 CORRECTION_MACS, ROUNDING_MACS = 1e12, 2e12
 """Limits of the multiply-accumulates of all runs of bias correction and of AdaRound: half a minute and a minute at the
-rate of `CHOOSING_MACS`.
+rate of `RANGE_SEARCH_MACS`.
 """
 
 
