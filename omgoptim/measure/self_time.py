@@ -29,7 +29,7 @@ MAX_CALLS = 1000
 
 
 def module_paths(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield path and module once for every module; one that is used in several places has its first path."""
+    """Return path and module once for every module; one that is used in several places has its first path."""
     return ((path or ROOT, part) for path, part in module.named_modules())
 
 

@@ -193,7 +193,7 @@ class _Scales:
                 self._makers.update(dict.fromkeys(node.output, node))
 
     def of(self, weight: str) -> Iterator[str]:
-        """Return names of stored tensors, possibly repeated."""
+        """Yield names of stored tensors, possibly repeated."""
         from omgoptim.models.onnx_graph import SCALE_INPUTS
 
         queue, visited = [weight], {weight, ""}
@@ -216,7 +216,7 @@ class _Scales:
                     queue += fresh
 
     def _other_factors(self, node: NodeProto, name: str) -> Iterator[str]:
-        """Return the constant factors of a product, and those multiplied or looked up by something else."""
+        """Yield the constant factors of a product, and those multiplied or looked up by something else."""
         for factor in node.input:
             if factor == name:
                 continue

@@ -99,7 +99,7 @@ def kept_children(fresh: nn.Module, changed: nn.Module) -> tuple[nn.Module, dict
 
 
 def _enclosing_modules(module: nn.Module, path: str) -> Iterator[nn.Module]:
-    """Return the modules around a path, the root first."""
+    """Yield the modules around a path, the root first."""
     parts = path.split(".")
     for length in range(len(parts) if path else 0):
         yield module.get_submodule(".".join(parts[:length]))

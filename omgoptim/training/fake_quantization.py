@@ -66,7 +66,7 @@ class IntegerFormats:
 
 
 class _Rounded(torch.autograd.Function):
-    """Return (clamp(round(x / s) + z, low, high) - z) x s, as QuantizeLinear and DequantizeLinear compute it."""
+    """The function (clamp(round(x / s) + z, low, high) - z) x s, as QuantizeLinear and DequantizeLinear compute it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:

@@ -85,7 +85,7 @@ def with_dense(module: nn.Module, blocks: Mapping[str, Block]) -> nn.Module:
 
 
 class _CentredReLU6(nn.ReLU6):
-    """Return ReLU6 less the middle of its range, about its mean output: ridge regression shrinks towards zero."""
+    """ReLU6 less the middle of its range, about its mean output: ridge regression shrinks towards zero."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) - MIDDLE

@@ -178,7 +178,7 @@ class _Row:
     """Children at one index of a container, or of several side by side."""
 
     kind: tuple[Any, ...] | None
-    """Return a signature that is equal for repeated units; None for children that the forward does not call."""
+    """A signature that is equal for repeated units; None for children that the forward does not call."""
     has_weights: bool
     input_shape: torch.Size | None
     output_shape: torch.Size | None

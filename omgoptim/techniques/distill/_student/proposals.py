@@ -275,7 +275,7 @@ def proposals(
 def _methods_with_goals(
     builder: StudentBuilder, auto: Auto, compression: float | None
 ) -> Iterator[tuple[_Method, float | None]]:
-    """Return every method that suits the teacher, with the parameter budget of its student."""
+    """Yield every method that suits the teacher, with the parameter budget of its student."""
     total = builder.params
     if compression is not None:
         for method in _methods(builder, auto, compression):
@@ -292,7 +292,7 @@ def _methods_with_goals(
 
 
 def _methods(builder: StudentBuilder, auto: Auto, compression: float) -> Iterator[_Method]:
-    """Return the methods that suit the teacher; with layers to keep, each keeps them."""
+    """Yield the methods that suit the teacher; with layers to keep, each keeps them."""
     globs = {"targets": auto.targets, "ignore": auto.ignore}
     shares = {round(auto.keep_layers / len(stack.units), 4) for stack in builder.stacks} if auto.keep_layers else {1.0}
     depth = min(1.0, *shares)

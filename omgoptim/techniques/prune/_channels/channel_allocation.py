@@ -90,7 +90,7 @@ def _min_width(group: Group, full: int, max_layer_ratio: float) -> int:
 
 
 def _scopes(module: nn.Module, groups: Sequence[Group], ranking: str) -> list[list[Group]]:
-    """Yield the groups that are ranked together: all of a kind, or all of one structure (arXiv:2407.04616)."""
+    """Return the groups that are ranked together: all of a kind, or all of one structure (arXiv:2407.04616)."""
     scopes: dict[object, list[Group]] = {}
     for group in groups:
         key: object = group.kind

@@ -214,7 +214,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
 
 
 def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], layer_coverage: LayerRuns) -> Iterator[Skip]:
-    """Return the layers that run only for some samples and that the trace of one batch missed."""
+    """Yield the layers that run only for some samples and that the trace of one batch missed."""
     traced_paths = {place.path for each in candidates if isinstance(each, Group) for place in each.places}
     traced_paths |= {each.path for each in candidates if isinstance(each, _Skipped)}
     for path, reason in layer_coverage.partial().items():
@@ -223,7 +223,7 @@ def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], layer_c
 
 
 def _remaining_layers(module: nn.Module, shrinking: set[str], skipped: Sequence[Skip]) -> Iterator[Skip]:
-    """Return the layers with weight matrices that are in no group and have no reason yet, such as embeddings."""
+    """Yield the layers with weight matrices that are in no group and have no reason yet, such as embeddings."""
     named = shrinking | {skip.path for skip in skipped}
     for path, layer in module.named_modules():
         matrix = any(weight is not None and weight.ndim > 1 for weight in layer._parameters.values())
@@ -232,7 +232,7 @@ def _remaining_layers(module: nn.Module, shrinking: set[str], skipped: Sequence[
 
 
 def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) -> Iterator[Group | _Skipped]:
-    """Return torch-pruning's groups of channels, without those of attention layers."""
+    """Yield torch-pruning's groups of channels, without those of attention layers."""
     copied = copy.deepcopy(module)
     for tensor in copied.parameters():
         tensor.requires_grad_(tensor.is_floating_point())  # the graph is read from gradients; frozen ones have none

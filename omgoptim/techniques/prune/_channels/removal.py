@@ -91,7 +91,7 @@ class Removal:
         """
         self.module = module
         self.remaining: dict[Key, Tensor] = {}
-        """Return the positions (k,) that are left of each side, counted as at the start."""
+        """The positions (k,) that are left of each side, counted as at the start."""
         self._probe = probe or Probe.of(run)
         self._full: dict[Key, int] = {}
         self._heads: list[Change] = []
@@ -132,7 +132,7 @@ class Removal:
         return refusal
 
     def changes(self) -> list[Change]:
-        """Yield every side of every layer that shrank, in the module's order."""
+        """Return every side of every layer that shrank, in the module's order."""
         order = {path: index for index, (path, _) in enumerate(self.module.named_modules(remove_duplicate=False))}
         sides = [
             Change(

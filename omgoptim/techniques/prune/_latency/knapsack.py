@@ -246,7 +246,7 @@ def _coordinate_descent(problem: WidthProblem, choice: Choice, price: float) -> 
 
 
 def _by_price(problem: WidthProblem, budget: float) -> list[Choice]:
-    """Yield choices within the budget while bisecting for the lowest price per ms that keeps to it."""
+    """Return the choices within the budget met while bisecting for the lowest price per ms that keeps to it."""
     low, high = 0.0, 1.0
     widest = tuple(len(options) - 1 for options in problem.options)
     narrowest = tuple(0 for _ in problem.options)
@@ -308,7 +308,7 @@ def _local_search(problem: WidthProblem, budget: float, choice: Choice) -> Choic
 
 
 def _changes(problem: WidthProblem, choice: Choice) -> list[dict[int, int]]:
-    """Yield other options for one group, and for two."""
+    """Return other options for one group, and for two."""
     radius = max(map(len, problem.options), default=1)
     if (len(choice) * radius) ** 2 / 2 > MAX_PAIRS:
         radius = 2

@@ -135,7 +135,7 @@ def _refusal(weight: Weight, targets: Sequence[str]) -> Refusal | None:
 
 
 def _find_weights(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
-    """Yield every weight, and every layer or parameter that looks like one and cannot be pruned."""
+    """Return every weight, and every layer or parameter that looks like one and cannot be pruned."""
     owners: dict[tuple[int, int], list[tuple[str, nn.Module, nn.Parameter]]] = {}
     skipped: list[Skip] = []
     strange: list[tuple[str, nn.Module, nn.Parameter]] = []
