@@ -234,6 +234,10 @@ class _Method:
     """Approximate exponent of the number of parameters over the width."""
     max_ratio: float = 1.0
 
+    def at_only(self, width: float) -> _Method:
+        """Return the method at one width, whatever size is asked for."""
+        return _Method(f"{self.name}, width {width:g}", lambda _: self.at(width))
+
 
 def proposals(
     teacher: nn.Module, auto: Auto, run: ModuleRun, compression: float | None
@@ -283,7 +287,7 @@ def _methods_with_goals(
     elif auto.keep_layers is not None:
         for method in _methods(builder, auto, 1.0):
             for width in PLAIN_WIDTHS if method.power > 1 else (1.0,):
-                yield _Method(f"{method.name}, width {width:g}", lambda _, at=method.at, width=width: at(width)), None
+                yield method.at_only(width), None
     else:
         for times in COMPRESSIONS_PER_SPEEDUP:
             target = times * (auto.target_speedup or 1.0)
@@ -322,10 +326,8 @@ def _methods(builder: StudentBuilder, auto: Auto, compression: float) -> Iterato
 def _layers_for(builder: StudentBuilder, goal: float) -> int:
     """Return how many layers of each stack make a student of `goal` parameters; half where none does."""
     most = max(len(stack.units) for stack in builder.stacks)
-    for layers in range(most - 1, 0, -1):
-        if builder.params_with(layers) <= goal:
-            return layers
-    return max(1, most // 2)
+    small_enough = (layers for layers in range(most - 1, 0, -1) if builder.params_with(layers) <= goal)
+    return next(small_enough, max(1, most // 2))
 
 
 def _largest_within_goal(builder: StudentBuilder, method: _Method, goal: float) -> tuple[Derived | None, str]:
