@@ -68,7 +68,7 @@ def masked_ridge(
         cross: C (groups, n, o).
         kept: 1 where X may differ from zero, (groups, n, o), of the dtype of G.
         damping: fraction of the mean diagonal.
-        steps: most steps.
+        steps: maximum number of steps.
         tolerance: residual, relative to C, at which the steps end.
     """
     diagonal = gram.diagonal(dim1=1, dim2=2)

@@ -62,7 +62,7 @@ class _Task:
     path: str
     outputs: Tensor | None
     """Kept channels of its output in the original; None for all."""
-    most_rows: int
+    max_rows: int
     target_size: int
     """Values of Y of this layer in memory."""
     probed_rows: int
@@ -194,7 +194,7 @@ def _sample_rows(layer: nn.Module, outputs: Tensor, task: _Task, real: Tensor | 
     rows = torch.arange(shape.numel())
     if real is not None and real.shape == shape:
         rows = real.cpu().flatten().nonzero().flatten()
-    chosen = torch.randperm(len(rows), generator=generator)[: task.most_rows]
+    chosen = torch.randperm(len(rows), generator=generator)[: task.max_rows]
     rows = rows[chosen].sort().values.to(outputs.device)
     if isinstance(layer, nn.Linear):
         return _Target(shape, rows, outputs.reshape(-1, outputs.shape[-1])[rows])
