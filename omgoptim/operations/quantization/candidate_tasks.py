@@ -24,7 +24,6 @@ from omgoptim.models.manifest import PROGRAM
 from omgoptim.operations.execution import is_parallel
 from omgoptim.operations.quantization.build_all import BUILD_LIMIT_S
 from omgoptim.operations.quantization.build_candidates import (
-    STORED,
     BuiltCandidate,
     CandidateBuilder,
     refuse_beyond_limit,
@@ -40,6 +39,9 @@ FUNCTION = f"{__name__}:write_program"
 
 FLOAT, CALIBRATION = "float", "calibration"
 """Folders of a task's inputs: the float program with its external data, and a file per calibration batch."""
+
+STORED = "stored-steps"
+"""Folder of `ProgramRun.stored` in a task's results."""
 
 OUTCOME = "outcome.json"
 
@@ -76,7 +78,7 @@ def programs_by_workers(
         written: dict[str, Callable[[], BuiltCandidate]] = {}
         for number, (key, spec) in enumerate(programs.items()):
             task = Task(FUNCTION, _payload(spec, builder, limit_s), place / str(number), inputs=inputs)
-            written[key] = _waiting(spec, executor.submit(task), context.work / STORED)
+            written[key] = _waiting(spec, executor.submit(task), builder.stored)
         yield replace(builder, written=written)
 
 
@@ -139,10 +141,10 @@ def _payload(spec: CandidateSpec, builder: CandidateBuilder, limit_s: float | No
     }
 
 
-def _waiting(spec: CandidateSpec, future: Future[TaskResult], stored: Path) -> Callable[[], BuiltCandidate]:
+def _waiting(spec: CandidateSpec, future: Future[TaskResult], stored: Path | None) -> Callable[[], BuiltCandidate]:
     def written() -> BuiltCandidate:
         folder = future.result().folder
-        if (folder / STORED).is_dir():
+        if stored is not None and (folder / STORED).is_dir():
             shutil.copytree(folder / STORED, stored, dirs_exist_ok=True)
         record = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
         if "unchanged" in record:

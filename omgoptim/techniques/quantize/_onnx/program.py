@@ -24,6 +24,7 @@ from omgoptim.errors import ModelError, NoLayerChanged, OmgoptimError, Technique
 from omgoptim.models.onnx_file import SCOPES, graphs, initializers, is_large, load, save
 from omgoptim.models.onnx_graph import NIBBLES, OnnxLayer, find_layers, module_paths
 from omgoptim.reports import Change, Skip
+from omgoptim.runtimes.onnxruntime import KEEP_FLOAT_LAYERS
 from omgoptim.techniques.registry import Outcome
 
 INSERTED_SUFFIX = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
@@ -46,6 +47,7 @@ def open_program(model: ModelProto, threads: int, level: str = "ORT_ENABLE_ALL")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry(*KEEP_FLOAT_LAYERS)
     if level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC"):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     providers = ["CPUExecutionProvider"]

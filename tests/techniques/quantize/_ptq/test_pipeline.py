@@ -12,8 +12,11 @@ from float_programs import gemm, program, relu, run, two_layers, weight
 from onnx import helper
 
 from omgoptim.errors import DataError
-from omgoptim.models.onnx_graph import OnnxLayer, find_layers
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_float_between
 from omgoptim.requests.quantize import Static
+from omgoptim.runtimes import ENGINES, SessionSettings
+from omgoptim.runtimes.signature import InputTensor, Signature
+from omgoptim.techniques.quantize._onnx.program import open_program
 from omgoptim.techniques.quantize._onnx.qdq import stored_weights, write_qdq
 from omgoptim.techniques.quantize._ptq import pipeline
 from omgoptim.techniques.quantize._ptq.adaround import apply_adaround, round_small_kernels
@@ -345,3 +348,26 @@ def test_steps_for_fewer_layers_or_other_params_are_not_taken(tmp_path):
         for folder in (None, tmp_path)
     )
     assert stored == plain
+
+
+def test_a_layer_in_float_between_quantized_ones_stays_in_float_in_onnxruntime(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"first": (32, 1, 3, 3), "second": (32, 32, 1, 1), "third": (8, 32, 1, 1)}
+    weights = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    weights["second"] *= np.logspace(-3, 0, 32)[:, None, None, None]  # one scale for all channels would ruin the small
+    weights["third"] /= np.logspace(-3, 0, 32)[None, :, None, None]
+    places = (("x", "first", "a"), ("a", "second", "b"), ("b", "third", "y"))
+    nodes = [helper.make_node("Conv", [x, name], [y], name) for x, name, y in places]
+    model = program(nodes, weights, ["batch", 1, 6, 6], ["batch", 8, 4, 4])
+    less = [layer for layer in find_layers(model) if layer.node != "second"]
+    mixed, _ = pipeline.quantize(model, noisy_batches(1), PtqTask(less, PLAIN))
+    assert has_float_between(mixed)
+    assert not has_float_between(pipeline.quantize(model, noisy_batches(1), PtqTask(find_layers(model), PLAIN))[0])
+    onnx.save(mixed, tmp_path / "mixed.onnx")
+    signature = Signature((InputTensor("x", "float32", ("batch", 1, 6, 6), False),), "tensor")
+    settings = SessionSettings(1, float_between=True)
+    session = ENGINES["onnxruntime"].open(tmp_path / "mixed.onnx", signature, settings)
+    x = noisy_batches(2)[0]
+    as_written = open_program(mixed, 1, "ORT_ENABLE_BASIC").run(None, x)
+    got = session.to_numpy(session.call(session.prepare(x)))
+    assert sqnr_db([as_written], [got]) > 40  # 5 dB where the second is rounded as well
