@@ -155,7 +155,7 @@ def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | N
     reason = engine.missing(place)
     if reason:
         raise ArtifactError(f"artifact {folder} needs {manifest.runtime}", reason)
-    settings = SessionSettings(threads, place, manifest.precision, manifest.float_between)
+    settings = SessionSettings(threads, place, manifest.precision, manifest.mixed_precision)
     target: Any
     if engine.runs == "module":
         target = load_module(folder, manifest, policy).to(place)
@@ -209,7 +209,7 @@ def loading_snippet(folder: Path, manifest: Manifest) -> str:
     """Return Python code that opens the artifact."""
     lines = [f"import omgoptim; model = omgoptim.open_artifact({str(folder)!r})"]
     if manifest.runtime == "onnxruntime":
-        options = ", options" if manifest.float_between else ""
+        options = ", options" if manifest.mixed_precision else ""
         lines.append(f"# without omgoptim: onnxruntime.InferenceSession({str(folder / PROGRAM)!r}{options})")
         if options:  # else layers in float would be computed in int8
             lines.append("# with options = onnxruntime.SessionOptions()")

@@ -234,7 +234,7 @@ def find_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> li
     return result
 
 
-def has_float_between(model: ModelProto) -> bool:
+def is_mixed_precision(model: ModelProto) -> bool:
     """Return whether a layer in float reads dequantized values: ONNX Runtime may quantize it when it opens the file."""
     dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     floats = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}

@@ -40,6 +40,10 @@ INTEGER = re.compile(r"QLinear\w+|QGemm|QAttention|\w*Integer\w*|DynamicQuantize
 FLOATS = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "double": "float64"}
 """Names of floating types in the profile."""
 
+KEEP_FLOAT_LAYERS = ("optimization.disable_specified_optimizers", "WeightBiasQuantization")
+"""Session option for a program with layers in float between quantized ones. Since 1.21 ONNX Runtime rounds the weight
+of such a layer to int8 per tensor when it opens the file (microsoft/onnxruntime pull requests 22969 and 25673)."""
+
 
 def missing(device: str) -> str | None:
     """Return why ONNX Runtime cannot be used on a device, with what to install; None if it can."""
@@ -64,11 +68,6 @@ def missing_tensorrt(device: str) -> str | None:
     if TENSORRT_PROVIDER not in onnxruntime.get_available_providers():
         return f"this onnxruntime has no {TENSORRT_PROVIDER}: pip install onnxruntime-gpu tensorrt"
     return None
-
-
-KEEP_FLOAT_LAYERS = ("optimization.disable_specified_optimizers", "WeightBiasQuantization")
-"""Session option for a program with layers in float between quantized ones. Since 1.21 ONNX Runtime rounds the weight
-of such a layer to int8 per tensor when it opens the file (microsoft/onnxruntime pull requests 22969 and 25673)."""
 
 
 def open_session(program: Path, signature: Signature, settings: SessionSettings) -> Session:
@@ -150,7 +149,7 @@ def _session(
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if settings.float_between:
+    if settings.mixed_precision:
         options.add_session_config_entry(*KEEP_FLOAT_LAYERS)
     if profile is not None:
         options.enable_profiling = True

@@ -147,7 +147,7 @@ def coverage_warnings(coverage: Coverage | None, runtime: str) -> list[str]:
 def float_layer_warnings(artifact: Path) -> list[str]:
     """Return a warning where the file needs a session option, for those who open it without omgoptim."""
     manifest = Manifest.read(artifact)
-    if manifest.runtime != "onnxruntime" or not manifest.float_between:
+    if manifest.runtime != "onnxruntime" or not manifest.mixed_precision:
         return []
     option = ", ".join(f'"{word}"' for word in KEEP_FLOAT_LAYERS)
     return [
