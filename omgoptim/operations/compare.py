@@ -22,7 +22,7 @@ from omgoptim.models.output_check import read_check
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.raw_batch import Collation
 from omgoptim.models.samples import Samples, named_samples
-from omgoptim.models.security.file_integrity import is_sealed
+from omgoptim.models.security.file_integrity import is_signed
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import find_artifact
@@ -201,7 +201,7 @@ def _past_request(folder: Path, context: RunContext) -> dict[str, Any]:
         return {}
     try:
         record = read_json(folder.parent / "request.json")
-        own = is_sealed("request", record) and record["run"] == folder.parent.name
+        own = is_signed("request", record) and record["run"] == folder.parent.name
         return dict(record["request"]) if own else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.report_file import write_sealed
+from omgoptim.models.report_file import write_signed_report
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.final_measurement import AnyEntry, FinalChoice, MeasuredEntry
@@ -90,7 +90,7 @@ def save_finalists(chosen: FinalChoice[AnyEntry], reports: Mapping[str, Efficien
         os.replace(ready, place)
     for name, report in reports.items():
         filtered = report.model_copy(update={"next_steps": without_repeats(report, chosen.request), "delivered": name})
-        write_sealed(context.alternatives / f"{name}.json", context.run_id, filtered)
+        write_signed_report(context.alternatives / f"{name}.json", context.run_id, filtered)
     name = chosen.winner.slug
     return reports[name].model_copy(update={"delivered": name})
 

@@ -23,7 +23,7 @@ from omgoptim.models.onnx_graph import count_params as count_program_params
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.raw_batch import Collation
 from omgoptim.models.samples import forward_args, repeat_to_size
-from omgoptim.models.security.file_integrity import can_seal
+from omgoptim.models.security.file_integrity import can_sign
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import Source, default_inputs, load_source
@@ -268,7 +268,7 @@ def _save_baseline(
 
 def _unsigned_warnings(request: ModelRequest) -> list[str]:
     """Return a warning where the artifact cannot be signed with this user's key."""
-    if "output" not in type(request).model_fields or can_seal():
+    if "output" not in type(request).model_fields or can_sign():
         return []
     return [
         "the state folder cannot be written, so the artifact is not signed with your key: if it holds a recipe, "

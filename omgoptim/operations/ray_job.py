@@ -25,8 +25,8 @@ from omgoptim.errors import OmgoptimError, RunError, SetupError
 from omgoptim.executors.connection import pack, probe_head, ray_library, token_mode
 from omgoptim.executors.ray import runtime_env
 from omgoptim.models.manifest import MANIFEST
-from omgoptim.models.report_file import write_sealed
-from omgoptim.models.security.file_integrity import add_seal
+from omgoptim.models.report_file import write_signed_report
+from omgoptim.models.security.file_integrity import sign_record
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.final_report import new_output_folder, with_output
 from omgoptim.operations.loaded_model import Live
@@ -168,9 +168,11 @@ def fetch_report(log: str, context: RunContext) -> EfficiencyReport:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(archive.read(name))
     for manifest in context.folder.glob(f"**/{MANIFEST}"):
-        manifest.write_text(json.dumps(add_seal("artifact", json.loads(manifest.read_text(encoding="utf-8")))))
+        manifest.write_text(json.dumps(sign_record("artifact", json.loads(manifest.read_text(encoding="utf-8")))))
     for file in context.alternatives.glob("*.json"):
-        write_sealed(file, context.run_id, EfficiencyReport.model_validate_json(file.read_text(encoding="utf-8")))
+        write_signed_report(
+            file, context.run_id, EfficiencyReport.model_validate_json(file.read_text(encoding="utf-8"))
+        )
     return report
 
 

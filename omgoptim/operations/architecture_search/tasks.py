@@ -39,7 +39,7 @@ from omgoptim.architecture_search.trials import MAX_BYTES, TrialFolders, TrialRe
 from omgoptim.errors import OmgoptimError
 from omgoptim.executors import Executor, Task, TaskResult
 from omgoptim.executors.task import WORKER, Work
-from omgoptim.models.security.file_integrity import read_plain
+from omgoptim.models.security.file_integrity import read_regular_file
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.architecture_search.costs import CostMeter, Limits
 from omgoptim.operations.architecture_search.spaces import automatic_space, user_space
@@ -238,5 +238,5 @@ def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Tra
 
 
 def _record(trained: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(read_plain(trained / "trained.json", MAX_BYTES))
+    record: dict[str, Any] = json.loads(read_regular_file(trained / "trained.json", MAX_BYTES))
     return record
