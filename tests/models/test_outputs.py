@@ -78,6 +78,19 @@ def test_an_output_called_logits_holds_class_scores():
     assert kinds(found) == ["values", "class_scores"]
 
 
+def test_scores_of_one_class_are_values_since_a_class_alone_always_agrees():
+    masks, tokens = (lambda n: floats(n, 1, 6, 6)), (lambda n: floats(n, 9, 1))
+    found = described((masks, tokens), names=["mask_logits", "scores"])
+    assert kinds(found) == ["values", "values"]
+    found = described((masks,), metric="top1_agreement")
+    assert (found.specs[0].kind, found.specs[0].class_axis) == ("class_scores", None)
+
+
+def test_scores_of_several_positions_are_known_as_probabilities_too():
+    found = described((lambda n: softmax(floats(n, 7, 8)), lambda n: floats(n, 7, 8)), names=["probs", "logits"])
+    assert [spec.probabilities for spec in found.specs] == [True, False]
+
+
 def test_labels_that_fit_no_output_say_all_shapes():
     found = described((lambda n: floats(n, 2, 3),), lambda n: np.zeros((n, 9), int))
     with pytest.raises(DataError, match="do not fit") as raised:
