@@ -53,7 +53,7 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
         targets: per batch; -100 is ignored.
 
     >>> chance_level_reason("r2", -0.2, [])
-    'the original model is at chance level: its r2 is -0.2000, and the mean of the targets alone gives 0'
+    'the original model is at chance level: its r2 is -0.2000, and predicting the mean target gives 0'
     """
     if value is None or not math.isfinite(value):
         return None
