@@ -142,6 +142,14 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
             singles.append(run({name: array[row : row + 1] for name, array in batch.items()}))
     except Exception:  # noqa: BLE001 - a batch size that the model does not take gives no result
         return None
+    pairs = next(
+        (many.shape for many, one in zip(whole, singles[0], strict=False) if _is_of_pairs(many, one, size)), None
+    )
+    if pairs is not None:
+        return (
+            f"an output has an entry for every pair of samples of its batch: it has shape {pairs} for {size} samples, "
+            "so its size and values depend on the other samples"
+        )
     scales = [_scale(many, coarse) for many in whole]
     apart = [
         max((_difference(many, one[k], row, scales[k]) for k, many in enumerate(whole)), default=0.0)
@@ -181,6 +189,12 @@ def _scale(many: NDArray[Any], coarse: bool) -> float:
     largest = float(np.abs(finite).max())
     deviation = largest if coarse else float(np.abs(finite - finite.mean()).max())
     return max(min(largest, deviation), OFFSET * largest, 1e-12)
+
+
+def _is_of_pairs(many: NDArray[Any], one: NDArray[Any], size: int) -> bool:
+    """Return whether an output has the size of the batch in two dimensions, as a matrix of similarities has."""
+    same_rank = zip(many.shape, one.shape, strict=True) if many.ndim == one.ndim else ()
+    return sum((batched, alone) == (size, 1) for batched, alone in same_rank) > 1
 
 
 def _difference(many: NDArray[Any], one: NDArray[Any], row: int, scale: float) -> float:
