@@ -179,6 +179,25 @@ def float32_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).float()
 
 
+def refuse_fixed_casts(opened: OpenedModel, signature: Signature, example: NamedBatch, precision: str) -> None:
+    """Raise a ModelError where the float32 copy of a module in another precision does not run.
+
+    Args:
+        opened: with the copy.
+        signature: of the copy.
+        example: a batch on which the original runs.
+        precision: of the original.
+    """
+    try:
+        ENGINES["torch_eager"].open(opened.target, signature, SessionSettings(threads=1)).run(example)
+    except Exception as error:  # whatever the user's forward raises in float32
+        raise ModelError(
+            f"the float32 copy of the model, which is in {precision}, does not run",
+            engine_message(error),
+            f"in forward, cast to the dtype of the weights instead of {precision}: x.to(self.layer.weight.dtype)",
+        ) from error
+
+
 def float32_signature(signature: Signature) -> Signature:
     """Return the signature with floating inputs as float32."""
     inputs = tuple(
