@@ -150,9 +150,10 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
     """
     if quality is None:
         return []
+    hidden = f", which the accuracy on all {quality.samples:,} samples hides" if holds(quality.drop, guard) else ""
     warnings = [
-        f"the recall of class {lost.label} fell from {lost.before:.0%} to {lost.after:.0%} ({lost.samples} samples), "
-        f"which the accuracy on all {quality.samples:,} samples hides"
+        f"the recall of class {lost.label} fell from {lost.before:.0%} to {lost.after:.0%} ({lost.samples} samples)"
+        f"{hidden}"
         for lost in quality.lost_classes[:MOST_CLASSES]
     ]
     if not real_data:

@@ -153,6 +153,9 @@ def test_a_class_that_is_lost_behind_the_accuracy_is_warned_of() -> None:
     lost = replace(quality(0.002, -0.001, 0.004), lost_classes=(LostClass(1, 20, 0.95, 0.1),))
     (warning,) = quality_warnings(lost, 0.01, real_data=True)
     assert warning.startswith("the recall of class 1 fell from 95% to 10% (20 samples), which the accuracy on all 600")
+    shown = replace(quality(0.3, 0.2, 0.4), lost_classes=lost.lost_classes)
+    (warning,) = quality_warnings(shown, 0.01, real_data=True)
+    assert warning.endswith("fell from 95% to 10% (20 samples)")  # the drop of the accuracy says so itself
 
 
 def test_a_quiet_machine_needs_no_warning_and_a_busy_one_gets_the_one_that_fits() -> None:
