@@ -123,6 +123,8 @@ def _plain_spec(
     state = next((tensor for place, tensor in enumerate(inputs) if count > 1 and _returns(spec, tensor, place)), None)
     if state is not None:
         return replace(spec, kind="state", evidence=f"same shape as the input '{state.name}'")
+    if axis == 0 and len(set(lengths)) > 1 and _batch_axis([array[0] for array in arrays], lengths) is not None:
+        return replace(spec, evidence="entries for every pair of samples of a batch")
     place = 1 if first.ndim == 4 else -1
     sums_to_one = axis == 0 and all(_is_distribution(array, place) for array in arrays)
     by_name = axis == 0 and first.shape[place] > 1 and CLASS_NAMES.search(name.lower())  # a class alone always agrees

@@ -86,6 +86,12 @@ def test_scores_of_one_class_are_values_since_a_class_alone_always_agrees():
     assert (found.specs[0].kind, found.specs[0].class_axis) == ("class_scores", None)
 
 
+def test_similarities_of_all_samples_of_a_batch_are_no_classes():
+    found = described((lambda n: floats(n, n), lambda n: floats(n, 4)), names=["logits_per_image", "logits"])
+    assert kinds(found) == ["values", "class_scores"]
+    assert "pair of samples" in found.specs[0].evidence
+
+
 def test_scores_of_several_positions_are_known_as_probabilities_too():
     found = described((lambda n: softmax(floats(n, 7, 8)), lambda n: floats(n, 7, 8)), names=["probs", "logits"])
     assert [spec.probabilities for spec in found.specs] == [True, False]
