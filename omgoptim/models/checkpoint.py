@@ -320,7 +320,7 @@ def _misfit(
     unexpected = [key for nest, key, _ in entries if nest == nearest.nest and key not in used]
     unlike = unlike_entries(nearest, own)
     return _does_not_fit(
-        [("missing", missing), ("unexpected", unexpected if missing else []), ("shapes differ", unlike)]
+        [("missing", missing), ("unexpected", unexpected if missing else []), ("unlike the model's", unlike)]
     )
 
 

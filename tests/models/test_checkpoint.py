@@ -95,7 +95,7 @@ def test_shapes_that_do_not_fit_are_named_and_a_long_list_is_cut(tmp_path: Path)
     torch.save(weights() | {"fc.weight": torch.zeros(2, 5)}, tmp_path / "w.pt")
     with pytest.raises(ModelError) as error:
         load_checkpoint(Net(), tmp_path / "w.pt")
-    assert error.value.why == "shapes differ: fc.weight has shape (2, 5) in the file and (2, 3) in the model"
+    assert error.value.why == "unlike the model's: fc.weight has shape (2, 5) in the file and (2, 3) in the model"
     assert "`model_kwargs=" in error.value.fix
     torch.save({f"layer{index}.weight": torch.zeros(1) for index in range(20)}, tmp_path / "w.pt")
     with pytest.raises(ModelError) as error:
