@@ -31,7 +31,14 @@ from omgoptim.models.samples import (
 )
 from omgoptim.models.security.user_code import call_user
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import DOING, OpenedModel, float32_arrays, refuse_nan_samples, stated_batch
+from omgoptim.operations.loaded_model import (
+    DOING,
+    OpenedModel,
+    float32_arrays,
+    refuse_nan_samples,
+    refuse_unlike_batches,
+    stated_batch,
+)
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, Session, SessionSettings
 from omgoptim.runtimes.engine import as_float32, engine_message
@@ -83,6 +90,7 @@ def first_run(
     if opened.program and opened.signature:
         refuse_other_inputs(inputs, opened.signature)
     refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
+    refuse_unlike_batches(opened.module, inputs, evaluation, request.time_limit_s)
     example, signature, notes = _example_and_signature(opened, inputs, evaluation, request, stated or 2)
     if is_causal(opened.target, signature, evaluation, request.time_limit_s):
         notes = [*notes, NEXT_TOKEN_NOTE]

@@ -20,7 +20,7 @@ from omgoptim.operations.first_forward import (
     settled_outputs,
     with_shifted_labels,
 )
-from omgoptim.operations.loaded_model import OpenedModel, refuse_nan_samples
+from omgoptim.operations.loaded_model import OpenedModel, refuse_nan_samples, refuse_unlike_batches
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
 
@@ -44,6 +44,15 @@ def test_nan_in_the_data_is_told_with_the_samples_number() -> None:
     assert "input 'input'" in error.value.why
     with pytest.raises(DataError, match="sample 2 of the train data holds NaN"):
         refuse_nan_samples(nn.Linear(3, 2), INPUTS, samples_with_nan_in(2), split="train")
+
+
+def test_a_later_batch_of_a_size_that_the_model_does_not_take_is_the_datas_error() -> None:
+    sizes = [np.ones((4, size), np.float32) for size in (3, 3, 2)]
+    samples = Samples([{"input": rows} for rows in sizes], [None] * 3)
+    with pytest.raises(DataError, match="does not run on batch 2 of the eval data") as error:
+        refuse_unlike_batches(nn.Linear(3, 2), INPUTS, samples)
+    assert "{'input': (2,)}, those of batch 0 {'input': (3,)}" in error.value.why
+    refuse_unlike_batches(nn.ReLU(), INPUTS, samples)
 
 
 def test_a_model_that_takes_missing_values_may_have_them() -> None:
