@@ -316,6 +316,13 @@ def _r2(index: int) -> Callable[[Sequence[Arrays], list[Any]], float]:
         unlike = next(((r.shape, t.shape) for r, t in zip(rows, labels, strict=True) if r.shape != t.shape), None)
         if unlike is not None:
             raise DataError("the targets do not fit the outputs", f"outputs {unlike[0]}, targets {unlike[1]}")
+        whole_rows = np.concatenate([np.isfinite(label).all(1) for label in labels])
+        if not whole_rows.all():
+            raise DataError(
+                f"the target of sample {int(whole_rows.argmin())} is NaN or infinite",
+                f"{int((~whole_rows).sum())} of {len(whole_rows)} targets are, and r2 is not defined with them",
+                f"remove such samples, or give your own metric: {argument('metric', 'file.py:callable')}",
+            )
         if len({row.shape[1] for row in rows}) > 1:  # samples of several sizes: one mean for all entries
             rows, labels = [row.reshape(-1, 1) for row in rows], [label.reshape(-1, 1) for label in labels]
         predicted, actual = np.concatenate(rows).astype(np.float64), np.concatenate(labels)

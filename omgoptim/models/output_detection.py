@@ -176,7 +176,7 @@ def _with_labels(
     labels, form, arrays = _plain(specs, reference, [np.asarray(target) for target in targets], labels, metric)
     fitting = _fitting(specs, reference, arrays[0], labels)
     shape = arrays[0].shape
-    top = max((int(array.max(initial=0)) for array in arrays), default=0)
+    top = max((int(array.max(initial=0)) for array in arrays), default=0) if labels == "classes" else 0
     if labels == "classes" and chosen is None:
         exact = _of_two_classes(reference, fitting, shape) if form in ("binary", "signed") else ()
         fitting = _narrowed(specs, exact or fitting, reference, shape, top)

@@ -75,6 +75,13 @@ def test_r2_of_samples_of_several_sizes_has_one_mean(resolve):
     assert value(resolve("r2", made, targets), made, targets) == pytest.approx(expected)
 
 
+def test_r2_names_the_sample_whose_target_is_missing(resolve):
+    targets = [np.zeros((2, 1)), np.array([[1.0], [np.nan]])]
+    made = [[np.zeros((2, 1))], [np.ones((2, 1))]]
+    with pytest.raises(DataError, match="target of sample 3 is NaN"):
+        value(resolve("r2", made, targets), made, targets)
+
+
 def test_a_user_metric_that_is_lower_for_the_better_model_is_refused(resolve):
     random = np.random.default_rng(0)
     values = random.normal(0, 1, (120, 2)).astype(np.float32)

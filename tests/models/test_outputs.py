@@ -116,6 +116,11 @@ def test_counts_are_no_classes_of_a_single_number():
     assert kinds(found) == ["number"]
 
 
+def test_values_that_are_missing_from_the_labels_do_not_matter_to_the_outputs():
+    found = described((lambda n: floats(n, 3),), lambda n: np.where(np.eye(n, 3) > 0, np.nan, 1.5))
+    assert (found.labels, found.target) == ("values", 0)
+
+
 def test_a_state_is_an_output_of_the_shape_of_an_input():
     inputs = (
         InputTensor("x", "float32", ("batch", 8), False),
