@@ -175,6 +175,9 @@ def test_a_ruined_output_that_the_metric_never_reads_fails_the_guard_and_is_name
     words = verdict_sentence("guard_failed", "pruning", gained, ruined, 0.01)
     first = "Output 'boxes' (relative error 0.83, above 0.5) was ruined; the metric does not read it."
     assert words.startswith(first)
+    both = verdict_sentence("guard_failed", "pruning", gained, replace(ruined, drop=0.3), 0.01)
+    assert both.startswith(f"{first} The quality drop 0.3000 is above 0.01 too. pruning is ")
+    assert "above 0.01" not in words
     part = replace(boxes, relative_error=0.02, ruined_part=OutputPart(1, 4, 83, 4.18), read=True)
     words = verdict_sentence("guard_failed", "int8", gained, replace(quality(), outputs=(part,)), 0.01)
     lost = "entries 4 to 83 of dimension 1, of a smaller scale: relative error 4.18, above 0.9"
