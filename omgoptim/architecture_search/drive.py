@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose
+from omgoptim.architecture_search.propose import DEFAULT, Load, Proposer, Rule, propose
 from omgoptim.architecture_search.space import Configuration, Space
 from omgoptim.architecture_search.study import Finished, Rejected, Search, SearchSettings
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
@@ -139,7 +139,7 @@ def drive(
     space: Space,
     loads: Callable[[dict[int, TrialResult]], Load],
     loop: TrialLoop,
-    way: Proposal = propose,
+    way: Proposer = propose,
     rule: Rule = DEFAULT,
     nearest: float | None = None,
 ) -> Driven:

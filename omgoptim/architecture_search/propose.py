@@ -68,7 +68,7 @@ class Observations:
         return cls(empty, np.empty(0), empty)
 
 
-class Proposal(Protocol):
+class Proposer(Protocol):
     """Proposal rule: chooses the next configuration; also the type of the random control."""
 
     def __call__(

@@ -33,7 +33,7 @@ Train = Callable[[nn.Module, int, int, Path], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class MeasuredCost:
     """Measured cost of a saved network on the device."""
 
     latency_ms: float | None = None
@@ -43,12 +43,12 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class TrialFunctions:
     """Functions of a trial; an OmgoptimError of one fails only that trial."""
 
     build: Callable[[Configuration], nn.Module]
     """Build a new module, with inherited weights where it has a parent."""
-    measure: Callable[[nn.Module, Path], Cost]
+    measure: Callable[[nn.Module, Path], MeasuredCost]
     """`measure(module, folder)`: export into the folder in the final engine and precision, and measure that."""
     train: Train
     predict: Callable[[Configuration], float] | None = None
@@ -59,7 +59,7 @@ class Steps:
     """Tolerance of the prediction's limit; within it the measurement decides."""
 
 
-def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path) -> TrialResult:
+def run_trial(steps: TrialFunctions, folders: TrialFolders, spec: TrialSpec, folder: Path) -> TrialResult:
     """Run a trial; a function of its spec and of the trials that are finished.
 
     Args:
@@ -88,10 +88,10 @@ class Screened:
     module: nn.Module
     predicted: float | None
     """Latency in ms."""
-    untrained: Cost
+    untrained: MeasuredCost
 
 
-def screen(steps: Steps, spec: TrialSpec, folder: Path) -> Screened | TrialResult:
+def screen(steps: TrialFunctions, spec: TrialSpec, folder: Path) -> Screened | TrialResult:
     """Build a network, predict and measure it untrained; return the result of a rejected one.
 
     Raises:
@@ -107,7 +107,9 @@ def screen(steps: Steps, spec: TrialSpec, folder: Path) -> Screened | TrialResul
     return Screened(module, predicted, untrained)
 
 
-def conclude(spec: TrialSpec, qualities: tuple[float, ...], untrained: Cost, predicted: float | None) -> TrialResult:
+def conclude(
+    spec: TrialSpec, qualities: tuple[float, ...], untrained: MeasuredCost, predicted: float | None
+) -> TrialResult:
     """Return the result of a training, with the cost that the network had before it."""
     if len(qualities) < len(rung_epochs(spec.epochs)):
         return _result("stopped", qualities, untrained, predicted, "not among the best third at its rung")
@@ -149,7 +151,7 @@ def unfinished(folders: TrialFolders, count: int = 3) -> list[tuple[TrialSpec, T
 
 
 def finalists(
-    steps: Steps, folders: TrialFolders, finals: TrialFolders, count: int = 3
+    steps: TrialFunctions, folders: TrialFolders, finals: TrialFolders, count: int = 3
 ) -> list[tuple[TrialSpec, TrialResult]]:
     """Train the best trials to the end and measure them, the most promising first.
 
@@ -195,7 +197,7 @@ def fitting(
     return train
 
 
-def finished(steps: Steps, spec: TrialSpec, folder: Path, before: TrialResult, weights: Path) -> TrialResult:
+def finished(steps: TrialFunctions, spec: TrialSpec, folder: Path, before: TrialResult, weights: Path) -> TrialResult:
     """Train a trial from its weights to the end, unless it was, and measure the result."""
     module = steps.build(spec.configuration)
     load_weights(module, weights)
@@ -206,7 +208,9 @@ def finished(steps: Steps, spec: TrialSpec, folder: Path, before: TrialResult, w
     return _result("trained", qualities, cost, before.predicted_ms, "")
 
 
-def _result(outcome: str, rungs: tuple[float, ...], cost: Cost, predicted: float | None, reason: str) -> TrialResult:
+def _result(
+    outcome: str, rungs: tuple[float, ...], cost: MeasuredCost, predicted: float | None, reason: str
+) -> TrialResult:
     return TrialResult.model_validate(
         {
             "outcome": outcome,
@@ -220,7 +224,7 @@ def _result(outcome: str, rungs: tuple[float, ...], cost: Cost, predicted: float
     )
 
 
-def _predicted(steps: Steps, configuration: Configuration) -> float | None:
+def _predicted(steps: TrialFunctions, configuration: Configuration) -> float | None:
     return None if steps.predict is None else steps.predict(configuration)
 
 

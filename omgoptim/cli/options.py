@@ -41,7 +41,7 @@ _LONGEST_METAVAR = 22
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class ShellOption:
     """An argument of a verb as the shell sees it."""
 
     name: str
@@ -97,7 +97,7 @@ class Option:
         return _number(given) if self.kind == "number" else given
 
 
-def options_of(request: type[Request]) -> list[Option]:
+def options_of(request: type[Request]) -> list[ShellOption]:
     """The options of a verb, panel by panel: what it needs by place, its own, its techniques', and the shared ones."""
     key = technique_field(request)
     own = [
@@ -119,7 +119,7 @@ def given_arguments(request: type[Request], given: dict[str, Any]) -> dict[str, 
     return {off.get(name, name): False if name in off else options[name].value(value) for name, value in kept.items()}
 
 
-def _with_aliases(option: Option, request: type[Request]) -> list[Option]:
+def _with_aliases(option: ShellOption, request: type[Request]) -> list[ShellOption]:
     """Return an argument and its aliases as options."""
     others = [other for other, name in request.aliases.items() if name == option.name]
     if not others:
@@ -154,7 +154,7 @@ def _technique_panel(key: str | None, kinds: Collection[str]) -> str:
     return f"Common to several {key}s" if len(kinds) > 1 else f"{str(key).capitalize()} {next(iter(kinds))}"
 
 
-def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_all: bool = True) -> Option:
+def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_all: bool = True) -> ShellOption:
     """Return the option of one argument of the request, or of several techniques."""
     fields = [field for _, field in held]
     kind, metavar = _kind(fields)
@@ -167,7 +167,7 @@ def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_
     metavar = name.upper() if positional else metavar
     default = defaults[0] if all(default == defaults[0] for default in defaults) else None
     panel = None if positional else panel
-    return Option(name, kind, positional, words.strip(), metavar, default, panel, _default_text(held, defaults))
+    return ShellOption(name, kind, positional, words.strip(), metavar, default, panel, _default_text(held, defaults))
 
 
 def _description(held: list[tuple[str, FieldInfo]], of_all: bool) -> str:
@@ -189,7 +189,7 @@ def _default_text(held: list[tuple[str, FieldInfo]], defaults: list[Any]) -> str
     return f"{first} ({', '.join(others)})" if others else first
 
 
-def _technique_choice(name: str, request: type[Request]) -> Option:
+def _technique_choice(name: str, request: type[Request]) -> ShellOption:
     kinds = {
         "SOURCE" if params.by_source else kind: _first_sentence(params) for kind, params in techniques(request).items()
     }
@@ -198,7 +198,7 @@ def _technique_choice(name: str, request: type[Request]) -> Option:
     metavar = "|".join(kinds)
     short = "NAME|SOURCE" if "SOURCE" in kinds else "NAME"
     metavar = metavar if len(metavar) <= _LONGEST_METAVAR else short
-    return Option(name, "text", False, each, metavar, default, None, default)
+    return ShellOption(name, "text", False, each, metavar, default, None, default)
 
 
 def _first_sentence(params: type[Params]) -> str:
@@ -206,7 +206,7 @@ def _first_sentence(params: type[Params]) -> str:
     return summary.split(". ")[0].strip(" .")
 
 
-def _technique_options(request: type[Request]) -> Iterator[Option]:
+def _technique_options(request: type[Request]) -> Iterator[ShellOption]:
     """Yield each parameter of a technique once, with the techniques that have it if not all do."""
     key, kinds = technique_field(request), techniques(request)
     holders: dict[str, list[tuple[str, FieldInfo]]] = {}

@@ -4,7 +4,8 @@ Two runs that time each other are both wrong. Loading, exporting, calibrating an
 run measures they pause at their next progress report, because a busy machine would spoil its times.
 
 Whoever holds the file lock measures. A ticket, a small file named by the time of asking, gives the order: only the
-oldest ticket whose process is alive may take the lock.
+oldest ticket whose process is alive may take the lock. A run that pauses has a ticket too, which lasts on for a share
+of its pause once it works again: later runs measure after that, so that they cannot keep a training waiting for ever.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -34,16 +35,21 @@ FOLDER_VARIABLE = "OMGOPTIM_LOCK_DIR"
 POLL_S = 0.25
 """Seconds between two looks at the queue."""
 
+LONGEST_SHARE_S = 60.0
+"""Longest share in seconds. Chosen: a paused training gets half of a busy machine, in parts that others wait for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A run that measures or waits for its turn."""
+    """A run that measures, waits for its turn, or works after a pause."""
 
     run_id: str
     pid: int
     born: float
     since: float
     """Seconds since the epoch: of the begin of its turn, or of its wait."""
+    until: float | None = None
+    """Seconds since the epoch: end of the share of a run that works after a pause; None for all others."""
 
     @property
     def process(self) -> WorkerProcess:
@@ -59,6 +65,8 @@ class Wait:
     """The run that measures now; None between two turns."""
     ahead: int
     """Runs that asked earlier and wait too."""
+    working: Ticket | None = None
+    """An earlier run that works after a pause."""
 
     def text(self, device: str) -> str:
         """Return `waiting for cpu: run prune-… has been measuring for 12 s, 1 more is ahead`."""
@@ -66,6 +74,9 @@ class Wait:
         if self.measuring is not None:
             seconds = max(0.0, time.time() - self.measuring.since)
             who = f"run {self.measuring.run_id} has been measuring for {seconds:.0f} s"
+        elif self.working is not None and self.working.until is not None:
+            seconds = max(0.0, self.working.until - time.time())
+            who = f"run {self.working.run_id}, which had to pause, goes on for {seconds:.0f} s"
         more = f", {self.ahead} more {'is' if self.ahead == 1 else 'are'} ahead" if self.ahead else ""
         return f"waiting for {device}: {who}{more}"
 
@@ -88,6 +99,7 @@ class DeviceQueue:
         self._turn_file = self._folder / f"{device}.measuring.json"
         self._lock = FileLock(self._folder / f"{device}.lock")
         self._depth = 0
+        self._share: Path | None = None  # the ticket of the last pause
 
     @contextmanager
     def turn(self, on_wait: Callable[[Wait], None]) -> Iterator[None]:
@@ -116,20 +128,33 @@ class DeviceQueue:
         return ticket
 
     def pause(self, on_wait: Callable[[Wait], None]) -> bool:
-        """Wait until no other run measures on the device; return whether one did."""
-        paused = False
-        while (other := self.measured_by()) is not None:
-            on_wait(Wait(other, 0))
-            paused = True
-            time.sleep(POLL_S)
-        return paused
+        """Wait until no other run measures on the device; return whether one did.
+
+        Then runs that asked after the pause began wait for as long as it lasted, at most `LONGEST_SHARE_S`.
+        """
+        if self.measured_by() is None:
+            return False
+        self._end_share()
+        began, ticket = time.time(), self._new_ticket()
+        try:
+            while self.measured_by() or self._ahead_of(ticket, working=False):
+                on_wait(Wait(self.measured_by(), 0))
+                time.sleep(POLL_S)
+        except BaseException:
+            remove(ticket)
+            raise
+        now = time.time()
+        _write(ticket, replace(self._ticket(), until=now + min(now - began, LONGEST_SHARE_S)))
+        self._share = ticket
+        return True
 
     def _acquire(self, on_wait: Callable[[Wait], None]) -> None:
-        ticket = self._folder / f"{self.device}.{time.time_ns():020d}-{os.getpid()}-{next(self._numbers)}.ticket"
-        _write(ticket, self._ticket())
+        self._end_share()
+        ticket = self._new_ticket()
         try:
             while (ahead := self._ahead_of(ticket)) or not self._take():
-                on_wait(Wait(self.measured_by(), ahead))
+                working = next((one for one in ahead if one.until is not None), None)
+                on_wait(Wait(self.measured_by(), len(ahead) - (working is not None), working))
                 time.sleep(POLL_S)
             _write(self._turn_file, self._ticket())
         finally:
@@ -142,18 +167,34 @@ class DeviceQueue:
             return False
         return True
 
-    def _ahead_of(self, own: Path) -> int:
-        """Living runs with an older ticket; tickets of dead ones are removed."""
-        ahead = 0
+    def _ahead_of(self, own: Path, working: bool = True) -> list[Ticket]:
+        """Return the older tickets that count, and remove those of dead processes and of shares that are over.
+
+        Args:
+            own: file of the ticket that they are older than.
+            working: whether runs that work after a pause count.
+        """
+        ahead = []
         for path in self._folder.glob(f"{self.device}.*.ticket"):
             if path.name >= own.name:
                 continue
             ticket = _read(path)
-            if ticket is not None and is_alive(ticket.process):
-                ahead += 1
-            else:
+            over = ticket is not None and ticket.until is not None and ticket.until <= time.time()
+            if ticket is None or over or not is_alive(ticket.process):
                 remove(path)
+            elif working or ticket.until is None:
+                ahead.append(ticket)
         return ahead
+
+    def _new_ticket(self) -> Path:
+        path = self._folder / f"{self.device}.{time.time_ns():020d}-{os.getpid()}-{next(self._numbers)}.ticket"
+        _write(path, self._ticket())
+        return path
+
+    def _end_share(self) -> None:
+        if self._share is not None:
+            remove(self._share)
+            self._share = None
 
     def _ticket(self) -> Ticket:
         process = this_process()

@@ -154,7 +154,7 @@ def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | N
     reason = engine.missing(place)
     if reason:
         raise ArtifactError(f"artifact {folder} needs {manifest.runtime}", reason)
-    settings = SessionSettings(threads=threads, device=place, precision=manifest.precision)
+    settings = SessionSettings(threads, place, manifest.precision, manifest.float_between)
     target: Any
     if engine.runs == "module":
         target = load_module(folder, manifest, policy).to(place)

@@ -53,6 +53,8 @@ class Manifest:
     macs_check: MacsCheck | None = None
     lineage: tuple[str, ...] = ()
     device: str = "cpu"
+    float_between: bool = False
+    """A layer in float stands between quantized ones: ONNX Runtime would quantize it as well when it opens the file."""
     dense_size_bytes: int | None = None
     """`size_bytes` if every zero were stored as a number; None where nothing is packed."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class Manifest:
             "macs": self.macs,
             "macs_check": self.macs_check.model_dump() if self.macs_check else None,
             "lineage": list(self.lineage),
+            "float_between": self.float_between,
             "dense_size_bytes": self.dense_size_bytes,
             "files": self.files,
         }
@@ -211,6 +214,8 @@ def _refuse_other_types(manifest: Manifest) -> None:
     texts = (manifest.runtime, manifest.precision, manifest.device, *manifest.lineage)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("runtime, precision, device and lineage must be strings")
+    if not isinstance(manifest.float_between, bool):
+        raise TypeError("float_between must be true or false")
     if not all(count is None or _is_count(count) for count in counts):
         raise TypeError("a count is not an integer")
     for tensor in manifest.signature.inputs:

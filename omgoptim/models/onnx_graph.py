@@ -234,6 +234,14 @@ def find_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> li
     return result
 
 
+def has_float_between(model: ModelProto) -> bool:
+    """Return whether a layer in float reads dequantized values: ONNX Runtime may quantize it when it opens the file."""
+    dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    floats = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    layers = (node for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm"))
+    return any(node.input[0] in dequantized and node.input[1] in floats for node in layers)
+
+
 def select_layers(found: Sequence[OnnxLayer], targets: Sequence[str], ignore: Sequence[str]) -> list[OnnxLayer]:
     """Select the layers that `targets` match (all, if empty) and `ignore` does not.
 

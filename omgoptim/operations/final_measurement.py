@@ -43,7 +43,7 @@ Compression = QuantizeRequest | PruneRequest | FactorizeRequest | DistillRequest
 """Request of a verb that saves an artifact."""
 
 
-class Entry(Protocol):
+class FinalEntry(Protocol):
     """An artifact that takes part."""
 
     @property
@@ -55,7 +55,7 @@ class Entry(Protocol):
         """Folder of its artifact."""
 
 
-AnyEntry = TypeVar("AnyEntry", bound=Entry)
+AnyEntry = TypeVar("AnyEntry", bound=FinalEntry)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from omgoptim.models.security.user_code import call_user
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import (
     DOING,
-    OpenedModel,
+    InMemoryModel,
     float32_arrays,
     refuse_nan_samples,
     refuse_unlike_batches,
@@ -77,7 +77,7 @@ class FirstRun:
 
 
 def first_run(
-    request: ModelRequest, opened: OpenedModel, data: DataSource, threads: int, context: RunContext
+    request: ModelRequest, opened: InMemoryModel, data: DataSource, threads: int, context: RunContext
 ) -> FirstRun:
     """Run the model once on evaluation samples: its signature, and how its outputs depend on labels and batch."""
     raw = data.evaluation(request.samples if data.real else RANDOM_SAMPLES)
@@ -103,7 +103,7 @@ def first_run(
 
 
 def _example_and_signature(
-    opened: OpenedModel, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest, size: int
+    opened: InMemoryModel, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest, size: int
 ) -> tuple[NamedBatch, Signature, list[str]]:
     """Return a synthetic example of `size` samples, the signature from real inputs, and notes."""
     real = repeat_to_size(evaluation, size)
@@ -187,7 +187,7 @@ def float32_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).float()
 
 
-def refuse_fixed_casts(opened: OpenedModel, signature: Signature, example: NamedBatch, precision: str) -> None:
+def refuse_fixed_casts(opened: InMemoryModel, signature: Signature, example: NamedBatch, precision: str) -> None:
     """Raise a ModelError where the float32 copy of a module in another precision does not run.
 
     Args:

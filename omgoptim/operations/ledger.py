@@ -43,7 +43,7 @@ class Amounts(_Line):
     """Quality of the original minus this one's, on the selection samples."""
 
 
-class Entry(_Line):
+class LedgerEntry(_Line):
     """A step or trial."""
 
     key: str = Field(pattern="^[0-9a-f]{64}$")
@@ -93,8 +93,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._entries: list[Entry] = []
-        self._by_key: dict[str, Entry] = {}
+        self._entries: list[LedgerEntry] = []
+        self._by_key: dict[str, LedgerEntry] = {}
         whole = 0
         for entry, end in _read(path):
             self._add(entry)
@@ -104,14 +104,14 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[LedgerEntry]:
         return iter(tuple(self._entries))
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> LedgerEntry | None:
         """Return the latest entry of a key; None when that step was never finished."""
         return self._by_key.get(key)
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: LedgerEntry) -> None:
         """Write an entry and wait until it is on disk; an incomplete last line is removed first."""
         line = (entry.model_dump_json(exclude_defaults=True) + "\n").encode()
         with open(self.path, "ab") as file:
@@ -123,12 +123,12 @@ class Ledger:
         self._whole += len(line)
         self._add(entry)
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: LedgerEntry) -> None:
         self._entries.append(entry)
         self._by_key[entry.key] = entry
 
 
-def _read(path: Path) -> Iterator[tuple[Entry, int]]:
+def _read(path: Path) -> Iterator[tuple[LedgerEntry, int]]:
     """Yield each entry with the offset of its end; an incomplete last line, after a kill, is skipped."""
     try:
         with open(path, "rb") as file:
@@ -143,7 +143,7 @@ def _read(path: Path) -> Iterator[tuple[Entry, int]]:
         if not line.endswith(b"\n"):
             return
         try:
-            yield Entry.model_validate_json(line), end
+            yield LedgerEntry.model_validate_json(line), end
         except ValidationError as error:
             raise RunError(
                 f"line {number} of the ledger '{path.name}' is damaged",

@@ -35,7 +35,7 @@ MOST_SHAPES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class OpenedModel:
+class InMemoryModel:
     """The model in this process: a module, or a program with its signature."""
 
     module: nn.Module | None

@@ -17,8 +17,8 @@ from omgoptim.operations.goal import Goal
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live, LoadedModel, refuse_quantized
 from omgoptim.operations.next_steps import pick_step, result_arguments, same_arguments, step
-from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, quantize_alone
-from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost, epoch_seconds, measured_once
+from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, StepChain, quantize_alone
+from omgoptim.operations.optimization.cost import FINAL_SHARE, StepTimes, epoch_seconds, measured_once
 from omgoptim.operations.optimization.final_choice import (
     FINALISTS,
     Chosen,
@@ -30,7 +30,7 @@ from omgoptim.operations.optimization.floors import measure_floors, refuse_below
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_levels
 from omgoptim.operations.optimization.parallel_steps import train_in_parallel
 from omgoptim.operations.optimization.plan import plan_report
-from omgoptim.operations.optimization.points import Point
+from omgoptim.operations.optimization.points import StepResult
 from omgoptim.operations.optimization.selection_data import (
     identity_of,
     selection_as_evaluation,
@@ -71,13 +71,13 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     floors, launch_s = measure_floors(loaded, context, request.runtime)
     refuse_below(goal, floors)
 
-    def measure() -> Cost:
+    def measure() -> StepTimes:
         trained_began = time.monotonic()
         epoch_s = None if problem else epoch_seconds(loaded, data, request.time_limit_s)
         prepared_s = load_s + launch_s * len(floors) + time.monotonic() - trained_began
-        return Cost(prepared_s, load_s, launch_s, epoch_s)
+        return StepTimes(prepared_s, load_s, launch_s, epoch_s)
 
-    cost = measured_once(context.checkpoints / "cost.json", Cost, measure)
+    cost = measured_once(context.checkpoints / "cost.json", StepTimes, measure)
     _refuse_short(request, cost)
     if request.plan:
         return plan_report(request, context, loaded, floors, cost, problem)
@@ -106,8 +106,8 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
 
 
 def _points(
-    steps: Steps, goal: Goal, cost: Cost, problem: str | None, loaded: LoadedModel, preference: Preference
-) -> tuple[list[Point], list[Point]]:
+    steps: Steps, goal: Goal, cost: StepTimes, problem: str | None, loaded: LoadedModel, preference: Preference
+) -> tuple[list[StepResult], list[StepResult]]:
     """Take the steps; return all of their results, and those of quantization alone.
 
     Args:
@@ -123,7 +123,7 @@ def _points(
     """
     alone = quantize_alone(steps)
     if problem is None:
-        chain = Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone, preference))
+        chain = StepChain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone, preference))
         if is_parallel(steps.request):
             train_in_parallel(steps, chain.compared(), loaded.source.artifact)
         chain.build()
@@ -140,7 +140,7 @@ def _points(
 
 
 def _level_speeds(
-    steps: Steps, cost: Cost, loaded: LoadedModel, alone: Point | None, preference: Preference
+    steps: Steps, cost: StepTimes, loaded: LoadedModel, alone: StepResult | None, preference: Preference
 ) -> LevelSpeeds:
     """Measure the levels untrained, within their share of the budget, which is charged for it.
 
@@ -160,7 +160,7 @@ def _level_speeds(
     return speeds
 
 
-def _why_not(point: Point, goal: Goal) -> str:
+def _why_not(point: StepResult, goal: Goal) -> str:
     if point.ruined:
         return "an output that the metric does not read was ruined on the selection samples"
     if point.cautious_drop <= goal.max_quality_drop:
@@ -170,7 +170,7 @@ def _why_not(point: Point, goal: Goal) -> str:
     return f"{words}, {point.cautious_drop:.4f} with its margin" if margin > 0 else words
 
 
-def _refuse_short(request: OptimizeRequest, cost: Cost) -> None:
+def _refuse_short(request: OptimizeRequest, cost: StepTimes) -> None:
     """Refuse a budget in which not even half of the first step would be done."""
     needed_s = cost.prepared_s + cost.quantize_s([]) + cost.final_s(PLANS[request.timing].launches)
     if 60 * request.budget_minutes < max(2 * cost.prepared_s, needed_s / 2):

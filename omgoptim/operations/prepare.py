@@ -38,7 +38,7 @@ from omgoptim.operations.first_forward import (
     refuse_fixed_casts,
     settled_outputs,
 )
-from omgoptim.operations.loaded_model import Live, LoadedModel, OpenedModel, at_batch_one, recipe_of_live
+from omgoptim.operations.loaded_model import InMemoryModel, Live, LoadedModel, at_batch_one, recipe_of_live
 from omgoptim.operations.output_folder import not_sealed
 from omgoptim.operations.reference_outputs import outputs_of
 from omgoptim.operations.timing import bench_of
@@ -116,7 +116,7 @@ def _bench(
     return bench_of(context, first.evaluation, None if first.dependent else request.batch, threads, device, policy)
 
 
-def _device(request: ModelRequest, opened: OpenedModel) -> str:
+def _device(request: ModelRequest, opened: InMemoryModel) -> str:
     """Return the device of the run.
 
     Raises:
@@ -142,26 +142,26 @@ def _load(request: ModelRequest, policy: PathPolicy, live: Live) -> Source:
     )
 
 
-def _open_model(source: Source, policy: PathPolicy) -> OpenedModel:
+def _open_model(source: Source, policy: PathPolicy) -> InMemoryModel:
     if source.artifact is not None:  # its files were verified when it was found
         manifest = Manifest.read(source.artifact)
         if artifacts.has_module(manifest, policy):  # a program may lie beside it: the module can do more
             module = artifacts.load_module(source.artifact, manifest, policy)
             # Fresh processes run it in half precision; this process exports and converts it from float32.
-            return OpenedModel(module.float() if manifest.precision in HALF else module, None, manifest.signature)
+            return InMemoryModel(module.float() if manifest.precision in HALF else module, None, manifest.signature)
         if ENGINES[manifest.runtime].runs == "lowered":
             raise ModelError(
                 f"an artifact for {manifest.runtime} cannot be loaded as a model",
                 f"{LOWERED} holds no module and no ONNX program",
                 "give the model that it was made from; the command compare measures such artifacts",
             )
-        return OpenedModel(None, source.artifact / PROGRAM, manifest.signature)
+        return InMemoryModel(None, source.artifact / PROGRAM, manifest.signature)
     if source.program is not None:
-        return OpenedModel(None, source.program, declared_signature(source.program))
-    return OpenedModel(source.module, None, None)
+        return InMemoryModel(None, source.program, declared_signature(source.program))
+    return InMemoryModel(source.module, None, None)
 
 
-def _data(request: ModelRequest, policy: PathPolicy, live: Live, source: Source, opened: OpenedModel) -> DataSource:
+def _data(request: ModelRequest, policy: PathPolicy, live: Live, source: Source, opened: InMemoryModel) -> DataSource:
     ranks = [len(tensor.shape) for tensor in opened.signature.inputs] if opened.signature else []
     collation = Collation(opened.module, ranks)
     if live.data is not None:
@@ -192,7 +192,7 @@ def _stated_inputs(signature: Signature | None) -> list[str]:
 
 
 def _counts(
-    opened: OpenedModel, signature: Signature, one: NamedBatch
+    opened: InMemoryModel, signature: Signature, one: NamedBatch
 ) -> tuple[MacsCount | None, tuple[int, int] | None]:
     if opened.module is None:
         if opened.program is None:
@@ -211,7 +211,7 @@ def _use_settings(request: ModelRequest) -> int:
     return threads
 
 
-def _precision(source: Source, opened: OpenedModel, first: FirstRun) -> tuple[str, list[str]]:
+def _precision(source: Source, opened: InMemoryModel, first: FirstRun) -> tuple[str, list[str]]:
     """Return the precision of a model that is no artifact, and notes on one other than float32."""
     if opened.module is None or source.artifact is not None:
         return "float32", []
@@ -219,7 +219,7 @@ def _precision(source: Source, opened: OpenedModel, first: FirstRun) -> tuple[st
 
 
 def _manifest(
-    opened: OpenedModel,
+    opened: InMemoryModel,
     signature: Signature,
     precision: str,
     device: str,
@@ -239,7 +239,7 @@ def _manifest(
 
 
 def _save_baseline(
-    folder: Path, source: Source, opened: OpenedModel, manifest: Manifest, example: NamedBatch, threads: int
+    folder: Path, source: Source, opened: InMemoryModel, manifest: Manifest, example: NamedBatch, threads: int
 ) -> str | None:
     """Save the untouched model; return why a live module could only be exported at batch 1, if so."""
     settings = SessionSettings(threads, manifest.device)

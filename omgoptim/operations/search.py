@@ -20,7 +20,7 @@ from omgoptim.measure.size import count_params
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
-from omgoptim.operations.architecture_search.final import Entry, measured
+from omgoptim.operations.architecture_search.final import TrainedTrial, measured
 from omgoptim.operations.architecture_search.predictions import FEWEST, Predictions, first_rows, measured_first
 from omgoptim.operations.architecture_search.prior import quality_hints
 from omgoptim.operations.architecture_search.report import plan_report, search_report
@@ -128,16 +128,16 @@ def _searched(job: Job[SearchRequest], searched: Searched, executor: Executor | 
     return report
 
 
-def _entries(found: Found, control: Found | None) -> list[Entry]:
+def _entries(found: Found, control: Found | None) -> list[TrainedTrial]:
     """Return the finals of the search, and the best one of the control."""
     entries = [
-        Entry(f"trial {number}", number, found.artifacts[number], found.results[number].rungs[-1], True)
+        TrainedTrial(f"trial {number}", number, found.artifacts[number], found.results[number].rungs[-1], True)
         for number in found.finals
     ]
     if control is not None:
         number = control.finals[0]
         quality = control.results[number].rungs[-1]
-        entries.append(Entry(f"random trial {number}", number, control.artifacts[number], quality, False))
+        entries.append(TrainedTrial(f"random trial {number}", number, control.artifacts[number], quality, False))
     return entries
 
 

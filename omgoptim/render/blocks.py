@@ -16,7 +16,7 @@ PointKind = Literal["point", "kept", "outside", "original"]
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ScatterPoint:
     """A point of a scatter."""
 
     x: float
@@ -40,7 +40,7 @@ class Scatter:
     title: str
     x: str
     y: str
-    points: tuple[Point, ...]
+    points: tuple[ScatterPoint, ...]
     guard: float | None = None
     front: tuple[tuple[float, float], ...] = ()
     """Points of the Pareto front, from left to right."""

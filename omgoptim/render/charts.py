@@ -17,9 +17,9 @@ from omgoptim.render.blocks import (
     Link,
     Multiples,
     Panel,
-    Point,
     PointKind,
     Scatter,
+    ScatterPoint,
     Strip,
 )
 from omgoptim.render.claims import speed_undecided
@@ -181,7 +181,7 @@ def _point(
     kind: PointKind,
     guard: float | None,
     interval: tuple[float | None, float | None] = (None, None),
-) -> list[Point]:
+) -> list[ScatterPoint]:
     """Return the point of a candidate or step; none where it was not measured."""
     if one.speedup is None or one.quality is None:
         return []
@@ -189,13 +189,15 @@ def _point(
     text = f"{one.name}: {ratio_text(one.speedup)}{size}, quality {one.quality:.4f}. {one.status}: {one.why}"
     if kind == "point" and guard is not None and one.quality < guard:
         kind = "outside"
-    return [Point(one.speedup, one.quality, kind, str(number), text, one.size_bytes or None, *interval)]
+    return [ScatterPoint(one.speedup, one.quality, kind, str(number), text, one.size_bytes or None, *interval)]
 
 
-def _scatter(title: str, points: list[Point], base: float | None, guard: float | None, original: str) -> Scatter | None:
+def _scatter(
+    title: str, points: list[ScatterPoint], base: float | None, guard: float | None, original: str
+) -> Scatter | None:
     if len(points) < 2:
         return None
-    first = [Point(1.0, base, "original", original, f"{original}, speedup 1")] if base is not None else []
+    first = [ScatterPoint(1.0, base, "original", original, f"{original}, speedup 1")] if base is not None else []
     held = [(point.x, point.y) for point in points if guard is None or point.y >= guard]
     return Scatter(title, SPEEDUP, QUALITY, (*first, *points), guard, _front(held))
 

@@ -24,7 +24,7 @@ TIMES = ("latency_ms_p50", "latency_ms_p90", "throughput_per_s")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ComparisonRow:
     """A line of the before / after table; a side that was not measured is an empty string."""
 
     label: str
@@ -126,7 +126,7 @@ def sides(report: EfficiencyReport) -> tuple[str, str]:
     return ("teacher", "student") if report.verb == "distill" else ("before", "after")
 
 
-def comparison_rows(report: EfficiencyReport) -> list[Row]:
+def comparison_rows(report: EfficiencyReport) -> list[ComparisonRow]:
     """Return the before / after / gain table, one row per quantity that was measured on either side."""
     before, after = shown_sides(report)
     if before is None and after is None:
@@ -156,11 +156,13 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
         _row(quality_label(known), before, after, lambda m: m.quality, lambda q: f"{q:.4f}", quality_claim(report)),
     ]
     if speed_undecided(report):
-        rows.append(Row("speed", "", "undecided", "the machine was overloaded", "open"))
+        rows.append(ComparisonRow("speed", "", "undecided", "the machine was overloaded", "open"))
     if gains.agreement is not None:
-        rows.append(Row("agreement", "", f"{gains.agreement:.4f}", "same outputs"))
+        rows.append(ComparisonRow("agreement", "", f"{gains.agreement:.4f}", "same outputs"))
     if report.control is not None and report.control.quality is not None:
-        rows.append(Row("without the teacher", "", f"{report.control.quality:.4f}", *control_claim(report.control)))
+        rows.append(
+            ComparisonRow("without the teacher", "", f"{report.control.quality:.4f}", *control_claim(report.control))
+        )
     return [replace(row, tone=claimed(row.tone, report)) for row in rows if row.before or row.after]
 
 
@@ -223,10 +225,10 @@ def _row(
     pick: Callable[[Measurement], float | None],
     show: Callable[[Any], str],
     gain: tuple[str, Tone] = ("", "same"),
-) -> Row:
+) -> ComparisonRow:
     sides = [pick(side) if side else None for side in (before, after)]
     shown = ["" if value is None else show(value) for value in sides]
-    return Row(label, shown[0], shown[1], *gain)
+    return ComparisonRow(label, shown[0], shown[1], *gain)
 
 
 def _fewer_params(before: Measurement | None, after: Measurement | None) -> tuple[str, Tone]:
@@ -236,7 +238,7 @@ def _fewer_params(before: Measurement | None, after: Measurement | None) -> tupl
     return _ratio(before.params / after.params, "fewer")
 
 
-def _nonzero(before: Measurement | None, after: Measurement | None) -> list[Row]:
+def _nonzero(before: Measurement | None, after: Measurement | None) -> list[ComparisonRow]:
     """Return the row of non-zero parameters, if there are zeros."""
     sides = [side for side in (before, after) if side]
     if all(side.nonzero_params in (None, side.params) for side in sides):
@@ -245,10 +247,10 @@ def _nonzero(before: Measurement | None, after: Measurement | None) -> list[Row]
     return [_row("non-zero parameters", before, after, lambda m: m.nonzero_params, count_text, (zeros, "same"))]
 
 
-def _dense_size(before: Measurement | None, after: Measurement | None) -> list[Row]:
+def _dense_size(before: Measurement | None, after: Measurement | None) -> list[ComparisonRow]:
     """Return the row of the dense size, if zeros are packed."""
     if not any(side and side.dense_size_bytes is not None for side in (before, after)):
         return []
     dense = [None if side is None else side.dense_size_bytes or side.size_bytes for side in (before, after)]
     shown = [if_known(size_text, size) for size in dense]
-    return [Row("dense size", shown[0], shown[1])]
+    return [ComparisonRow("dense size", shown[0], shown[1])]

@@ -12,7 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from omgoptim.render.blocks import Block, Chain, Code, Curve, Items, Line, Row, Scatter, Section, Strip, Table, Text
+from omgoptim.render.blocks import (
+    Block,
+    Chain,
+    Code,
+    Curve,
+    Items,
+    Line,
+    Row,
+    Scatter,
+    Section,
+    Strip,
+    Table,
+    Text,
+)
 from omgoptim.render.claims import (
     Tone,
     claimed,

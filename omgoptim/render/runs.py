@@ -10,7 +10,7 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.render.blocks import Block, Code, Columns, Items, Line, Mark, Section, Table, Text, cells_of, charts
 from omgoptim.render.brief import to_json
 from omgoptim.render.charts import learning_curve, live_scatter
-from omgoptim.render.claims import Row, Tone, comparison_rows, speed_undecided, verdict
+from omgoptim.render.claims import ComparisonRow, Tone, comparison_rows, speed_undecided, verdict
 from omgoptim.render.document import Action, Document, call_text
 from omgoptim.render.html import page_html
 from omgoptim.render.lists import model_of
@@ -207,9 +207,11 @@ def _cells(run: Run) -> dict[str, Text]:
         texts = (Text(state.run_id, code=True), verdict_cell, Text(state.model, limit=80), *[Text("")] * 4)
         return dict(zip(_COLUMNS, texts, strict=True))
     rows = {row.label.partition(" (")[0]: row for row in comparison_rows(report)}
-    size, latency, quality = (rows.get(label, Row("", "", "")) for label in ("size", "latency p50", "quality"))
+    size, latency, quality = (
+        rows.get(label, ComparisonRow("", "", "")) for label in ("size", "latency p50", "quality")
+    )
     if speed_undecided(report):
-        latency = Row("", "", "", f"undecided: {rows['speed'].gain}", "open")
+        latency = ComparisonRow("", "", "", f"undecided: {rows['speed'].gain}", "open")
     model = model_of(report)
     known = report.after or report.before
     texts = (
@@ -222,7 +224,7 @@ def _cells(run: Run) -> dict[str, Text]:
     return dict(zip(_COLUMNS, texts, strict=True))
 
 
-def _with_gain(row: Row) -> Text:
+def _with_gain(row: ComparisonRow) -> Text:
     """Return `232 kB, 3.84x smaller`."""
     return Text(", ".join(filter(None, (row.after or row.before, row.gain))), tone=row.tone)
 

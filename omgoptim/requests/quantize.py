@@ -214,7 +214,7 @@ class QuantizeRequest(ExecutionFields, ModelRequest):
     """Effort of static int8. fast: min-max calibration; balanced: adds equalization, bias correction and range search
     (seconds); best: adds AdaRound (minutes)."""
     guard_time_s: Annotated[float, RARE] = Field(600, gt=0, le=10_000_000)
-    """Time limit, in seconds, of the mixed-precision search for layers to keep in float."""
+    """Time limit, in seconds, of the mixed-precision search for layers to keep in float, AdaRound included."""
     explain: Annotated[bool, Short("Sensitivity and time per layer.")] = False
     """Report per-layer sensitivity, causes of quality loss, and time by layer type."""
     output: Annotated[str | None, Short("New folder for a copy of the artifact.")] = None

@@ -31,6 +31,8 @@ class SessionSettings:
     device: str = "cpu"
     precision: str = "float32"
     """float32, bfloat16, float16, int8 or int8_dynamic: what the artifact was saved as."""
+    float_between: bool = False
+    """Whether layers in float between quantized ones must stay in float."""
 
 
 @dataclass(frozen=True, slots=True)

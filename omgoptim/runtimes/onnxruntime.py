@@ -66,6 +66,11 @@ def missing_tensorrt(device: str) -> str | None:
     return None
 
 
+KEEP_FLOAT_LAYERS = ("optimization.disable_specified_optimizers", "WeightBiasQuantization")
+"""Session option for a program with layers in float between quantized ones. Since 1.21 ONNX Runtime rounds the weight
+of such a layer to int8 per tensor when it opens the file (microsoft/onnxruntime pull requests 22969 and 25673)."""
+
+
 def open_session(program: Path, signature: Signature, settings: SessionSettings) -> Session:
     """Open an ONNX file in ONNX Runtime."""
     session = _session(program, settings)
@@ -145,6 +150,8 @@ def _session(
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if settings.float_between:
+        options.add_session_config_entry(*KEEP_FLOAT_LAYERS)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)

@@ -63,6 +63,8 @@ class ProgramRun:
     threads: int = 1
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
     """`progress(stage, fraction of that stage, or None)`."""
+    stored: Path | None = None
+    """Folder of what a technique keeps for programs with more layers in float; None: nothing."""
 
 
 ProgramTechnique = Callable[[Path, Path, Any, ProgramRun], Outcome]

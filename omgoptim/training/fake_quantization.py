@@ -49,7 +49,7 @@ Simulated = nn.Linear | _ConvNd
 
 
 @dataclass(frozen=True, slots=True)
-class Simulation:
+class IntegerFormats:
     """Integer formats of the simulation."""
 
     per_channel: bool = True
@@ -139,7 +139,7 @@ class FakeQuantized(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, module: nn.Module, simulation: Simulation, steps: int) -> None:
+    def __init__(self, module: nn.Module, simulation: IntegerFormats, steps: int) -> None:
         super().__init__()
         self.module, self.simulation, self.steps = module, simulation, steps
         self.layers = _simulated(module, simulation)
@@ -253,7 +253,7 @@ class FakeQuantized(nn.Module):
             self.high[index].lerp_(high, MOMENTUM)
 
 
-def _simulated(module: nn.Module, simulation: Simulation) -> dict[str, Simulated]:
+def _simulated(module: nn.Module, simulation: IntegerFormats) -> dict[str, Simulated]:
     """Return the simulated layers by path."""
     found: dict[str, Simulated] = {}
     for path, layer in module.named_modules():

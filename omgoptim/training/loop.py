@@ -24,7 +24,7 @@ from omgoptim.training._loop.checkpoints import (
     write_checkpoint,
 )
 from omgoptim.training._loop.combined_loss import CombinedLoss
-from omgoptim.training._loop.steps import Steps, from_first, prepared_steps
+from omgoptim.training._loop.steps import PreparedTraining, from_first, prepared_steps
 from omgoptim.training._loop.training_state import Progress, TrainingState
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig, few_steps_note, optimizer_steps
@@ -191,7 +191,7 @@ def _combined(objective: Objective, module: nn.Module, batches: Batches) -> Comb
 
 
 def _identity(
-    module: nn.Module, steps: Steps, evaluator: Evaluator | None, round_number: int, count: int
+    module: nn.Module, steps: PreparedTraining, evaluator: Evaluator | None, round_number: int, count: int
 ) -> dict[str, Any]:
     """Return the values that a checkpoint must share with this training to be resumed.
 

@@ -39,6 +39,8 @@ STOREYS = (
 HEIGHT = {room: height for height, storey in enumerate(STOREYS) for room in storey}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 350
+PARAMS = {"Auto", "InvertedResidual"}
+"""Names of two types: the arguments of a technique have its name, in `requests/`."""
 NO_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "factory"}
 
 
@@ -136,6 +138,12 @@ def test_a_module_is_short_and_its_name_and_docstring_say_what_it_holds() -> Non
     assert [module_id(module) for module in MODULES if module.stem in NO_NAMES] == []
     sources = {module_id(module): module.read_text() for module in MODULES}
     assert [name for name, text in sources.items() if text.strip() and not ast.get_docstring(ast.parse(text))] == []
+
+
+def test_no_two_public_types_have_one_name() -> None:
+    trees = [ast.parse(module.read_text()) for module in MODULES]
+    types = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert {name for name in types if types.count(name) > 1 and not name.startswith("_")} == PARAMS
 
 
 def test_the_picture_in_contributing_shows_the_rooms_in_this_order() -> None:

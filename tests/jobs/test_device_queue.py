@@ -114,6 +114,40 @@ def test_a_run_that_does_not_measure_pauses_while_another_does() -> None:
     assert works.pause(on_wait) is False
 
 
+def test_a_run_that_paused_works_for_as_long_before_a_later_run_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("omgoptim.jobs.device_queue.time.time", lambda: clock[0])
+    first, works, later = (DeviceQueue("cpu", name) for name in ("first", "works", "later"))
+    waits: list[str] = []
+
+    def first_ends(wait: Wait) -> None:
+        if clock[0] == 1000.0:
+            clock[0] = 1030.0
+            turn.__exit__(None, None, None)
+
+    def time_passes(wait: Wait) -> None:
+        waits.append(wait.text("cpu"))
+        clock[0] += 20.0
+
+    turn = first.turn(lambda _wait: None)
+    turn.__enter__()
+    assert works.pause(first_ends)
+    assert works.pause(lambda _wait: None) is False  # works on
+    with later.turn(time_passes):
+        assert clock[0] == 1070.0
+        assert works.measured_by() is not None
+    assert waits == [f"waiting for cpu: run works, which had to pause, goes on for {left} s" for left in (30, 10)]
+
+
+def test_a_run_that_paused_measures_itself_in_its_own_share() -> None:
+    first, works = DeviceQueue("cpu", "first"), DeviceQueue("cpu", "works")
+    turn = first.turn(lambda _wait: None)
+    turn.__enter__()
+    assert works.pause(lambda _wait: turn.__exit__(None, None, None))
+    with works.turn(lambda _wait: pytest.fail("waited for itself")):
+        assert not list(queue_folder().glob("*.ticket"))
+
+
 def test_the_ticket_of_a_process_that_is_gone_keeps_nobody_waiting() -> None:
     folder = queue_folder()
     dead = folder / "cpu.00000000000000000001-1-0.ticket"

@@ -20,7 +20,7 @@ from omgoptim.operations.first_forward import (
     settled_outputs,
     with_shifted_labels,
 )
-from omgoptim.operations.loaded_model import OpenedModel, refuse_nan_samples, refuse_unlike_batches
+from omgoptim.operations.loaded_model import InMemoryModel, refuse_nan_samples, refuse_unlike_batches
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
 
@@ -85,9 +85,11 @@ class Casting(nn.Linear):
 
 def test_a_forward_that_casts_to_a_fixed_dtype_is_refused_with_the_cast_that_follows_the_weights() -> None:
     batch, signature = {"input": np.ones((2, 3), np.float32)}, Signature(INPUTS, "tensor")
-    refuse_fixed_casts(OpenedModel(float32_copy(Casting(None)), None, None), signature, batch, "bfloat16")
+    refuse_fixed_casts(InMemoryModel(float32_copy(Casting(None)), None, None), signature, batch, "bfloat16")
     with pytest.raises(ModelError, match="float32 copy of the model, which is in bfloat16, does not run") as error:
-        refuse_fixed_casts(OpenedModel(float32_copy(Casting(torch.bfloat16)), None, None), signature, batch, "bfloat16")
+        refuse_fixed_casts(
+            InMemoryModel(float32_copy(Casting(torch.bfloat16)), None, None), signature, batch, "bfloat16"
+        )
     assert "weight.dtype" in error.value.fix
 
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from omgoptim.errors import RunError
-from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
+from omgoptim.operations.ledger import Amounts, Ledger, LedgerEntry, key_of
 
 DECISIVE: dict[str, Any] = {
     "parent": "sha256:a",
@@ -23,11 +23,13 @@ DECISIVE: dict[str, Any] = {
 }
 
 
-def entry(latency: float | None = 1.0, size: int = 10, drop: float = 0.0, step: str = "prune", **more: Any) -> Entry:
+def entry(
+    latency: float | None = 1.0, size: int = 10, drop: float = 0.0, step: str = "prune", **more: Any
+) -> LedgerEntry:
     settings = {"at": [latency, size, drop], **more.pop("settings", {})}
     key = key_of(**(DECISIVE | {"step": step, "settings": settings}))
     measured = Amounts(latency_ms=latency, size_bytes=size, quality_drop=drop)
-    return Entry(
+    return LedgerEntry(
         key=key,
         parent="sha256:a",
         step=step,
@@ -99,11 +101,11 @@ def test_a_writer_that_is_killed_loses_nothing_that_it_had_appended(tmp_path: Pa
     code = f"""
 import os, signal
 from pathlib import Path
-from omgoptim.operations.ledger import Entry, Ledger, key_of
+from omgoptim.operations.ledger import LedgerEntry, Ledger, key_of
 ledger = Ledger(Path({str(path)!r}))
 for seed in range(3):
     key = key_of(parent="a", step="s", settings={{}}, data="d", engine="e", seed=seed)
-    ledger.append(Entry(key=key, parent="a", step="s", verdict="kept"))
+    ledger.append(LedgerEntry(key=key, parent="a", step="s", verdict="kept"))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)

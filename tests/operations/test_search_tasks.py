@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from omgoptim.architecture_search.drive import Driven, Plan, TrialLoop, drive
-from omgoptim.architecture_search.runner import WEIGHTS, Cost, Steps, climb, load_weights, save_weights
+from omgoptim.architecture_search.runner import WEIGHTS, MeasuredCost, TrialFunctions, climb, load_weights, save_weights
 from omgoptim.architecture_search.space import Configuration, Knob, Space
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.executors import Task, TaskResult
@@ -43,12 +43,12 @@ def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float
     return (module.in_features * 7 + module.out_features * 5) % 11 * (rung + 1.0)
 
 
-def measure(module: nn.Module, folder: Path) -> Cost:
+def measure(module: nn.Module, folder: Path) -> MeasuredCost:
     size = sum(parameter.numel() for parameter in module.parameters())
     if folder.name == "artifact":
         folder.mkdir()
         save_weights(module, folder / WEIGHTS)
-    return Cost(size_bytes=size, loads={"size": size / 12})
+    return MeasuredCost(size_bytes=size, loads={"size": size / 12})
 
 
 class Threads:
@@ -92,7 +92,7 @@ def runner(folder: Path, executor: Threads | None) -> TaskRunner:
     context = RunContext(folder, "search-1", folder, "", "", lambda _stage, _done: None)
     loaded = SimpleNamespace(source=Source())
     job = cast(Any, SimpleNamespace(request=request, context=context, runtime="torch_eager", loaded=loaded))
-    return TaskRunner(executor, job, Steps(build, measure, train), "")
+    return TaskRunner(executor, job, TrialFunctions(build, measure, train), "")
 
 
 def searched(folder: Path, executor: Threads | None) -> tuple[Driven, dict[int, TrialResult]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omgoptim.architecture_search.propose import Observations, Proposal, propose, propose_random
+from omgoptim.architecture_search.propose import Observations, Proposer, propose, propose_random
 from omgoptim.architecture_search.space import Indices, Knob, Space
 
 TABLE = json.loads(Path(__file__).with_name("digits_table.json").read_text())
@@ -26,7 +26,7 @@ def load(limit: float):
     return lambda rows: np.array([MACS[tuple(row)] for row in rows]) / limit
 
 
-def ends_with(way: Proposal, limit: float, trials: int, seed: int) -> float:
+def ends_with(way: Proposer, limit: float, trials: int, seed: int) -> float:
     luck = np.random.default_rng([seed, 1])
     seen = Observations.none(SPACE)
     for number in range(trials):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omgoptim.architecture_search.propose import Observations, Proposal, Rule, propose, propose_random
+from omgoptim.architecture_search.propose import Observations, Proposer, Rule, propose, propose_random
 from omgoptim.architecture_search.space import Indices, Knob, Space
 
 SPACE = Space(tuple(Knob(f"stage{number}", (0, 1, 2)) for number in range(6)))
@@ -17,7 +17,7 @@ def load(rows: Indices) -> np.ndarray:
     return rows.sum(axis=1) / 8.0
 
 
-def search(way: Proposal, trials: int, seed: int = 0, load=load, quality=None) -> Observations:
+def search(way: Proposer, trials: int, seed: int = 0, load=load, quality=None) -> Observations:
     quality = quality or (lambda row: float(row[0] - row[5]))
     seen = Observations.none(SPACE)
     for number in range(trials):
@@ -28,7 +28,7 @@ def search(way: Proposal, trials: int, seed: int = 0, load=load, quality=None) -
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_proposals_are_within_the_limit_and_never_twice_the_same(way: Proposal) -> None:
+def test_proposals_are_within_the_limit_and_never_twice_the_same(way: Proposer) -> None:
     seen = search(way, 30)
     assert (load(seen.rows) <= 1.0).all()
     assert len(np.unique(seen.rows, axis=0)) == 30
@@ -39,7 +39,7 @@ def test_the_rule_proposes_only_near_the_limit() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_proposal_depends_on_the_observations_the_seed_and_its_number_alone(way: Proposal) -> None:
+def test_a_proposal_depends_on_the_observations_the_seed_and_its_number_alone(way: Proposer) -> None:
     whole = search(way, 14)
     for cut in (0, 3, 9, 13):
         seen = Observations(whole.rows[:cut], whole.qualities[:cut], whole.excluded)
@@ -48,7 +48,7 @@ def test_a_proposal_depends_on_the_observations_the_seed_and_its_number_alone(wa
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_was_measured_as_too_slow_is_not_proposed_again(way: Proposal) -> None:
+def test_what_was_measured_as_too_slow_is_not_proposed_again(way: Proposer) -> None:
     inside = SPACE.every[load(SPACE.every) <= 1.0]
     seen = Observations(inside[:0], np.empty(0), inside[1:])
     assert (way(SPACE, load, seen, 0, 0) == inside[0]).all()
@@ -56,7 +56,7 @@ def test_what_was_measured_as_too_slow_is_not_proposed_again(way: Proposal) -> N
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nothing_is_proposed_when_everything_is_over_the_limit(way: Proposal) -> None:
+def test_nothing_is_proposed_when_everything_is_over_the_limit(way: Proposer) -> None:
     assert way(SPACE, lambda rows: np.full(len(rows), 1.5), Observations.none(SPACE), 0, 0) is None
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.architecture_search.runner import WEIGHTS, Cost, Steps, finalists, run_trial
+from omgoptim.architecture_search.runner import WEIGHTS, MeasuredCost, TrialFunctions, finalists, run_trial
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import TechniqueError
 
@@ -33,10 +33,12 @@ class Recorder:
         nn.init.zeros_(module.weight)
         return module
 
-    def measure(self, module: Any, folder: Path) -> Cost:
+    def measure(self, module: Any, folder: Path) -> MeasuredCost:
         self.measured.append(folder.name)
         folder.mkdir()
-        return Cost(latency_ms=float(module.in_features), size_bytes=8, loads={"latency": module.in_features / 10})
+        return MeasuredCost(
+            latency_ms=float(module.in_features), size_bytes=8, loads={"latency": module.in_features / 10}
+        )
 
     def train(self, module: Any, rung: int, epochs: int, checkpoints: Path) -> float:
         self.trained.append((rung, epochs))
@@ -44,8 +46,8 @@ class Recorder:
             module.weight += epochs * module.in_features
         return float(module.weight.detach()[0, 0])
 
-    def steps(self, **more: Any) -> Steps:
-        return Steps(self.build, self.measure, self.train, **more)
+    def steps(self, **more: Any) -> TrialFunctions:
+        return TrialFunctions(self.build, self.measure, self.train, **more)
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def folders(tmp_path: Path) -> TrialFolders:
     return TrialFolders(tmp_path / "trials")
 
 
-def run(folders: TrialFolders, steps: Steps, number: int, width: int) -> TrialResult:
+def run(folders: TrialFolders, steps: TrialFunctions, number: int, width: int) -> TrialResult:
     return folders.run(spec(number, width), lambda spec, folder: run_trial(steps, folders, spec, folder))
 
 
@@ -93,7 +95,7 @@ def test_a_trial_that_raises_keeps_its_reason(folders: TrialFolders) -> None:
         raise TechniqueError("the network has no output", "its kernel is too large")
 
     made = Recorder()
-    result = run(folders, Steps(build, made.measure, made.train), 0, 4)
+    result = run(folders, TrialFunctions(build, made.measure, made.train), 0, 4)
     assert (result.outcome, result.reason) == ("failed", "the network has no output: its kernel is too large")
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from omgoptim.architecture_search.define_by_run import build, look
 from omgoptim.architecture_search.drive import Plan, TrialLoop, drive
-from omgoptim.architecture_search.runner import Cost, Steps, finalists, fitting, run_trial
+from omgoptim.architecture_search.runner import MeasuredCost, TrialFunctions, finalists, fitting, run_trial
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.security.path_policy import PathPolicy
@@ -35,8 +35,8 @@ def weights(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def measure(module: nn.Module, folder: Path) -> Cost:
-    return Cost(latency_ms=weights(module) / 100, loads={"latency": weights(module) / LIMIT})
+def measure(module: nn.Module, folder: Path) -> MeasuredCost:
+    return MeasuredCost(latency_ms=weights(module) / 100, loads={"latency": weights(module) / LIMIT})
 
 
 @pytest.mark.slow
@@ -53,7 +53,7 @@ def test_a_search_trains_within_the_limit_and_its_finals_to_the_end(tmp_path: Pa
         teacher,
         DistillationLoss(),
     )
-    steps = Steps(lambda configuration: build(space, configuration), measure, train)
+    steps = TrialFunctions(lambda configuration: build(space, configuration), measure, train)
     folders, finals = TrialFolders(tmp_path / "trials"), TrialFolders(tmp_path / "finals")
 
     def load(rows: Any) -> Any:

@@ -19,7 +19,7 @@ from omgoptim.training.fake_quantization import (
     NORMS_FROZEN,
     RANGES_FIXED,
     FakeQuantized,
-    Simulation,
+    IntegerFormats,
     fake_quantize,
     input_scale,
     weight_scale,
@@ -37,7 +37,7 @@ def calls(count: int = 4) -> list[Any]:
 
 
 def calibrated(module: nn.Module, steps: int = 12, **simulation: Any) -> FakeQuantized:
-    made = FakeQuantized(module, Simulation(**simulation), steps)
+    made = FakeQuantized(module, IntegerFormats(**simulation), steps)
     made.calibrate(calls())
     return made
 
@@ -142,7 +142,7 @@ def test_channels_that_conversion_will_scale_are_rounded_as_scaled() -> None:
     module[0].weight.data = torch.tensor([[1.0, 100.0], [2.0, -300.0]])
     x = torch.tensor([[1.27, 0.0127], [0.64, 0.0051]])
     factors = torch.tensor([1.0, 0.01])  # the second channel is a hundred times smaller
-    made = FakeQuantized(module, Simulation(symmetric=True, factors={"0": factors}), 1)
+    made = FakeQuantized(module, IntegerFormats(symmetric=True, factors={"0": factors}), 1)
     made.calibrate([((x,), {})])
     assert float(made.high[0]) == pytest.approx(1.27)
     step = 3 / 127
@@ -168,7 +168,7 @@ def test_factors_reach_the_channels_they_are_of_and_cancel(layer: nn.Module) -> 
     size = [2, 4, *[5] * (layer.weight.ndim - 2)] if not isinstance(layer, nn.Linear) else [2, 4]
     factors = torch.tensor([1.0, 30.0, 0.2, 5.0])
     x = torch.randn(size, generator=torch.Generator().manual_seed(0)) * factors.reshape(4, *[1] * (len(size) - 2))
-    fine = Simulation(weight_levels=2**20, factors={"0": factors})
+    fine = IntegerFormats(weight_levels=2**20, factors={"0": factors})
     made = FakeQuantized(module, fine, 1)
     made.calibrate([((x,), {})])
     torch.testing.assert_close(made.rounded_weights()["0.weight"], layer.weight, rtol=0, atol=1e-4)
@@ -225,24 +225,24 @@ def test_a_resumed_training_is_an_uninterrupted_one_bit_for_bit_ranges_included(
 
 def test_a_transposed_convolutions_channels_are_those_of_its_output() -> None:
     module = nn.Sequential(nn.ConvTranspose1d(2, 3, 2)).eval()
-    rounded = FakeQuantized(module, Simulation(), 1).rounded_weights()["0.weight"]
+    rounded = FakeQuantized(module, IntegerFormats(), 1).rounded_weights()["0.weight"]
     steps = rounded / (module[0].weight.detach().abs().amax((0, 2), keepdim=True) / 127)
     torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
 
 
 def test_targets_and_ignore_choose_the_layers_and_no_layer_is_an_error() -> None:
-    assert list(FakeQuantized(net(), Simulation(targets=["fc"]), 1).layers) == ["fc"]
-    assert list(FakeQuantized(net(), Simulation(ignore=["fc"]), 1).layers) == ["out"]
+    assert list(FakeQuantized(net(), IntegerFormats(targets=["fc"]), 1).layers) == ["fc"]
+    assert list(FakeQuantized(net(), IntegerFormats(ignore=["fc"]), 1).layers) == ["out"]
     with pytest.raises(TechniqueError, match="exclude every layer"):
-        FakeQuantized(net(), Simulation(ignore=["*"]), 1)
+        FakeQuantized(net(), IntegerFormats(ignore=["*"]), 1)
     with pytest.raises(TechniqueError, match="no layer that QAT supports"):
-        FakeQuantized(nn.GRU(3, 4), Simulation(), 1)
+        FakeQuantized(nn.GRU(3, 4), IntegerFormats(), 1)
 
 
 def test_tied_weights_are_rounded_in_both_places() -> None:
     module = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)).eval()
     module[1].weight = module[0].weight
-    made = FakeQuantized(module, Simulation(), 1)
+    made = FakeQuantized(module, IntegerFormats(), 1)
     made.calibrate([((torch.arange(7)[None],), {})])
     heard: list[torch.Tensor] = []
     module[0].register_forward_hook(lambda _layer, _args, output: heard.append(output))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from omgoptim.architecture_search.runner import Cost
+from omgoptim.architecture_search.runner import MeasuredCost
 from omgoptim.errors import ModelError, OmgoptimError
 from omgoptim.measure.measuring_process import ProcessPool
 from omgoptim.measure.timing import PLANS, SCREENING_PLAN, Timing, time_artifacts
@@ -71,7 +71,7 @@ class Costs:
     pool: ProcessPool | None = None
     """Processes in which all networks are timed, one after the other."""
 
-    def measure(self, module: nn.Module, folder: Path) -> Cost:
+    def measure(self, module: nn.Module, folder: Path) -> MeasuredCost:
         """Save a network into a folder and measure it; one that was not trained is removed again.
 
         One that is larger than allowed is not timed.
@@ -84,7 +84,7 @@ class Costs:
         try:
             size = Manifest.read(folder).size_bytes
             if max(self.limits.loads(None, size, None).values(), default=0.0) > 1.0:
-                return Cost(None, size, self.limits.loads(None, size, None))
+                return MeasuredCost(None, size, self.limits.loads(None, size, None))
             [found] = self.time_artifacts([folder])
         finally:
             if untrained:
@@ -93,7 +93,7 @@ class Costs:
             raise found
         return found
 
-    def time_artifacts(self, folders: Sequence[Path]) -> list[Cost | OmgoptimError]:
+    def time_artifacts(self, folders: Sequence[Path]) -> list[MeasuredCost | OmgoptimError]:
         """Time saved networks beside the original: on this machine all of them in one process, so that they compare."""
         sizes = [Manifest.read(folder).size_bytes for folder in folders]
         hold = self.job.context.measuring  # tasks go on until the network is open
@@ -139,9 +139,9 @@ class Costs:
             raise built.error or ModelError("the network could not be quantized")
         os.replace(built.folder, folder)
 
-    def _cost(self, timing: Timing, size_bytes: int) -> Cost:
+    def _cost(self, timing: Timing, size_bytes: int) -> MeasuredCost:
         latency = self.baseline_ms / timing.speedup.value if timing.speedup else timing.latency_ms_p50
-        return Cost(latency, size_bytes, self.limits.loads(latency, size_bytes, timing.peak_memory_bytes))
+        return MeasuredCost(latency, size_bytes, self.limits.loads(latency, size_bytes, timing.peak_memory_bytes))
 
 
 def costs_of(job: Job[SearchRequest], baseline: Path, recipe: Recipe | None, folder: Path, pool: ProcessPool) -> Costs:

@@ -25,7 +25,7 @@ from omgoptim.requests import SearchRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TrainedTrial:
     """A trial that was trained to the end."""
 
     name: str
@@ -37,11 +37,11 @@ class Entry:
     """True if the proposal rule chose it, False if the random control did."""
 
 
-Finalist = MeasuredEntry[Entry]
-Chosen = FinalChoice[Entry]
+Finalist = MeasuredEntry[TrainedTrial]
+Chosen = FinalChoice[TrainedTrial]
 
 
-def measured(job: Job[SearchRequest], baseline: Path, entries: Sequence[Entry]) -> Chosen:
+def measured(job: Job[SearchRequest], baseline: Path, entries: Sequence[TrainedTrial]) -> Chosen:
     """Time the original and the finalists in turns, read the evaluation data once, and choose.
 
     The order of preference: networks that meet the targets first, then by quality on the selection samples.
@@ -55,24 +55,24 @@ def measured(job: Job[SearchRequest], baseline: Path, entries: Sequence[Entry]) 
 
 
 @dataclass(frozen=True, slots=True)
-class TargetsFirst(DeliveryRule[Entry]):
+class TargetsFirst(DeliveryRule[TrainedTrial]):
     """Order of preference: networks that meet the targets, then by quality on the selection samples."""
 
     request: SearchRequest
     loaded: LoadedModel
 
-    def order(self, race: FinalRace[Entry]) -> list[TimedEntry[Entry]]:
+    def order(self, race: FinalRace[TrainedTrial]) -> list[TimedEntry[TrainedTrial]]:
         """Return the entries in the order of preference."""
         before = measurement(self.loaded.baseline, race.original, self.loaded.bench, None, None, None)
 
-        def place(one: TimedEntry[Entry]) -> tuple[float, ...]:
+        def place(one: TimedEntry[TrainedTrial]) -> tuple[float, ...]:
             after = measurement(one.entry.artifact, one.timing, self.loaded.bench, None, None, None)
             over = self.missed(after, gains(before, after, one.timing, None, race.load), race)
             return float(bool(over)), over[0].factor if over else 1.0, -one.entry.quality
 
         return sorted(race.timed, key=place)
 
-    def missed(self, after: Measurement, gained: Gains, race: FinalRace[Entry]) -> list[Missed]:
+    def missed(self, after: Measurement, gained: Gains, race: FinalRace[TrainedTrial]) -> list[Missed]:
         """Return the targets that are not met, the furthest first."""
         missed = Goal.of(self.request).missed(after, race.load)
         wanted = self.request.target_speedup

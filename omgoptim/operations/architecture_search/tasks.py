@@ -24,9 +24,9 @@ from torch import nn
 from omgoptim.architecture_search.drive import Started
 from omgoptim.architecture_search.runner import (
     WEIGHTS,
-    Cost,
+    MeasuredCost,
     Screened,
-    Steps,
+    TrialFunctions,
     climb,
     conclude,
     finished,
@@ -72,7 +72,7 @@ class TaskRunner:
 
     executor: Executor | None
     job: Job[SearchRequest]
-    steps: Steps
+    steps: TrialFunctions
     identity: str
     """Hash of the weights that every worker must start from; empty without a model."""
 
@@ -118,7 +118,7 @@ class TaskRunner:
         for spec, before in chosen:
             if before.outcome != "trained" and finals.result(spec.number) is None:
                 weights = {"weights": folders.path(spec.number) / WEIGHTS}
-                asked = _asked(Cost(), before.predicted_ms, None, before.rungs)
+                asked = _asked(MeasuredCost(), before.predicted_ms, None, before.rungs)
                 futures[spec.number] = self._submit(finals, spec, asked, weights)
         found = []
         for spec, before in chosen:
@@ -150,14 +150,14 @@ class TaskRunner:
         record = _record(trained)
         for name in (WEIGHTS, WORKER):
             os.replace(trained / name, folder / name)
-        cost, predicted = Cost(**record["screened"]["cost"]), record["screened"]["predicted"]
+        cost, predicted = MeasuredCost(**record["screened"]["cost"]), record["screened"]["predicted"]
         result = conclude(TrialSpec.model_validate(record["spec"]), tuple(record["qualities"]), cost, predicted)
         shutil.rmtree(trained, ignore_errors=True)
         return result.model_copy(update={"seconds": record["seconds"]})
 
 
 def _asked(
-    untrained: Cost, predicted: float | None, others: list[tuple[float, ...]] | None, before: tuple[float, ...]
+    untrained: MeasuredCost, predicted: float | None, others: list[tuple[float, ...]] | None, before: tuple[float, ...]
 ) -> dict[str, Any]:
     """Return the training that a task does: the network's cost before it, and the arguments of `climb`."""
     return {"screened": {"cost": asdict(untrained), "predicted": predicted}, "others": others, "before": before}

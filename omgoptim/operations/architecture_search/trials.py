@@ -14,8 +14,8 @@ from pathlib import Path
 from torch import nn
 
 from omgoptim.architecture_search.drive import Driven, Plan, TrialLoop, drive, drive_conditional
-from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose, propose_random
-from omgoptim.architecture_search.runner import WEIGHTS, Steps, finalists, fitting, run_trial
+from omgoptim.architecture_search.propose import DEFAULT, Load, Proposer, Rule, propose, propose_random
+from omgoptim.architecture_search.runner import WEIGHTS, TrialFunctions, finalists, fitting, run_trial
 from omgoptim.architecture_search.space import Configuration
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import TechniqueError
@@ -71,7 +71,7 @@ class Trials:
     executor: Executor | None = None
     """Trains networks elsewhere; None: here, one after the other."""
 
-    def run(self, folder: Path, way: Proposal, span: tuple[float, float], finals: int = FINALS) -> Found:
+    def run(self, folder: Path, way: Proposer, span: tuple[float, float], finals: int = FINALS) -> Found:
         """Search in a folder, or go on there, and train the best to the end.
 
         Raises:
@@ -120,7 +120,7 @@ class Trials:
         order = sorted(artifacts, key=lambda number: -results[number].rungs[-1])
         return Found(driven, specs, results, order, artifacts)
 
-    def _drive(self, loop: TrialLoop, folders: TrialFolders, way: Proposal) -> Driven:
+    def _drive(self, loop: TrialLoop, folders: TrialFolders, way: Proposer) -> Driven:
         predictions, product = self.predictions, self.searched.product
         if product is None or predictions is None:
             assert self.searched.parameters is not None  # an automatic space is a product
@@ -148,14 +148,14 @@ class Trials:
         minutes = self.job.request.budget_minutes
         return minutes is None or time.monotonic() - self.began < (1 - FINAL_SHARE) * 60 * minutes
 
-    def _tasks(self, steps: Steps) -> TaskRunner | None:
+    def _tasks(self, steps: TrialFunctions) -> TaskRunner | None:
         if self.executor is None and self.job.request.in_flight == 1:
             return None
         return TaskRunner(self.executor, self.job, steps, "" if self.teacher is None else weights_hash(self.teacher))
 
-    def _steps(self) -> Steps:
+    def _steps(self) -> TrialFunctions:
         predictions, limit = self.predictions, self.costs.limits.latency_ms
-        return Steps(
+        return TrialFunctions(
             self.searched.build,
             self.costs.measure,
             self.training(),

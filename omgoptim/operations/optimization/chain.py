@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from omgoptim.operations.goal import Goal
-from omgoptim.operations.optimization.cost import Cost
+from omgoptim.operations.optimization.cost import StepTimes
 from omgoptim.operations.optimization.level_speeds import FACTORIZED, LevelSpeeds
-from omgoptim.operations.optimization.points import Point, product, speeds
+from omgoptim.operations.optimization.points import StepResult, product, speeds
 from omgoptim.operations.optimization.steps import PlannedStep, Steps
 from omgoptim.operations.quantization.selection import Preference
 
@@ -83,7 +83,7 @@ SMALLEST_GUARD = 0.002
 """The guard that a short recovery is compared with where none or less is allowed."""
 
 
-def quantize_alone(steps: Steps) -> Point | None:
+def quantize_alone(steps: Steps) -> StepResult | None:
     """Quantize the original: the baseline that a chain must beat."""
     arguments = {
         "runtime": steps.request.runtime,
@@ -94,19 +94,19 @@ def quantize_alone(steps: Steps) -> Point | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class StepChain:
     """Takes the steps of a chain: compares routes, finds the level, recovers it in full, factorizes, quantizes."""
 
     steps: Steps
     goal: Goal
-    cost: Cost
+    cost: StepTimes
     preference: Preference
     speeds: LevelSpeeds
 
     def build(self) -> None:
         """Take the steps."""
         steps, first = self.steps, self._first_level()
-        begun: list[tuple[Route, Point]] = []
+        begun: list[tuple[Route, StepResult]] = []
         for index, route in enumerate((PRUNE, DISTILL)):
             if (
                 index
@@ -122,7 +122,7 @@ class Chain:
         route = _better(begun, steps)
         level = self._level(route, first)
 
-        def recovered_within(level: float) -> Point | None:
+        def recovered_within(level: float) -> StepResult | None:
             point = self._recovered(route, level)
             held = point and self._quantized_within(point, f"quantize after {_name(route, level)}", level)
             return point if held else None
@@ -166,7 +166,7 @@ class Chain:
         affordable = max(0, int(spare_s / max(cost.trained_s(steps.taken, SHORT_EPOCHS), 0.01)))
         tried = {first}
 
-        def result(level: float) -> Point | None:
+        def result(level: float) -> StepResult | None:
             known = next((point for point in steps.taken if point.name == _name(route, level)), None)
             tried.add(level)
             point = known or self._short(route, level, len(tried))
@@ -176,7 +176,7 @@ class Chain:
         found = deepest_level(result, first=first, most=most, between=self._between)
         return None if found is None else found[0]
 
-    def _short(self, route: Route, level: float, index: int) -> Point | None:
+    def _short(self, route: Route, level: float, index: int) -> StepResult | None:
         """Take a step to a level with a short recovery, if there is time to quantize its result."""
         steps, cost = self.steps, self.cost
         start, end = COMPARED
@@ -187,7 +187,7 @@ class Chain:
         span, expected = (begin, begin + width), self._expected(route, level)
         return steps.take(PlannedStep(_name(route, level), route.verb, arguments, None, span, expected, needed))
 
-    def _recovered(self, route: Route, level: float) -> Point | None:
+    def _recovered(self, route: Route, level: float) -> StepResult | None:
         """Recover a level for as many epochs as the time left allows, with what quantizing takes held back."""
         steps, cost = self.steps, self.cost
         after = cost.quantize_s(steps.taken)
@@ -201,7 +201,7 @@ class Chain:
         expected = self._expected(route, level)
         return steps.take(PlannedStep(name, route.verb, arguments, None, RECOVERED, expected, needed))
 
-    def _factorize(self, point: Point, name: str) -> None:
+    def _factorize(self, point: StepResult, name: str) -> None:
         """Factorize a recovered network, train it and quantize that, where an untrained one was better for it."""
         steps, cost = self.steps, self.cost
         if not self.speeds.factorizing_pays(self.preference):
@@ -218,7 +218,7 @@ class Chain:
         if factorized is not None:
             self._quantized_within(factorized, f"quantize after {name}", None)
 
-    def _quantized_within(self, point: Point, name: str, level: float | None) -> bool:
+    def _quantized_within(self, point: StepResult, name: str, level: float | None) -> bool:
         """Quantize a point within the rest of the guard; return whether the result is within it.
 
         Args:
@@ -247,7 +247,7 @@ class Chain:
         return self.speeds.expected_eager(level) or route.work_ratio(level)
 
 
-def _better(begun: Sequence[tuple[Route, Point]], steps: Steps) -> Route:
+def _better(begun: Sequence[tuple[Route, StepResult]], steps: Steps) -> Route:
     """Return the route whose drop may be recovered, then the faster one; else the one that lost less."""
     limit = _limit(steps)
     known = speeds([point for _, point in begun])

@@ -19,7 +19,7 @@ from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import forward_args
 from omgoptim.models.security.user_code import call_user
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.optimization.points import Point
+from omgoptim.operations.optimization.points import StepResult
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import BATCH
@@ -39,7 +39,7 @@ QUANTIZE_LAUNCHES, TRAINED_LAUNCHES, FINAL_LAUNCHES = 16, 4, 12
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class StepTimes:
     """Seconds that parts of a step take, each measured once."""
 
     prepared_s: float
@@ -51,12 +51,12 @@ class Cost:
     epoch_s: float | None
     """An epoch of training with the original as the teacher; None where nothing can be trained."""
 
-    def quantize_s(self, taken: Sequence[Point]) -> float:
+    def quantize_s(self, taken: Sequence[StepResult]) -> float:
         """Return the seconds of a quantize step: those of the first one, or an estimate before it."""
         done = [point.seconds for point in taken if point.verb == "quantize" and point.seconds]
         return done[0] if done else self.load_s + QUANTIZE_LAUNCHES * self.launch_s
 
-    def trained_s(self, taken: Sequence[Point], epochs: int) -> float:
+    def trained_s(self, taken: Sequence[StepResult], epochs: int) -> float:
         """Return the seconds of a step with so many epochs, by the slowest so far, or an estimate before any."""
         measured = []
         overhead, epoch = self.load_s + TRAINED_LAUNCHES * self.launch_s, self.epoch_s or 0.0

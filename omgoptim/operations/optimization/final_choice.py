@@ -10,7 +10,7 @@ from omgoptim.models.manifest import Manifest
 from omgoptim.operations.final_measurement import DeliveryRule, FinalChoice, FinalRace, MeasuredEntry, TimedEntry
 from omgoptim.operations.goal import Goal, Missed
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.optimization.points import Point, speeds
+from omgoptim.operations.optimization.points import StepResult, speeds
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.report_records import measurement
 from omgoptim.operations.timing import OVERLOADED
@@ -19,13 +19,17 @@ from omgoptim.reports import Gains, Measurement
 FINALISTS = 5
 """Most points that are measured in full."""
 
-Finalist = MeasuredEntry[Point]
-Chosen = FinalChoice[Point]
+Finalist = MeasuredEntry[StepResult]
+Chosen = FinalChoice[StepResult]
 
 
 def pick_finalists(
-    points: Sequence[Point], goal: Goal, preference: Preference, singles: Sequence[Point], most: int = FINALISTS
-) -> list[Point]:
+    points: Sequence[StepResult],
+    goal: Goal,
+    preference: Preference,
+    singles: Sequence[StepResult],
+    most: int = FINALISTS,
+) -> list[StepResult]:
     """Return the points worth measuring in full, by what the selection samples and single launches say.
 
     Points that meet the targets come first, or are nearest to them. Always among the points: the fastest, the best of
@@ -53,18 +57,18 @@ def pick_finalists(
 
 
 @dataclass(frozen=True, slots=True)
-class DeliveryOrder(DeliveryRule[Point]):
+class DeliveryOrder(DeliveryRule[StepResult]):
     """Order in which finalists are delivered, from times, sizes and selection samples."""
 
     loaded: LoadedModel
     goal: Goal
     preference: Preference
 
-    def order(self, race: FinalRace[Point]) -> list[TimedEntry[Point]]:
+    def order(self, race: FinalRace[StepResult]) -> list[TimedEntry[StepResult]]:
         """Return the finalists in the order of preference."""
         return sorted(race.timed, key=lambda one: self.place(one.entry, one.timing, race))
 
-    def place(self, point: Point, timing: Timing, race: FinalRace[Point]) -> tuple[float, ...]:
+    def place(self, point: StepResult, timing: Timing, race: FinalRace[StepResult]) -> tuple[float, ...]:
         """Return the key of a finalist, smaller for a better one.
 
         The guard comes first, then the targets, then whether it is slower than quantization alone, which the balanced
@@ -80,14 +84,14 @@ class DeliveryOrder(DeliveryRule[Point]):
         merit, size_ratio = _merit(speedup, Manifest.read(point.artifact).size_bytes, self.preference)
         return not within, furthest, slower, -merit if within else point.cautious_drop, -size_ratio
 
-    def missed(self, after: Measurement, _gained: Gains, race: FinalRace[Point]) -> list[Missed]:
+    def missed(self, after: Measurement, _gained: Gains, race: FinalRace[StepResult]) -> list[Missed]:
         """Return the targets that a measured finalist does not meet."""
         return self.goal.missed(after, race.load)
 
-    def _holds(self, point: Point) -> bool:
+    def _holds(self, point: StepResult) -> bool:
         return point.cautious_drop <= self.goal.max_quality_drop
 
-    def _alone(self, race: FinalRace[Point]) -> list[Timing]:
+    def _alone(self, race: FinalRace[StepResult]) -> list[Timing]:
         """Return the timings of quantization alone, within the guard on the selection samples."""
         return [one.timing for one in race.timed if one.entry.quantized_alone and self._holds(one.entry)]
 

@@ -28,7 +28,7 @@ from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.optimization.points import Point
+from omgoptim.operations.optimization.points import StepResult
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.selection import Preference
@@ -125,7 +125,7 @@ class LevelSpeeds:
 
 
 def measure_levels(
-    loaded: LoadedModel, alone: Point, preference: Preference, seed: int, stage: Stage, limit_s: float
+    loaded: LoadedModel, alone: StepResult, preference: Preference, seed: int, stage: Stage, limit_s: float
 ) -> LevelSpeeds:
     """Prune, quantize and time a network at every level that `limit_s` leaves time for; the first at least.
 

@@ -21,7 +21,7 @@ from omgoptim.operations.optimization.chain import (
     SHORT_EPOCHS,
     UNTRAINED_SHARE,
 )
-from omgoptim.operations.optimization.cost import FINAL_SHARE, Cost
+from omgoptim.operations.optimization.cost import FINAL_SHARE, StepTimes
 from omgoptim.operations.optimization.floors import Floor
 from omgoptim.operations.optimization.level_speeds import LEVELS as UNTRAINED_LEVELS
 from omgoptim.reports import EfficiencyReport, Step
@@ -33,7 +33,7 @@ def plan_report(
     context: RunContext,
     loaded: LoadedModel,
     floors: Sequence[Floor],
-    cost: Cost,
+    cost: StepTimes,
     problem: str | None,
 ) -> EfficiencyReport:
     """Return the plan as a report, with the minutes that each step would take.
@@ -57,7 +57,7 @@ def plan_report(
     return dry_run_report(request, context, loaded, summary).model_copy(update={"steps": steps})
 
 
-def _planned_steps(request: OptimizeRequest, cost: Cost, problem: str | None) -> list[Step]:
+def _planned_steps(request: OptimizeRequest, cost: StepTimes, problem: str | None) -> list[Step]:
     """Return the steps that fit the budget; without training where `problem` says why there is none."""
     quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)
     left_s = 60 * request.budget_minutes * (1 - FINAL_SHARE) - cost.prepared_s - quantize_s
@@ -71,7 +71,7 @@ def _planned_steps(request: OptimizeRequest, cost: Cost, problem: str | None) ->
     return [alone, untrained, *_planned_trainings(cost, left_s - probe_s)]
 
 
-def _planned_trainings(cost: Cost, left_s: float) -> list[Step]:
+def _planned_trainings(cost: StepTimes, left_s: float) -> list[Step]:
     """Return the steps that train within `left_s` seconds, and the quantization of their result."""
     quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)
     routes = (PRUNE, DISTILL) if short_s <= SECOND_ROUTE_SHARE * (left_s - short_s) else (PRUNE,)

@@ -13,14 +13,14 @@ from omgoptim.reports import Measurement
 
 
 @dataclass(slots=True, eq=False)
-class Point:
+class StepResult:
     """Artifact of a step, with its measurements on the selection samples."""
 
     name: str
     verb: str
     run: StepRun
     artifact: Path
-    parent: Point | None
+    parent: StepResult | None
     speedup: float | None
     """Latency of the original over this one's, from single launches; None where the machine was too busy to tell."""
     work_ratio: float
@@ -41,7 +41,7 @@ class Point:
     """By a single launch."""
 
     @property
-    def chain(self) -> list[Point]:
+    def chain(self) -> list[StepResult]:
         """The points it was made from, the first step first, itself last."""
         return [*(self.parent.chain if self.parent else []), self]
 
@@ -58,13 +58,13 @@ class Point:
         return self.verb == "quantize" and self.parent is None
 
 
-def speeds(points: Sequence[Point]) -> list[float]:
+def speeds(points: Sequence[StepResult]) -> list[float]:
     """Return how fast points are against the original: measured, or their work where one could not be measured."""
     measured = [point.speedup for point in points if point.speedup is not None]
     return measured if len(measured) == len(points) else [point.work_ratio for point in points]
 
 
-def pareto_points(points: Sequence[Point]) -> list[Point]:
+def pareto_points(points: Sequence[StepResult]) -> list[StepResult]:
     """Return the points that no other beats or equals in speed, size and drop at once; of equal ones the first."""
     costs = [(-s, p.size_bytes, p.drop) for s, p in zip(speeds(points), points, strict=True)]
     front = []

@@ -14,9 +14,9 @@ import omgoptim
 from omgoptim.errors import OmgoptimError, RunError, SetupError
 from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
-from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
+from omgoptim.operations.ledger import Amounts, Ledger, LedgerEntry, key_of
 from omgoptim.operations.loaded_model import Live
-from omgoptim.operations.optimization.points import Point, pareto_points, product
+from omgoptim.operations.optimization.points import StepResult, pareto_points, product
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.report_records import VERSIONS
 from omgoptim.operations.verdict import with_margin
@@ -45,7 +45,7 @@ class PlannedStep:
     verb: str
     arguments: dict[str, Any]
     """Arguments of the verb, beside those that every verb shares."""
-    parent: Point | None = None
+    parent: StepResult | None = None
     """Parent point whose artifact the step starts from; None for the original."""
     span: tuple[float, float] = (0.0, 1.0)
     """Fraction of the whole run that it takes."""
@@ -73,7 +73,7 @@ class Steps:
     data: str = ""
     """Identity of the data."""
     clock: Callable[[], float] = time.monotonic
-    taken: list[Point] = field(default_factory=list)
+    taken: list[StepResult] = field(default_factory=list)
     without_result: list[Step] = field(default_factory=list)
     """Steps that failed, and those that were not begun for want of time."""
     original_quality: float | None = None
@@ -85,7 +85,7 @@ class Steps:
         used = sum(point.seconds for point in self.taken) + sum(step.seconds or 0.0 for step in self.without_result)
         return self.budget_s - used
 
-    def take(self, step: PlannedStep) -> Point | None:
+    def take(self, step: PlannedStep) -> StepResult | None:
         """Take a step, or read its result from the ledger; None where it gave none, with the reason recorded."""
         left = self.seconds_left
         if left <= 0 or step.expected_seconds > left:
@@ -132,7 +132,7 @@ class Steps:
         """Record that a step was not taken."""
         self._give_up(PlannedStep(name, verb, {}), "skipped", why, None)
 
-    def alternatives(self, point: Point) -> list[Point]:
+    def alternatives(self, point: StepResult) -> list[StepResult]:
         """Return the other finalists that a step kept, as points of their own."""
         found = []
         for one in point.run.report.alternatives:
@@ -175,7 +175,7 @@ class Steps:
         )
         return float((trained / SECONDS_FILE).read_text(encoding="utf-8"))
 
-    def _arguments(self, parent: Point | None) -> dict[str, Any]:
+    def _arguments(self, parent: StepResult | None) -> dict[str, Any]:
         shared = {name: getattr(self.request, name) for name in ModelRequest.model_fields}
         shared["timing"] = "quick"
         if parent is not None:
@@ -183,7 +183,7 @@ class Steps:
             shared["model"] = str(parent.artifact)
         return shared
 
-    def _live(self, parent: Point | None) -> Live:
+    def _live(self, parent: StepResult | None) -> Live:
         live = self.live
         return Live(
             module=live.module if parent is None else None,
@@ -193,7 +193,7 @@ class Steps:
             resplit=selection_as_evaluation,
         )
 
-    def _key(self, verb: str, asked: dict[str, Any], parent: Point | None) -> str:
+    def _key(self, verb: str, asked: dict[str, Any], parent: StepResult | None) -> str:
         settings = {name: value for name, value in asked.items() if name not in (*PLACE, "model")}
         versions = " ".join(f"{name} {version}" for name, version in sorted(_versions().items()))
         return key_of(
@@ -205,7 +205,7 @@ class Steps:
             seed=self.request.seed,
         )
 
-    def _finished(self, entry: Entry) -> StepRun | None:
+    def _finished(self, entry: LedgerEntry) -> StepRun | None:
         """Return the run of a ledger's entry; None where its folder is gone."""
         if entry.artifact is None:
             return None
@@ -215,7 +215,7 @@ class Steps:
             return None
         return StepRun(folder.name, folder, found[0])
 
-    def _note(self, step: PlannedStep, point: Point | None, seconds: float, why: str = "") -> None:
+    def _note(self, step: PlannedStep, point: StepResult | None, seconds: float, why: str = "") -> None:
         """Write what a step brought into the ledger; `why` it brought nothing."""
         key, asked = self.named(step)
         settings = {name: value for name, value in asked.items() if name not in PLACE}
@@ -232,7 +232,7 @@ class Steps:
         within = point is not None and point.cautious_drop <= self.request.max_quality_drop
         speedup = point.expected_speedup if point else None
         self.ledger.append(
-            Entry(
+            LedgerEntry(
                 key=key,
                 parent=step.parent.run.run_id if step.parent else "original",
                 step=step.verb,
@@ -254,12 +254,12 @@ class Steps:
             Step(name=step.name, verb=step.verb, parent=parent, status=status, why=why, seconds=seconds)
         )
 
-    def _point(self, step: PlannedStep, run: StepRun, seconds: float) -> Point:
+    def _point(self, step: PlannedStep, run: StepRun, seconds: float) -> StepResult:
         parent = step.parent
         report = run.report
         drop, cautious, quality = self._drops(report)
         ruined = any(output.ruined and not output.labelled for output in report.outputs)
-        return Point(
+        return StepResult(
             name=step.name,
             verb=step.verb,
             run=run,
@@ -291,14 +291,14 @@ class Steps:
             spread = gains.quality_drop_high - gains.quality_drop
         return drop, with_margin(drop, drop + spread, self.request.max_quality_drop), after
 
-    def _alternative(self, point: Point, one: Alternative, folder: Path) -> Point:
+    def _alternative(self, point: StepResult, one: Alternative, folder: Path) -> StepResult:
         quality = one.quality or 0.0
         drop = (self.original_quality or quality) - quality
         margin = 0.0 if point.ruined else point.cautious_drop - point.drop
         guard = float(point.run.report.request.get("max_quality_drop", math.inf))
         ruined = not one.holds and (one.quality_drop or 0.0) <= guard
         own = read_report(folder.with_name(f"{one.name}.json"), point.run.run_id)
-        return Point(
+        return StepResult(
             name=f"{point.name}: {one.candidate}",
             verb=point.verb,
             run=point.run,

@@ -14,6 +14,8 @@ from torch import nn
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
+from omgoptim.models.onnx_file import load
+from omgoptim.models.onnx_graph import has_float_between
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.float_program import Program, in_memory, output_check
@@ -72,6 +74,8 @@ class CandidateBuilder:
     seed: int
     written: Mapping[str, Callable[[], BuiltCandidate]] = field(default_factory=dict)
     """Programs that workers write, by `CandidateSpec.key`; a call waits for it and raises its technique's error."""
+    stored: Path | None = None
+    """Folder of `ProgramRun.stored`, for this program with this calibration alone."""
 
     def build(
         self, spec: CandidateSpec, twin: BuiltCandidate | None = None, *, doing: str = "", limit_s: float = math.inf
@@ -93,7 +97,8 @@ class CandidateBuilder:
             refuse_beyond_limit(time.monotonic() - began, limit_s)
             self.context.progress(f"{doing}: {stage}", None)
 
-        run = ProgramRun(self.calibration.batches, scratch, self.seed, loaded.bench.threads, report_stage)
+        batches, threads = self.calibration.batches, loaded.bench.threads
+        run = ProgramRun(batches, scratch, self.seed, threads, report_stage, self.stored)
         try:
             if spec.is_lowered:
                 return BuiltCandidate(spec, folder, build_lowered(spec.params, folder, loaded, run, self.program.path))
@@ -183,8 +188,9 @@ def _build_program(
         run.scratch.mkdir(parents=True, exist_ok=True)
         target = run.scratch / PROGRAM
         outcome = apply_to_program(program.path, target, spec.params, run)
-    manifest = _manifest(spec, loaded, precision_of(spec.params))
-    settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision)
+    between = has_float_between(load(target, weights=False))
+    manifest = replace(_manifest(spec, loaded, precision_of(spec.params)), float_between=between)
+    settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision, between)
     check = output_check(spec.runtime, target, loaded.signature, settings, loaded.example)
     artifacts.save_program(folder, target, manifest, check)
     return outcome

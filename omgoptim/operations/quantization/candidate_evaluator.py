@@ -129,7 +129,7 @@ class CandidateEvaluator:
 
     def _evaluated(self, spec: CandidateSpec, twin: BuiltCandidate | None = None) -> CandidateResult:
         self.evaluations += 1
-        built = self.builder.build(spec, twin)
+        built = self.builder.build(spec, twin, limit_s=max(0.0, self.deadline - self.clock()))
         result = CandidateResult(built, error=built.error)
         self.results.append(result)
         if built.folder is None:

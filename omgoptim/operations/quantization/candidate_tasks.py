@@ -23,7 +23,11 @@ from omgoptim.executors.task import Work
 from omgoptim.models.manifest import PROGRAM
 from omgoptim.operations.execution import is_parallel
 from omgoptim.operations.quantization.build_all import BUILD_LIMIT_S
-from omgoptim.operations.quantization.build_candidates import BuiltCandidate, CandidateBuilder, refuse_beyond_limit
+from omgoptim.operations.quantization.build_candidates import (
+    BuiltCandidate,
+    CandidateBuilder,
+    refuse_beyond_limit,
+)
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import QuantizeRequest, parse
@@ -35,6 +39,9 @@ FUNCTION = f"{__name__}:write_program"
 
 FLOAT, CALIBRATION = "float", "calibration"
 """Folders of a task's inputs: the float program with its external data, and a file per calibration batch."""
+
+STORED = "stored-steps"
+"""Folder of `ProgramRun.stored` in a task's results."""
 
 OUTCOME = "outcome.json"
 
@@ -71,7 +78,7 @@ def programs_by_workers(
         written: dict[str, Callable[[], BuiltCandidate]] = {}
         for number, (key, spec) in enumerate(programs.items()):
             task = Task(FUNCTION, _payload(spec, builder, limit_s), place / str(number), inputs=inputs)
-            written[key] = _waiting(spec, executor.submit(task))
+            written[key] = _waiting(spec, executor.submit(task), builder.stored)
         yield replace(builder, written=written)
 
 
@@ -93,7 +100,8 @@ def write_program(payload: Mapping[str, Any], work: Work) -> None:
     source = work.inputs[f"{FLOAT}/{payload['program']}"]
     try:
         with tempfile.TemporaryDirectory(dir=work.folder.parent) as scratch:
-            run = ProgramRun(batches, Path(scratch), payload["seed"], payload["threads"], report_stage)
+            stored = work.folder / STORED
+            run = ProgramRun(batches, Path(scratch), payload["seed"], payload["threads"], report_stage, stored)
             outcome = apply_to_program(source, work.folder / PROGRAM, params, run)
     except NoLayerChanged as error:  # it would arrive without its schemes
         record: dict[str, Any] = {"unchanged": error.to_dict(), "schemes": error.schemes}
@@ -133,9 +141,11 @@ def _payload(spec: CandidateSpec, builder: CandidateBuilder, limit_s: float | No
     }
 
 
-def _waiting(spec: CandidateSpec, future: Future[TaskResult]) -> Callable[[], BuiltCandidate]:
+def _waiting(spec: CandidateSpec, future: Future[TaskResult], stored: Path | None) -> Callable[[], BuiltCandidate]:
     def written() -> BuiltCandidate:
         folder = future.result().folder
+        if stored is not None and (folder / STORED).is_dir():
+            shutil.copytree(folder / STORED, stored, dirs_exist_ok=True)
         record = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
         if "unchanged" in record:
             error = record["unchanged"]

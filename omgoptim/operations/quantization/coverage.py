@@ -25,6 +25,7 @@ from omgoptim.models.pte_file import lowered_layers
 from omgoptim.reports import Coverage, LayerPrecision, Skip
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.engine import Kernel
+from omgoptim.runtimes.onnxruntime import KEEP_FLOAT_LAYERS
 from omgoptim.techniques.quantize._diagnostics.coverage import REPLACED_SUFFIXES
 from omgoptim.text import plural
 
@@ -140,6 +141,18 @@ def coverage_warnings(coverage: Coverage | None, runtime: str) -> list[str]:
     return [
         f"int8 is simulated: {runtime} computes {plural(len(floating), 'quantized layer')} in "
         f"{_dtype_list(floating)} ({_names(floating)}), so the artifact is smaller but hardly faster; {advice}"
+    ]
+
+
+def float_layer_warnings(artifact: Path) -> list[str]:
+    """Return a warning where the file needs a session option, for those who open it without omgoptim."""
+    manifest = Manifest.read(artifact)
+    if manifest.runtime != "onnxruntime" or not manifest.float_between:
+        return []
+    option = ", ".join(f'"{word}"' for word in KEEP_FLOAT_LAYERS)
+    return [
+        "layers in float between quantized ones: ONNX Runtime quantizes them as well when it opens model.onnx, unless "
+        f"the session has add_session_config_entry({option}), as in this measurement and in omgoptim.load"
     ]
 
 

@@ -18,10 +18,10 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, CandidateEvaluator, Evaluators
 from omgoptim.operations.quantization.candidates import CandidateSpec
+from omgoptim.operations.quantization.layer_search import search_layers_of
 from omgoptim.operations.quantization.mixed_precision import (
     MixedPrecision,
     MixedPrecisionSearch,
-    search_layers_of,
     simulate,
     with_float_layers,
 )

@@ -12,7 +12,12 @@ from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import pick_step, quantize_steps
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidatePlan
-from omgoptim.operations.quantization.coverage import FloatModel, coverage_warnings, measure_coverage
+from omgoptim.operations.quantization.coverage import (
+    FloatModel,
+    coverage_warnings,
+    float_layer_warnings,
+    measure_coverage,
+)
 from omgoptim.operations.quantization.final_race import CandidateChoice, Finalist, gain_split, replacement_sentence
 from omgoptim.operations.quantization.qat import TrainedModel
 from omgoptim.operations.quantization.screening import CandidateResult, within
@@ -102,7 +107,7 @@ def _report(run: QuantizeRun, finalist: Finalist) -> EfficiencyReport:
         run.builder.program.path, loaded.module, loaded.precision, loaded.macs.by_path if loaded.macs else {}
     )
     coverage = measure_coverage(original, result.artifact, spec.scheme, skipped, result.kernels)
-    notes = [*run.notes, *coverage_warnings(coverage, spec.runtime)]
+    notes = [*run.notes, *coverage_warnings(coverage, spec.runtime), *float_layer_warnings(result.artifact)]
     report = final_report(chosen, finalist, finalist_summary(run, finalist, parts), notes, parts)
     has_interval = finalist.gains.speedup_low is not None or load > OVERLOADED
     open_still = "guard_failed" if is_replacement(run, finalist) else report.outcome

@@ -9,8 +9,13 @@ noise stays below that of sets that failed, then the costliest one by one.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from omgoptim.models.globs import matches
+from omgoptim.models.onnx_graph import OnnxLayer
+from omgoptim.techniques.quantize._diagnostics.sensitivity import SensitivityReport
 
 REQUANTIZE_EVALUATIONS = 3
 """Maximum evaluations for quantizing layers again, costliest first: each saves less than the one before."""
@@ -69,6 +74,25 @@ class LayerSearchResult:
     """True if it ended because more layers in float are not worthwhile."""
 
 
+def search_layers_of(noise: SensitivityReport) -> list[SearchLayer]:
+    """Return the layers for the search, each under a unique name."""
+    entries = [(entry, entry.layer) for entry in noise.layers]
+    paths = Counter(layer.path for _, layer in entries)
+    return [
+        SearchLayer(_name(layer, [other for _, other in entries], paths), layer.path, layer.weight_bytes, entry.power)
+        for entry, layer in entries
+    ]
+
+
+def _name(layer: OnnxLayer, others: Sequence[OnnxLayer], paths: Counter[str]) -> str:
+    """Return a layer's path, or its node's name where the path is ambiguous."""
+    plain = not set(layer.path) & set("*?[")
+    alone = paths[layer.path] == 1 and not any(
+        matches(layer.path, other.path) for other in others if other is not layer
+    )
+    return layer.path if plain and alone else layer.node
+
+
 def costs(layers: Sequence[SearchLayer]) -> dict[str, float]:
     """Return the cost of each layer in float: its share of the bytes, and one more pair of conversions."""
     whole = sum(layer.size_bytes for layer in layers) or 1
@@ -109,7 +133,7 @@ def search(
             return None
         trial = EvaluatedSet(_names(kept), sets.evaluate(_names(kept)))
         found.trials.append(trial)
-        if _is_better(trial, found.best, guard, holds, cost):
+        if is_better(trial, found.best, guard, holds, cost):
             found.best = trial
         return holds(trial.drop, guard)
 
@@ -247,7 +271,7 @@ def _requantize(
             left = without
 
 
-def _is_better(
+def is_better(
     trial: EvaluatedSet, best: EvaluatedSet, guard: float, holds: Callable[[float, float], bool], cost: dict[str, float]
 ) -> bool:
     """Compare two sets: passing the guard first, then lower cost, or a lower drop where neither passes."""

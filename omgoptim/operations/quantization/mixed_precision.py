@@ -4,38 +4,53 @@ Layers are ranked by their simulated noise at the model's output (`_diagnostics/
 get a full evaluation, and `layer_search.py` selects them. An evaluation is a candidate like any other: built, saved,
 opened in the measuring process of its engine and run on the selection samples. The result is measured in a fresh
 process, as every finalist is.
+
+Where many layers would have to stay in float, or no set passes the guard, all weights are rounded by AdaRound, which
+effort `best` does from the start, and the search begins again from there.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.timing import SCREENING_PLAN, Ratio, Timing, time_artifacts
-from omgoptim.models.globs import matches
-from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.models.samples import repeat_to_size
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, CandidateEvaluator, Evaluators
 from omgoptim.operations.quantization.candidates import CandidateSpec
-from omgoptim.operations.quantization.layer_search import LayerSets, SearchLayer, search
+from omgoptim.operations.quantization.layer_search import (
+    EvaluatedSet,
+    LayerSearchResult,
+    LayerSets,
+    SearchLayer,
+    costs,
+    is_better,
+    search,
+    search_layers_of,
+)
 from omgoptim.operations.quantization.mixed_precision_report import SearchOutcome, mixed_precision_record
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, within, within_with_margin
 from omgoptim.operations.quantization.selection import MIXED_PRECISION_FACTOR, Preference, alive, is_float
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Guard
 from omgoptim.requests import Params, QuantizeRequest
+from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._diagnostics.sensitivity import SensitivityReport, measure_sensitivity
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation, build_simulation
+from omgoptim.techniques.quantize._ptq.state import apply_preset
 from omgoptim.text import plural
 
 RANKING_SHARE = 1 / 3
 """Share of the search's time limit for ranking the layers; the rest is for evaluations. Chosen: the evaluations
 decide."""
+
+MAX_FLOAT_SHARE = 0.25
+"""Share of the layers in float above which AdaRound is tried. Chosen: with more in float, speed and size are near those
+of a float program, and AdaRound costs neither."""
 
 Predict = Callable[[tuple[str, ...]], float]
 """Noise-to-signal power ratio at the output with the layers of these names in float."""
@@ -58,6 +73,11 @@ class MixedPrecision:
     """Evaluated candidates: `CandidateEvaluator.known`."""
     screening: ScreeningReference
     """Samples of the evaluation."""
+
+    @property
+    def improved(self) -> bool:
+        """Return whether the search found something better than the initial candidate."""
+        return self.best is not self.base
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,27 +122,77 @@ def search_mixed_precision(
         limit_s = request.guard_time_s * RANKING_SHARE
         params = base.built.spec.params
         noise, predict, unknown = _ranking(params, given.builder, limit_s)
-        layers = search_layers_of(noise) if noise else []
-
-        def option_of(kept: tuple[str, ...]) -> CandidateSpec:
-            return with_float_layers(base.built.spec, kept)
-
-        def evaluate(kept: tuple[str, ...]) -> float:
-            result = trials.of(option_of(kept), f"mixed precision: {plural(len(kept), 'layer')} in float")
-            return result.cautious_drop(guard)
-
         worthwhile = _worthwhile(given, base, results, noise) if noise else (lambda _: True)
-        cautious = base.cautious_drop(guard)
-        found = search(layers, cautious, guard, LayerSets(evaluate, trials.out_of_time, predict, worthwhile), holds)
-        best = trials.of(option_of(found.best.kept), "mixed precision") if found.best.kept else base
-        _note_reasons(trials.results, guard)
+        searcher = Searcher(trials, guard, search_layers_of(noise) if noise else [], predict, worthwhile)
+        found, best, rounded = searcher.search(base)
+        _note_reasons(trials.results, guard, best)
         if best is not base:
             _time_best(given, trials, results, base, best)
     results.extend(trials.results)
     seconds = time.monotonic() - start
-    ended = SearchOutcome(request, found, layers, noise, unknown, base, best, trials.evaluations, seconds)
+    ended = SearchOutcome(
+        request, found, searcher.layers, noise, unknown, base, best, trials.evaluations, seconds, rounded
+    )
     record = mixed_precision_record(ended, given.screening.samples, given.samples_name)
     return MixedPrecision(record, base, best, trials.known, given.screening)
+
+
+@dataclass(frozen=True, slots=True)
+class Searcher:
+    """Searches for layers from one candidate, or from two with different rounding."""
+
+    trials: CandidateEvaluator
+    guard: float
+    layers: list[SearchLayer]
+    predict: Predict | None
+    worthwhile: Callable[[tuple[str, ...]], bool]
+
+    def search(self, base: CandidateResult) -> tuple[LayerSearchResult, CandidateResult, CandidateResult | None]:
+        """Search from `base`, and from its form with AdaRound where that leaves too many layers in float.
+
+        Returns:
+            The better search, its best candidate, and the form with AdaRound if it was tried.
+        """
+        found = self._layers_from(base)
+        rounded = self._with_adaround(base) if self._is_poor(found) else None
+        if rounded is None or not rounded.cautious_drop(self.guard) < base.cautious_drop(self.guard):
+            return found, self._candidate(base, found), rounded
+        other = self._layers_from(rounded)
+        if is_better(other.best, found.best, self.guard, holds, costs(self.layers)):
+            return other, self._candidate(rounded, other), rounded
+        return found, self._candidate(base, found), rounded
+
+    def _layers_from(self, start: CandidateResult) -> LayerSearchResult:
+        drop = start.cautious_drop(self.guard)
+        if holds(drop, self.guard):
+            return LayerSearchResult(EvaluatedSet((), drop))
+
+        def evaluate(kept: tuple[str, ...]) -> float:
+            doing = f"mixed precision: {plural(len(kept), 'layer')} in float"
+            return self.trials.of(with_float_layers(start.built.spec, kept), doing).cautious_drop(self.guard)
+
+        sets = LayerSets(evaluate, self.trials.out_of_time, self.predict, self.worthwhile)
+        return search(self.layers, drop, self.guard, sets, holds)
+
+    def _is_poor(self, found: LayerSearchResult) -> bool:
+        return not holds(found.best.drop, self.guard) or len(found.best.kept) > MAX_FLOAT_SHARE * len(self.layers)
+
+    def _with_adaround(self, base: CandidateResult) -> CandidateResult | None:
+        """Evaluate the candidate with AdaRound; None where it has it already, cannot have it, or there is no time."""
+        params = base.built.spec.params
+        if not isinstance(params, Static) or params.algorithm != "onnxruntime" or self.trials.out_of_time():
+            return None
+        if apply_preset(params, "balanced").rounding != "small_kernels":
+            return None
+        spec = replace(base.built.spec, params=params.model_copy(update={"rounding": "adaround"}), note="AdaRound")
+        longest_s = self.trials.longest_s
+        result = self.trials.of(spec, "mixed precision: AdaRound")
+        self.trials.longest_s = longest_s  # later programs take its steps
+        return result
+
+    def _candidate(self, start: CandidateResult, found: LayerSearchResult) -> CandidateResult:
+        kept = found.best.kept
+        return self.trials.of(with_float_layers(start.built.spec, kept), "mixed precision") if kept else start
 
 
 def mixed_precision_base(
@@ -214,41 +284,25 @@ def _ranking(
     return noise, predict, ""
 
 
-def search_layers_of(noise: SensitivityReport) -> list[SearchLayer]:
-    """Return the layers for the search, each under a unique name."""
-    entries = [(entry, entry.layer) for entry in noise.layers]
-    paths = Counter(layer.path for _, layer in entries)
-    return [
-        SearchLayer(_name(layer, [other for _, other in entries], paths), layer.path, layer.weight_bytes, entry.power)
-        for entry, layer in entries
-    ]
-
-
-def _name(layer: OnnxLayer, others: Sequence[OnnxLayer], paths: Counter[str]) -> str:
-    """Return a layer's path, or its node's name where the path is ambiguous."""
-    plain = not set(layer.path) & set("*?[")
-    alone = paths[layer.path] == 1 and not any(
-        matches(layer.path, other.path) for other in others if other is not layer
-    )
-    return layer.path if plain and alone else layer.node
-
-
 def with_float_layers(spec: CandidateSpec, kept: Sequence[str]) -> CandidateSpec:
     """Return the spec with additional layers in float."""
     if not kept:
         return spec
     ignore = [*getattr(spec.params, "ignore", []), *kept]
     params, count = spec.params.model_copy(update={"ignore": ignore}), len(kept)
-    return CandidateSpec(params, spec.runtime, f"{plural(count, 'layer')} in float", count)
+    note = ", ".join(filter(None, (spec.note, f"{plural(count, 'layer')} in float")))
+    return CandidateSpec(params, spec.runtime, note, count)
 
 
-def _note_reasons(evaluated: Sequence[CandidateResult], guard: float) -> None:
-    """Record the reason for the status of each candidate of the search."""
+def _note_reasons(evaluated: Sequence[CandidateResult], guard: float, best: CandidateResult) -> None:
+    """Record the reason for the status of each candidate of the search, but for the best one."""
     for result in evaluated:
         if result.error is not None:
             result.status, result.why = "failed", result.error.reason
+        elif result is best:
+            continue
         elif within(result, guard):
-            result.why = "evaluated by the mixed precision search; fewer layers in float pass the guard too"
+            result.why = "evaluated by the mixed precision search, which selected another set of layers"
         else:
             result.why = f"evaluated by the mixed precision search: quality drop {result.drop:.4f} is above {guard:g}"
 

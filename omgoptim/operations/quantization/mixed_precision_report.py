@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from omgoptim.operations.next_steps import same_arguments, step
 from omgoptim.operations.quantization.layer_search import LayerSearchResult, SearchLayer
 from omgoptim.operations.quantization.screening import CandidateResult
-from omgoptim.operations.quantization.selection import is_mixed
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import EfficiencyReport, Guard
 from omgoptim.requests import QuantizeRequest
@@ -39,6 +38,8 @@ class SearchOutcome:
     best: CandidateResult
     evaluations: int
     seconds: float
+    rounded: CandidateResult | None = None
+    """`base` with AdaRound, if that was tried."""
 
     @property
     def kept(self) -> list[SearchLayer]:
@@ -94,9 +95,10 @@ def _reason(ended: SearchOutcome, samples: int, samples_name: str, stopped: str 
     """Return the reason for the result of a search, without the final period."""
     limit, kept, drop, noise, base = ended.request.max_quality_drop, ended.kept, ended.drop, ended.noise, ended.base
     plain = f"On {samples} {samples_name} {base.name} loses {base.drop:.4f}"
-    if ended.holds and kept:
-        named = _named([layer.path for layer in kept])
-        why = f"{plain} with all layers in int8, and {drop:.4f} with {named} in float, within {limit:g}"
+    rounded = _adaround_phrase(ended)
+    if ended.holds and (kept or ended.best is ended.rounded):
+        named = f"with {_named([layer.path for layer in kept])} in float" if kept else "with AdaRound on all layers"
+        why = f"{plain} with all layers in int8{rounded}, and {drop:.4f} {named}, within {limit:g}"
         if stopped:
             why += f"; fewer layers may suffice, but {stopped}"
         elif not ended.holds_with_margin:
@@ -107,7 +109,7 @@ def _reason(ended: SearchOutcome, samples: int, samples_name: str, stopped: str 
     elif noise is None:
         why = f"{plain}, and its layers could not be ranked: {ended.unknown}"
     else:
-        why = f"{plain}, more than {limit:g}; {_noisiest_layers(noise.layers)}"
+        why = f"{plain}{rounded}, more than {limit:g}; {_noisiest_layers(noise.layers)}"
         if kept:
             why += f"; with {plural(len(kept), 'layer')} in float it still loses {drop:.4f}"
         if ended.found.trials:
@@ -115,6 +117,14 @@ def _reason(ended: SearchOutcome, samples: int, samples_name: str, stopped: str 
         if stopped:
             why += f"; {stopped}"
     return why
+
+
+def _adaround_phrase(ended: SearchOutcome) -> str:
+    """Return `, 0.0312 with AdaRound`; empty where that was not tried or is the result."""
+    rounded = ended.rounded
+    if rounded is None or rounded is ended.best:
+        return ""
+    return f", {rounded.drop:.4f} with AdaRound" if rounded.drop is not None else ""
 
 
 def _named(paths: Sequence[str]) -> str:
@@ -137,17 +147,17 @@ def with_mixed_precision(
     winner = final.measured.winner.entry
     record = mixed_precision.record
     update: dict[str, object] = {"guard": record}
-    chosen = is_mixed(winner) and winner.built.spec.params == mixed_precision.best.built.spec.params
+    chosen = mixed_precision.improved and winner.built.spec.params == mixed_precision.best.built.spec.params
     if chosen or not record.holds:
         update["summary"] = f"{report.summary} {record.why}"
-    elif is_mixed(mixed_precision.best) and mixed_precision.best.why:
+    elif mixed_precision.improved and mixed_precision.best.why:
         why = mixed_precision.best.why
         update["summary"] = f"{report.summary} Mixed precision ({mixed_precision.best.name}) was not chosen: {why}."
     if chosen:
         spec = winner.built.spec
         at_once = request.model_copy(update={"scheme": spec.params, "runtime": spec.runtime})
-        why = "trains again with" if spec.scheme == "qat" else "builds the same candidate with"
-        again = step("quantize", same_arguments(at_once), f"{why} these layers in float, without a search")
+        why = "trains again" if spec.scheme == "qat" else "builds a candidate"
+        again = step("quantize", same_arguments(at_once), f"{why} with these settings, without a search")
         update["next_steps"] = [*report.next_steps[:2], again]
     elif record.out_of_time and not record.holds:
         longer = same_arguments(request) | {"guard_time_s": 4 * request.guard_time_s}

@@ -16,7 +16,7 @@ from omgoptim.operations.quantization.mixed_precision import (
     search_mixed_precision,
 )
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, within_with_margin
-from omgoptim.operations.quantization.selection import dominated_by, is_mixed
+from omgoptim.operations.quantization.selection import dominated_by
 from omgoptim.operations.quantization.splits import Splits, unused_samples
 
 
@@ -53,7 +53,7 @@ def retry_mixed_precision(
         return None  # it passes on these samples: a search on them would not change it
     again = replace(search, screening=other, samples_name=f"selection samples, {others.count} of them new,")
     found = search_mixed_precision(again, results, base)
-    if found is None or not is_mixed(found.best) or found.best.built.spec.params == failed.built.spec.params:
+    if found is None or not found.improved or found.best.built.spec.params == failed.built.spec.params:
         return None
     best, guard = found.best, search.request.max_quality_drop
     if best.timing is None or not within_with_margin(best, guard):

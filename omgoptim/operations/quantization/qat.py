@@ -43,7 +43,7 @@ from omgoptim.training.batches import Batches
 from omgoptim.training.config import LEARNING_RATES, TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.evaluator import COLLAPSED, Evaluator
-from omgoptim.training.fake_quantization import FakeQuantized, Simulation
+from omgoptim.training.fake_quantization import FakeQuantized, IntegerFormats
 from omgoptim.training.loop import Objective, Trainer, TrainingResult, TrainingRound
 from omgoptim.training.losses import Loss
 from omgoptim.training.modes import own_randomness
@@ -213,9 +213,9 @@ def _scaling(params: Qat, context: RunContext, loaded: LoadedModel, program: Pro
     return compute_scaling(program.path, static_of(params), batches, _scratch_folder(context), threads)
 
 
-def _simulation(params: Qat, scaling: ChannelScaling) -> Simulation:
+def _simulation(params: Qat, scaling: ChannelScaling) -> IntegerFormats:
     """Return the fake quantization that matches the conversion."""
-    return Simulation(
+    return IntegerFormats(
         per_channel=params.granularity == "per_channel",
         symmetric=params.symmetric,
         weight_levels=weight_levels(),

@@ -99,7 +99,7 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
             raise nothing
         if algorithm == "onnxruntime":
             quantized, notes = backends.quantize_by_onnxruntime(
-                model, batches, PtqTask(chosen, params, run.threads, run.seed, run.progress), folder, kept
+                model, batches, PtqTask(chosen, params, run.threads, run.seed, run.progress, run.stored), folder, kept
             )
             quantize_embeddings(quantized, chosen, params.granularity == "per_channel", params.embedding_bits)
         else:

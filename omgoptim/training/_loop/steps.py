@@ -40,7 +40,7 @@ class _Called(nn.Module):
 
 
 @dataclass(slots=True)
-class Steps:
+class PreparedTraining:
     """Module, optimizer and schedule as prepared by Accelerate."""
 
     accelerator: Any
@@ -178,7 +178,7 @@ def prepared_steps(
     steps: int,
     loss_fn: CombinedLoss,
     masks: ZeroMasks | None,
-) -> Iterator[Steps]:
+) -> Iterator[PreparedTraining]:
     """Return the steps on a module, which is moved to the config's device with the adapters of its feature loss.
 
     Accelerate keeps its device and precision in state that the whole process shares: a caller's is put back afterwards,
@@ -215,7 +215,7 @@ def prepared_steps(
         scheduler = scheduler_of(config, optimizer, steps)
         prepared = accelerator.prepare(optimizer, scheduler)
         loss_fn.autocast = accelerator.autocast
-        yield Steps(accelerator, called, parameters, optimizer, scheduler, prepared, loss_fn, config, masks)
+        yield PreparedTraining(accelerator, called, parameters, optimizer, scheduler, prepared, loss_fn, config, masks)
         accelerator.free_memory()
     finally:
         if loss_fn.features is not None:

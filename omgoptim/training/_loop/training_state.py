@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from omgoptim.reports import Epoch
 from omgoptim.training._distillation.teacher_outputs import EVERY, cache_outputs
 from omgoptim.training._loop.checkpoints import Checkpoint, all_tensors, put_tensors, trained_tensors
-from omgoptim.training._loop.steps import Steps, from_first
+from omgoptim.training._loop.steps import PreparedTraining, from_first
 from omgoptim.training.batches import Batch, Batches
 from omgoptim.training.evaluator import Evaluator, distance_to_original
 from omgoptim.training.modes import seed_everything
@@ -50,7 +50,7 @@ class TrainingState:
     """State of one training."""
 
     module: nn.Module
-    steps: Steps
+    steps: PreparedTraining
     evaluator: Evaluator | None
     round_number: int
     records: list[Epoch] = field(default_factory=list)

@@ -12,8 +12,8 @@ from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.goal import Goal
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live
-from omgoptim.operations.optimization.chain import Chain, quantize_alone
-from omgoptim.operations.optimization.cost import Cost
+from omgoptim.operations.optimization.chain import StepChain, quantize_alone
+from omgoptim.operations.optimization.cost import StepTimes
 from omgoptim.operations.optimization.level_speeds import LevelSpeeds
 from omgoptim.operations.optimization.steps import Steps
 from omgoptim.operations.quantization.selection import Preference
@@ -78,7 +78,7 @@ def chained(tmp_path: Path, world: World, budget_s: float, speeds: LevelSpeeds =
     ledger = Ledger(mine / "ledger.jsonl")
     steps = Steps(request, context, Live(), ledger, budget_s, clock=lambda: world.now)
     assert quantize_alone(steps) is not None
-    Chain(steps, Goal(GUARD), Cost(1.0, 1.0, 0.1, world.epoch_s), Preference("balanced", 1000), speeds).build()
+    StepChain(steps, Goal(GUARD), StepTimes(1.0, 1.0, 0.1, world.epoch_s), Preference("balanced", 1000), speeds).build()
     return steps
 
 

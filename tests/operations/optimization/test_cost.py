@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from omgoptim.operations.context import StepRun
-from omgoptim.operations.optimization.cost import Cost, measured_once
-from omgoptim.operations.optimization.points import Point
+from omgoptim.operations.optimization.cost import StepTimes, measured_once
+from omgoptim.operations.optimization.points import StepResult
 from omgoptim.reports import EfficiencyReport, Environment, Epoch, Training
 
-COST = Cost(prepared_s=5.0, load_s=2.0, launch_s=0.5, epoch_s=3.0)
+COST = StepTimes(prepared_s=5.0, load_s=2.0, launch_s=0.5, epoch_s=3.0)
 
 
-def point(verb: str, seconds: float, epochs: int = 0, training_s: float = 0.0) -> Point:
+def point(verb: str, seconds: float, epochs: int = 0, training_s: float = 0.0) -> StepResult:
     training = None
     if epochs:
         one = Epoch(round=1, epoch=1, loss=1, quality=None, learning_rate=0.1, seconds=1, best=True)
@@ -27,7 +27,7 @@ def point(verb: str, seconds: float, epochs: int = 0, training_s: float = 0.0) -
         training=training,
     )  # fmt: skip
     run = StepRun("r", Path("r"), report)
-    return Point(verb, verb, run, Path("r"), None, 1.0, 1.0, 1, 0.9, 0.0, 0.0, seconds)
+    return StepResult(verb, verb, run, Path("r"), None, 1.0, 1.0, 1, 0.9, 0.0, 0.0, seconds)
 
 
 def test_before_any_step_the_estimate_is_from_one_launch_and_one_epoch() -> None:
@@ -45,10 +45,10 @@ def test_after_a_step_of_the_kind_the_estimate_is_what_that_took() -> None:
 
 def test_a_cost_is_measured_once_and_read_by_a_run_that_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "cost.json"
-    assert measured_once(file, Cost, lambda: COST) == COST
-    assert measured_once(file, Cost, lambda: pytest.fail("it was measured again")) == COST
+    assert measured_once(file, StepTimes, lambda: COST) == COST
+    assert measured_once(file, StepTimes, lambda: pytest.fail("it was measured again")) == COST
     file.write_text("{torn")
-    assert measured_once(file, Cost, lambda: COST) == COST
+    assert measured_once(file, StepTimes, lambda: COST) == COST
 
 
 def test_there_are_as_many_finalists_as_the_time_left_launches_twice() -> None:

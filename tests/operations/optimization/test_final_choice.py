@@ -14,15 +14,15 @@ from omgoptim.operations.final_measurement import FinalRace, TimedEntry
 from omgoptim.operations.goal import Goal
 from omgoptim.operations.optimization import final_choice
 from omgoptim.operations.optimization.final_choice import DeliveryOrder, is_slower, pick_finalists
-from omgoptim.operations.optimization.points import Point
+from omgoptim.operations.optimization.points import StepResult
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.reports import Measurement
 
 GOAL = Goal(0.01, None, None, None)
 
 
-def point(name: str, speedup: float, size: int, drop: float = 0.0, parent: Point | None = None) -> Point:
-    return Point(name, "quantize", cast(Any, None), Path(name), parent, speedup, 1.0, size, 1.0, drop, drop, 1.0)
+def point(name: str, speedup: float, size: int, drop: float = 0.0, parent: StepResult | None = None) -> StepResult:
+    return StepResult(name, "quantize", cast(Any, None), Path(name), parent, speedup, 1.0, size, 1.0, drop, drop, 1.0)
 
 
 def timing(speedup: float, half: float | None = 0.1) -> Timing:
@@ -31,7 +31,7 @@ def timing(speedup: float, half: float | None = 0.1) -> Timing:
 
 
 def first(
-    monkeypatch: pytest.MonkeyPatch, prefer: str, points: list[Point], timings: list[Timing], load: float = 0.0
+    monkeypatch: pytest.MonkeyPatch, prefer: str, points: list[StepResult], timings: list[Timing], load: float = 0.0
 ) -> str:
     """Name of the point that is delivered."""
     sizes = {one.artifact: one.size_bytes for one in points}

@@ -16,7 +16,8 @@ from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.quantization.candidate_evaluator import CandidateEvaluator
 from omgoptim.operations.quantization.candidates import CandidateSpec
-from omgoptim.operations.quantization.mixed_precision import mixed_precision_base, search_layers_of, with_float_layers
+from omgoptim.operations.quantization.layer_search import SearchLayer, search_layers_of
+from omgoptim.operations.quantization.mixed_precision import Searcher, mixed_precision_base, with_float_layers
 from omgoptim.operations.quantization.screening import CandidateResult
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.requests.quantize import Bf16, Static
@@ -147,3 +148,50 @@ def test_no_evaluation_begins_that_would_likely_end_past_the_deadline() -> None:
     assert not trials.out_of_time()
     now[0] = 6.0
     assert trials.out_of_time()
+
+
+LAYERS = [SearchLayer(name, name, 100, noise) for name, noise in (("a", 8.0), ("b", 4.0), ("c", 2.0), ("d", 1.0))]
+
+
+class Trials:
+    """Evaluations whose drop is that of the rounding, less what each layer in float restores."""
+
+    def __init__(self, plain: float, adaround: float, restored: float) -> None:
+        self.drops = {"small_kernels": plain, "adaround": adaround}
+        self.restored, self.longest_s, self.names = restored, 0.0, []
+
+    def out_of_time(self) -> bool:
+        return False
+
+    def of(self, spec: CandidateSpec, doing: str) -> CandidateResult:
+        assert isinstance(spec.params, Static)
+        drop = self.drops[spec.params.rounding] - self.restored * len(spec.params.ignore)
+        found = CandidateResult(BuiltCandidate(spec), drop=drop, high=drop)
+        self.names.append(spec.note)
+        return found
+
+
+def searched(trials: Trials, **params: object) -> tuple[str, int, bool]:
+    """Return the name of the best candidate, its layers in float, and whether AdaRound was tried."""
+    given = {"algorithm": "onnxruntime", "rounding": "small_kernels"} | params
+    base = CandidateResult(BuiltCandidate(CandidateSpec(Static.model_validate(given), "openvino")))
+    base.drop = base.high = trials.drops["small_kernels"]
+    found, best, rounded = Searcher(trials, 0.02, LAYERS, None, lambda _: True).search(base)  # type: ignore[arg-type]
+    assert best.built.spec.float_layers == len(found.best.kept)
+    return best.built.spec.note, len(found.best.kept), rounded is not None
+
+
+def test_adaround_is_tried_where_too_many_layers_would_stay_in_float() -> None:
+    assert searched(Trials(plain=0.1, adaround=0.01, restored=0.03)) == ("AdaRound", 0, True)
+    assert searched(Trials(plain=0.1, adaround=0.04, restored=0.03)) == ("AdaRound, 1 layer in float", 1, True)
+
+
+def test_adaround_is_not_tried_where_few_layers_suffice_or_the_rounding_was_named() -> None:
+    assert searched(Trials(plain=0.04, adaround=0.0, restored=0.03)) == ("1 layer in float", 1, False)
+    trials = Trials(plain=0.1, adaround=0.0, restored=0.03)
+    trials.drops["nearest"] = 0.1
+    assert searched(trials, rounding="nearest") == ("3 layers in float", 3, False)
+
+
+def test_adaround_that_loses_as_much_changes_nothing() -> None:
+    assert searched(Trials(plain=0.1, adaround=0.1, restored=0.03)) == ("3 layers in float", 3, True)

@@ -40,7 +40,7 @@ def search_again(
         assert again.samples_name == "selection samples, 64 of them new,"
         if found is None:
             return None
-        return SimpleNamespace(best=found, base=base)
+        return SimpleNamespace(best=found, base=base, improved=found is not base)
 
     monkeypatch.setattr(mixed_precision_retry, "unused_samples", lambda *_: samples)
     monkeypatch.setattr(mixed_precision_retry, "_new_reference", new_reference)

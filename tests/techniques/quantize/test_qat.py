@@ -25,7 +25,7 @@ from omgoptim.techniques.quantize._ptq.qat_state import (
 )
 from omgoptim.techniques.quantize.qat import static_of
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
-from omgoptim.training.fake_quantization import FakeQuantized, Simulation
+from omgoptim.training.fake_quantization import FakeQuantized, IntegerFormats
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -69,7 +69,7 @@ def test_what_was_simulated_is_what_is_converted(spread: Any, tmp_path: Path, eq
     scaling = compute_scaling(source, static_of(params), batches, tmp_path) if equalize else None
     factors = {path: torch.from_numpy(array) for path, array in scaling.factors.items()} if scaling else {}
     assert set(factors) == ({"depth", "point"} if equalize else set())
-    simulated = FakeQuantized(module, Simulation(weight_levels=LEVELS, factors=factors), 1)
+    simulated = FakeQuantized(module, IntegerFormats(weight_levels=LEVELS, factors=factors), 1)
     images = torch.from_numpy(batches[0]["x"])
     simulated.calibrate([((images,), {})])
     simulated.high.mul_(0.6)  # a range that no program would read by itself

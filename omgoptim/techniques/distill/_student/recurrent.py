@@ -48,7 +48,7 @@ NEAR = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class HiddenReader:
     """A layer that reads hidden units in some columns of its weight."""
 
     path: str
@@ -65,7 +65,7 @@ class Recurrent:
     path: str
     importance: Tensor
     """Importance of every unit, (layers * directions, hidden units)."""
-    readers: tuple[Reader, ...]
+    readers: tuple[HiddenReader, ...]
     numbers: tuple[tuple[str, str], ...] = ()
     """Path and name of attributes that hold the number of units."""
 
@@ -119,7 +119,7 @@ def _suffixes(layer: Any) -> Iterator[tuple[int, int, str]]:
             yield index * len(directions) + way, index, f"_l{index}{direction}"
 
 
-def _importance_of_units(module: nn.Module, layer: Any, rows: int, readers: list[Reader]) -> Tensor:
+def _importance_of_units(module: nn.Module, layer: Any, rows: int, readers: list[HiddenReader]) -> Tensor:
     """Return the sum of squares of the weights that write a unit and of those that read it."""
     width = layer.hidden_size
     total = torch.zeros(rows, width, dtype=torch.float64)
@@ -259,7 +259,7 @@ def _find_readers(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
         units = one - 1
         columns = ((units >= 0) & (units < count) & (other == 2 * count - units)).nonzero().flatten()
         if len(columns):
-            readers.append(Reader(name, columns, units[columns]))
+            readers.append(HiddenReader(name, columns, units[columns]))
     importance = _importance_of_units(module, layer, rows, readers)
     return Recurrent(path, importance, tuple(readers))
 

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from omgoptim.techniques.factorize._low_rank.problem import Form, Option, Problem, options_by_rank
+from omgoptim.techniques.factorize._low_rank.problem import Form, Problem, RankOption, options_by_rank
 from omgoptim.techniques.reconstruction.least_squares import (
     INPUT_DAMPING,
     Factors,
@@ -36,7 +36,7 @@ TUCKER_STEPS = 48
 """Steps of each side from rank 1 to the full rank, 2 % of it each. Chosen: finer steps cost a projection each."""
 
 
-def rank_options(problem: Problem, form: Form, round_to: int = 1) -> list[Option]:
+def rank_options(problem: Problem, form: Form, round_to: int = 1) -> list[RankOption]:
     """Return the options of a form for a layer, the smallest first; the last one has full rank."""
     if form == "tucker2":
         return _tucker_options(problem, round_to)
@@ -47,7 +47,7 @@ def rank_options(problem: Problem, form: Form, round_to: int = 1) -> list[Option
     return options_by_rank(form, totals.tolist(), groups * per_rank, round_to)
 
 
-def option_at(problem: Problem, form: Form, rank: int) -> Option:
+def option_at(problem: Problem, form: Form, rank: int) -> RankOption:
     """Return the option with a fixed rank, of a matrix or of both sides of tucker2; at most that of the layer."""
     if form == "tucker2":
         return _tucker_option(problem, min(rank, problem.weight.shape[2]), min(rank, problem.weight.shape[1]))
@@ -55,7 +55,7 @@ def option_at(problem: Problem, form: Form, rank: int) -> Option:
     return options[min(rank, len(options)) - 1]
 
 
-def solve(problem: Problem, option: Option) -> list[Tensor]:
+def solve(problem: Problem, option: RankOption) -> list[Tensor]:
     """Return the weights of the block's layers in order, groups joined as in a convolution's weight.
 
     Returns:
@@ -66,7 +66,7 @@ def solve(problem: Problem, option: Option) -> list[Tensor]:
     return [torch.cat(same) for same in zip(*parts, strict=True)]
 
 
-def _solve_group(problem: Problem, option: Option, group: int) -> tuple[Tensor, ...]:
+def _solve_group(problem: Problem, option: RankOption, group: int) -> tuple[Tensor, ...]:
     if option.form == "tucker2":
         return _solve_tucker(problem, group, *option.ranks)
     (rank,) = option.ranks
@@ -135,7 +135,7 @@ def _tucker_params(problem: Problem, rank_in: int, rank_out: int) -> int:
     return groups * (rank_in * inside + rank_in * rank_out * height * width + rank_out * out)
 
 
-def _tucker_options(problem: Problem, round_to: int) -> list[Option]:
+def _tucker_options(problem: Problem, round_to: int) -> list[RankOption]:
     """Return pairs of ranks from the smallest up: each step raises the side that regains more per parameter."""
     _, out, inside, _, _ = problem.weight.shape
     left_in, left_out = _truncation_errors(problem, "in"), _truncation_errors(problem, "out")
@@ -145,7 +145,7 @@ def _tucker_options(problem: Problem, round_to: int) -> list[Option]:
     while True:
         rank_in, rank_out = steps_in[i], steps_out[o]
         here = _tucker_params(problem, rank_in, rank_out)
-        options.append(Option("tucker2", (rank_in, rank_out), here, left_in[rank_in] + left_out[rank_out]))
+        options.append(RankOption("tucker2", (rank_in, rank_out), here, left_in[rank_in] + left_out[rank_out]))
         gains = []
         if i + 1 < len(steps_in):
             more = _tucker_params(problem, steps_in[i + 1], rank_out) - here
@@ -161,10 +161,10 @@ def _tucker_options(problem: Problem, round_to: int) -> list[Option]:
             o += 1
 
 
-def _tucker_option(problem: Problem, rank_in: int, rank_out: int) -> Option:
+def _tucker_option(problem: Problem, rank_in: int, rank_out: int) -> RankOption:
     """Return the option with given ranks."""
     error = _truncation_errors(problem, "in")[rank_in] + _truncation_errors(problem, "out")[rank_out]
-    return Option("tucker2", (rank_in, rank_out), _tucker_params(problem, rank_in, rank_out), error)
+    return RankOption("tucker2", (rank_in, rank_out), _tucker_params(problem, rank_in, rank_out), error)
 
 
 def _solve_tucker(problem: Problem, group: int, rank_in: int, rank_out: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,8 +18,8 @@ from omgoptim.techniques.factorize._low_rank.factor_forms import solve
 from omgoptim.techniques.factorize._low_rank.layer_selection import candidates, factorizable
 from omgoptim.techniques.factorize._low_rank.problem import (
     Form,
-    Option,
     Problem,
+    RankOption,
     block_of,
     problem_of,
     product_of,
@@ -57,13 +57,13 @@ class LayerOptions:
     """Energy of its output, in the units of the options' errors."""
     plain_energy: float
     """Energy with all outputs weighted equally: E|W x|²."""
-    options: tuple[Option, ...]
+    options: tuple[RankOption, ...]
     """Pareto-optimal options in size and error, the smallest first; the full rank is among them."""
     comparable: bool
     """True if errors are those of the model's outputs, and so comparable between layers."""
 
     @property
-    def smaller(self) -> list[Option]:
+    def smaller(self) -> list[RankOption]:
         return [option for option in self.options if option.params < self.params]
 
 
@@ -95,13 +95,13 @@ def choose_ranks(
     params: Factorization,
     run: ModuleRun,
     skipped: list[Skip],
-) -> dict[str, Option]:
+) -> dict[str, RankOption]:
     """Return the option of each layer by path, in the same order; dense layers go to `skipped`.
 
     Raises:
         TechniqueError: the target cannot be reached.
     """
-    chosen: dict[str, Option] = {}
+    chosen: dict[str, RankOption] = {}
     compression = params.compression
     for path, candidate in layer_options.items():
         if compression is not None:
@@ -122,7 +122,7 @@ def choose_ranks(
     return {path: chosen[path] for path in layer_options if path in chosen}
 
 
-def _option_of_one(candidate: LayerOptions, params: Factorization) -> tuple[Option | None, str]:
+def _option_of_one(candidate: LayerOptions, params: Factorization) -> tuple[RankOption | None, str]:
     """Return the option under a target for each layer alone, and the target in words."""
     if params.rank is not None:
         return candidate.options[0], f"rank {params.rank}"
@@ -132,7 +132,7 @@ def _option_of_one(candidate: LayerOptions, params: Factorization) -> tuple[Opti
     return within(candidate.options, int(ratio * candidate.params)), f"at most {ratio:.0%} of its weights"
 
 
-def _no_smaller(layer: DenseLayer, candidate: LayerOptions, option: Option | None, wanted: str) -> Refusal:
+def _no_smaller(layer: DenseLayer, candidate: LayerOptions, option: RankOption | None, wanted: str) -> Refusal:
     if option is None:
         least = f"the smallest needs {candidate.options[0].params:,}" if candidate.options else "none is smaller"
         return Refusal(f"no rank has {wanted}: {least} of {candidate.params:,} weights", "no_benefit")
@@ -165,7 +165,7 @@ def _rank_choices(
     return found if params.per == "bytes" else measure_times(module, found, run, skipped)
 
 
-def _share_lost(option: Option, candidate: LayerOptions) -> float:
+def _share_lost(option: RankOption, candidate: LayerOptions) -> float:
     """Return -log of the share of its energy that a layer keeps.
 
     The sum over layers corresponds to the product of all shares. For layers whose effects on the model are unknown: a
@@ -175,7 +175,7 @@ def _share_lost(option: Option, candidate: LayerOptions) -> float:
     return -math.log(max(1.0 - lost, SMALLEST_SHARE))
 
 
-def _thinned(options: list[Option]) -> list[Option]:
+def _thinned(options: list[RankOption]) -> list[RankOption]:
     step = -(-len(options) // MAX_OPTIONS)
     return options[::-1][::step][::-1]
 
@@ -247,7 +247,7 @@ def _options_on_inputs(
     return layer_options, influence
 
 
-def _replace_by_weight(module: nn.Module, path: str, layer: DenseLayer, option: Option) -> float | None:
+def _replace_by_weight(module: nn.Module, path: str, layer: DenseLayer, option: RankOption) -> float | None:
     """Replace a layer by the block nearest to its weight; return its relative error."""
     weight = weight_of(layer)
     bias = None if layer.bias is None else layer.bias.detach().double()
@@ -257,7 +257,7 @@ def _replace_by_weight(module: nn.Module, path: str, layer: DenseLayer, option: 
     return float((weight - product_of(block)).norm()) / size if size > 0 else None
 
 
-def _change(path: str, layer: DenseLayer, option: Option, error: float | None, of: str) -> Change:
+def _change(path: str, layer: DenseLayer, option: RankOption, error: float | None, of: str) -> Change:
     before = " x ".join(map(str, layer.weight.shape))
     error_note = "" if error is None else f"; relative error of its {of}: {error:.1%}"
     return Change(path=path, what="low rank", before=before, after=f"{option}{error_note}")

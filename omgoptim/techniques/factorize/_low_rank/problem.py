@@ -25,7 +25,7 @@ Block = LowRankLinear | SpatialConv2d | Tucker2Conv2d
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class RankOption:
     """Ranks that a layer could have."""
 
     form: Form
@@ -116,7 +116,7 @@ class Problem:
         return total
 
 
-def options_by_rank(form: Form, costs: Sequence[float], params_per_rank: int, round_to: int) -> list[Option]:
+def options_by_rank(form: Form, costs: Sequence[float], params_per_rank: int, round_to: int) -> list[RankOption]:
     """Return the options of a form with one rank, the smallest first.
 
     Args:
@@ -131,7 +131,7 @@ def options_by_rank(form: Form, costs: Sequence[float], params_per_rank: int, ro
     left.reverse()
     full = len(costs)
     ranks = sorted({*range(round_to, full + 1, round_to), full})
-    return [Option(form, (rank,), rank * params_per_rank, left[rank]) for rank in ranks]
+    return [RankOption(form, (rank,), rank * params_per_rank, left[rank]) for rank in ranks]
 
 
 def weight_of(layer: DenseLayer) -> Tensor:
@@ -174,7 +174,7 @@ def unusable(moments: InputMoments) -> Refusal | None:
     return None
 
 
-def empty_block(layer: DenseLayer, option: Option) -> Block:
+def empty_block(layer: DenseLayer, option: RankOption) -> Block:
     """Build a block of an option's ranks in place of a layer, with torch's initial weights."""
     if isinstance(layer, nn.Linear):
         return LowRankLinear.like(layer, *option.ranks)
@@ -183,7 +183,7 @@ def empty_block(layer: DenseLayer, option: Option) -> Block:
     return SpatialConv2d.like(layer, *option.ranks)
 
 
-def block_of(layer: DenseLayer, option: Option, factors: Sequence[Tensor], bias: Tensor | None) -> Block:
+def block_of(layer: DenseLayer, option: RankOption, factors: Sequence[Tensor], bias: Tensor | None) -> Block:
     """Build the block that replaces a layer, in its mode, dtype and device, trainable if the layer is.
 
     Args:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from omgoptim.errors import TechniqueError
-from omgoptim.techniques.factorize._low_rank.problem import Option
+from omgoptim.techniques.factorize._low_rank.problem import RankOption
 
 TOLERANCE = 0.02
 """Largest relative distance of the reached compression from the target. Chosen: less refuses coarse ranks."""
@@ -25,7 +25,7 @@ class RankChoice:
 
     params: int
     """Parameters of the dense layer."""
-    options: tuple[Option, ...]
+    options: tuple[RankOption, ...]
     """Smaller options."""
     losses: tuple[float, ...]
     """Loss of each option, in units that are comparable between layers; 0 for the dense layer."""
@@ -44,22 +44,22 @@ class _Point:
     """Cost of an option; -1 is the dense layer."""
 
 
-def within(options: Sequence[Option], params: int) -> Option | None:
+def within(options: Sequence[RankOption], params: int) -> RankOption | None:
     """Return the option of least loss with at most so many parameters; the smaller of equals."""
     fitting = [option for option in options if option.params <= params]
     return min(fitting, key=lambda option: (option.error, option.params)) if fitting else None
 
 
-def with_energy(options: Sequence[Option], energy: float, total: float) -> Option | None:
+def with_energy(options: Sequence[RankOption], energy: float, total: float) -> RankOption | None:
     """Return the option with the fewest parameters that keeps a fraction `energy` of `total`."""
     most = (1 - energy) * total
     kept = [option for option in options if option.error <= most * (1 + 1e-9)]
     return min(kept, key=lambda option: (option.params, option.error)) if kept else None
 
 
-def pareto(options: Sequence[Option]) -> list[Option]:
+def pareto(options: Sequence[RankOption]) -> list[RankOption]:
     """Return the Pareto-optimal options in parameters and error, the smallest first."""
-    best: list[Option] = []
+    best: list[RankOption] = []
     for option in sorted(options, key=lambda option: (option.params, option.error)):
         if not best or option.error < best[-1].error:
             best.append(option)
@@ -68,7 +68,7 @@ def pareto(options: Sequence[Option]) -> list[Option]:
 
 def allocate_ranks(
     layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float
-) -> dict[str, Option]:
+) -> dict[str, RankOption]:
     """Return the option of each layer that is factorized, by path.
 
     Args:

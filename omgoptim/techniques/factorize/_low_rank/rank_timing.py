@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from omgoptim.reports import Skip
-from omgoptim.techniques.factorize._low_rank.problem import Option, empty_block
+from omgoptim.techniques.factorize._low_rank.problem import RankOption, empty_block
 from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice
 from omgoptim.techniques.probe import uses_of
 from omgoptim.techniques.prune._latency.layer_benchmark import bench_of, blocks_ms
@@ -78,13 +78,13 @@ def measure_times(
     return timed
 
 
-def picked_of(options: Sequence[Option]) -> list[Option]:
+def picked_of(options: Sequence[RankOption]) -> list[RankOption]:
     """Return the options to measure, from the smallest to the largest, evenly spread."""
     places = sorted({round(place) for place in np.linspace(0, len(options) - 1, POINTS)})
     return [options[place] for place in places]
 
 
-def with_times(layered: RankChoice, picked: Sequence[Option], times: RankTimes) -> RankChoice:
+def with_times(layered: RankChoice, picked: Sequence[RankOption], times: RankTimes) -> RankChoice:
     """Return the options that are faster than the layer, with times that never fall as parameters grow."""
     rising = np.maximum.accumulate(times.ranks_ms)
     given = np.interp([o.params for o in layered.options], [o.params for o in picked], rising)
@@ -101,7 +101,7 @@ def with_times(layered: RankChoice, picked: Sequence[Option], times: RankTimes) 
 
 
 def measured(
-    layer: DenseLayer, picked: Sequence[Option], shapes: Sequence[tuple[int, ...]], run: ModuleRun
+    layer: DenseLayer, picked: Sequence[RankOption], shapes: Sequence[tuple[int, ...]], run: ModuleRun
 ) -> RankTimes:
     """Return the milliseconds of the layer and of the blocks in its place, summed over its calls in one forward."""
     timed: list[nn.Module] = [layer, *(empty_block(layer, option) for option in picked)]

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from omgoptim.techniques.factorize._low_rank.factor_forms import solve
 from omgoptim.techniques.factorize._low_rank.problem import (
     Block,
-    Option,
     Problem,
+    RankOption,
     block_of,
     problem_of,
     product_of,
@@ -139,7 +139,7 @@ class _RowReader:
 
 def solve_in_order(
     module: nn.Module,
-    chosen: Mapping[str, Option],
+    chosen: Mapping[str, RankOption],
     influence: Mapping[str, Tensor],
     energies: Mapping[str, float],
     run: ModuleRun,
@@ -245,7 +245,7 @@ def _inputs(
 
 
 def _solved(
-    layer: DenseLayer, option: Option, pairs: CrossMoments, influence: Tensor | None, energy: float
+    layer: DenseLayer, option: RankOption, pairs: CrossMoments, influence: Tensor | None, energy: float
 ) -> tuple[Block, float | None]:
     """Return the block for a layer, and its relative error; None where that is unknown."""
     new, weight = pairs.new, weight_of(layer)

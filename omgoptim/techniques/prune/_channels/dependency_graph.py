@@ -69,7 +69,7 @@ which moves its mean.
 
 
 @dataclass(frozen=True, slots=True)
-class Coverage:
+class LayerRuns:
     """Number of samples for which each layer with weights ran."""
 
     samples: int
@@ -106,7 +106,7 @@ class Coverage:
         return None
 
 
-def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
+def coverage(module: nn.Module, run: ModuleRun) -> LayerRuns:
     """Run the module on the first samples of the statistics, one by one; samples on which it fails are left out."""
     layers = {path: layer for path, layer in module.named_modules() if path and layer._parameters}
     runs = dict.fromkeys(layers, 0)
@@ -134,7 +134,7 @@ def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
             for path in ran:
                 runs[path] += 1
             ways.setdefault(frozenset(ran), (args, kwargs))
-    return Coverage(count, runs, list(ways.values())[:MAX_EXECUTION_PATHS] if len(ways) > 1 else [])
+    return LayerRuns(count, runs, list(ways.values())[:MAX_EXECUTION_PATHS] if len(ways) > 1 else [])
 
 
 def _is_empty(inputs: Any) -> bool:
@@ -143,7 +143,7 @@ def _is_empty(inputs: Any) -> bool:
     return bool(tensors) and not any(tensor.numel() for tensor in tensors)
 
 
-def covering(module: nn.Module, run: ModuleRun) -> tuple[Probe, Coverage]:
+def covering(module: nn.Module, run: ModuleRun) -> tuple[Probe, LayerRuns]:
     """Return a probe on two samples and one per execution path, and the coverage."""
     known = coverage(module, run)
     return replace(Probe.of(run), others=tuple(known.ways)), known
@@ -211,7 +211,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
     return Groups(groups, skipped, probe.others)
 
 
-def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], known: Coverage) -> Iterator[Skip]:
+def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], known: LayerRuns) -> Iterator[Skip]:
     """Return the layers that run only for some samples and that the trace of one batch missed."""
     met = {place.path for each in candidates if isinstance(each, Group) for place in each.places}
     met |= {each.path for each in candidates if isinstance(each, _Skipped)}

@@ -23,6 +23,7 @@ from onnx import ModelProto, TensorProto
 from omgoptim.errors import ModelError, OmgoptimError, TechniqueError
 from omgoptim.models.onnx_file import SCOPES, graphs, initializers, is_large, load, save
 from omgoptim.models.onnx_graph import find_layers, module_paths
+from omgoptim.runtimes.onnxruntime import KEEP_FLOAT_LAYERS
 
 REPLACED = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
 """Suffixes that ONNX Runtime's dynamic quantizer appends to the name of a node that it replaces."""
@@ -44,6 +45,7 @@ def open_program(model: ModelProto, threads: int, level: str = "ORT_ENABLE_ALL")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry(*KEEP_FLOAT_LAYERS)
     if level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC"):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     providers = ["CPUExecutionProvider"]

@@ -14,7 +14,7 @@ see (a quarter of them, held out). Evaluation data plays no part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 
@@ -42,6 +42,7 @@ from omgoptim.techniques.quantize._ptq.state import (
     PtqState,
     PtqTask,
 )
+from omgoptim.techniques.quantize._ptq.stored_steps import PtqResult, store_result, stored_result
 
 MAX_FLOAT_LAYERS = 3
 """Maximum number of first layers that may stay in float. Chosen: speed against noise."""
@@ -98,16 +99,16 @@ def multiply_accumulates(model: ModelProto, chosen: Sequence[OnnxLayer]) -> int 
     return None if None in work else sum(one or 0 for one in work)
 
 
-def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Sequence[OnnxLayer]) -> ModelProto:
-    """Return a copy of the program with some layers' weights and biases from the reference."""
+def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Collection[str]) -> ModelProto:
+    """Return a copy of the program in which the layers of these nodes have the weights and biases of the reference."""
     copy = deepcopy(model)
     nodes, originals = nodes_by_name(copy), nodes_by_name(reference)
     tensors = initializers(copy)
     floats = initializers(reference)
-    for layer in kept:
-        del nodes[layer.node].input[:]  # a bias may have been added
-        nodes[layer.node].input.extend(originals[layer.node].input)
-        for name in originals[layer.node].input:
+    for node in kept:
+        del nodes[node].input[:]  # a bias may have been added
+        nodes[node].input.extend(originals[node].input)
+        for name in originals[node].input:
             if name in floats and name in tensors:
                 tensors[name].CopyFrom(floats[name])
     return copy
@@ -143,17 +144,30 @@ def quantize(
         task: layers, number format and threads.
         kept: takes the layers of the task that stay in float.
     """
+    result = stored_result(task)
+    if result is None:
+        result = _run_steps(model, batches, task)
+        store_result(result, task)
+    chosen = [layer for layer in task.chosen if layer.node in result.quantized]
+    if kept is not None:
+        kept.extend(layer for layer in task.chosen if layer.node in result.left_out)
+    program = result.model
+    in_float = set(result.quantized) - {layer.node for layer in chosen}
+    if in_float:
+        program = restore_float_layers(program, result.reference, in_float)
+    return write_qdq(program, chosen, result.ranges, task.params), list(result.notes)
+
+
+def _run_steps(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> PtqResult:
     params = task.params
     if not rewrites(params) and params.range_method != "auto":
         histogram = params.range_method not in ("minmax", "moving_average")
         observed = observe_activations(model, batches, histogram=histogram, threads=task.threads)
-        return write_qdq(
-            model, task.chosen, compute_ranges(observed, params.range_method, params.symmetric), params
-        ), []
+        ranges = compute_ranges(observed, params.range_method, params.symmetric)
+        return PtqResult(model, model, ranges, [layer.node for layer in task.chosen], [], [])
     state, settings, notes = _improve(model, batches, task)
-    if kept is not None:
-        kept.extend(_left_out(task, settings))
-    return write_qdq(state.model, settings.chosen, state.ranges, params), notes
+    quantized, left_out = ([layer.node for layer in part] for part in (settings.chosen, _left_out(task, settings)))
+    return PtqResult(state.model, state.reference, state.ranges, quantized, left_out, notes)
 
 
 def rewrites(params: Static) -> bool:
@@ -226,7 +240,7 @@ def _keep_first_in_float(state: PtqState, settings: PtqSettings, notes: list[str
     for first in affordable_prefixes(state.model, settings.chosen):
         nodes = {layer.node for layer in first}
         tried = replace(settings, chosen=[layer for layer in settings.chosen if layer.node not in nodes])
-        found = tried.after(state, restore_float_layers(state.model, state.reference, first), state.ranges)
+        found = tried.after(state, restore_float_layers(state.model, state.reference, nodes), state.ranges)
         if found.sqnr_db > best.sqnr_db + MIN_FLOAT_GAIN_DB:
             best, kept = found, tried
     count = len(settings.chosen) - len(kept.chosen)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,8 @@ class PtqTask:
     threads: int = 1
     seed: int = 0
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
+    stored: Path | None = None
+    """Folder of `stored_steps.py`; None: nothing is stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from omgoptim.blocks import SpatialConv2d, Tucker2Conv2d
 from omgoptim.techniques.factorize._low_rank.factor_forms import option_at, rank_options, solve
-from omgoptim.techniques.factorize._low_rank.problem import Form, Option, Problem
+from omgoptim.techniques.factorize._low_rank.problem import Form, Problem, RankOption
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -25,7 +25,7 @@ def problem(*shape: int, data: bool = True, influence: bool = False) -> Problem:
     return Problem(drawn(*shape), seen if data else None, influence=back.mT @ back if influence else None)
 
 
-def dense(form: Form, option: Option, of: Problem) -> Tensor:
+def dense(form: Form, option: RankOption, of: Problem) -> Tensor:
     """Return the weight that solved factors represent, by the block itself, in the problem's shape."""
     groups, out, inside, height, width = of.weight.shape
     kind = Tucker2Conv2d if form == "tucker2" else SpatialConv2d
@@ -96,7 +96,7 @@ def test_tucker_is_no_worse_than_the_higher_order_svd() -> None:
     kept = torch.einsum("oiyx,op,ij->pjyx", weight, u_out @ u_out.mT, u_in @ u_in.mT)
     option = option_at(of, "tucker2", 3)
     assert option.ranks == (3, 3)
-    mine = Option("tucker2", (3, 4), 0, 0.0)
+    mine = RankOption("tucker2", (3, 4), 0, 0.0)
     assert of.error(of.weight - dense("tucker2", mine, of)) <= float((weight - kept).square().sum()) * (1 + 1e-9)
 
 

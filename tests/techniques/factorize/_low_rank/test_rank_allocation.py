@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from omgoptim.errors import TechniqueError
-from omgoptim.techniques.factorize._low_rank.problem import Option
+from omgoptim.techniques.factorize._low_rank.problem import RankOption
 from omgoptim.techniques.factorize._low_rank.rank_allocation import (
     RankChoice,
     allocate_ranks,
@@ -15,8 +15,8 @@ from omgoptim.techniques.factorize._low_rank.rank_allocation import (
 )
 
 
-def options(per_rank: int, costs: list[float]) -> list[Option]:
-    return [Option("linear", (r,), r * per_rank, sum(costs[r:])) for r in range(1, len(costs) + 1)]
+def options(per_rank: int, costs: list[float]) -> list[RankOption]:
+    return [RankOption("linear", (r,), r * per_rank, sum(costs[r:])) for r in range(1, len(costs) + 1)]
 
 
 def layered(params: int, per_rank: int, costs: list[float]) -> RankChoice:
@@ -34,7 +34,7 @@ def test_one_layers_goals_by_hand() -> None:
 
 
 def test_only_options_that_nothing_beats_are_kept() -> None:
-    good, larger, worse = (Option("linear", (1,), p, e) for p, e in ((10, 1.0), (12, 1.0), (10, 2.0)))
+    good, larger, worse = (RankOption("linear", (1,), p, e) for p, e in ((10, 1.0), (12, 1.0), (10, 2.0)))
     assert pareto([larger, worse, good]) == [good]
 
 

@@ -14,7 +14,7 @@ from omgoptim.measure.size import count_params
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Svd
 from omgoptim.techniques.factorize._low_rank import rank_timing
-from omgoptim.techniques.factorize._low_rank.problem import Option
+from omgoptim.techniques.factorize._low_rank.problem import RankOption
 from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice
 from omgoptim.techniques.factorize._low_rank.rank_timing import (
     RankTimes,
@@ -28,7 +28,7 @@ RunOf = Callable[..., Any]
 
 
 def layered(params: int, per_rank: int, ranks: range) -> RankChoice:
-    options = tuple(Option("linear", (r,), r * per_rank, 1.0 / r) for r in ranks)
+    options = tuple(RankOption("linear", (r,), r * per_rank, 1.0 / r) for r in ranks)
     return RankChoice(params, options, tuple(option.error for option in options))
 
 

@@ -12,8 +12,11 @@ from float_programs import gemm, program, relu, run, two_layers, weight
 from onnx import helper
 
 from omgoptim.errors import DataError
-from omgoptim.models.onnx_graph import OnnxLayer, find_layers
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_float_between
 from omgoptim.requests.quantize import Static
+from omgoptim.runtimes import ENGINES, SessionSettings
+from omgoptim.runtimes.signature import InputTensor, Signature
+from omgoptim.techniques.quantize._onnx.program import open_program
 from omgoptim.techniques.quantize._onnx.qdq import stored_weights, write_qdq
 from omgoptim.techniques.quantize._ptq import pipeline
 from omgoptim.techniques.quantize._ptq.adaround import apply_adaround, round_small_kernels
@@ -61,7 +64,7 @@ def test_a_restored_layer_has_its_own_weight_again_and_no_bias_that_was_added():
     for tensor in changed.graph.initializer:
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, tensor.name))
     changed.graph.node[0].input.append("new_bias")
-    result = restore_float_layers(changed, model, find_layers(model)[:1])
+    result = restore_float_layers(changed, model, ["first"])
     assert list(result.graph.node[0].input) == ["x", "stem"]
     np.testing.assert_array_equal(weight(result, "stem"), weight(model, "stem"))
     np.testing.assert_array_equal(weight(result, "wide"), weight(changed, "wide"))
@@ -307,3 +310,64 @@ def test_the_noise_of_outputs_is_in_decibels():
     want, got = [{"y": np.array([3.0, 4.0])}], [{"y": np.array([3.0, 4.5])}]
     assert sqnr_db(want, got) == pytest.approx(20.0)  # 25 / 0.25
     assert sqnr_db(want, [{"y": np.array([3.0, np.nan])}]) == -np.inf
+
+
+def noisy_batches(seed: int) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((16, 1, 6, 6)).astype(np.float32)} for _ in range(4)]
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_a_program_with_more_layers_in_float_takes_the_steps_that_are_stored(effort, tmp_path):
+    model, batches = chain(), noisy_batches(1)
+    params = apply_preset(Static(algorithm="onnxruntime", targets=["*"]), effort)
+    layers, kept = find_layers(model), []
+    whole, notes = pipeline.quantize(model, batches, PtqTask(layers, params, stored=tmp_path), kept)
+    ignoring = params.model_copy(update={"ignore": ["first"]})
+    less = [layer for layer in layers if layer.node != "first"]
+    mixed, again = pipeline.quantize(model, [], PtqTask(less, ignoring, stored=tmp_path), [])  # needs no samples
+    assert again == notes
+    before, after = stored_weights(whole), stored_weights(mixed)
+    assert after.keys() == before.keys() - {"first"}
+    for node, one in after.items():
+        np.testing.assert_array_equal(one.integers, before[node].integers)
+    wanted = outputs(model, noisy_batches(2), 1)
+    lost = [sqnr_db(wanted, outputs(one, noisy_batches(2), 1)) for one in (whole, mixed)]
+    assert lost[1] > lost[0] + 0.5
+
+
+def test_steps_for_fewer_layers_or_other_params_are_not_taken(tmp_path):
+    model, layers = chain(), find_layers(chain())
+    ignoring = PLAIN.model_copy(update={"ignore": ["third"]})
+    pipeline.quantize(model, noisy_batches(1), PtqTask(layers[:2], ignoring, stored=tmp_path))
+    whole, _ = pipeline.quantize(model, noisy_batches(1), PtqTask(layers, PLAIN, stored=tmp_path))
+    assert "third" in stored_weights(whole)
+    symmetric = PLAIN.model_copy(update={"symmetric": True})
+    plain, stored = (
+        pipeline.quantize(model, noisy_batches(1), PtqTask(layers, symmetric, stored=folder))[0]
+        for folder in (None, tmp_path)
+    )
+    assert stored == plain
+
+
+def test_a_layer_in_float_between_quantized_ones_stays_in_float_in_onnxruntime(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"first": (32, 1, 3, 3), "second": (32, 32, 1, 1), "third": (8, 32, 1, 1)}
+    weights = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    weights["second"] *= np.logspace(-3, 0, 32)[:, None, None, None]  # one scale for all channels would ruin the small
+    weights["third"] /= np.logspace(-3, 0, 32)[None, :, None, None]
+    places = (("x", "first", "a"), ("a", "second", "b"), ("b", "third", "y"))
+    nodes = [helper.make_node("Conv", [x, name], [y], name) for x, name, y in places]
+    model = program(nodes, weights, ["batch", 1, 6, 6], ["batch", 8, 4, 4])
+    less = [layer for layer in find_layers(model) if layer.node != "second"]
+    mixed, _ = pipeline.quantize(model, noisy_batches(1), PtqTask(less, PLAIN))
+    assert has_float_between(mixed)
+    assert not has_float_between(pipeline.quantize(model, noisy_batches(1), PtqTask(find_layers(model), PLAIN))[0])
+    onnx.save(mixed, tmp_path / "mixed.onnx")
+    signature = Signature((InputTensor("x", "float32", ("batch", 1, 6, 6), False),), "tensor")
+    settings = SessionSettings(1, float_between=True)
+    session = ENGINES["onnxruntime"].open(tmp_path / "mixed.onnx", signature, settings)
+    x = noisy_batches(2)[0]
+    as_written = open_program(mixed, 1, "ORT_ENABLE_BASIC").run(None, x)
+    got = session.to_numpy(session.call(session.prepare(x)))
+    assert sqnr_db([as_written], [got]) > 40  # 5 dB where the second is rounded as well
