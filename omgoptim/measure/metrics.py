@@ -172,7 +172,8 @@ def _joined(outputs: Sequence[Arrays], signature: Signature, described: ModelOut
         return torch.cat(tensors, axis) if len(shapes) == 1 and tensors[0].ndim > axis else tensors
 
     columns = [list(column) for column in zip(*outputs, strict=True)]
-    axes = [spec.batch_axis for spec in described.specs] if len(described.specs) == len(columns) else [0] * len(columns)
+    known = len(described.specs) == len(columns)
+    axes: list[int | None] = [spec.batch_axis for spec in described.specs] if known else [0] * len(columns)
     return unflatten(signature.outputs, list(map(join, columns, axes)))
 
 
