@@ -224,7 +224,11 @@ def judge_run(part: str, ended: dict[str, Any]) -> list[dict[str, Any]]:
     console.print(report.get("summary", report))
     gains, after = report.get("gains") or {}, report.get("after") or {}
     bars = []
-    if part in ("guard", "explain") and report.get("outcome") == "ok":
+    guarded = part in ("guard", "explain") and report.get("outcome") == "ok"
+    if guarded and after["precision"] == "float32":
+        said = float(report["summary"].startswith("The artifact is not quantized"))
+        bars.append(bar(f"{part}: the report says that no quantized candidate holds it", said, 1, at_least=True))
+    elif guarded:
         same = (one for one in report["candidates"] if one["scheme"] == "fp32" and one["runtime"] == after["runtime"])
         float32 = next((one["speedup"] or 1.0 for one in same), 1.0)
         bars.append(bar(f"{part}: agreement lost", gains["quality_drop"], GUARD, at_least=False))

@@ -38,6 +38,7 @@ from omgoptim.models.security.file_integrity import add_seal, sha256
 from omgoptim.runtimes import Session, SessionSettings, engine_named
 from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.external_data import MalformedProtobuf, external_data
+from omgoptim.runtimes.onnxruntime import KEEP_FLOAT_LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -208,7 +209,11 @@ def loading_snippet(folder: Path, manifest: Manifest) -> str:
     """Return Python code that opens the artifact."""
     lines = [f"import omgoptim; model = omgoptim.open_artifact({str(folder)!r})"]
     if manifest.runtime == "onnxruntime":
-        lines.append(f"# without omgoptim: onnxruntime.InferenceSession({str(folder / PROGRAM)!r})")
+        options = ", options" if manifest.float_between else ""
+        lines.append(f"# without omgoptim: onnxruntime.InferenceSession({str(folder / PROGRAM)!r}{options})")
+        if options:  # else layers in float would be computed in int8
+            lines.append("# with options = onnxruntime.SessionOptions()")
+            lines.append(f"# and options.add_session_config_entry{KEEP_FLOAT_LAYERS}")
     elif manifest.runtime == "openvino":
         lines.append(f"# without omgoptim: openvino.Core().compile_model({str(folder / PROGRAM)!r}, 'CPU')")
     elif manifest.runtime == "executorch":

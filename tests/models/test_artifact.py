@@ -221,6 +221,9 @@ def test_a_program_opens_on_each_engine_and_gives_what_it_gave(
     assert manifest.size_bytes == (tmp_path / "artifact" / "model.onnx").stat().st_size
     assert "open_artifact" in artifacts.loading_snippet(tmp_path / "artifact", manifest)
     assert f"without omgoptim: {runtime}." in artifacts.loading_snippet(tmp_path / "artifact", manifest)
+    assert "SessionOptions" not in artifacts.loading_snippet(tmp_path / "artifact", manifest)
+    between = artifacts.loading_snippet(tmp_path / "artifact", replace(manifest, float_between=True))
+    assert ("options.add_session_config_entry('optimization.disable" in between) == (runtime == "onnxruntime")
 
 
 @pytest.mark.parametrize("location", ["net.onnx.data", "weights.bin", "parts/weights"])

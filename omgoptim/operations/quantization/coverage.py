@@ -152,7 +152,7 @@ def float_layer_warnings(artifact: Path) -> list[str]:
     option = ", ".join(f'"{word}"' for word in KEEP_FLOAT_LAYERS)
     return [
         "layers in float between quantized ones: ONNX Runtime quantizes them as well when it opens model.onnx, unless "
-        f"the session has add_session_config_entry({option}), as in this measurement and in omgoptim.load"
+        f"the session has add_session_config_entry({option}), as in this measurement and in omgoptim.open_artifact"
     ]
 
 

@@ -34,7 +34,13 @@ from omgoptim.operations.quantization.layer_search import (
 )
 from omgoptim.operations.quantization.mixed_precision_report import SearchOutcome, mixed_precision_record
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, within, within_with_margin
-from omgoptim.operations.quantization.selection import MIXED_PRECISION_FACTOR, Preference, alive, is_float
+from omgoptim.operations.quantization.selection import (
+    MIXED_PRECISION_FACTOR,
+    NEAR_BEST_FACTOR,
+    Preference,
+    alive,
+    is_float,
+)
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Guard
 from omgoptim.requests import Params, QuantizeRequest
@@ -198,8 +204,9 @@ class Searcher:
 def mixed_precision_base(
     results: Sequence[CandidateResult], guard: float, preference: Preference
 ) -> CandidateResult | None:
-    """Return the calibrated candidate to start from: the one with the smallest loss, on its best engine.
+    """Return the calibrated candidate to start from: the program with the smallest loss, on its best engine.
 
+    Engines round differently: of those near the best by preference, the one with the smallest loss.
     None if a calibrated candidate passes the guard with a margin, or if another that does is as good: layers in float
     only make it slower and larger.
     """
@@ -209,7 +216,9 @@ def mixed_precision_base(
         return None
     closest = min(calibrated, key=lambda result: (result.drop or 0.0, -preference.merit(result)))
     same = [result for result in calibrated if result.built.spec.params == closest.built.spec.params]
-    base = max(same, key=preference.merit)
+    most = max(map(preference.merit, same))
+    near = [result for result in same if preference.merit(result) * NEAR_BEST_FACTOR >= most]
+    base = min(near, key=lambda result: (result.drop or 0.0, -preference.merit(result)))
     holding = max((preference.merit(result) for result in usable if within_with_margin(result, guard)), default=0.0)
     return base if preference.merit(base) > holding else None
 

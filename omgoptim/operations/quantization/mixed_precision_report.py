@@ -113,7 +113,11 @@ def _reason(ended: SearchOutcome, samples: int, samples_name: str, stopped: str 
         if kept:
             why += f"; with {plural(len(kept), 'layer')} in float it still loses {drop:.4f}"
         if ended.found.trials:
-            why += f", the smallest loss of {len(ended.found.trials)} sets" if kept else "; no evaluated set loses less"
+            why += (
+                f", the smallest loss of {plural(len(ended.found.trials), 'evaluated set')}"
+                if kept
+                else "; no evaluated set loses less"
+            )
         if stopped:
             why += f"; {stopped}"
     return why

@@ -98,6 +98,8 @@ def test_the_search_begins_with_what_loses_least_on_its_fastest_engine_and_only_
     worse, half = result(nncf, "openvino", 5.0, 0.2), result(Bf16(), "openvino", 2.0, 0.0)
     assert mixed_precision_base([worse, slow, fast, half], 0.01, BY_SPEED) is fast
     assert mixed_precision_base([worse, slow, fast, half], 0.05, BY_SPEED) is None  # one holds as it is
+    near = result(own, "onnxruntime", 3.6, 0.05)
+    assert mixed_precision_base([near, fast, half], 0.01, BY_SPEED) is near  # loses less, and is about as fast
     assert mixed_precision_base([half], 0.01, BY_SPEED) is None
     as_fast = result(Bf16(), "openvino", 4.0, 0.0)
     assert mixed_precision_base([slow, fast, as_fast], 0.01, BY_SPEED) is None
