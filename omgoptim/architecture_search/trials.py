@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from omgoptim.architecture_search.space import Option
 from omgoptim.architecture_search.study import Finished, Rejected
 from omgoptim.errors import OmgoptimError, RunError
-from omgoptim.models.security.file_integrity import read_plain
+from omgoptim.models.security.file_integrity import read_regular_file
 
 MOST_BYTES = 2**20
 """Limit of a trial's JSON files, 1 MiB: far above what a trial writes, against memory exhaustion."""
@@ -94,7 +94,7 @@ class TrialFolders:
         if not file.exists():
             return None
         try:
-            return TrialResult.model_validate_json(read_plain(file, MOST_BYTES))
+            return TrialResult.model_validate_json(read_regular_file(file, MOST_BYTES))
         except (ValidationError, ValueError) as error:
             raise RunError(f"the result of trial {number} is damaged", str(error)[:300]) from error
 
@@ -105,7 +105,7 @@ class TrialFolders:
             RunError: there is none, or it is damaged.
         """
         try:
-            return TrialSpec.model_validate_json(read_plain(self.path(number) / "spec.json", MOST_BYTES))
+            return TrialSpec.model_validate_json(read_regular_file(self.path(number) / "spec.json", MOST_BYTES))
         except (OSError, ValidationError, ValueError) as error:
             raise RunError(f"the spec of trial {number} is missing or damaged", str(error)[:300]) from error
 

@@ -8,7 +8,8 @@
         artifact/     report.json  report.html  badge.svg      only of a run that ended well
 
 A file appears whole or not at all. `report.json` is written last: a run that has one is done.
-Requests, states and `worker.json` hold this user's seal; a report's lies beside it, as `.report.json.seal`.
+Requests, states and `worker.json` are signed with this user's key (HMAC); a report's HMAC lies beside it, as
+`.report.json.seal`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import Any
 
 from omgoptim.errors import RunError, did_you_mean
 from omgoptim.jobs.storage import read_record, write_whole
-from omgoptim.models.report_file import read_report, seal_report
-from omgoptim.models.security.file_integrity import SEAL, SealKind, add_seal, can_seal, is_sealed
+from omgoptim.models.report_file import read_report, sign_report
+from omgoptim.models.security.file_integrity import HMAC_FIELD, RecordKind, can_sign, is_signed, sign_record
 from omgoptim.reports import EfficiencyReport, RunState
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -134,30 +135,30 @@ class RunFolder:
             raise RunError(f"run {self.id} has no readable request.json", str(error), "start the run again") from None
 
     def write_request(self, submission: Submission) -> None:
-        """Write the request of this run, sealed with this user's key."""
-        record = add_seal("request", submission.to_json() | {"run": self.id})
+        """Write the request of this run, signed with this user's key."""
+        record = sign_record("request", submission.to_json() | {"run": self.id})
         write_whole(self.request_file, json.dumps(record, indent=2))
 
     def is_own_request(self) -> bool:
-        """Return whether the request carries this user's seal, unchanged."""
+        """Return whether this user signed the request, and nothing in it was changed."""
         return self._is_own("request", self.request_file, "run")
 
     def is_own_state(self) -> bool:
-        """Return whether the state carries this user's seal for this run."""
+        """Return whether this user signed the state for this run."""
         return self._is_own("state", self.state_file, "run_id")
 
-    def _is_own(self, kind: SealKind, file: Path, run: str) -> bool:
+    def _is_own(self, kind: RecordKind, file: Path, run: str) -> bool:
         try:
             record = read_record(file)
         except (OSError, ValueError):
             return False
-        return record.get(run) == self.id and is_sealed(kind, record)
+        return record.get(run) == self.id and is_signed(kind, record)
 
     def stored_state(self) -> RunState:
         """Return the state as it was last written; `states.read_state` corrects it."""
         try:
             record = read_record(self.state_file)
-            record.pop(SEAL, None)
+            record.pop(HMAC_FIELD, None)
             state = RunState.model_validate(record)
             if datetime.fromisoformat(state.started).tzinfo is None:
                 raise ValueError("it has no start time")
@@ -173,21 +174,21 @@ class RunFolder:
         return state.model_copy(update=truth)
 
     def write_state(self, state: RunState) -> None:
-        """Write the state atomically, with this user's seal."""
-        write_whole(self.state_file, json.dumps(add_seal("state", state.model_dump(mode="json")), indent=2))
+        """Write the state atomically, signed with this user's key."""
+        write_whole(self.state_file, json.dumps(sign_record("state", state.model_dump(mode="json")), indent=2))
 
     def read_report(self) -> tuple[EfficiencyReport, bool] | None:
         """Return the report, and whether this user's run wrote it; None without a readable report."""
         return read_report(self.report_file, self.id)
 
     def write_report(self, report: EfficiencyReport) -> None:
-        """Write the report with this user's seal, as the last file: a run with a report is done."""
+        """Write the report, signed with this user's key, as the last file: a run with a report is done."""
         self.write_report_to(self.report_file, report)
 
     def write_report_to(self, file: Path, report: EfficiencyReport) -> None:
         """Write a further report of this run, such as that of another finalist."""
         text = report.model_dump_json(indent=2)
-        seal_report(file, self.id, text)
+        sign_report(file, self.id, text)
         write_whole(file, text)
 
     def read_worker(self) -> WorkerProcess | None:
@@ -198,13 +199,13 @@ class RunFolder:
             return None
         if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1 or not isinstance(born, float):
             return None
-        own = self._is_own("worker", self.worker_file, "run") or not can_seal()
+        own = self._is_own("worker", self.worker_file, "run") or not can_sign()
         return WorkerProcess(pid, born) if own else None
 
     def write_worker(self, process: WorkerProcess) -> None:
-        """Write the process that works on the run, atomically and with this user's seal."""
+        """Write the process that works on the run, atomically and signed with this user's key."""
         record = {"pid": process.pid, "born": float(process.born), "run": self.id}
-        write_whole(self.worker_file, json.dumps(add_seal("worker", record)))
+        write_whole(self.worker_file, json.dumps(sign_record("worker", record)))
 
     def discard_scratch(self) -> None:
         """Remove the files of a running worker: scratch, and incomplete artifacts and files."""

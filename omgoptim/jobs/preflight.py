@@ -13,7 +13,7 @@ from typing import Any
 
 from omgoptim.errors import ArtifactError, ModelError, UnknownModelError, argument, did_you_mean
 from omgoptim.jobs.folder import run_folders, runs_root
-from omgoptim.models.security.file_integrity import read_plain
+from omgoptim.models.security.file_integrity import read_regular_file
 from omgoptim.models.security.path_policy import PathPolicy, error_about
 from omgoptim.requests import Request, technique_field
 
@@ -127,7 +127,7 @@ def _check_weights(text: str, policy: PathPolicy) -> None:
 def _names(path: Path) -> set[str] | None:
     """Return the names that a file may define; None if they are known only after running it."""
     try:
-        text = read_plain(path, MOST_CODE_BYTES).decode("utf-8")
+        text = read_regular_file(path, MOST_CODE_BYTES).decode("utf-8")
         tree = ast.parse(text)
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return None
@@ -147,7 +147,7 @@ def _names(path: Path) -> set[str] | None:
 def _callables(path: Path) -> list[str]:
     """Return the functions and classes at the top of a file, in its order."""
     try:
-        tree = ast.parse(read_plain(path, MOST_CODE_BYTES).decode("utf-8"))
+        tree = ast.parse(read_regular_file(path, MOST_CODE_BYTES).decode("utf-8"))
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return []
     kinds = (ast.FunctionDef, ast.ClassDef)

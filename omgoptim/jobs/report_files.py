@@ -16,7 +16,7 @@ from omgoptim.reports import EfficiencyReport
 def write_report_files(folder: RunFolder, report: EfficiencyReport) -> None:
     """Write the page and the badge of a report, and the cards of its artifact and its alternatives.
 
-    The card is not part of the artifact's manifest: it is neither measured nor sealed.
+    The card is not part of the artifact's manifest: it is neither measured nor signed.
     """
     from omgoptim.render.html import report_html
     from omgoptim.render.shared import badge_svg

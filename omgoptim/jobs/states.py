@@ -17,7 +17,7 @@ from omgoptim.errors import OmgoptimError, RunError
 from omgoptim.jobs.folder import RunFolder, run_folders
 from omgoptim.jobs.processes import end_family, is_alive
 from omgoptim.jobs.storage import log_tail, now
-from omgoptim.models.security.file_integrity import can_seal
+from omgoptim.models.security.file_integrity import can_sign
 from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests import parse
 from omgoptim.requests.command import command_of
@@ -57,9 +57,9 @@ def load_report(folder: RunFolder) -> EfficiencyReport:
         OmgoptimError: the error that the run failed with, as its kind.
     """
     state = read_state(folder)
-    own = folder.is_own_request() or not can_seal()
+    own = folder.is_own_request() or not can_sign()
     if state.status == "failed" and state.error is not None:
-        own = own and (folder.is_own_state() or not can_seal())
+        own = own and (folder.is_own_state() or not can_sign())
         raise OmgoptimError.from_dict(state.error if own else state.error | {"fix": ""})
     if state.status == "cancelled":
         raise RunError(f"run {folder.id} was cancelled", "it has no report", repeat_hint(folder))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import OmgoptimError, SetupError
-from omgoptim.models.security.file_integrity import read_plain
+from omgoptim.models.security.file_integrity import read_regular_file
 from omgoptim.text import clean_block
 
 MOST_RECORD_BYTES = 16 * 2**20
@@ -33,7 +33,7 @@ def read_record(file: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     try:
-        record = json.loads(read_plain(file, MOST_RECORD_BYTES))
+        record = json.loads(read_regular_file(file, MOST_RECORD_BYTES))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if not isinstance(record, dict):

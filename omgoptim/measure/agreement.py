@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, argument
-from omgoptim.models.entry_scales import slice_sums, small_slices
-from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec, RunningMoments, as_rows
+from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec, RunningMoments, as_rows, slice_sums, small_slices
 
 RUINED_ERROR = 0.5
 """Relative error above which an output counts as ruined. Chosen: a quarter of its variance is lost (R^2 below 0.75)."""
@@ -89,7 +88,7 @@ def output_agreements(
     candidate: Sequence[Arrays],
     original: Sequence[Arrays],
     reads: frozenset[int] = frozenset(),
-    whole: frozenset[int] = frozenset(),
+    reported_in_full: frozenset[int] = frozenset(),
 ) -> tuple[OutputAgreement, ...]:
     """Compute the agreement of each compared output.
 
@@ -98,7 +97,7 @@ def output_agreements(
         candidate: per batch the flat list of outputs.
         original: the same of the original, for the same samples.
         reads: indices of the outputs that the metric reads.
-        whole: indices of the outputs that a metric of the user reads: it may know which entries matter.
+        reported_in_full: indices of the outputs that a metric of the user reads: it may know which entries matter.
 
     Raises:
         DataError: an output is missing, or infinite where the original's is not.
@@ -108,7 +107,7 @@ def output_agreements(
         scores = _scores(spec, candidate, original)
         cosine = float(cosines(spec, candidate, original).mean()) if spec.is_vector else None
         mean = float(scores.per_sample.mean())
-        part = scores.part if spec.index not in whole else None
+        part = scores.part if spec.index not in reported_in_full else None
         ruined = part if part is not None and part.relative_error > RUINED_PART else None
         found.append(OutputAgreement(spec, mean, scores.relative_error, cosine, spec.index in reads, ruined))
     return tuple(found)
@@ -152,10 +151,10 @@ def worst_scores(
 
 def _sizes(outputs: ModelOutputs, original: Sequence[Arrays]) -> list[int]:
     """Return the samples in each batch; 1 if no output has a batch axis."""
-    known = next((spec for spec in outputs.specs if spec.batch_axis is not None), None)
-    if known is None:
+    batched = next((spec for spec in outputs.specs if spec.batch_axis is not None), None)
+    if batched is None:
         return [1 for _ in original]
-    return [int(batch[known.index].shape[known.batch_axis or 0]) for batch in original]
+    return [int(batch[batched.index].shape[batched.batch_axis or 0]) for batch in original]
 
 
 def cosine_outputs(outputs: ModelOutputs) -> list[OutputSpec]:

@@ -76,8 +76,8 @@ def negative_kl(
     """
     divergences = []
     for batch, raw, reference in zip(outputs, targets, original, strict=True):
-        ours, theirs = _log_probabilities(batch[index]), _log_probabilities(reference[index])
-        rows = (np.exp(theirs) * (theirs - ours)).sum(-1)
+        candidate, reference_scores = _log_probabilities(batch[index]), _log_probabilities(reference[index])
+        rows = (np.exp(reference_scores) * (reference_scores - candidate)).sum(-1)
         target = np.asarray(raw) if raw is not None else None
         fits = target is not None and target.shape == rows.shape and np.issubdtype(target.dtype, np.integer)
         counted = (target != IGNORED) if fits else np.ones(rows.shape, bool)
@@ -108,7 +108,7 @@ class Metric:
 
     name: str
     per_sample: Callable[[Sequence[Arrays], list[Any], Sequence[Arrays]], NDArray[np.float64]] | None = None
-    whole: Callable[[Sequence[Arrays], list[Any]], float] | None = None
+    over_all: Callable[[Sequence[Arrays], list[Any]], float] | None = None
     agreement: bool = False
     """Compares with the original model rather than with targets."""
     outputs: ModelOutputs | None = None
@@ -219,7 +219,7 @@ def builtin_metric(
     target = outputs.require_target(CUSTOM_METRIC_FIX)
     reads = frozenset([target.index])
     if name == "r2":
-        return Metric("r2", whole=_r2(target.index), outputs=outputs, reads=reads)
+        return Metric("r2", over_all=_r2(target.index), outputs=outputs, reads=reads)
     if name == "perplexity":  # higher is better: its logarithm, negated
         scored = functools.partial(token_log_likelihoods, index=target.index)
         return Metric("log_likelihood_per_token", per_sample=scored, outputs=outputs, reads=reads)
@@ -307,7 +307,7 @@ def _predicted(spec: OutputSpec, scores: NDArray[Any], target: NDArray[Any]) -> 
 def _r2(index: int) -> Callable[[Sequence[Arrays], list[Any]], float]:
     """Return R^2 of an output against float targets, over all samples."""
 
-    def whole(outputs: Sequence[Arrays], targets: list[Any]) -> float:
+    def r2(outputs: Sequence[Arrays], targets: list[Any]) -> float:
         rows = [batch[index].reshape(len(batch[index]), -1) for batch in outputs]
         try:
             labels = [np.asarray(t, np.float64).reshape(len(t), -1) for t in targets]
@@ -335,4 +335,4 @@ def _r2(index: int) -> Callable[[Sequence[Arrays], list[Any]], float]:
             )
         return 1.0 - float(((actual - predicted) ** 2).sum()) / spread
 
-    return whole
+    return r2

@@ -134,16 +134,16 @@ def _attempt(name: str, counter: Callable[..., Any], module: nn.Module, args: An
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # a model may print, so may thop
             warnings.simplefilter("ignore")
-            twin = copy.deepcopy(module)
-            own_args, own_kwargs = tree_map(_twin_of, (args, kwargs))
-            with evaluation_mode(twin):
-                return counter(twin, own_args, own_kwargs)
+            copied = copy.deepcopy(module)
+            own_args, own_kwargs = tree_map(_copied_leaf, (args, kwargs))
+            with evaluation_mode(copied):
+                return counter(copied, own_args, own_kwargs)
     except Exception as error:  # noqa: BLE001 - a counter runs the user's forward under hooks: a count less, not a crash
         log.warning("%s cannot count this model: %s: %s", name, type(error).__name__, error)
         return None
 
 
-def _twin_of(leaf: Any) -> Any:
+def _copied_leaf(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
@@ -208,12 +208,12 @@ def _trilinear_flops(
     **__: object,
 ) -> int:
     """Count a bilinear form: every weight once for every row, operands broadcast along the expanded dimensions."""
-    whole = [1] * (len(weight) + len(expand_weight))
+    sizes_of_axes = [1] * (len(weight) + len(expand_weight))
     for shape, expanded in ((first, expand_first), (weight, expand_weight), (second, expand_second)):
         sizes = iter(shape)
-        here = [1 if axis in expanded else next(sizes) for axis in range(len(whole))]
-        whole = [max(one, other) for one, other in zip(whole, here, strict=True)]
-    return 2 * prod(whole)
+        here = [1 if axis in expanded else next(sizes) for axis in range(len(sizes_of_axes))]
+        sizes_of_axes = [max(one, other) for one, other in zip(sizes_of_axes, here, strict=True)]
+    return 2 * prod(sizes_of_axes)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ MIN_SAMPLE_S = 1e-4
 """Seconds below which calls are timed in batches. Chosen: the clock itself would count."""
 
 WARM_UP_FRACTION = 0.25
-"""Fraction at the start of a turn that is dropped: caches and thread pools warm up."""
+"""Fraction at the start of a turn that is dropped. Chosen: caches and thread pools warm up, the rest must suffice."""
 
 BUSY_CORE = 0.5
 """Busy cores below which a process waits or shares its core with others for most of the time. Chosen."""
@@ -85,15 +85,15 @@ class MeasuringServer:
 
     def warm(self, batch: str) -> dict[str, Any]:
         """Call until the time per call is stable; return seconds per call."""
-        once = self.session.seconds(self.prepared[batch], 1)
-        budget, spent, last = 3.0, once, once
+        first = self.session.seconds(self.prepared[batch], 1)
+        budget, spent, last = 3.0, first, first
         while spent < budget:
             calls = max(1, int(0.05 / max(last, 1e-6)))
-            now = self.session.seconds(self.prepared[batch], calls)
-            spent += now * calls
-            if abs(now - last) < 0.1 * last:
-                return {"call_s": now}
-            last = now
+            current = self.session.seconds(self.prepared[batch], calls)
+            spent += current * calls
+            if abs(current - last) < 0.1 * last:
+                return {"call_s": current}
+            last = current
         return {"call_s": last}
 
     def turn(self, batch: str, seconds: float) -> dict[str, Any]:
@@ -114,11 +114,11 @@ class MeasuringServer:
             if elapsed < seconds * WARM_UP_FRACTION and not dropped:
                 kept_from = len(times) + 1
             times.append(clock(prepared, calls))
-        kept = times[kept_from:]
+        counted = times[kept_from:]
         busy = (time.process_time() - began_busy) / max(time.perf_counter() - began, 1e-9)
         idle = max(0.0, 1 - busy / (_core_share() if busy < BUSY_CORE else 1.0))
-        median, slowest = float(np.median(kept)), float(np.quantile(kept, 0.9))
-        return {"p50": median, "p90": slowest, "calls": len(kept) * calls, "idle": idle}
+        median, slowest = float(np.median(counted)), float(np.quantile(counted, 0.9))
+        return {"p50": median, "p90": slowest, "calls": len(counted) * calls, "idle": idle}
 
     def memory(self) -> dict[str, Any]:
         """Return the peak memory so far, in bytes."""

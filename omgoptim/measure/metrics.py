@@ -25,7 +25,7 @@ from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten
 
-SHUFFLED_SAMPLES, FEWEST_SHUFFLED = 256, 16
+SHUFFLED_SAMPLES, MIN_SHUFFLED = 256, 16
 """Largest and smallest number of shuffled samples. Chosen: time against chance."""
 
 SHUFFLES, SIGNIFICANT = 8, 5.0
@@ -93,7 +93,7 @@ def _user_metric(
 ) -> Metric:
     """Wrap a callable that gets all outputs; it is assumed to read the labelled output, or the only one."""
 
-    def whole(outputs: Sequence[Arrays], targets: list[Any]) -> float:
+    def over_all(outputs: Sequence[Arrays], targets: list[Any]) -> float:
         joined = _joined(outputs, signature, described)
         value = call_user(f"the metric {name}", limit_s, function, joined, _joined_targets(targets))
         try:
@@ -102,7 +102,7 @@ def _user_metric(
             raise DataError(f"metric {name} returned a {type(value).__name__}", "it must return a float") from error
 
     reads = None if described.target is None else frozenset([described.target])
-    return Metric(name, whole=whole, outputs=described, reads=reads)
+    return Metric(name, over_all=over_all, outputs=described, reads=reads)
 
 
 def refuse_lower_is_better(metric: Metric, original: Sequence[Arrays], targets: list[Any]) -> None:
@@ -121,26 +121,26 @@ def refuse_lower_is_better(metric: Metric, original: Sequence[Arrays], targets: 
             break
         taken.append((original[index], target))
         count += len(target)
-    if metric.whole is None or count < FEWEST_SHUFFLED:
+    if metric.over_all is None or count < MIN_SHUFFLED:
         return
     random, parts = np.random.default_rng(0), [part for part, _ in taken]
     labels = [target for _, target in taken]
     try:
         began = time.perf_counter()
-        own = metric.whole(parts, labels)
+        value = metric.over_all(parts, labels)
         if time.perf_counter() - began > SLOW_METRIC_S:
             return
         first = batch_first(parts, metric.outputs)
         shuffled = [batch_first(_shuffled(first, labels, random), metric.outputs, back=True) for _ in range(SHUFFLES)]
-        others = [metric.whole(outputs, labels) for outputs in shuffled]
+        shuffled_values = [metric.over_all(outputs, labels) for outputs in shuffled]
     except OmgoptimError:  # not defined on so few samples
         return
-    mean, spread = float(np.mean(others)), float(np.std(others, ddof=1))
-    if not min(others) > own or not mean - own > SIGNIFICANT * spread:
+    mean, spread = float(np.mean(shuffled_values)), float(np.std(shuffled_values, ddof=1))
+    if not min(shuffled_values) > value or not mean - value > SIGNIFICANT * spread:
         return
     raise DataError(
         f"metric {metric.name} rates randomly permuted outputs above the model's own",
-        f"it is {own:.4g} for the original model and about {mean:.4g} with outputs permuted between samples; "
+        f"it is {value:.4g} for the original model and about {mean:.4g} with outputs permuted between samples; "
         "a metric must be higher for better predictions",
         "if lower is better, return its negative; otherwise check the data and the weights",
     )
@@ -209,7 +209,7 @@ def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any], outp
 
     sign = -1 if converting_errors(lambda: found(**arguments)).higher_is_better is False else 1
 
-    def whole(outputs_by_batch: Sequence[Arrays], targets: list[Any]) -> float:
+    def over_all(outputs_by_batch: Sequence[Arrays], targets: list[Any]) -> float:
         import torch
 
         def compute() -> float:
@@ -222,7 +222,7 @@ def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any], outp
         return value
 
     name = name if sign > 0 else f"negative_{name}"
-    return Metric(name, whole=whole, outputs=outputs, reads=frozenset([index]))
+    return Metric(name, over_all=over_all, outputs=outputs, reads=frozenset([index]))
 
 
 def _torchmetrics_class(name: str) -> Any:

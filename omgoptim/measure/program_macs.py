@@ -202,13 +202,13 @@ def _measured(path: Path, names: Sequence[str], sample: Mapping[str, NDArray[Any
             session = onnxruntime.InferenceSession(
                 str(Path(folder) / "shapes.onnx"), options, providers=["CPUExecutionProvider"]
             )
-            found = session.run(outputs, {value.name: sample[value.name] for value in session.get_inputs()})
+            shapes = session.run(outputs, {value.name: sample[value.name] for value in session.get_inputs()})
         except Exception as error:  # ONNX Runtime's errors have no common base
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UncountableProgram(
                 f"the shape of '{names[0]}' is unknown, and running the program failed: {reason}"
             ) from error
-    return {name: tuple(int(size) for size in np.asarray(shape)) for name, shape in zip(names, found, strict=True)}
+    return {name: tuple(int(size) for size in np.asarray(shape)) for name, shape in zip(names, shapes, strict=True)}
 
 
 # Formulas

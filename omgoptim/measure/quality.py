@@ -127,9 +127,9 @@ def score(metric: Metric, outputs: Sequence[Arrays], targets: list[Any], origina
     """Compute the metric on all samples."""
     if metric.per_sample:
         return _finite(_sample_scores(metric, outputs, targets, original).mean(), metric.name)
-    if metric.whole is None:
+    if metric.over_all is None:
         raise ValueError(f"metric {metric.name} has no function")
-    return _finite(metric.whole(outputs, targets), metric.name)
+    return _finite(metric.over_all(outputs, targets), metric.name)
 
 
 def _sample_scores(
@@ -217,7 +217,7 @@ def lost_classes(
         rows = joined == label
         if paired_interval(before[rows], after[rows])[0] > LOST_RECALL:
             found.append(LostClass(int(label), int(rows.sum()), float(before[rows].mean()), float(after[rows].mean())))
-    return tuple(sorted(found, key=lambda one: one.after - one.before))
+    return tuple(sorted(found, key=lambda lost: lost.after - lost.before))
 
 
 def _resampled(
@@ -246,7 +246,7 @@ def agreement_of_outputs(
     if metric.reads is not None:
         return output_agreements(outputs, candidate, original, metric.reads)
     reads = frozenset(range(len(outputs.specs))) if len(outputs.specs) == 1 else frozenset()
-    return output_agreements(outputs, candidate, original, reads, whole=reads)
+    return output_agreements(outputs, candidate, original, reads, reported_in_full=reads)
 
 
 def _finite(value: Any, name: str) -> float:
@@ -314,7 +314,8 @@ def resampled_interval(
         chosen = [(b, rows - (ends[b] - sizes[b])) for b, rows in enumerate(parts) if len(rows)]
         sides = [[[_rows(a, rows, sizes[b]) for a in side[b]] for b, rows in chosen] for side in (before, after)]
         try:
-            drops.append(drop(sides[0], sides[1], [_target_rows(targets[b], rows) for b, rows in chosen]))
+            drawn_targets = [None if targets[b] is None else targets[b][rows] for b, rows in chosen]
+            drops.append(drop(sides[0], sides[1], drawn_targets))
         except OmgoptimError:  # undefined on these samples only, for instance without a class
             continue
     if len(drops) < max(MIN_RESAMPLES, (1 - MAX_FAILING) * resamples):
@@ -328,10 +329,6 @@ def resampled_interval(
 def _divisible(target: Any, size: int) -> bool:
     """Return whether a batch's target has one entry per sample, and is not an object of the user's own."""
     return target is None or (isinstance(target, np.ndarray) and target.ndim > 0 and len(target) == size)
-
-
-def _target_rows(target: Any, rows: NDArray[np.int64]) -> Any:
-    return None if target is None else target[rows]
 
 
 def _rows(array: NDArray[Any], rows: NDArray[np.int64], size: int) -> NDArray[Any]:

@@ -29,7 +29,7 @@ MAX_CALLS = 1000
 
 
 def module_paths(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield path and module once for every module; one that is used in several places has its first path."""
+    """Return path and module once for every module; one that is used in several places has its first path."""
     return ((path or ROOT, part) for path, part in module.named_modules())
 
 
@@ -127,15 +127,15 @@ def costliest_layers(
         One `Layer` per module that was called: the median over the calls, and its share of the sum of all medians.
     """
     times = _own_times_ms(module, args, kwargs, seconds)
-    medians = {path: statistics.median(some) for path, some in times.items()}
-    whole = sum(medians.values())
+    medians = {path: statistics.median(calls) for path, calls in times.items()}
+    total = sum(medians.values())
     parts = dict(module_paths(module))
     return [
         Layer(
             path=path,
             kind=type(parts[path]).__name__,
             time_ms=medians[path],
-            time_share=medians[path] / whole if whole > 0 else None,
+            time_share=medians[path] / total if total > 0 else None,
             macs=macs_by_path.get(path),
             size_bytes=sum(p.numel() * p.element_size() for p in parts[path].parameters(recurse=False)),
         )
@@ -148,15 +148,15 @@ def _own_times_ms(
 ) -> dict[str, list[float]]:
     """Map path to self time in ms, one number per call of the model; several uses in one call add up."""
     times: dict[str, list[float]] = defaultdict(list)
-    with contextlib.redirect_stdout(sys.stderr), evaluation_mode(module), self_cost(module, _clock_ms(module)) as own:
+    with contextlib.redirect_stdout(sys.stderr), evaluation_mode(module), self_cost(module, _clock_ms(module)) as costs:
         module(*args, **kwargs)
         end = time.perf_counter() + seconds
         for call in range(MAX_CALLS):
             if call >= MIN_CALLS and time.perf_counter() >= end:
                 break
-            own.clear()
+            costs.clear()
             module(*args, **kwargs)
-            for path, spent in own.items():
+            for path, spent in costs.items():
                 times[path].append(spent)
     return times
 

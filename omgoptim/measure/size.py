@@ -92,7 +92,7 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
         paths: node or output name to module path, if the program is a rewrite without them.
     """
     from omgoptim.models.onnx_file import graphs, tensor_bytes
-    from omgoptim.models.onnx_graph import find_layers
+    from omgoptim.models.onnx_graph import FLOAT_TYPES, find_layers
 
     by_path: dict[str, list[OnnxLayer]] = defaultdict(list)
     for layer in find_layers(model, paths):
@@ -101,17 +101,21 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
     tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
     follow = _Scales(model)
     found = []
-    for path, some in by_path.items():
-        largest = max(some, key=lambda layer: tensor_bytes(tensors[layer.weight]))
-        weights = dict.fromkeys(name for layer in some for name in layer.weights)
+    for path, layers in by_path.items():
+        largest = max(layers, key=lambda layer: tensor_bytes(tensors[layer.weight]))
+        weights = dict.fromkeys(name for layer in layers for name in layer.weights)
         scales = [
-            scale for name in weights if not _is_float(tensors[name]) for scale in follow.of(name) if scale in tensors
+            scale
+            for name in weights
+            if tensors[name].data_type not in FLOAT_TYPES
+            for scale in follow.of(name)
+            if scale in tensors
         ]
         found.append(
             StoredWeights(
                 path=path,
                 op=largest.op,
-                nodes=tuple(layer.node for layer in some),
+                nodes=tuple(layer.node for layer in layers),
                 shape=largest.shape,
                 dtype=_dtype(nodes[largest.node], tensors[largest.weight]),
                 tensors={name: tensor_bytes(tensors[name]) for name in dict.fromkeys((*weights, *scales))},
@@ -125,13 +129,13 @@ def module_layers(module: nn.Module) -> list[StoredWeights]:
     names: dict[int, str] = {}
     found = []
     for path, layer in module.named_modules():
-        own = {
+        matrices = {
             names.setdefault(id(parameter), f"{path}.{name}" if path else name): parameter
             for name, parameter in layer.named_parameters(recurse=False)
             if parameter.dim() > 1 and parameter.is_floating_point()
         }
-        if own:
-            largest = max(own.values(), key=lambda parameter: parameter.numel())
+        if matrices:
+            largest = max(matrices.values(), key=lambda parameter: parameter.numel())
             found.append(
                 StoredWeights(
                     path=path,
@@ -139,7 +143,7 @@ def module_layers(module: nn.Module) -> list[StoredWeights]:
                     nodes=(),
                     shape=tuple(largest.shape),
                     dtype=str(largest.dtype).removeprefix("torch."),
-                    tensors={name: value.numel() * value.element_size() for name, value in own.items()},
+                    tensors={name: value.numel() * value.element_size() for name, value in matrices.items()},
                 )
             )
     return found
@@ -189,12 +193,12 @@ class _Scales:
                 self._makers.update(dict.fromkeys(node.output, node))
 
     def of(self, weight: str) -> Iterator[str]:
-        """Return names of stored tensors, possibly repeated."""
+        """Yield names of stored tensors, possibly repeated."""
         from omgoptim.models.onnx_graph import SCALE_INPUTS
 
-        waiting, seen = [weight], {weight, ""}
-        while waiting:
-            name = waiting.pop()
+        queue, visited = [weight], {weight, ""}
+        while queue:
+            name = queue.pop()
             for node in self._readers[name]:
                 if node.op_type == "Mul":
                     yield from self._other_factors(node, name)
@@ -207,12 +211,12 @@ class _Scales:
                 if node.op_type in FOLLOWED or (
                     name == weight and node.op_type in ("MatMulInteger", "ConvInteger", "Gather")
                 ):
-                    fresh = [output for output in node.output if output not in seen]
-                    seen.update(fresh)
-                    waiting += fresh
+                    fresh = [output for output in node.output if output not in visited]
+                    visited.update(fresh)
+                    queue += fresh
 
     def _other_factors(self, node: NodeProto, name: str) -> Iterator[str]:
-        """Return the constant factors of a product, and those multiplied or looked up by something else."""
+        """Yield the constant factors of a product, and those multiplied or looked up by something else."""
         for factor in node.input:
             if factor == name:
                 continue
@@ -220,12 +224,6 @@ class _Scales:
             sources = [factor] if factor in self._roots or maker is None else maker.input
             for source in sources:
                 yield from self._roots.get(source, ())
-
-
-def _is_float(tensor: TensorProto) -> bool:
-    from omgoptim.models.onnx_graph import FLOAT_TYPES
-
-    return tensor.data_type in FLOAT_TYPES
 
 
 def _dtype(node: NodeProto, tensor: TensorProto) -> str:
@@ -239,9 +237,9 @@ def _dtype(node: NodeProto, tensor: TensorProto) -> str:
 
 def _keys_of(name: str, aliases: Mapping[str, str]) -> list[str]:
     """Return a parameter's entries in a weights file: itself, or its packed parts."""
-    kept = aliases.get(name, name)
+    stored_name = aliases.get(name, name)
     parts = [f"{name}.{part}" for part in ("int8", "scale", "zero_point")]
-    return [kept, f"{kept}.mask", f"{kept}.values", *(aliases.get(part, part) for part in parts)]
+    return [stored_name, f"{stored_name}.mask", f"{stored_name}.values", *(aliases.get(part, part) for part in parts)]
 
 
 def _header(path: Path) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,7 @@ T_975 = (
 """97.5 % quantile of Student's t for 1, 2, … 29 degrees of freedom."""
 
 FAR_FROM_ONE = 3
-"""An interval this many half-widths (about six standard errors) away from 1 decides without being narrow."""
+"""Half-widths from 1 at which an interval decides without being narrow. Chosen: about six standard errors."""
 
 PLANS = {
     "quick": TimingPlan(launches=1, most_launches=1, rounds=4, throughput_launches=1),
@@ -37,7 +37,7 @@ PLANS = {
 """Plan of each value of the request's `timing`. Measured on two cores with `benchmarks/timing.py`: five launches give
 about +-3 %, eight find a slowdown of 5 % in 94 % of trials."""
 SCREENING_PLAN = TimingPlan(launches=1, most_launches=1, rounds=2, throughput_launches=0)
-"""Plan for candidates before the final timing."""
+"""Plan for candidates before the final timing. Chosen: a single short launch, since finalists are timed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,9 @@ def time_artifacts(
         progress(min(1.0, launch / plan.launches))
         candidates = [launched[index] for index in range(1, len(artifacts)) if index not in errors]
         over = launch >= 2 and (time.monotonic() - began) * (launch + 1) / launch > plan.limit_s
-        if over or has_converged([[one.log_ratio for one in results] for results in candidates], launch, plan):
+        if over or has_converged(
+            [[result_of_launch.log_ratio for result_of_launch in results] for results in candidates], launch, plan
+        ):
             return [
                 errors.get(index) or _timing(results, setup.batch, first=index == 0)
                 for index, results in enumerate(launched)
@@ -141,7 +143,7 @@ def _with_indices(
 
 def _slowest_s(launched: Sequence[Sequence[LaunchResult]]) -> float:
     """Return the longest call with the throughput's batch so far, in seconds; 0 if there was none."""
-    times = (one.throughput_p50 for results in launched for one in results)
+    times = (result.throughput_p50 for results in launched for result in results)
     return max((seconds for seconds in times if seconds is not None), default=0.0)
 
 
@@ -175,25 +177,25 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _timing(launched: Sequence[LaunchResult], batch: int, first: bool) -> Timing:
-    log_ratios = tuple(one.log_ratio for one in launched)
+    log_ratios = tuple(launch.log_ratio for launch in launched)
     centre, half = t_interval(log_ratios)
     bounded = math.isfinite(half)
     speedup = Ratio(
         math.exp(centre), math.exp(centre - half) if bounded else None, math.exp(centre + half) if bounded else None
     )
-    per_s = [batch / one.throughput_p50 for one in launched if one.throughput_p50 is not None]
-    log_throughput = [one.log_throughput for one in launched if one.log_throughput is not None]
-    idle = [value for one in launched for value in one.idle]
+    per_s = [batch / launch.throughput_p50 for launch in launched if launch.throughput_p50 is not None]
+    log_throughput = [launch.log_throughput for launch in launched if launch.log_throughput is not None]
+    idle = [value for launch in launched for value in launch.idle]
     return Timing(
-        latency_ms_p50=statistics.median(one.p50 for one in launched) * 1000,
-        latency_ms_p90=statistics.median(one.p90 for one in launched) * 1000,
+        latency_ms_p50=statistics.median(launch.p50 for launch in launched) * 1000,
+        latency_ms_p90=statistics.median(launch.p90 for launch in launched) * 1000,
         throughput_per_s=statistics.median(per_s) if per_s else None,
-        peak_memory_bytes=max((one.peak_bytes for one in launched if one.peak_bytes), default=None),
+        peak_memory_bytes=max((launch.peak_bytes for launch in launched if launch.peak_bytes), default=None),
         speedup=None if first else speedup,
         throughput_ratio=None if first or not per_s else math.exp(statistics.fmean(log_throughput)),
         launches=len(launched),
         log_ratios=() if first else log_ratios,
-        calls=sum(one.calls for one in launched) or None,
+        calls=sum(launch.calls for launch in launched) or None,
         idle=statistics.median(idle) if idle else None,
-        reopened=tuple(max(values) for values in zip(*(one.reopened for one in launched), strict=True)),
+        reopened=tuple(max(values) for values in zip(*(launch.reopened for launch in launched), strict=True)),
     )

@@ -30,7 +30,7 @@ MAX_SAMPLES = 32
 """Limit of the samples of the test. Chosen by time: it runs each of them alone."""
 
 MIN_SAMPLES, TIME_LIMIT_S = 8, 3.0
-"""Samples that always run, and the time limit in seconds for the others: a slow model is checked on fewer."""
+"""Samples that always run, and the time limit in seconds for the others. Chosen: a slow model is checked on fewer."""
 
 TOLERANCE, COARSE = 1e-3, 5e-2
 """Differences up to this fraction of an output's scale are rounding, of float32 and half precision."""
@@ -135,27 +135,25 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
     size, began = batch_length(batch), time.monotonic()
     singles: list[Sequence[NDArray[Any]]] = []
     try:
-        whole = run(batch)
+        together = run(batch)
         for row in range(size):
             if row >= MIN_SAMPLES and time.monotonic() - began > TIME_LIMIT_S:
                 break
             singles.append(run({name: array[row : row + 1] for name, array in batch.items()}))
     except Exception:  # noqa: BLE001 - a batch size that the model does not take gives no result
         return None
-    pairs = next(
-        (many.shape for many, one in zip(whole, singles[0], strict=False) if _is_of_pairs(many, one, size)), None
-    )
+    pairs = next((a.shape for a, b in zip(together, singles[0], strict=False) if _is_of_pairs(a, b, size)), None)
     if pairs is not None:
         return (
-            f"an output has an entry for every pair of samples of its batch: it has shape {pairs} for {size} samples, "
-            "so its size and values depend on the other samples"
+            f"an output has entries for every pair of samples of its batch (shape {pairs} for {size} samples), so its "
+            "size depends on the other samples"
         )
-    scales = [_scale(many, coarse) for many in whole]
-    apart = [
-        max((_difference(many, one[k], row, scales[k]) for k, many in enumerate(whole)), default=0.0)
-        for row, one in enumerate(singles)
+    scales = [_scale(output, coarse) for output in together]
+    differences = [
+        max((_difference(output, single[k], row, scales[k]) for k, output in enumerate(together)), default=0.0)
+        for row, single in enumerate(singles)
     ]
-    differing = [each for each in apart if each > (COARSE if coarse else TOLERANCE)]
+    differing = [each for each in differences if each > (COARSE if coarse else TOLERANCE)]
     if not differing:
         return None
     return (
@@ -191,23 +189,23 @@ def _scale(many: NDArray[Any], coarse: bool) -> float:
     return max(min(largest, deviation), OFFSET * largest, 1e-12)
 
 
-def _is_of_pairs(many: NDArray[Any], one: NDArray[Any], size: int) -> bool:
+def _is_of_pairs(batched: NDArray[Any], single: NDArray[Any], size: int) -> bool:
     """Return whether an output has the size of the batch in two dimensions, as a matrix of similarities has."""
-    same_rank = zip(many.shape, one.shape, strict=True) if many.ndim == one.ndim else ()
-    return sum((batched, alone) == (size, 1) for batched, alone in same_rank) > 1
+    same_rank = zip(batched.shape, single.shape, strict=True) if batched.ndim == single.ndim else ()
+    return sum(sizes == (size, 1) for sizes in same_rank) > 1
 
 
-def _difference(many: NDArray[Any], one: NDArray[Any], row: int, scale: float) -> float:
+def _difference(batched: NDArray[Any], single: NDArray[Any], row: int, scale: float) -> float:
     """Return the largest difference of a sample's output, over the output's scale; 0 without a batch axis."""
-    if many.dtype.kind not in "fc" or many.ndim != one.ndim:
+    if batched.dtype.kind not in "fc" or batched.ndim != single.ndim:
         return 0.0
-    differing = [axis for axis in range(many.ndim) if many.shape[axis] != one.shape[axis]]
-    if len(differing) != 1 or one.shape[differing[0]] != 1 or not one.size:
+    differing = [axis for axis in range(batched.ndim) if batched.shape[axis] != single.shape[axis]]
+    if len(differing) != 1 or single.shape[differing[0]] != 1 or not single.size:
         return 0.0
-    if row >= many.shape[differing[0]]:  # no batch axis: as many entries as values of the samples decide
+    if row >= batched.shape[differing[0]]:  # no batch axis: as many entries as values of the samples decide
         return 0.0
-    mine, alone = np.take(many, [row], differing[0]), one
-    finite = np.isfinite(mine) & np.isfinite(alone)
+    in_batch, in_single = np.take(batched, [row], differing[0]), single
+    finite = np.isfinite(in_batch) & np.isfinite(in_single)
     if not finite.any():
         return 0.0
-    return float(np.abs(mine[finite] - alone[finite]).max()) / scale
+    return float(np.abs(in_batch[finite] - in_single[finite]).max()) / scale

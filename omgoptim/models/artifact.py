@@ -1,6 +1,6 @@
 """Artifacts: one folder that holds everything needed to run a model and to check it when it is opened.
 
-- `manifest.json`: engine, signature and the sha256 of every file, sealed with a key of the user who saved it.
+- `manifest.json`: engine, signature and the sha256 of every file, signed (HMAC) with a key of the user who saved it.
 - `check.npz`: a small random batch and the model's outputs for it before it was saved.
 - A program is `model.onnx`, or `model.pte` for ExecuTorch. A module is `recipe.json` (how the user's code builds it)
   and `weights.safetensors`, with sparse weights packed (`weights_file.py`), or a `.pt2` file. There are no pickles.
@@ -34,7 +34,7 @@ from omgoptim.models.manifest import (
 from omgoptim.models.output_check import CHECK, OutputCheck, write_check
 from omgoptim.models.pte_file import LAYERS
 from omgoptim.models.recipe import read_record, refuse_foreign_recipe
-from omgoptim.models.security.file_integrity import add_seal, sha256
+from omgoptim.models.security.file_integrity import sha256, sign_record
 from omgoptim.runtimes import Session, SessionSettings, engine_named
 from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.external_data import MalformedProtobuf, external_data
@@ -155,7 +155,7 @@ def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | N
     reason = engine.missing(place)
     if reason:
         raise ArtifactError(f"artifact {folder} needs {manifest.runtime}", reason)
-    settings = SessionSettings(threads, place, manifest.precision, manifest.float_between)
+    settings = SessionSettings(threads, place, manifest.precision, manifest.mixed_precision)
     target: Any
     if engine.runs == "module":
         target = load_module(folder, manifest, policy).to(place)
@@ -209,7 +209,7 @@ def loading_snippet(folder: Path, manifest: Manifest) -> str:
     """Return Python code that opens the artifact."""
     lines = [f"import omgoptim; model = omgoptim.open_artifact({str(folder)!r})"]
     if manifest.runtime == "onnxruntime":
-        options = ", options" if manifest.float_between else ""
+        options = ", options" if manifest.mixed_precision else ""
         lines.append(f"# without omgoptim: onnxruntime.InferenceSession({str(folder / PROGRAM)!r}{options})")
         if options:  # else layers in float would be computed in int8
             lines.append("# with options = onnxruntime.SessionOptions()")
@@ -246,23 +246,23 @@ def _atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _finish(partial: Path, manifest: Manifest, check: OutputCheck, saved: int = 0) -> None:
-    """Write the output check and the sealed manifest; `saved` are the bytes saved by packing."""
+    """Write the output check and the signed manifest; `saved` are the bytes saved by packing."""
     write_check(partial, check)
     names = [path.relative_to(partial).as_posix() for path in sorted(partial.rglob("*")) if path.is_file()]
-    beside = _beside(names, manifest) | {CHECK}
+    beside = _unopened_files(names, manifest) | {CHECK}
     files = {
         name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)}
         | ({"beside": True} if name in beside else {})
         for name in names
         if name != MANIFEST
     }
-    whole = replace(manifest, files=files)
-    dense = whole.size_bytes + saved if saved and WEIGHTS not in beside else None
-    record = add_seal("artifact", replace(whole, dense_size_bytes=dense).to_json())
+    finished = replace(manifest, files=files)
+    dense = finished.size_bytes + saved if saved and WEIGHTS not in beside else None
+    record = sign_record("artifact", replace(finished, dense_size_bytes=dense).to_json())
     (partial / MANIFEST).write_text(json.dumps(record, indent=1))
 
 
-def _beside(names: Sequence[str], manifest: Manifest) -> set[str]:
+def _unopened_files(names: Sequence[str], manifest: Manifest) -> set[str]:
     """Return the files that the manifest's engine does not open: programs of a module, or the module of a program."""
     module = {RECIPE, WEIGHTS} & set(names)
     if engine_named(manifest.runtime).runs == "lowered":

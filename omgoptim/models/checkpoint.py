@@ -28,12 +28,12 @@ from omgoptim.models.checkpoint_keys import (
     iterate_tensors,
     left_out_notes,
     listed,
+    mismatched_entries,
     nan_notes,
     needed_keys,
     prefix_notes,
     tied_keys,
     unexpected_keys,
-    unlike_entries,
 )
 
 WeightSet = Literal["auto", "ema", "plain"]
@@ -50,7 +50,7 @@ PLAIN_CLASSES = (
 """Classes of what training scripts store beside the weights: arguments, paths, best scores. They are read as
 `_Omitted`, so that nothing of theirs runs."""
 
-MOST_DICTS = 100_000
+MAX_DICTS = 100_000
 """Nested dicts that are read. Chosen: an optimizer's state has one for each parameter."""
 
 ARRAY_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
@@ -129,14 +129,14 @@ def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") 
     Raises:
         ModelError: the file cannot be read safely, does not fit (with the keys that do not), or is ambiguous.
     """
-    own = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+    model_state = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     try:
-        found = match_keys(read_tensors(path), own, weights)
+        matched = match_keys(read_tensors(path), model_state, weights)
     except ModelError as error:
         what = error.what.replace("the checkpoint", f"checkpoint {path.name}", 1)
         raise ModelError(what, error.why, error.fix) from error
-    module.load_state_dict(found.state, strict=False)  # complete; only a module's own extra state may be missing
-    return [f"checkpoint {path.name}: {note}" for note in found.notes]
+    module.load_state_dict(matched.state, strict=False)  # complete; only a module's own extra state may be missing
+    return [f"checkpoint {path.name}: {note}" for note in matched.notes]
 
 
 def read_tensors(path: Path) -> Mapping[str, Any]:
@@ -185,9 +185,9 @@ def _with_tensors(loaded: Mapping[Any, Any], visited: Iterator[int]) -> dict[Any
     """Return a mapping whose numpy arrays of numbers are tensors; mappings may be nested.
 
     Raises:
-        RecursionError: too deep, or more than `MOST_DICTS`: each that names the next one twice doubles their number.
+        RecursionError: too deep, or more than `MAX_DICTS`: each that names the next one twice doubles their number.
     """
-    if next(visited) > MOST_DICTS:
+    if next(visited) > MAX_DICTS:
         raise RecursionError
     values = {}
     for key, value in loaded.items():
@@ -212,12 +212,12 @@ class KeyMatch:
     """Notes on prefixes, casts, filled and ignored entries."""
 
 
-def match_keys(loaded: Mapping[Any, Any], own: Mapping[str, Tensor], weights: WeightSet = "auto") -> KeyMatch:
+def match_keys(loaded: Mapping[Any, Any], model_state: Mapping[str, Tensor], weights: WeightSet = "auto") -> KeyMatch:
     """Match a checkpoint's tensors with a model's.
 
     Args:
         loaded: what the file holds; mappings may be nested.
-        own: the model's state dict, tensors only; entries that share memory are one weight.
+        model_state: the model's state dict, tensors only; entries that share memory are one weight.
         weights: which of a file's averaged and plain weights are meant; auto: averaged where there are any.
 
     Raises:
@@ -225,37 +225,45 @@ def match_keys(loaded: Mapping[Any, Any], own: Mapping[str, Tensor], weights: We
             several sets of weights fit, or there is none of the kind that `weights` asks for.
     """
     entries = list(iterate_tensors(loaded))
-    tied, needed = tied_keys(own), needed_keys(own)
-    sets = entry_sets(entries, own)
-    whole = [one for one in sets if needed <= filled_keys(one, tied)]
-    fitting = [one for one in whole if not unlike_entries(one, own)]
+    tied, needed = tied_keys(model_state), needed_keys(model_state)
+    sets = entry_sets(entries, model_state)
+    complete = [entry_set for entry_set in sets if needed <= filled_keys(entry_set, tied)]
+    fitting = [entry_set for entry_set in complete if not mismatched_entries(entry_set, model_state)]
     if not fitting:
-        raise _misfit(entries, sets, whole, own)
+        raise _misfit(entries, sets, complete, model_state)
     chosen, notes = _choose(fitting, weights)
-    state = {key: _only(key, some) for key, some in chosen.found.items()}
-    unknown = unexpected_keys(chosen, entries, own)
+    state = {key: _agreed_tensor(key, file_entries) for key, file_entries in chosen.found.items()}
+    unknown = unexpected_keys(chosen, entries, model_state)
     if unknown:  # another architecture
         raise _does_not_fit([("unexpected", unknown)])
-    left = [*nan_notes(state), *left_out_notes(fitting, entries)]
-    notes = [*prefix_notes(chosen), *notes, *cast_notes(state, own), *filling_notes(state, own), *left]
-    return KeyMatch(_completed(state, own), notes)
+    remarks = [*nan_notes(state), *left_out_notes(fitting, entries)]
+    notes = [
+        *prefix_notes(chosen),
+        *notes,
+        *cast_notes(state, model_state),
+        *filling_notes(state, model_state),
+        *remarks,
+    ]
+    return KeyMatch(_completed(state, model_state), notes)
 
 
 def _choose(fitting: list[EntrySet], weights: WeightSet) -> tuple[EntrySet, list[str]]:
-    averaged = [one for one in fitting if one.averaged]
-    plain = [one for one in fitting if not one.averaged]
+    averaged = [entry_set for entry_set in fitting if entry_set.averaged]
+    plain = [entry_set for entry_set in fitting if not entry_set.averaged]
     if weights != "auto" and not (averaged if weights == "ema" else plain):
         kind = "averaged (EMA)" if weights == "ema" else "plain"
         raise ModelError(
             f"the checkpoint has no {kind} weights",
-            f"the weights that fit the model are under {listed([one.name for one in fitting])}",
+            f"the weights that fit the model are under {listed([entry_set.name for entry_set in fitting])}",
             "omit the argument weights to use these",
         )
     among = plain if weights == "plain" else averaged or plain
-    exact = [one for one in among if not one.nest and not one.prefix]
-    different = exact or [one for i, one in enumerate(among) if not any(_equal(one, other) for other in among[:i])]
+    exact = [entry_set for entry_set in among if not entry_set.nest and not entry_set.prefix]
+    different = exact or [
+        entry_set for i, entry_set in enumerate(among) if not any(_equal(entry_set, other) for other in among[:i])
+    ]
     if len(different) > 1:
-        names = [f"'{one.name}'" for one in different]
+        names = [f"'{entry_set.name}'" for entry_set in different]
         raise ModelError(
             "several sets of weights in the checkpoint fit the model",
             f"they are under {listed(names)} and differ",
@@ -273,54 +281,61 @@ def _choose(fitting: list[EntrySet], weights: WeightSet) -> tuple[EntrySet, list
     return chosen, []
 
 
-def _equal(one: EntrySet, other: EntrySet) -> bool:
-    return one.found.keys() == other.found.keys() and all(
-        torch.equal(some[0][1], other.found[key][0][1]) for key, some in one.found.items()
+def _equal(first: EntrySet, second: EntrySet) -> bool:
+    return first.found.keys() == second.found.keys() and all(
+        torch.equal(file_entries[0][1], second.found[key][0][1]) for key, file_entries in first.found.items()
     )
 
 
-def _only(key: str, some: list[tuple[str, Tensor]]) -> Tensor:
+def _agreed_tensor(key: str, file_entries: list[tuple[str, Tensor]]) -> Tensor:
     """Return the tensor of a key; several file keys for it must agree."""
-    if any(tensor.shape != some[0][1].shape or not torch.equal(tensor, some[0][1]) for _, tensor in some[1:]):
+    if any(
+        tensor.shape != file_entries[0][1].shape or not torch.equal(tensor, file_entries[0][1])
+        for _, tensor in file_entries[1:]
+    ):
         raise ModelError(
             f"the checkpoint has several tensors for '{key}'",
-            f"{listed([name for name, _ in some])} differ",
+            f"{listed([name for name, _ in file_entries])} differ",
             "save only the intended weights: torch.save(model.state_dict(), 'weights.pt')",
         )
-    return some[0][1]
+    return file_entries[0][1]
 
 
-def _completed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _completed(state: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fill tied entries from each other, and counters that the file lacks from the model.
 
     Raises:
         ModelError: the file has different tensors for entries that are one weight in the model.
     """
-    whole = {}
-    for key, aliases in tied_keys(own).items():
-        given = {alias: state[alias] for alias in aliases if alias in state}
-        first = next(iter(given.values()), own[key])
-        if any(other is not first and not torch.equal(first, other) for other in given.values()):  # NaN is unequal
+    completed = {}
+    for key, aliases in tied_keys(model_state).items():
+        tied = {alias: state[alias] for alias in aliases if alias in state}
+        first = next(iter(tied.values()), model_state[key])
+        if any(other is not first and not torch.equal(first, other) for other in tied.values()):  # NaN is unequal
             raise ModelError(
                 "weights that are tied in the model differ in the checkpoint",
-                f"tied in the model: {listed(list(given))}",
+                f"tied in the model: {listed(list(tied))}",
                 "build the model without tied weights, or give a checkpoint of the tied model",
             )
-        whole[key] = first
-    return whole
+        completed[key] = first
+    return completed
 
 
 def _misfit(
-    entries: Sequence[Entry], sets: Sequence[EntrySet], whole: Sequence[EntrySet], own: Mapping[str, Tensor]
+    entries: Sequence[Entry], sets: Sequence[EntrySet], complete: Sequence[EntrySet], model_state: Mapping[str, Tensor]
 ) -> ModelError:
     """Return the error for the set that comes nearest."""
-    nearest = max(whole or sets, key=lambda one: len(one.found), default=EntrySet((), ()))
-    missing = [key for key in own if key in needed_keys(own) and key not in filled_keys(nearest, tied_keys(own))]
-    used = {key for some in nearest.found.values() for key, _ in some}
+    nearest = max(complete or sets, key=lambda entry_set: len(entry_set.found), default=EntrySet((), ()))
+    missing = [
+        key
+        for key in model_state
+        if key in needed_keys(model_state) and key not in filled_keys(nearest, tied_keys(model_state))
+    ]
+    used = {key for file_entries in nearest.found.values() for key, _ in file_entries}
     unexpected = [key for nest, key, _ in entries if nest == nearest.nest and key not in used]
-    unlike = unlike_entries(nearest, own)
+    mismatched = mismatched_entries(nearest, model_state)
     return _does_not_fit(
-        [("missing", missing), ("unexpected", unexpected if missing else []), ("unlike the model's", unlike)]
+        [("missing", missing), ("unexpected", unexpected if missing else []), ("unlike the model's", mismatched)]
     )
 
 

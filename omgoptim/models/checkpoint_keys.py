@@ -87,11 +87,11 @@ def key_parts(key: str) -> tuple[str, ...]:
     return (*(part for part in path if part not in WRAPPERS), last)
 
 
-def _keys_by_spelling(own: Mapping[str, Tensor]) -> dict[tuple[str, ...], list[str]]:
+def _keys_by_spelling(model_state: Mapping[str, Tensor]) -> dict[tuple[str, ...], list[str]]:
     """Map every spelling of the model's keys, as components, to the keys."""
-    plain = {key: key_parts(key) for key in own}
-    if len(set(plain.values())) < len(own):  # the model has parts of its own that are called like wrappers
-        plain = {key: tuple(key.split(".")) for key in own}
+    plain = {key: key_parts(key) for key in model_state}
+    if len(set(plain.values())) < len(model_state):  # the model has parts of its own that are called like wrappers
+        plain = {key: tuple(key.split(".")) for key in model_state}
     by_spelling: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for key, parts in plain.items():
         by_spelling[parts].append(key)
@@ -106,23 +106,23 @@ def _keys_by_spelling(own: Mapping[str, Tensor]) -> dict[tuple[str, ...], list[s
 def _spellings(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     joined = "." + ".".join(parts)
     for pair in SPELLINGS:
-        for one, other in (pair, pair[::-1]):
-            if joined.endswith(f".{one}"):
-                yield tuple((joined.removesuffix(one) + other)[1:].split("."))
+        for first, second in (pair, pair[::-1]):
+            if joined.endswith(f".{first}"):
+                yield tuple((joined.removesuffix(first) + second)[1:].split("."))
 
 
-def entry_sets(entries: Sequence[Entry], own: Mapping[str, Tensor]) -> list[EntrySet]:
+def entry_sets(entries: Sequence[Entry], model_state: Mapping[str, Tensor]) -> list[EntrySet]:
     """Group the entries by the prefix before the model's keys, the shortest prefix first.
 
     Where no prefix has the whole model, the file's keys may lack what all of the model's begin with.
     """
-    by_spelling = _keys_by_spelling(own)
-    tied, needed = tied_keys(own), needed_keys(own)
+    by_spelling = _keys_by_spelling(model_state)
+    tied, needed = tied_keys(model_state), needed_keys(model_state)
     depth = 0
     while True:
         shortened = {parts[depth:]: keys for parts, keys in by_spelling.items() if len(parts) > depth}
         sets = _by_prefix(entries, shortened)
-        if any(needed <= filled_keys(one, tied) for one in sets):
+        if any(needed <= filled_keys(entry_set, tied) for entry_set in sets):
             return sets
         heads = {parts[: depth + 1] for parts in by_spelling}
         if len(heads) != 1 or any(len(parts) <= depth + 1 for parts in by_spelling):
@@ -138,52 +138,48 @@ def _by_prefix(entries: Sequence[Entry], by_spelling: Mapping[tuple[str, ...], S
         for parts in dict.fromkeys((plain, raw)):
             for start in range(len(parts)):
                 for name in by_spelling.get(parts[start:], ()):
-                    one = sets.setdefault((nest, parts[:start]), EntrySet(nest, parts[:start]))
-                    if not _same_ending(key, name):
-                        respelled.append((one, name, key, tensor))
-                    elif all(known != key for known, _ in one.found[name]):
-                        one.found[name].append((key, tensor))
-    for one, name, key, tensor in respelled:  # only where the model's own spelling is not there
-        if name not in one.found:
-            one.found[name].append((key, tensor))
+                    entry_set = sets.setdefault((nest, parts[:start]), EntrySet(nest, parts[:start]))
+                    if key.rpartition(".")[2] != name.rpartition(".")[2]:
+                        respelled.append((entry_set, name, key, tensor))
+                    elif all(known != key for known, _ in entry_set.found[name]):
+                        entry_set.found[name].append((key, tensor))
+    for entry_set, name, key, tensor in respelled:  # only where the model's own spelling is not there
+        if name not in entry_set.found:
+            entry_set.found[name].append((key, tensor))
     counters = {(nest, key_parts(key)[:-1]) for nest, key, _ in entries if key.rpartition(".")[2] == AVERAGED_COUNT}
-    for one in sets.values():
-        counted = (one.nest, tuple(part for part in one.prefix if part not in WRAPPERS)) in counters
-        lightning = one.nest[-1:] == LIGHTNING[1:] and ((*one.nest[:-1], LIGHTNING[0]), ()) in counters
-        one.counted = counted or lightning
-    return sorted(sets.values(), key=lambda one: (len(one.nest), len(one.prefix)))
-
-
-def _same_ending(key: str, name: str) -> bool:
-    return key.rpartition(".")[2] == name.rpartition(".")[2]
+    for entry_set in sets.values():
+        counted = (entry_set.nest, tuple(part for part in entry_set.prefix if part not in WRAPPERS)) in counters
+        lightning = entry_set.nest[-1:] == LIGHTNING[1:] and ((*entry_set.nest[:-1], LIGHTNING[0]), ()) in counters
+        entry_set.counted = counted or lightning
+    return sorted(sets.values(), key=lambda entry_set: (len(entry_set.nest), len(entry_set.prefix)))
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
 
 
-def tied_keys(own: Mapping[str, Tensor]) -> dict[str, list[str]]:
+def tied_keys(model_state: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Map each key to all keys of the same memory, itself included."""
     groups: dict[Any, list[str]] = defaultdict(list)
-    for key, tensor in own.items():
+    for key, tensor in model_state.items():
         groups[_memory(tensor) if tensor.numel() and tensor.untyped_storage().data_ptr() else key].append(key)
     return {key: group for group in groups.values() for key in group}
 
 
-def needed_keys(own: Mapping[str, Tensor]) -> set[str]:
+def needed_keys(model_state: Mapping[str, Tensor]) -> set[str]:
     """Return the keys that a checkpoint must have: all but the counters of BatchNorm."""
-    return {key for key in own if key.rpartition(".")[2] != COUNTER}
+    return {key for key in model_state if key.rpartition(".")[2] != COUNTER}
 
 
-def filled_keys(one: EntrySet, tied: Mapping[str, list[str]]) -> set[str]:
+def filled_keys(entry_set: EntrySet, tied: Mapping[str, list[str]]) -> set[str]:
     """Return the model's keys that a set fills, tied keys included."""
-    return {alias for key in one.found for alias in tied[key]}
+    return {alias for key in entry_set.found for alias in tied[key]}
 
 
 def prefix_notes(chosen: EntrySet) -> list[str]:
     """Describe the nesting, the prefixes before every key, and the wrappers inside keys."""
     notes = [f"the weights were under '{nest}'" for nest in chosen.nest]
-    keys = [(some[0][0].split("."), name.split(".")) for name, some in chosen.found.items()]
+    keys = [(file_entries[0][0].split("."), name.split(".")) for name, file_entries in chosen.found.items()]
     before = []
     for raw, name in keys:
         same = 0
@@ -201,22 +197,27 @@ def prefix_notes(chosen: EntrySet) -> list[str]:
     return notes
 
 
-def cast_notes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+def cast_notes(state: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> list[str]:
     """Count the tensors whose dtype the model changes."""
     pairs = Counter(
-        (_dtype(tensor), _dtype(own[key])) for key, tensor in state.items() if tensor.dtype != own[key].dtype
+        (_dtype(tensor), _dtype(model_state[key]))
+        for key, tensor in state.items()
+        if tensor.dtype != model_state[key].dtype
     )
-    return [f"{count} tensors were cast from {theirs} to the model's {ours}" for (theirs, ours), count in pairs.items()]
+    return [
+        f"{count} tensors were cast from {in_file} to the model's {in_model}"
+        for (in_file, in_model), count in pairs.items()
+    ]
 
 
-def filling_notes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+def filling_notes(state: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> list[str]:
     """Name the entries that a tied weight or the model itself fills."""
-    tied = tied_keys(own)
+    tied = tied_keys(model_state)
     notes = []
-    shared = [key for key in own if key not in state and any(alias in state for alias in tied[key])]
+    shared = [key for key in model_state if key not in state and any(alias in state for alias in tied[key])]
     if shared:
         notes.append(f"{listed(shared)}: taken from the weight that it is tied to")
-    counters = [key for key in own if key not in state and key not in shared]
+    counters = [key for key in model_state if key not in state and key not in shared]
     if counters:
         notes.append(f"the file lacks {COUNTER} of {len(counters)} norms, which evaluation does not use")
     return notes
@@ -230,9 +231,14 @@ def nan_notes(state: Mapping[str, Tensor]) -> list[str]:
 
 def left_out_notes(fitting: Sequence[EntrySet], entries: Sequence[Entry]) -> list[str]:
     """Return the tensors that are in no set which fits the model."""
-    used = {(one.nest, key) for one in fitting for some in one.found.values() for key, _ in some}
-    others = [".".join((*nest, key)) for nest, key, _ in entries if (nest, key) not in used]
-    beside = [name for name in others if not _of_optimizer(name)]
+    used = {
+        (entry_set.nest, key)
+        for entry_set in fitting
+        for file_entries in entry_set.found.values()
+        for key, _ in file_entries
+    }
+    unused = [".".join((*nest, key)) for nest, key, _ in entries if (nest, key) not in used]
+    beside = [name for name in unused if not _of_optimizer(name)]
     return [f"ignored, since the model has no such key: {listed(beside)}"] if beside else []
 
 
@@ -240,10 +246,10 @@ def _of_optimizer(name: str) -> bool:
     return name.startswith(("optimizer", "scheduler", "lr_scheduler", "scaler", "rng", "callbacks", "loops"))
 
 
-def unexpected_keys(chosen: EntrySet, entries: Sequence[Entry], own: Mapping[str, Tensor]) -> list[str]:
+def unexpected_keys(chosen: EntrySet, entries: Sequence[Entry], model_state: Mapping[str, Tensor]) -> list[str]:
     """Return the file's keys beside the chosen ones that belong to layers which the model lacks."""
-    used = {key for some in chosen.found.values() for key, _ in some}
-    heads = {key_parts(name)[0] for name in own if "." in name}
+    used = {key for file_entries in chosen.found.values() for key, _ in file_entries}
+    heads = {key_parts(name)[0] for name in model_state if "." in name}
     found = []
     for nest, key, tensor in entries:
         parts = key_parts(key)
@@ -256,21 +262,23 @@ def unexpected_keys(chosen: EntrySet, entries: Sequence[Entry], own: Mapping[str
     return found
 
 
-def unlike_entries(one: EntrySet, own: Mapping[str, Tensor]) -> list[str]:
+def mismatched_entries(entry_set: EntrySet, model_state: Mapping[str, Tensor]) -> list[str]:
     """Return the entries of a set whose shape differs, or that are integer on one side and floating on the other."""
-    unlike = []
-    for key, some in one.found.items():
-        theirs, ours = some[0][1], own[key]
-        if theirs.shape != ours.shape:
-            unlike.append(f"{key} has shape {tuple(theirs.shape)} in the file and {tuple(ours.shape)} in the model")
-        elif theirs.is_floating_point() != ours.is_floating_point():
-            unlike.append(f"{key} is {_dtype(theirs)} in the file and {_dtype(ours)} in the model")
-    return unlike
+    mismatched = []
+    for key, file_entries in entry_set.found.items():
+        in_file, in_model = file_entries[0][1], model_state[key]
+        if in_file.shape != in_model.shape:
+            mismatched.append(
+                f"{key} has shape {tuple(in_file.shape)} in the file and {tuple(in_model.shape)} in the model"
+            )
+        elif in_file.is_floating_point() != in_model.is_floating_point():
+            mismatched.append(f"{key} is {_dtype(in_file)} in the file and {_dtype(in_model)} in the model")
+    return mismatched
 
 
-def listed(keys: Sequence[str], most: int = 5) -> str:
+def listed(keys: Sequence[str], limit: int = 5) -> str:
     """Join the first keys, and count the others: an error of a whole ResNet would name hundreds."""
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-KEPT = "_kept_children"
+KEPT_ATTRIBUTE = "_kept_children"
 """Attribute of a container with removed children: the original indices of the kept ones."""
 
 COUNTS = (
@@ -56,15 +56,15 @@ def keep_children(module: nn.Module, path: str, indices: Sequence[int]) -> None:
     kept = {str(new) if numbered else names[old]: children[old] for new, old in enumerate(indices)}
     container._modules.clear()
     container._modules.update(kept)
-    known = vars(container).get(KEPT) or tuple(range(before))
-    setattr(container, KEPT, tuple(known[index] for index in indices))
+    original = vars(container).get(KEPT_ATTRIBUTE) or tuple(range(before))
+    setattr(container, KEPT_ATTRIBUTE, tuple(original[index] for index in indices))
     for new, old in enumerate(indices):
         _renumber(children[old], old, new)
-    for owner in _around(module, path):
-        _follow_numbers(owner, path, before, len(indices))
+    for owner in _enclosing_modules(module, path):
+        _update_counts(owner, path, before, len(indices))
         config = vars(owner).get("config")
         if hasattr(config, "__dict__") and not isinstance(config, (nn.Module, type)):
-            _follow_config(module, config, path, before, indices)
+            _update_config(module, config, path, before, indices)
 
 
 def kept_children(fresh: nn.Module, changed: nn.Module) -> tuple[nn.Module, dict[str, list[int]]]:
@@ -79,27 +79,27 @@ def kept_children(fresh: nn.Module, changed: nn.Module) -> tuple[nn.Module, dict
     """
     reference, found = fresh, dict[str, list[int]]()
     for path, layer in changed.named_modules():
-        now = vars(layer).get(KEPT)
-        if now is None:
+        kept_now = vars(layer).get(KEPT_ATTRIBUTE)
+        if kept_now is None:
             continue
         try:
             container = reference.get_submodule(path)
-            was = vars(container).get(KEPT) or tuple(range(len(container)))  # type: ignore[arg-type]
-            left = [was.index(index) for index in now]
-            if len(left) == len(was):
+            kept_before = vars(container).get(KEPT_ATTRIBUTE) or tuple(range(len(container)))  # type: ignore[arg-type]
+            indices = [kept_before.index(index) for index in kept_now]
+            if len(indices) == len(kept_before):
                 continue
             if reference is fresh:
                 tensors = itertools.chain(fresh.parameters(), fresh.buffers())
                 reference = copy.deepcopy(fresh, {id(tensor): tensor for tensor in tensors})
-            keep_children(reference, path, left)
+            keep_children(reference, path, indices)
         except (AttributeError, TypeError, ValueError) as error:
             raise KeyError(path) from error
-        found[path] = left
+        found[path] = indices
     return reference, found
 
 
-def _around(module: nn.Module, path: str) -> Iterator[nn.Module]:
-    """Return the modules around a path, the root first."""
+def _enclosing_modules(module: nn.Module, path: str) -> Iterator[nn.Module]:
+    """Yield the modules around a path, the root first."""
     parts = path.split(".")
     for length in range(len(parts) if path else 0):
         yield module.get_submodule(".".join(parts[:length]))
@@ -109,7 +109,7 @@ def _counts(name: str, path: str) -> bool:
     return name in COUNTS and all(side not in name or side in path.lower() for side in SIDES)
 
 
-def _follow_numbers(owner: Any, path: str, before: int, after: int) -> None:
+def _update_counts(owner: Any, path: str, before: int, after: int) -> None:
     for name, value in list(vars(owner).items()):
         if type(value) is int and value == before and _counts(name, path):
             setattr(owner, name, after)
@@ -123,16 +123,16 @@ def _renumber(layer: nn.Module, old: int, new: int) -> None:
                 setattr(part, name, new)
 
 
-def _follow_config(module: nn.Module, config: Any, path: str, before: int, kept: list[int]) -> None:
+def _update_config(module: nn.Module, config: Any, path: str, before: int, kept: list[int]) -> None:
     """Adjust the number of layers in the configuration, for all parts of the module that hold it."""
-    own = copy.deepcopy(config)
+    copied = copy.deepcopy(config)
     try:
-        _follow_numbers(own, path, before, len(kept))
-        for name, value in list(vars(own).items()):
+        _update_counts(copied, path, before, len(kept))
+        for name, value in list(vars(copied).items()):
             if "layer" in name and isinstance(value, (list, tuple)) and len(value) == before:
-                setattr(own, name, type(value)(value[index] for index in kept))
+                setattr(copied, name, type(value)(value[index] for index in kept))
     except (AttributeError, TypeError):  # one that cannot be written to
         return
     for part in module.modules():
         if vars(part).get("config") is config:
-            part.config = own
+            part.config = copied

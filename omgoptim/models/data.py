@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from omgoptim.errors import DataError, RequestError
-from omgoptim.models.memory_check import refuse_beyond_memory
+from omgoptim.hardware import refuse_beyond_memory
 from omgoptim.models.raw_batch import TARGET_KEYS, Collation, RawBatch, split_target, take_samples
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
@@ -111,25 +111,25 @@ def from_callable(
     if not callable(load):
         raise DataError(f"the data is a {type(load).__name__}", "a callable with the argument split is needed")
     called = _by_split(load)
-    how = collation or Collation()
+    collator = collation or Collation()
 
     def read(loaded: Any, split: Split, size: int, shuffled: bool) -> Iterator[RawBatch]:
-        iterator = call_user(f"iterating over the {split} data", limit_s, as_batches, loaded, size, shuffled, how)
+        iterator = call_user(f"iterating over the {split} data", limit_s, as_batches, loaded, size, shuffled, collator)
         while (raw := call_user(f"reading the {split} data", limit_s, next, iterator, None)) is not None:
             yield raw
 
     def batches(split: Split) -> Iterator[RawBatch]:
         yield from read(call_user(f"loading the {split} data", limit_s, called, split), split, batch, False)
 
-    kept: list[Any] = []
+    cached: list[Any] = []
 
     def epoch(size: int) -> Iterator[RawBatch]:
-        loaded = kept[0] if kept else call_user("loading the train data", limit_s, called, "train")
-        if not kept and not isinstance(loaded, Iterator):  # an iterator is used up by one pass
-            kept.append(loaded)
+        loaded = cached[0] if cached else call_user("loading the train data", limit_s, called, "train")
+        if not cached and not isinstance(loaded, Iterator):  # an iterator is used up by one pass
+            cached.append(loaded)
         yield from read(loaded, "train", size, True)
 
-    return DataSource(batches, epoch, real=True, notes=how.notes)
+    return DataSource(batches, epoch, real=True, notes=collator.notes)
 
 
 def _by_split(load: Callable[..., Any]) -> Callable[[str], Any]:
@@ -163,19 +163,23 @@ def as_batches(
         shuffled: whether a Dataset's samples come in random order; anything else has an order of its own.
         collation: properties of the model.
     """
-    how = collation or Collation()
+    collator = collation or Collation()
     if isinstance(loaded, Dataset):
-        return how.batches(loaded, batch, shuffled and not isinstance(loaded, IterableDataset))
-    lone = isinstance(loaded, tuple) and all(isinstance(item, (torch.Tensor, np.ndarray)) for item in loaded)
-    if lone or not isinstance(loaded, Iterable) or isinstance(loaded, (torch.Tensor, np.ndarray, Mapping, str, bytes)):
+        return collator.batches(loaded, batch, shuffled and not isinstance(loaded, IterableDataset))
+    is_one_batch = isinstance(loaded, tuple) and all(isinstance(item, (torch.Tensor, np.ndarray)) for item in loaded)
+    if (
+        is_one_batch
+        or not isinstance(loaded, Iterable)
+        or isinstance(loaded, (torch.Tensor, np.ndarray, Mapping, str, bytes))
+    ):
         raise DataError(
-            f"the data callable returned a {type(loaded).__name__}{' of tensors' if lone else ''}",
+            f"the data callable returned a {type(loaded).__name__}{' of tensors' if is_one_batch else ''}",
             "a Dataset, a DataLoader or an iterable of batches is needed",
             "return [(inputs, target)] for one batch, or torch.utils.data.TensorDataset(inputs, target)",
         )
-    if how.are_samples(loaded):
-        how.note("the data's list contains samples without a batch dimension; they were collated into batches")
-        return how.batches(loaded, batch, shuffled)
+    if collator.are_samples(loaded):
+        collator.note("the data's list contains samples without a batch dimension; they were collated into batches")
+        return collator.batches(loaded, batch, shuffled)
     return map(split_target, loaded)
 
 
@@ -199,9 +203,11 @@ def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed
         offset = ("train", "calibration", "eval").index(split)
         generator = torch.Generator().manual_seed(seed * 3 + offset)
         for _ in range(count):
-            drawn = [draw(spec, generator, 8) for spec in inputs]
+            inputs_drawn = [draw(spec, generator, 8) for spec in inputs]
             named = all(spec.name for spec in inputs)
-            yield RawBatch({str(s.name): t for s, t in zip(inputs, drawn, strict=True)} if named else tuple(drawn))
+            yield RawBatch(
+                {str(s.name): t for s, t in zip(inputs, inputs_drawn, strict=True)} if named else tuple(inputs_drawn)
+            )
 
     note = "no data was given: inputs are random"
     return DataSource(batches, lambda _size: batches("train"), real=False, notes=[note])

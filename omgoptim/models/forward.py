@@ -119,13 +119,13 @@ def first_forward(module: nn.Module, inputs: tuple[InputTensor, ...], batch: Map
     except Exception as error:  # whatever the user's forward raises
         traceback.print_exc()
         lines = str(error).strip().splitlines()
-        said = lines[0] if lines else type(error).__name__
-        said = said if isinstance(error, RuntimeError) or not lines else f"{type(error).__name__}: {said}"
+        message = lines[0] if lines else type(error).__name__
+        message = message if isinstance(error, RuntimeError) or not lines else f"{type(error).__name__}: {message}"
         shapes = ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}{tuple(t.shape)}" for name, t in batch.items())
         place = f"layer '{inside[-1]}'" if inside and inside[-1] else "its forward method"
         raise ModelError(
             f"the model does not run on its inputs: {place} failed",
-            f"{said}; inputs: {shapes}",
+            f"{message}; inputs: {shapes}",
             "check the shapes and dtypes of the data or of the argument inputs; the run's log has the traceback",
         ) from error
     try:

@@ -62,8 +62,8 @@ def plain_labels(target: Any, form: LabelForm) -> Any:
         return target.astype(np.float32) if isinstance(target, np.ndarray) else target.float()
     if form == "one_hot":
         return target.argmax(1)
-    found = target if form == "whole" else target > (0.0 if form == "signed" else 0.5)
-    labels = found.astype(np.int64) if isinstance(found, np.ndarray) else found.long()
+    plain = target if form == "whole" else target > (0.0 if form == "signed" else 0.5)
+    labels = plain.astype(np.int64) if isinstance(plain, np.ndarray) else plain.long()
     if form in ("binary", "signed"):
         labels[target == IGNORED] = IGNORED
     return labels

@@ -17,7 +17,7 @@ import numpy as np
 
 from omgoptim.errors import ArtifactError
 from omgoptim.models.output_check import TOLERANCE
-from omgoptim.models.security.file_integrity import SEAL, is_sealed, read_plain, sha256
+from omgoptim.models.security.file_integrity import HMAC_FIELD, is_signed, read_regular_file, sha256
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
 
@@ -53,7 +53,7 @@ class Manifest:
     macs_check: MacsCheck | None = None
     lineage: tuple[str, ...] = ()
     device: str = "cpu"
-    float_between: bool = False
+    mixed_precision: bool = False
     """A layer in float stands between quantized ones: ONNX Runtime would quantize it as well when it opens the file."""
     dense_size_bytes: int | None = None
     """`size_bytes` if every zero were stored as a number; None where nothing is packed."""
@@ -61,7 +61,7 @@ class Manifest:
     """Every file but the manifest itself, by its path in the folder: `bytes`, `sha256`, and `beside` of those that the
     engine does not open."""
     made_here: bool = field(default=False, compare=False)
-    """This user's omgoptim wrote the manifest, by its seal; read, never written."""
+    """This user's omgoptim wrote the manifest, by its HMAC; read, never written."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `manifest.json`."""
@@ -76,7 +76,7 @@ class Manifest:
             "macs": self.macs,
             "macs_check": self.macs_check.model_dump() if self.macs_check else None,
             "lineage": list(self.lineage),
-            "float_between": self.float_between,
+            "mixed_precision": self.mixed_precision,
             "dense_size_bytes": self.dense_size_bytes,
             "files": self.files,
         }
@@ -90,13 +90,17 @@ class Manifest:
         """
         try:
             record = read_json(folder / MANIFEST)
-            made_here = is_sealed("artifact", record)
-            record.pop(SEAL, None)
+            made_here = is_signed("artifact", record)
+            record.pop(HMAC_FIELD, None)
             if record.pop("format") != FORMAT:
                 raise ArtifactError(f"artifact {folder} was written by another version of omgoptim")
             signature = Signature.from_json(record.pop("signature"))
             check = record.pop("macs_check")
-            macs_check = _macs_check(check) if check else None
+            macs_check = None
+            if check:
+                from omgoptim.reports import MacsCheck  # pydantic, which a target lacks; there a manifest has no counts
+
+                macs_check = MacsCheck.model_validate(check)
             lineage = tuple(record.pop("lineage"))
             record.pop("made_here", None)
             manifest = Manifest(
@@ -130,7 +134,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is not a regular file, too large, nested too deep, or holds no object.
         OSError: it cannot be read.
     """
-    return json_object(read_plain(path, MAX_JSON_BYTES))
+    return json_object(read_regular_file(path, MAX_JSON_BYTES))
 
 
 def json_object(text: bytes) -> dict[str, Any]:
@@ -185,8 +189,8 @@ def file_inside(folder: Path, name: str) -> Path | None:
         ArtifactError: the path is outside the folder, or a part of it is a link or not a regular file.
     """
     parts = PurePosixPath(name).parts
-    plain = name == "/".join(parts) and not set(name) & set("\\:\0\n\r")
-    if not plain or not parts or ".." in parts or PurePosixPath(name).is_absolute():
+    is_plain = name == "/".join(parts) and not set(name) & set("\\:\0\n\r")
+    if not is_plain or not parts or ".." in parts or PurePosixPath(name).is_absolute():
         raise _foreign_file(folder, f"{name[:200]!r} is not a path inside the folder")
     path = folder
     for index, part in enumerate(parts):
@@ -214,8 +218,8 @@ def _refuse_other_types(manifest: Manifest) -> None:
     texts = (manifest.runtime, manifest.precision, manifest.device, *manifest.lineage)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("runtime, precision, device and lineage must be strings")
-    if not isinstance(manifest.float_between, bool):
-        raise TypeError("float_between must be true or false")
+    if not isinstance(manifest.mixed_precision, bool):
+        raise TypeError("mixed_precision must be true or false")
     if not all(count is None or _is_count(count) for count in counts):
         raise TypeError("a count is not an integer")
     for tensor in manifest.signature.inputs:
@@ -230,12 +234,6 @@ def _refuse_other_types(manifest: Manifest) -> None:
     for entry in manifest.files.values():
         if not (isinstance(entry, dict) and _is_count(entry.get("bytes")) and isinstance(entry.get("sha256"), str)):
             raise TypeError("an entry of files needs its size in bytes and its sha256")
-
-
-def _macs_check(record: Any) -> MacsCheck:
-    from omgoptim.reports import MacsCheck  # pydantic, which a target lacks; what is measured there has no counts
-
-    return MacsCheck.model_validate(record)
 
 
 def _is_count(value: object) -> bool:

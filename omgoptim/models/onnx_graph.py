@@ -234,7 +234,7 @@ def find_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> li
     return result
 
 
-def has_float_between(model: ModelProto) -> bool:
+def is_mixed_precision(model: ModelProto) -> bool:
     """Return whether a layer in float reads dequantized values: ONNX Runtime may quantize it when it opens the file."""
     dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     floats = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
@@ -242,7 +242,7 @@ def has_float_between(model: ModelProto) -> bool:
     return any(node.input[0] in dequantized and node.input[1] in floats for node in layers)
 
 
-def select_layers(found: Sequence[OnnxLayer], targets: Sequence[str], ignore: Sequence[str]) -> list[OnnxLayer]:
+def select_layers(layers: Sequence[OnnxLayer], targets: Sequence[str], ignore: Sequence[str]) -> list[OnnxLayer]:
     """Select the layers that `targets` match (all, if empty) and `ignore` does not.
 
     A glob names a layer by its path, or by the path of a module around it: `encoder` is all of the encoder.
@@ -251,13 +251,13 @@ def select_layers(found: Sequence[OnnxLayer], targets: Sequence[str], ignore: Se
         NoLayerChanged: a glob names no layer.
     """
     for glob in (*targets, *ignore):
-        if not any(_names(glob, layer) for layer in found):
+        if not any(_names(glob, layer) for layer in layers):
             raise NoLayerChanged(
-                f"'{glob}' matches no layer of this model", did_you_mean(glob, {layer.path for layer in found})
+                f"'{glob}' matches no layer of this model", did_you_mean(glob, {layer.path for layer in layers})
             )
     return [
         layer
-        for layer in found
+        for layer in layers
         if (not targets or any(_names(glob, layer) for glob in targets))
         and not any(_names(glob, layer) for glob in ignore)
     ]

@@ -46,15 +46,15 @@ class OpenedModel:
         names = self.manifest.signature.input_names
         if len(args) > len(names):
             raise ModelError(f"the model takes {len(names)} inputs, not {len(args)}", ", ".join(names))
-        given = dict(zip(names, args, strict=False))
-        twice, unknown = given.keys() & kwargs.keys(), kwargs.keys() - set(names)
-        given |= kwargs
-        missing = [name for name in names if name not in given]
+        bound = dict(zip(names, args, strict=False))
+        twice, unknown = bound.keys() & kwargs.keys(), kwargs.keys() - set(names)
+        bound |= kwargs
+        missing = [name for name in names if name not in bound]
         if twice or unknown or missing:
             problems = f"missing {missing}, unknown {sorted(unknown)}, given twice {sorted(twice)}"
             raise ModelError("the inputs do not fit the model", f"{problems}; it takes {', '.join(names)}")
-        torch_in = any(_is_tensor(value) for value in given.values())
-        inputs = {tensor.name: _to_array(given[tensor.name], tensor) for tensor in self.manifest.signature.inputs}
+        torch_in = any(_is_tensor(value) for value in bound.values())
+        inputs = {tensor.name: _to_array(bound[tensor.name], tensor) for tensor in self.manifest.signature.inputs}
         self._refuse_other_batch(inputs)
         outputs = self._session.run(inputs)
         leaves = [_to_tensor(array) for array in outputs] if torch_in else outputs

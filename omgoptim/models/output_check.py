@@ -84,15 +84,15 @@ def verify_outputs(folder: Path, manifest: Manifest, session: Session, *, same_m
         ArtifactError: the recorded batch is damaged, NaN, or a difference above `TOLERANCE`.
     """
     check = read_check(folder)
-    given = session.run(check.batch)
-    worst = max_difference(check.outputs, given)
+    checked = session.run(check.batch)
+    worst = max_difference(check.outputs, checked)
     if not worst <= (TOLERANCE[manifest.precision] if same_machine else sys.float_info.max):
         raise ArtifactError(
             f"artifact {folder} does not reproduce its recorded outputs",
             f"they differ by {worst:.3g} relative to their scale; the tolerance is {TOLERANCE[manifest.precision]:g}",
             "the engine or its version may have changed: run the compression again with this Python",
         )
-    return [max_difference([one], [other]) for one, other in zip(check.outputs, given, strict=True)]
+    return [max_difference([one], [other]) for one, other in zip(check.outputs, checked, strict=True)]
 
 
 def max_difference(expected: list[NDArray[Any]], actual: list[NDArray[Any]]) -> float:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, RequestError, argument
-from omgoptim.models.entry_scales import EntryScales
 from omgoptim.models.labels import EVIDENCE, IGNORED, LabelForm, label_form, plain_labels
 from omgoptim.models.outputs import (
     Arrays,
+    EntryScales,
     Labels,
     ModelOutputs,
     OutputSpec,
@@ -151,11 +151,11 @@ def _batch_axis(arrays: Arrays, lengths: Sequence[int]) -> int | None:
     return None
 
 
-def _returns(spec: OutputSpec, given: InputTensor, place: int) -> bool:
+def _returns(spec: OutputSpec, passed: InputTensor, place: int) -> bool:
     """Return whether an output is the next value of an input: same shape, and same name or not the first input."""
-    floating = "float" in given.dtype and len(given.shape) > 1
-    named = spec.name.removesuffix("_out") == given.name
-    return floating and given.shape == spec.shape and (named or place > 0)
+    floating = "float" in passed.dtype and len(passed.shape) > 1
+    named = spec.name.removesuffix("_out") == passed.name
+    return floating and passed.shape == spec.shape and (named or place > 0)
 
 
 def _is_distribution(rows: NDArray[Any], axis: int = -1) -> bool:
@@ -173,7 +173,7 @@ def _with_labels(
         specs = _scores_by_metric(specs, chosen)
     if labels in ("none", "other"):
         return ModelOutputs(specs, labels, chosen if labels == "other" else None)
-    labels, form, arrays = _plain(specs, reference, [np.asarray(target) for target in targets], labels, metric)
+    labels, form, arrays = _label_form(specs, reference, [np.asarray(target) for target in targets], labels, metric)
     fitting = _fitting(specs, reference, arrays[0], labels)
     shape = arrays[0].shape
     top = max((int(array.max(initial=0)) for array in arrays), default=0) if labels == "classes" else 0
@@ -190,7 +190,7 @@ def _with_labels(
     return replace(found, specs=(*specs[:target], spec, *specs[target + 1 :]))
 
 
-def _plain(
+def _label_form(
     specs: Sequence[OutputSpec], reference: Sequence[Arrays], arrays: Arrays, labels: Labels, metric: str
 ) -> tuple[Labels, LabelForm, Arrays]:
     """Return the kind of numeric labels, the form in which they are written, and their plain form."""
@@ -244,8 +244,8 @@ def _fits_classes(output: NDArray[Any], labels: NDArray[Any]) -> bool:
 
 
 def _fits_values(output: NDArray[Any], labels: NDArray[Any]) -> bool:
-    one = [size for size in output.shape if size != 1]
-    return output.ndim > 0 and len(output) == len(labels) and one == [size for size in labels.shape if size != 1]
+    sizes = [size for size in output.shape if size != 1]
+    return output.ndim > 0 and len(output) == len(labels) and sizes == [size for size in labels.shape if size != 1]
 
 
 def _narrowed(

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, RequestError, argument, did_you_mean
-from omgoptim.models.entry_scales import ROUNDING, EntryScales
 from omgoptim.models.labels import LabelForm
 
 Arrays = list[NDArray[Any]]
@@ -109,7 +108,7 @@ class ModelOutputs:
         """
         if self.target is not None:
             return self.specs[self.target]
-        shown = "; ".join(f"{spec.name} has shape {_shape_words(spec.shape)}" for spec in self.specs)
+        shown = "; ".join(f"{spec.name} has shape ({', '.join(map(str, spec.shape))})" for spec in self.specs)
         kind = {"classes": "integer", "values": "float"}.get(self.labels, "")
         if len(self.fitting) > 1:
             names = [self.specs[index].name for index in self.fitting]
@@ -173,10 +172,6 @@ def sample_shape(shape: Sequence[int | str], batch_axis: int | None) -> list[int
     return [size for axis, size in enumerate(shape) if axis != batch_axis]
 
 
-def _shape_words(shape: Sequence[int | str]) -> str:
-    return f"({', '.join(str(size) for size in shape)})"
-
-
 @dataclass(slots=True)
 class RunningMoments:
     """Mean and variance of each entry of an output over samples, merged batch by batch (Chan et al. 1979)."""
@@ -196,11 +191,11 @@ class RunningMoments:
         Each entry of a sample has a mean of its own if samples have one size; else each entry of the last dimension;
         else there is one mean for all.
         """
-        own = [size for axis, size in enumerate(shape) if axis != batch_axis]
+        sizes = [size for axis, size in enumerate(shape) if axis != batch_axis]
         parts = 2 if dtype.startswith("complex") else 1
-        if all(isinstance(size, int) for size in own):
-            return RunningMoments(parts * math.prod(size for size in own if isinstance(size, int)), batch_axis)
-        return RunningMoments(parts * own[-1] if isinstance(own[-1], int) else 1, batch_axis)
+        if all(isinstance(size, int) for size in sizes):
+            return RunningMoments(parts * math.prod(size for size in sizes if isinstance(size, int)), batch_axis)
+        return RunningMoments(parts * sizes[-1] if isinstance(sizes[-1], int) else 1, batch_axis)
 
     def add(self, array: NDArray[Any]) -> None:
         """Add the outputs of one batch; values that are not finite count as 0."""
@@ -261,3 +256,87 @@ def as_rows(array: NDArray[Any], batch_axis: int | None) -> NDArray[np.float64]:
         return array.reshape(1, -1).astype(np.float64)
     moved = np.moveaxis(array, batch_axis, 0)
     return moved.reshape(len(moved), math.prod(moved.shape[1:])).astype(np.float64)
+
+
+ROUNDING = 1e-6
+"""Root mean square about the mean, over that about zero, at which an output is constant: the rounding of float32."""
+
+SCALE_GAP = 10.0
+"""Ratio of neighbouring spreads from which entries of an output are of another scale. Chosen: boxes beside scores."""
+
+MAX_SLICES, FEW_SLICES = 512, 16
+"""Longest axis whose slices are compared; up to the second they need not be neighbours to be of one scale. Chosen:
+among many slices some differ by chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryScales:
+    """Spread of each slice along one axis, where slices are of far different scales."""
+
+    axis: int
+    """With the batch as axis 0."""
+    values: tuple[float, ...]
+    """For each slice the root mean square about the mean over all slices of its scale."""
+
+    @staticmethod
+    def of(
+        shape: Sequence[int | str], batch_axis: int | None, squares: NDArray[np.float64], count: int
+    ) -> EntryScales | None:
+        """Return the scales along the axis where they differ most; None where all are of one scale.
+
+        Args:
+            shape: of the output; names stand for dynamic dimensions.
+            batch_axis: only 0 is compared.
+            squares: squared differences from the mean, summed over samples, for each entry of a sample.
+            count: samples.
+        """
+        found = []
+        for axis, sums in slice_sums(shape, batch_axis, squares).items():
+            if small_slices(sums) is not None:
+                of_each = np.sqrt(_pooled(sums) / max(count - 1, 1) / (squares.size / len(sums)))
+                found.append(EntryScales(axis, tuple(map(float, of_each))))
+        return max(found, key=lambda scales: max(scales.values) / min(scales.values), default=None)
+
+
+def slice_sums(
+    shape: Sequence[int | str], batch_axis: int | None, entries: NDArray[np.float64]
+) -> dict[int, NDArray[np.float64]]:
+    """Sum the values of a sample's entries over each slice, by axis; empty where samples have several sizes.
+
+    Only axes that can hold quantities are compared: those of (N, C) and (N, T, C), the first after the batch of others,
+    not height and width.
+    """
+    sizes = [size for size in shape[1:] if isinstance(size, int)]
+    if batch_axis != 0 or len(sizes) != len(shape) - 1 or entries.shape != (math.prod(sizes),):
+        return {}
+    sums = {}
+    for axis in (0, 1)[: len(sizes) if len(sizes) < 3 else 1]:
+        if 1 < sizes[axis] <= MAX_SLICES:
+            others = tuple(other for other in range(len(sizes)) if other != axis)
+            sums[axis + 1] = entries.reshape(sizes).sum(others)
+    return sums
+
+
+def small_slices(squares: NDArray[np.float64]) -> NDArray[np.intp] | None:
+    """Return the indices of slices below the first gap in the sizes of their spreads, in order; None without one."""
+    order = np.argsort(-squares)
+    order = order[squares[order] > ROUNDING**2 * squares.max()]  # without constants
+    gaps = np.flatnonzero(squares[order[:-1]] >= SCALE_GAP**2 * squares[order[1:]])
+    if not gaps.size:
+        return None
+    large, small = order[: gaps[0] + 1], np.sort(order[gaps[0] + 1 :])
+    apart = ((large > small[0]) & (large < small[-1])).any()
+    return None if apart and len(squares) > FEW_SLICES else small
+
+
+def _pooled(squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Replace each slice's sum by the mean over the slices of its scale; constants take that of the largest."""
+    pooled, remaining = np.empty_like(squares), np.arange(len(squares))
+    varying = squares > ROUNDING**2 * squares.max()
+    while True:
+        small = small_slices(squares[remaining])
+        large = remaining if small is None else np.delete(remaining, small)
+        pooled[large] = squares[large][varying[large]].mean()
+        if small is None:
+            return pooled
+        remaining = remaining[small]

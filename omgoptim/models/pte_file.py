@@ -44,7 +44,7 @@ def lowered_layers(program: Path) -> list[PteLayer]:
     """
     paths = json.loads(program.with_name(LAYERS).read_text(encoding="utf-8"))
     found: dict[str, PteLayer] = {}
-    seen: set[tuple[str, str]] = set()
+    counted: set[tuple[str, str]] = set()
     for index, graph in enumerate(_xnnpack_graphs(program.read_bytes())):
         values = {value["id_out"]: value for value in map(_tensor, graph["xvalues"])}
         sizes = [entry["size"] for entry in graph["constant_data"]]
@@ -57,8 +57,8 @@ def lowered_layers(program: Path) -> list[PteLayer]:
             weight = values[body["filter_id"]]
             parts = [weight["constant_buffer_idx"], weight["scales"]]
             parts += [values[body["bias_id"]]["constant_buffer_idx"]] if body.get("bias_id") in values else []
-            fresh = [at for at in parts if at and (path, keys[at]) not in seen]
-            seen.update((path, keys[at]) for at in fresh)
+            fresh = [at for at in parts if at and (path, keys[at]) not in counted]
+            counted.update((path, keys[at]) for at in fresh)
             integer = weight["datatype"] in INT8 and values[body["input1_id"]]["datatype"] in INT8_INPUTS
             layer = PteLayer(
                 path,
@@ -67,17 +67,11 @@ def lowered_layers(program: Path) -> list[PteLayer]:
                 sum(sizes[at] for at in fresh),
                 "int8" if integer else "float32",
             )
-            found[path] = layer if path not in found else _both(found[path], layer)
+            found[path] = layer if path not in found else _merged(found[path], layer)
     return list(found.values())
 
 
-def portable_operators(program: Path) -> list[str]:
-    """Return the operators that no delegate computes: `aten::embedding.out`."""
-    plan = _program(program.read_bytes()).execution_plan[0]
-    return sorted({f"{op.name}.{op.overload}" if op.overload else op.name for op in plan.operators})
-
-
-def _both(one: PteLayer, other: PteLayer) -> PteLayer:
+def _merged(one: PteLayer, other: PteLayer) -> PteLayer:
     dtype = "int8" if "int8" in (one.dtype, other.dtype) else "float32"
     computed = "int8" if one.computed_in == other.computed_in == "int8" else "float32"
     return PteLayer(one.path, one.op, dtype, one.bytes + other.bytes, computed)

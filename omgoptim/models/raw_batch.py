@@ -132,9 +132,9 @@ class Collation:
         Uses the `collate_fn` of the data set, or else of the model, if it has one. Samples of different lengths are
         padded, with an attention mask, if the model takes one; else each batch holds samples of one length.
         """
-        own = getattr(samples, "collate_fn", None) or getattr(self.module, "collate_fn", None)
-        if callable(own):
-            loader: Iterable[Any] = DataLoader(samples, batch_size=batch, shuffle=shuffled, collate_fn=own)
+        collate_fn = getattr(samples, "collate_fn", None) or getattr(self.module, "collate_fn", None)
+        if callable(collate_fn):
+            loader: Iterable[Any] = DataLoader(samples, batch_size=batch, shuffle=shuffled, collate_fn=collate_fn)
             yield from map(split_target, loader)
             return
         loader = DataLoader(samples, batch_size=batch, shuffle=shuffled, collate_fn=list)
@@ -151,10 +151,12 @@ class Collation:
                 waiting.setdefault(_shapes(sample), []).append(sample)
             if len(waiting) > 1:
                 self.note("samples differ in shape: each batch has samples of one shape")
-            for shape in [shape for shape, some in waiting.items() if len(some) >= batch or len(waiting) == 1]:
+            for shape in [
+                shape for shape, group_of_shape in waiting.items() if len(group_of_shape) >= batch or len(waiting) == 1
+            ]:
                 yield split_target(collate(waiting.pop(shape)))
-        for some in waiting.values():
-            yield split_target(collate(some))
+        for group_of_shape in waiting.values():
+            yield split_target(collate(group_of_shape))
 
     def are_samples(self, loaded: Any) -> bool:
         """Return whether the entries of a list are samples without a batch dimension, judged by their ranks.
@@ -171,26 +173,26 @@ class Collation:
         shapes = [_first_shape(raw.inputs) for raw in raws]
         if not raws or any(shape is None for shape in shapes):
             return False
-        known = [shape for shape in shapes if shape is not None]
-        rank = len(known[0])
+        known_shapes = [shape for shape in shapes if shape is not None]
+        rank = len(known_shapes[0])
         if rank == 0 or (self.ranks and rank in (self.ranks[0] - 1, self.ranks[0])):
             return rank == 0 or rank == self.ranks[0] - 1
         target = _shape(raws[0].target)
-        if target == () and any(shape[0] != 1 for shape in known):
+        if target == () and any(shape[0] != 1 for shape in known_shapes):
             return True
-        if target is not None and len(target) == 1 and rank > 1 and target[0] == known[0][0]:
+        if target is not None and len(target) == 1 and rank > 1 and target[0] == known_shapes[0][0]:
             return False
         single = RawBatch(collate([raws[0].inputs]))
-        whole, one = self._outputs(raws[0].inputs), self._outputs(single.inputs)
-        if whole is None or one is None:
-            return one is not None
-        if len({shape[0] for shape in known[:-1]}) > 1:
+        as_batch, as_sample = self._outputs(raws[0].inputs), self._outputs(single.inputs)
+        if as_batch is None or as_sample is None:
+            return as_sample is not None
+        if len({shape[0] for shape in known_shapes[:-1]}) > 1:
             return True
-        if len(raws) > 1 and not _same_answers(whole, one):
+        if len(raws) > 1 and not _same_outputs(as_batch, as_sample):
             raise DataError(
                 "the entries of the data's list could be batches or samples",
-                f"their inputs are {known[0]}; the model runs on them both with and without an added batch dimension, "
-                "with different outputs",
+                f"their inputs are {known_shapes[0]}; the model runs on them both with and without an added batch "
+                "dimension, with different outputs",
                 "samples: return a Dataset such as torch.utils.data.TensorDataset(inputs, targets); batches: return "
                 "iter(list)",
             )
@@ -314,12 +316,12 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], (int, float))
 
 
-def _same_answers(whole: Sequence[Tensor], one: Sequence[Tensor]) -> bool:
+def _same_outputs(as_batch: Sequence[Tensor], as_sample: Sequence[Tensor]) -> bool:
     """Return whether outputs for a batch are those for the same values as one sample, up to rounding."""
     of_any = torch.complex128  # holds integers, floats and complex numbers
-    return len(whole) == len(one) and all(
+    return len(as_batch) == len(as_sample) and all(
         batch.shape == sample.shape[1:] and torch.allclose(batch.to(of_any), sample[0].to(of_any), 1e-3, 1e-5)
-        for batch, sample in zip(whole, one, strict=True)
+        for batch, sample in zip(as_batch, as_sample, strict=True)
     )
 
 

@@ -22,7 +22,7 @@ from omgoptim.models.manifest import (
     sha256_of,
     verify_files,
 )
-from omgoptim.models.security.file_integrity import read_plain
+from omgoptim.models.security.file_integrity import read_regular_file
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes import engine_named
 
@@ -55,8 +55,8 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as plain JSON values."""
-        plain = {name: getattr(self, name) for name in self.__slots__}
-        return plain | {"structural_diff": self.structural_diff.to_json() if self.structural_diff else None}
+        record = {name: getattr(self, name) for name in self.__slots__}
+        return record | {"structural_diff": self.structural_diff.to_json() if self.structural_diff else None}
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Recipe:
@@ -67,17 +67,17 @@ class Recipe:
             ArtifactError: its structural changes are.
         """
         renamed = {"surgery": "structural_diff"}
-        known = {renamed.get(name, name): value for name, value in record.items() if name != "allowed"}
-        texts = [known.get(name) for name in ("kind", "spec", "project")]
-        limit_s, changes = known.get("limit_s", 300.0), known.get("structural_diff")
+        fields = {renamed.get(name, name): value for name, value in record.items() if name != "allowed"}
+        texts = [fields.get(name) for name in ("kind", "spec", "project")]
+        limit_s, changes = fields.get("limit_s", 300.0), fields.get("structural_diff")
         is_number = isinstance(limit_s, (int, float)) and not isinstance(limit_s, bool) and 0 < limit_s < 1e9
-        if set(known) - set(Recipe.__slots__) or not all(isinstance(text, str) for text in texts) or not is_number:
+        if set(fields) - set(Recipe.__slots__) or not all(isinstance(text, str) for text in texts) or not is_number:
             raise ValueError("a field is missing or unknown")
-        if known["kind"] not in KINDS or not isinstance(known.get("kwargs"), dict):
+        if fields["kind"] not in KINDS or not isinstance(fields.get("kwargs"), dict):
             raise ValueError("its kind is unknown, or its arguments are not an object")
-        if changes and known["kind"] == "pt2":
+        if changes and fields["kind"] == "pt2":
             raise ValueError("a recipe of kind pt2 has no structural changes")
-        return Recipe(**(known | {"structural_diff": _diff_of(changes) if changes else None}))
+        return Recipe(**(fields | {"structural_diff": _diff_of(changes) if changes else None}))
 
 
 def _diff_of(record: Mapping[str, Any]) -> StructuralDiff:
@@ -189,8 +189,8 @@ def read_record(folder: Path, manifest: Manifest) -> RecipeRecord:
     """
     path = listed_file(folder, manifest, RECIPE)
     try:
-        text = read_plain(path, MAX_JSON_BYTES)
-        if sha256_of(text) != manifest.files[RECIPE]["sha256"]:  # only the sealed content is run
+        text = read_regular_file(path, MAX_JSON_BYTES)
+        if sha256_of(text) != manifest.files[RECIPE]["sha256"]:  # only the signed content is run
             raise ValueError("it is not the file that was saved (its sha256 differs)")
         record = json_object(text)
         recipe = Recipe.from_json(record["recipe"])

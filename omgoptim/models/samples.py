@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,15 @@ class Samples:
     def split(self, first: int) -> tuple[Samples, Samples]:
         """Split into the first `first` samples and the others."""
         head, tail = Samples([], []), Samples([], [])
-        left = first
+        remaining = first
         for batch, target in zip(self.batches, self.targets, strict=True):
             size = batch_length(batch)
-            here = min(left, size)
+            here = min(remaining, size)
             for part, window in ((head, slice(0, here)), (tail, slice(here, size))):
                 if window.stop > window.start:
                     part.batches.append({name: array[window] for name, array in batch.items()})
                     part.targets.append(slice_samples(target, window.start, window.stop))
-            left -= here
+            remaining -= here
         return head, tail
 
     def one_by_one(self) -> Samples:
@@ -69,8 +69,8 @@ def batch_length(batch: NamedBatch) -> int:
 
 def shared_samples(first: Samples, second: Samples) -> int:
     """Return the number of samples that are, byte for byte, among the others."""
-    known = set(_digests(second))
-    return sum(digest in known for digest in _digests(first))
+    digests = set(_digests(second))
+    return sum(digest in digests for digest in _digests(first))
 
 
 def _digests(samples: Samples) -> Iterator[bytes]:
@@ -117,13 +117,18 @@ def _target(target: Any, length: int) -> Any:
         return target
     if array.ndim == 0:
         array = array[None]
-    if len(array) != length:
+    refuse_other_rows(array, length)
+    return array
+
+
+def refuse_other_rows(target: Sized, length: int) -> None:
+    """Raise a DataError if a batch's target has another number of rows than samples."""
+    if len(target) != length:
         raise DataError(
-            f"a batch of {length} samples has a target with {len(array)} rows",
+            f"a batch of {length} samples has a target with {len(target)} rows",
             "inputs and target need the same first dimension",
             "yield (inputs, target); three or more elements are read as (input, input, …, target)",
         )
-    return array
 
 
 def nan_samples(samples: Samples) -> list[tuple[int, str, NamedBatch]]:
@@ -160,8 +165,8 @@ def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
             finite = array[np.isfinite(array)].astype(np.float64)  # a mask may hold -inf
             if not finite.size:
                 return same
-            drawn = random.normal(float(finite.mean()), float(finite.std()) or 1.0, array.shape)
-            clipped: NDArray[Any] = drawn.clip(float(finite.min()), float(finite.max())).astype(array.dtype)
+            values = random.normal(float(finite.mean()), float(finite.std()) or 1.0, array.shape)
+            clipped: NDArray[Any] = values.clip(float(finite.min()), float(finite.max())).astype(array.dtype)
             return clipped
         if not array.size:
             return same
@@ -171,8 +176,10 @@ def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
         mask: NDArray[Any] = np.ones_like(array)
         if set(np.unique(array)) <= {0, 1}:
             return mask  # all real
-        whole: NDArray[Any] = random.integers(int(array.min()), int(array.max()) + 1, array.shape).astype(array.dtype)
-        return whole
+        integers: NDArray[Any] = random.integers(int(array.min()), int(array.max()) + 1, array.shape).astype(
+            array.dtype
+        )
+        return integers
 
     return {name: draw(array) for name, array in batch.items()}
 

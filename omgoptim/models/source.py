@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from omgoptim.errors import ModelError, SetupError, UnknownModelError, argument
+from omgoptim.hardware import refuse_beyond_memory, weight_bytes
 from omgoptim.models._pt2.archive import open_pt2
 from omgoptim.models.artifact import check_artifact
 from omgoptim.models.checkpoint import WeightSet, load_checkpoint
 from omgoptim.models.manifest import MANIFEST
-from omgoptim.models.memory_check import refuse_beyond_memory, weight_bytes
 from omgoptim.models.recipe import Recipe, exists, is_file, is_local, portable_path, resolve_policy
-from omgoptim.models.security.file_integrity import read_plain
+from omgoptim.models.security.file_integrity import read_regular_file
 from omgoptim.models.security.hub_options import check_config, check_folder, check_options, is_remote_code_allowed
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable, require_arguments
@@ -79,8 +79,8 @@ def load_source(
     for path in _weights_of(model, artifact, checkpoint, policy):
         refuse_beyond_memory(weight_bytes(path), f"loading {path.name}")
     if (artifact is not None or model.endswith((".onnx", ".pt2"))) and (checkpoint or kwargs):
-        given = "a checkpoint was" if checkpoint else "model_kwargs were"
-        raise ModelError(f"'{model}' already contains its weights", f"{given} given with it", "leave it out")
+        recipe_given = "a checkpoint was" if checkpoint else "model_kwargs were"
+        raise ModelError(f"'{model}' already contains its weights", f"{recipe_given} given with it", "leave it out")
     if artifact is not None:
         return Source(artifact=artifact)
     if model.endswith(".onnx") and model.partition(":")[0] not in ("hf", *PRETRAINED):
@@ -221,7 +221,7 @@ def _is_folder(base: Path, name: str = ".") -> bool:
 
 def _run_status(run: Path) -> str:
     try:
-        return f"its status is {json.loads(read_plain(run / 'state.json', 2**20))['status']}"
+        return f"its status is {json.loads(read_regular_file(run / 'state.json', 2**20))['status']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "it has not finished"
 
@@ -267,10 +267,6 @@ def _unshared(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module)
     _HANDED_OUT.add(module)
     return module
-
-
-def _build_pt2(recipe: Recipe) -> nn.Module:
-    return open_pt2(Path(recipe.spec))
 
 
 def _build_hf(recipe: Recipe) -> nn.Module:
@@ -327,7 +323,12 @@ def _optional(package: str, extra: str) -> Any:
         ) from error
 
 
-_BUILDERS = {"pt2": _build_pt2, "hf": _build_hf, "timm": _build_timm, "torchvision": _build_torchvision}
+_BUILDERS = {
+    "pt2": lambda recipe: open_pt2(Path(recipe.spec)),
+    "hf": _build_hf,
+    "timm": _build_timm,
+    "torchvision": _build_torchvision,
+}
 
 
 def default_inputs(recipe: Recipe | None, module: nn.Module | None) -> Sequence[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.blocks.registry import BLOCKS
+from omgoptim.blocks import BLOCKS
 from omgoptim.errors import ArtifactError, TechniqueError
 from omgoptim.models.child_removal import keep_children, kept_children
 
@@ -192,11 +192,11 @@ def _blocks(
 
 def _changed_numbers(before: nn.Module, after: nn.Module) -> dict[str, Any]:
     found = {}
-    own = vars(before)
+    attributes = vars(before)
     for name, value in vars(after).items():
         if name.startswith("_") or name == "training" or not _is_number_or_numbers(value):
             continue
-        was = own.get(name)
+        was = attributes.get(name)
         same = _is_number_or_numbers(was) and (was == value or was != was)  # a NaN stays what it is
         if not same:
             found[name] = list(value) if isinstance(value, tuple) else value

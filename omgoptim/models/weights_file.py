@@ -37,11 +37,11 @@ def distinct_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
     tensors, aliases = {}, {}
     by_storage: dict[tuple[Any, ...], str] = {}
     for name, tensor in state_of(module).items():
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        if tensor.numel() and place in by_storage:
-            aliases[name] = by_storage[place]
+        storage_key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and storage_key in by_storage:
+            aliases[name] = by_storage[storage_key]
         else:
-            by_storage[place] = name
+            by_storage[storage_key] = name
             tensors[name] = tensor.detach().cpu().contiguous().clone()
     return tensors, aliases
 
@@ -101,12 +101,12 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, li
             stored[name] = tensor
             continue
         flat = tensor.detach().contiguous().flatten()
-        kept = (flat.view(torch.uint8).reshape(-1, tensor.element_size()) != 0).any(1)
-        if not _pays(kept, tensor.element_size()):
+        nonzero = (flat.view(torch.uint8).reshape(-1, tensor.element_size()) != 0).any(1)
+        if not _pays(nonzero, tensor.element_size()):
             stored[name] = tensor
             continue
-        stored[name + MASK] = torch.from_numpy(np.packbits(kept.numpy()))
-        stored[name + VALUES] = flat[kept]
+        stored[name + MASK] = torch.from_numpy(np.packbits(nonzero.numpy()))
+        stored[name + VALUES] = flat[nonzero]
         shapes[name] = list(tensor.shape)
     return stored, shapes
 
@@ -127,20 +127,20 @@ def unpack(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> di
         count = math.prod(shape)
         if mask is None or values is None or len(mask) != math.ceil(count / 8):
             raise ArtifactError(f"the packed weight '{name}' is damaged", f"its parts do not match shape {shape}")
-        kept = torch.from_numpy(np.unpackbits(mask.numpy(), count=count).astype(bool))
-        if int(kept.sum()) != len(values):
+        nonzero = torch.from_numpy(np.unpackbits(mask.numpy(), count=count).astype(bool))
+        if int(nonzero.sum()) != len(values):
             raise ArtifactError(
-                f"the packed weight '{name}' is damaged", f"{len(values)} values for {int(kept.sum())} positions"
+                f"the packed weight '{name}' is damaged", f"{len(values)} values for {int(nonzero.sum())} positions"
             )
         flat = torch.zeros(count, dtype=values.dtype)
-        flat[kept] = values
+        flat[nonzero] = values
         dense[name] = flat.reshape(shape)
     return dense
 
 
-def _pays(kept: Tensor, element_size: int) -> bool:
-    packed = math.ceil(kept.numel() / 8) + int(kept.sum()) * element_size
-    return packed + ENTRY_OVERHEAD_BYTES < kept.numel() * element_size
+def _pays(nonzero: Tensor, element_size: int) -> bool:
+    packed = math.ceil(nonzero.numel() / 8) + int(nonzero.sum()) * element_size
+    return packed + ENTRY_OVERHEAD_BYTES < nonzero.numel() * element_size
 
 
 def dense_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -22,7 +22,7 @@ from omgoptim.models.output_check import read_check
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.raw_batch import Collation
 from omgoptim.models.samples import Samples, named_samples
-from omgoptim.models.security.file_integrity import is_sealed
+from omgoptim.models.security.file_integrity import is_signed
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import find_artifact
@@ -195,12 +195,12 @@ def lineage_sentence(a: dict[str, Any], b: dict[str, Any]) -> str:
 
 
 def _past_request(folder: Path, context: RunContext) -> dict[str, Any]:
-    """Return the request of an artifact's run; empty unless it is a sealed run of this project."""
+    """Return the request of an artifact's run; empty unless it is a signed run of this project."""
     if folder.parent.parent.resolve() != context.folder.parent.resolve():
         return {}
     try:
         record = read_json(folder.parent / "request.json")
-        own = is_sealed("request", record) and record["run"] == folder.parent.name
+        own = is_signed("request", record) and record["run"] == folder.parent.name
         return dict(record["request"]) if own else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -16,7 +16,7 @@ from omgoptim.operations.prepare import prepare
 from omgoptim.operations.save_module import engine_for, require_module
 from omgoptim.requests import DistillRequest, FactorizeRequest, Params, PruneRequest, SearchRequest, verb_of
 from omgoptim.techniques.registry import ModuleRun, Outcome, apply_to_module
-from omgoptim.training.modes import placed
+from omgoptim.training.modes import on_device
 
 WORK = (0.12, 0.76)
 """Fractions of the run's progress for compression and training."""
@@ -44,7 +44,7 @@ class Job(Generic[Request]):
             signature=self.loaded.signature,
             statistics=self.datasets.statistics,
             loss=scoring_loss(self.datasets.loss, self.loaded.outputs),
-            original=placed(self.original, self.loaded.device),
+            original=on_device(self.original, self.loaded.device),
             scratch=scratch,
             seed=self.request.seed,
             threads=self.loaded.bench.threads,

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from omgoptim.errors import DataError, RequestError, argument
+from omgoptim.hardware import refuse_beyond_memory, training_bytes
 from omgoptim.measure.quality import compare_quality, read_outputs
-from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
 from omgoptim.operations.compression_job import WORK, Job, open_job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import loss_for

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 
-from omgoptim.models.report_file import write_sealed
+from omgoptim.models.report_file import write_signed_report
 from omgoptim.operations.final_measurement import AnyEntry, FinalChoice, MeasuredEntry
 from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of
@@ -87,7 +87,7 @@ def save_finalists(chosen: FinalChoice[AnyEntry], reports: Mapping[str, Efficien
         os.replace(ready, place)
     for name, report in reports.items():
         asked = report.model_copy(update={"next_steps": new_calls(report, chosen.request), "delivered": name})
-        write_sealed(context.alternatives / f"{name}.json", context.run_id, asked)
+        write_signed_report(context.alternatives / f"{name}.json", context.run_id, asked)
     name = chosen.winner.slug
     return reports[name].model_copy(update={"delivered": name})
 

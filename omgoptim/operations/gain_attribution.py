@@ -225,7 +225,7 @@ def _first_run(request: ModelRequest, context: RunContext) -> str | None:
 
 
 def _report_of(run_id: str, project: Path) -> EfficiencyReport | None:
-    """Read the sealed report of a run of this project and user; None where there is none.
+    """Read the signed report of a run of this project and user; None where there is none.
 
     A manifest names only the run, and unsealed numbers may not be measured.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omgoptim.errors import argument
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.security.file_integrity import can_seal
+from omgoptim.models.security.file_integrity import can_sign
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.report_records import artifact_record
@@ -37,10 +37,10 @@ def with_output(
 
 
 def not_sealed(request: ModelRequest) -> list[str]:
-    """Return a warning where the artifact cannot be sealed."""
-    if "output" not in type(request).model_fields or can_seal():
+    """Return a warning where the artifact cannot be signed."""
+    if "output" not in type(request).model_fields or can_sign():
         return []
     return [
-        "the state folder cannot be written, so the artifact is not sealed: if it holds a recipe, opening it later "
+        "the state folder cannot be written, so the artifact is not signed: if it holds a recipe, opening it later "
         f"requires {argument('trust_artifact', True)} (OMGOPTIM_STATE_DIR names another folder)"
     ]

@@ -14,7 +14,7 @@ from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import Samples, batch_length, forward_args
 from omgoptim.runtimes.signature import Signature, flatten
-from omgoptim.techniques.probe import error_location, quiet
+from omgoptim.techniques.probe import error_location, quiet_output
 from omgoptim.training.modes import eval_mode
 
 LONGEST_S, FEWEST = 20.0, 32
@@ -72,7 +72,7 @@ def _outputs(module: nn.Module, signature: Signature, one: NamedBatch, device: s
     """Return the shapes of the outputs for one sample, or the failure of the forward pass."""
     args, kwargs = forward_args(signature, one, device)
     try:
-        with evaluation_mode(module), quiet(), torch.no_grad():
+        with evaluation_mode(module), quiet_output(), torch.no_grad():
             result = module(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - whatever a user's forward raises once widths have changed
         return error_location(error)

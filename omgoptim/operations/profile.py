@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
+from omgoptim.measure.engine_profile import query_layers
 from omgoptim.measure.launch import LATENCY
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.program_layer_times import query_layers
 from omgoptim.measure.quality import read_outputs, score
 from omgoptim.measure.validity_checks import chance_level_summary
 from omgoptim.models.manifest import Manifest

@@ -22,7 +22,7 @@ from omgoptim.operations.rounds.speed_target import SpeedGoal, missed_speed, pru
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import SemiStructured, Structured, Unstructured
-from omgoptim.techniques.prune._unstructured.sparsity_allocation import levels
+from omgoptim.techniques.prune._unstructured.sparsity_allocation import round_targets
 from omgoptim.techniques.registry import Outcome, technique_of
 
 
@@ -58,13 +58,13 @@ def steps_of(request: PruneRequest) -> list[PruningStep]:
     if isinstance(method, SemiStructured):
         return [PruningStep(method, None)]
     if isinstance(method, Unstructured):
-        found = request.amounts or levels(request.schedule, method.sparsity, request.rounds)
+        found = request.amounts or round_targets(request.schedule, method.sparsity, request.rounds)
         return [PruningStep(method.model_copy(update={"sparsity": amount}), amount) for amount in found]
     assert isinstance(method, Structured)  # the union has no other
     if request.goal is not None:
-        found = request.amounts or levels(request.schedule, method.goal, request.rounds)
+        found = request.amounts or round_targets(request.schedule, method.goal, request.rounds)
         return [PruningStep(method.model_copy(update={"pruning_ratio": amount}), amount) for amount in found]
-    shares = levels(request.schedule, 1.0, request.rounds)
+    shares = round_targets(request.schedule, 1.0, request.rounds)
     if method.target_macs_ratio is not None:
         ratios = [method.target_macs_ratio**share for share in shares]
         return [PruningStep(method.model_copy(update={"target_macs_ratio": ratio}), 1 - 1 / ratio) for ratio in ratios]

@@ -26,8 +26,8 @@ from omgoptim.executors.connection import probe_head, ray_library, token_mode
 from omgoptim.executors.package import pack
 from omgoptim.executors.ray import runtime_env
 from omgoptim.models.manifest import MANIFEST
-from omgoptim.models.report_file import write_sealed
-from omgoptim.models.security.file_integrity import add_seal
+from omgoptim.models.report_file import write_signed_report
+from omgoptim.models.security.file_integrity import sign_record
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.output_folder import free_output, with_output
@@ -143,7 +143,7 @@ def _followed(client: Any, context: RunContext) -> str:
 
 
 def fetched(log: str, context: RunContext) -> EfficiencyReport:
-    """Write the files of a job's log into the run's folder, sealed as this user's.
+    """Write the files of a job's log into the run's folder, signed as this user's.
 
     Raises:
         OmgoptimError: what the run raised there.
@@ -168,9 +168,11 @@ def fetched(log: str, context: RunContext) -> EfficiencyReport:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(archive.read(name))
     for manifest in context.folder.glob(f"**/{MANIFEST}"):
-        manifest.write_text(json.dumps(add_seal("artifact", json.loads(manifest.read_text(encoding="utf-8")))))
+        manifest.write_text(json.dumps(sign_record("artifact", json.loads(manifest.read_text(encoding="utf-8")))))
     for file in context.alternatives.glob("*.json"):
-        write_sealed(file, context.run_id, EfficiencyReport.model_validate_json(file.read_text(encoding="utf-8")))
+        write_signed_report(
+            file, context.run_id, EfficiencyReport.model_validate_json(file.read_text(encoding="utf-8"))
+        )
     return report
 
 

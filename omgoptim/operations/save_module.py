@@ -23,7 +23,7 @@ from omgoptim.operations.float_program import float_program, output_check
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_pt2
-from omgoptim.training.modes import placed
+from omgoptim.training.modes import on_device
 
 
 def require_module(loaded: LoadedModel, verb: str) -> nn.Module:
@@ -96,7 +96,7 @@ def save(
             raise program.error or OmgoptimError("the changed model has no program")
         elif program.error is not None:
             notes.append(f"the artifact has no {PROGRAM}: {program.error.what}")
-    target: Any = programs[0] if on_program else placed(module, loaded.device)
+    target: Any = programs[0] if on_program else on_device(module, loaded.device)
     settings = SessionSettings(loaded.bench.threads, loaded.device)
     check = output_check(runtime, target, loaded.signature, settings, loaded.example)
     manifest = Manifest(runtime, "float32", loaded.signature, device=loaded.device)

@@ -20,7 +20,7 @@ NumpyBatch = Mapping[str, NDArray[Any]]
 """Input name to array, the batch first."""
 
 WARM_UP, MIN_PROFILED, MAX_PROFILED = 2, 5, 100
-"""Calls of a program with profiling on: an engine keeps a record of every node of every call."""
+"""Calls of a program with profiling on. Chosen by memory: an engine keeps a record of every node of every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class SessionSettings:
     device: str = "cpu"
     precision: str = "float32"
     """float32, bfloat16, float16, int8 or int8_dynamic: what the artifact was saved as."""
-    float_between: bool = False
-    """Whether layers in float between quantized ones must stay in float."""
+    mixed_precision: bool = False
+    """Keep layers in float that stand between quantized ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def medians(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
     for call in calls:
         for name, ms in call.items():
             times.setdefault(name, []).append(ms)
-    return {name: statistics.median(some) for name, some in times.items()}
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 SOURCE_PLACE = re.compile(

@@ -296,32 +296,27 @@ def share_tied_weights(program: Any, module: nn.Module) -> int:
     graph = program.graph
     saved = 0
     for names in tied_weights(module):
-        if not _fits(parameters[names[0]]):
+        parameter = parameters[names[0]]
+        if not parameter.numel() or str(parameter.dtype) not in ("torch.float32", "torch.float64", "torch.float16"):
             continue
-        array = parameters[names[0]].detach().cpu().numpy()
-        copies = [value for value in graph.initializers.values() if _same_size(value, array)]
-        plain = [value for value in copies if _equal(value, array)]
-        turned = [value for value in copies if value not in plain and array.ndim == 2 and _equal(value, array.T)]
-        if not plain and len(turned) > 1:  # only ever read transposed
-            plain, turned = turned, []
-        for value in plain[1:]:
-            value.replace_all_uses_with(plain[0])
-        for value in turned if plain else []:
-            _read_transposed(graph, plain[0], value)
-        gone = [*plain[1:], *(turned if plain else [])]
-        for value in gone:
+        array = parameter.detach().cpu().numpy()
+        stored = [v for v in graph.initializers.values() if v.const_value is not None and not v.is_graph_output()]
+        copies = [value for value in stored if value.const_value.size == array.size]
+        same_layout = [value for value in copies if _equal(value, array)]
+        transposed = [
+            value for value in copies if value not in same_layout and array.ndim == 2 and _equal(value, array.T)
+        ]
+        if not same_layout and len(transposed) > 1:  # only ever read transposed
+            same_layout, transposed = transposed, []
+        for value in same_layout[1:]:
+            value.replace_all_uses_with(same_layout[0])
+        for value in transposed if same_layout else []:
+            _read_transposed(graph, same_layout[0], value)
+        removed = [*same_layout[1:], *(transposed if same_layout else [])]
+        for value in removed:
             del graph.initializers[value.name]
-        saved += len(gone) * array.nbytes
+        saved += len(removed) * array.nbytes
     return saved
-
-
-def _fits(parameter: Any) -> bool:
-    return bool(parameter.numel()) and str(parameter.dtype) in ("torch.float32", "torch.float64", "torch.float16")
-
-
-def _same_size(value: Any, array: NDArray[Any]) -> bool:
-    tensor = value.const_value
-    return tensor is not None and tensor.size == array.size and not value.is_graph_output()
 
 
 def _equal(value: Any, array: NDArray[Any]) -> bool:

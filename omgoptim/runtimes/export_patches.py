@@ -52,18 +52,18 @@ def _free_names(module: nn.Module) -> Iterator[None]:
     stores: tuple[dict[str, Any], ...] = (module._modules, module._parameters, module._buffers)
     before = [dict(store) for store in stores]
     renamed = {name: value for store in before for name, value in store.items() if name in taken}
-    for store, whole in zip(stores, before, strict=True):
+    for store, original in zip(stores, before, strict=True):
         store.clear()
-        store.update({f"{name}{RENAMED}" if name in renamed else name: value for name, value in whole.items()})
+        store.update({f"{name}{RENAMED}" if name in renamed else name: value for name, value in original.items()})
     module.__dict__.update(renamed)  # forward finds them as before
     try:
         yield
     finally:
         for name in renamed:
             module.__dict__.pop(name, None)
-        for store, whole in zip(stores, before, strict=True):
+        for store, original in zip(stores, before, strict=True):
             store.clear()
-            store.update(whole)
+            store.update(original)
 
 
 @contextlib.contextmanager
@@ -93,24 +93,33 @@ def _symbolic_len(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute within the block; afterwards the owner has its own one back, or none."""
+    had, before = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if had:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+@contextlib.contextmanager
 def _plain_outputs(module: nn.Module, signature: Signature) -> Iterator[None]:
     """Wrap a forward that returns a dataclass or a named tuple to return a tuple: torch.export knows no such class."""
     if not holds_class(signature.outputs):
         yield
         return
-    forward, own = module.forward, module.__dict__.get("forward")
+    forward = module.forward
 
     @functools.wraps(forward)
-    def plain(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def flattened(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
         return tuple(flatten(forward(*args, **kwargs)))
 
-    module.forward = plain
-    try:
+    with _replaced(module, "forward", flattened):
         yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
 
 
 @contextlib.contextmanager
@@ -128,14 +137,8 @@ def _named_parameters(module: nn.Module, signature: Signature) -> Iterator[None]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     named = [inspect.Parameter(tensor.name, kind) for tensor in signature.inputs]
     spelled_out.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
-    own = module.__dict__.get("forward")
-    module.forward = spelled_out
-    try:
+    with _replaced(module, "forward", spelled_out):
         yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
 
 
 @contextlib.contextmanager
@@ -146,25 +149,22 @@ def keywords_as_names() -> Iterator[None]:
     """
     import torch.fx.graph
 
-    own = torch.fx.graph._format_target
+    original = torch.fx.graph._format_target
 
     def format_target(base: str, target: str) -> str:
         for name in target.split("."):
-            base = f"getattr({base}, {name!r})" if keyword.iskeyword(name) else own(base, name)
+            base = f"getattr({base}, {name!r})" if keyword.iskeyword(name) else original(base, name)
         return base
 
-    torch.fx.graph._format_target = format_target
-    try:
+    with _replaced(torch.fx.graph, "_format_target", format_target):
         yield
-    finally:
-        torch.fx.graph._format_target = own
 
 
 @contextlib.contextmanager
 def quiet_export() -> Iterator[None]:
     """Silence torch's exporters: their progress lines, and remarks on packages that are not needed."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
-    levels = [logger.level for logger in loggers]
+    before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -172,7 +172,7 @@ def quiet_export() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
 
 

@@ -40,6 +40,10 @@ INTEGER = re.compile(r"QLinear\w+|QGemm|QAttention|\w*Integer\w*|DynamicQuantize
 FLOATS = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "double": "float64"}
 """Names of floating types in the profile."""
 
+KEEP_FLOAT_LAYERS = ("optimization.disable_specified_optimizers", "WeightBiasQuantization")
+"""Session option for a program with layers in float between quantized ones. Since 1.21 ONNX Runtime rounds the weight
+of such a layer to int8 per tensor when it opens the file (microsoft/onnxruntime pull requests 22969 and 25673)."""
+
 
 def missing(device: str) -> str | None:
     """Return why ONNX Runtime cannot be used on a device, with what to install; None if it can."""
@@ -64,11 +68,6 @@ def missing_tensorrt(device: str) -> str | None:
     if TENSORRT_PROVIDER not in onnxruntime.get_available_providers():
         return f"this onnxruntime has no {TENSORRT_PROVIDER}: pip install onnxruntime-gpu tensorrt"
     return None
-
-
-KEEP_FLOAT_LAYERS = ("optimization.disable_specified_optimizers", "WeightBiasQuantization")
-"""Session option for a program with layers in float between quantized ones. Since 1.21 ONNX Runtime rounds the weight
-of such a layer to int8 per tensor when it opens the file (microsoft/onnxruntime pull requests 22969 and 25673)."""
 
 
 def open_session(program: Path, signature: Signature, settings: SessionSettings) -> Session:
@@ -150,14 +149,14 @@ def _session(
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if settings.float_between:
+    if settings.mixed_precision:
         options.add_session_config_entry(*KEEP_FLOAT_LAYERS)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    wanted = providers or [PROVIDERS[settings.device]]
-    session = onnxruntime.InferenceSession(str(program), options, providers=wanted)
-    first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+    requested = providers or [PROVIDERS[settings.device]]
+    session = onnxruntime.InferenceSession(str(program), options, providers=requested)
+    first = requested[0] if isinstance(requested[0], str) else requested[0][0]
     if first not in session.get_providers():
         raise ArtifactError(
             f"ONNX Runtime could not use its {first}",
@@ -195,7 +194,7 @@ def node_times_of(events: list[dict[str, Any]]) -> list[NodeTime]:
             numbers[name] = _computed_in(kinds[name], event["args"].get("input_type_shape", []))
             nodes.append(event)
         elif event.get("name") == "model_run":
-            calls.append(_own_ms(nodes))
+            calls.append(_self_ms(nodes))
             nodes = []
     return [NodeTime(name, kinds[name], ms, computed_in=numbers[name]) for name, ms in medians(calls[WARM_UP:]).items()]
 
@@ -210,18 +209,18 @@ def _computed_in(kind: str, inputs: list[dict[str, Any]]) -> str | None:
     return next((FLOATS[name] for types in inputs for name in types if name in FLOATS), None)
 
 
-def _own_ms(nodes: list[dict[str, Any]]) -> dict[str, float]:
+def _self_ms(nodes: list[dict[str, Any]]) -> dict[str, float]:
     """Map node name to ms within one call, less the time of nodes inside it; several uses add up."""
     spent: dict[str, float] = {}
-    around: list[tuple[str, float]] = []
+    enclosing: list[tuple[str, float]] = []
     for event in sorted(nodes, key=lambda node: (node["ts"], -node["dur"])):
         name, start, ms = event["name"].removesuffix(KERNEL), event["ts"], event["dur"] / 1e3
-        while around and around[-1][1] <= start:
-            around.pop()
-        if around:
-            spent[around[-1][0]] -= ms
+        while enclosing and enclosing[-1][1] <= start:
+            enclosing.pop()
+        if enclosing:
+            spent[enclosing[-1][0]] -= ms
         spent[name] = spent.get(name, 0.0) + ms
-        around.append((name, start + event["dur"]))
+        enclosing.append((name, start + event["dur"]))
     return spent
 
 

@@ -55,23 +55,24 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         RuntimeError: an entry has another shape.
     """
     packed = {path: layer for path, layer in module.named_modules() if _is_packed(layer)}
-    plain = {name: value for name, value in state.items() if not _under(name, packed)}
+    unpacked = {name: value for name, value in state.items() if not _under(name, packed)}
     own_state = module.state_dict(keep_vars=True)  # load_state_dict would ask packed layers for their opaque objects
-    places = {
+    parameters = {
         name: value for name, value in own_state.items() if isinstance(value, Tensor) and not _under(name, packed)
     }
-    if places.keys() != plain.keys():
-        raise KeyError(
-            f"missing {sorted(places.keys() - plain.keys())}, unexpected {sorted(plain.keys() - places.keys())}"
-        )
-    for name, place in places.items():
-        if place.shape != plain[name].shape:
-            raise RuntimeError(f"{name} has shape {tuple(plain[name].shape)}, the module's has {tuple(place.shape)}")
-        place.data = plain[name]
+    if parameters.keys() != unpacked.keys():
+        missing, unexpected = parameters.keys() - unpacked.keys(), unpacked.keys() - parameters.keys()
+        raise KeyError(f"missing {sorted(missing)}, unexpected {sorted(unexpected)}")
+    for name, parameter in parameters.items():
+        if parameter.shape != unpacked[name].shape:
+            raise RuntimeError(
+                f"{name} has shape {tuple(unpacked[name].shape)}, the module's has {tuple(parameter.shape)}"
+            )
+        parameter.data = unpacked[name]
     for path, layer in packed.items():
         prefix = f"{path}." if path else ""
-        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        _set_weights(layer, own)
+        layer_state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        _set_weights(layer, layer_state)
 
 
 def converted_layers(module: nn.Module) -> list[tuple[str, str]]:
@@ -84,8 +85,8 @@ def kernels_of(module: nn.Module) -> list[Kernel]:
     packed = {path for path, _ in converted_layers(module)}
     found = []
     for path, layer in module.named_modules():
-        own = (parameter.dtype for parameter in layer.parameters(recurse=False) if parameter.is_floating_point())
-        dtype = next(own, None)
+        dtypes = (parameter.dtype for parameter in layer.parameters(recurse=False) if parameter.is_floating_point())
+        dtype = next(dtypes, None)
         if path in packed or dtype is not None:
             numbers = "int8" if path in packed else str(dtype).removeprefix("torch.")
             found.append(Kernel(path, type(layer).__name__, numbers))
@@ -110,8 +111,8 @@ def _under(name: str, paths: Iterable[str]) -> bool:
 
 
 def _is_packed(layer: nn.Module) -> bool:
-    ours = type(layer).__module__.startswith("torch.ao.nn.quantized.dynamic")
-    return ours and type(layer).__name__ != "PackedParameter"
+    dynamic = type(layer).__module__.startswith("torch.ao.nn.quantized.dynamic")
+    return dynamic and type(layer).__name__ != "PackedParameter"
 
 
 def _weights_and_biases(layer: Any) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
@@ -120,28 +121,28 @@ def _weights_and_biases(layer: Any) -> tuple[dict[str, Tensor], dict[str, Tensor
     return {"weight": layer.weight()}, {"bias": layer.bias()}
 
 
-def _set_weights(layer: Any, own: Mapping[str, Tensor]) -> None:
+def _set_weights(layer: Any, state: Mapping[str, Tensor]) -> None:
     def weight(name: str) -> Tensor:
-        scale, zero_point = own[f"{name}.scale"].double(), own[f"{name}.zero_point"].long()
+        scale, zero_point = state[f"{name}.scale"].double(), state[f"{name}.zero_point"].long()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            quantized: Tensor = torch._make_per_channel_quantized_tensor(own[f"{name}.int8"], scale, zero_point, 0)
+            quantized: Tensor = torch._make_per_channel_quantized_tensor(state[f"{name}.int8"], scale, zero_point, 0)
         return quantized
 
     if not hasattr(layer, "get_weight"):
-        layer.set_weight_bias(weight("weight"), own.get("bias"))
+        layer.set_weight_bias(weight("weight"), state.get("bias"))
         return
     prepack = torch.ops.quantized.linear_prepack
     if hasattr(layer, "_packed_weight_ih"):  # a cell
-        layer._packed_weight_ih = prepack(weight("weight_ih"), own["bias_ih"])
-        layer._packed_weight_hh = prepack(weight("weight_hh"), own["bias_hh"])
+        layer._packed_weight_ih = prepack(weight("weight_ih"), state["bias_ih"])
+        layer._packed_weight_hh = prepack(weight("weight_hh"), state["bias_hh"])
         return
     from torch.ao.nn.quantized.dynamic.modules.rnn import PackedParameter
 
     values = []
     directions = ["", "_reverse"] if layer.bidirectional else [""]
     for suffix in (f"_l{index}{direction}" for index in range(layer.num_layers) for direction in directions):
-        bias_ih, bias_hh = own[f"bias_ih{suffix}"], own[f"bias_hh{suffix}"]
+        bias_ih, bias_hh = state[f"bias_ih{suffix}"], state[f"bias_hh{suffix}"]
         packed_ih = prepack(weight(f"weight_ih{suffix}"), bias_ih)
         packed_hh = prepack(weight(f"weight_hh{suffix}"), bias_hh)
         cell = torch.ops.quantized.make_quantized_cell_params_dynamic(packed_ih, packed_hh, bias_ih, bias_hh, True)

@@ -26,16 +26,16 @@ from omgoptim.techniques.registry import ModuleRun, Refusal
 
 SAMPLES = 2
 """Samples of a probe's batch: with one, batch dimensions and fixed sizes of 1 could not be distinguished."""
-TOLERANCE, COARSE = 3e-4, 2e-2
+TOLERANCE, COARSE_TOLERANCE = 3e-4, 2e-2
 """Tolerance for two outputs that differ only in the order of additions, relative to the largest value: in float32 on a
 CPU, 5,000 roundings of 6e-8; in half precision, and on GPUs, which may round the factors of float32 products to 10 bits
 (TF32), 40 roundings of 5e-4.
 """
 
-MOST_GROWTH = 8
+MAX_GROWTH = 8
 """Positions of an axis at most, as a multiple of the largest activation or axis: a reshape permutes and repeats."""
 
-MOST_TURNS = 8
+MAX_STEPS_PER_EDGE = 8
 """Steps of a walk at most, as a multiple of the graph's edges: at most 1.6 on ten networks that are followed."""
 
 FOLD = "(a parametrization: fold it with torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm)"
@@ -51,7 +51,7 @@ EXCLUDED = Refusal("excluded by targets or ignore", "excluded")
 WHOLE_MODEL = Refusal("the model itself is this one layer", "unsupported")
 """Reason for not replacing a layer that no module holds."""
 
-NOT_THE_USERS = ("torch", "omgoptim", "torch_pruning")
+LIBRARIES = ("torch", "omgoptim", "torch_pruning")
 """Packages whose frames are left out of an error's location."""
 
 
@@ -65,7 +65,7 @@ class Probe:
 
     args: tuple[Tensor, ...]
     kwargs: dict[str, Tensor]
-    others: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
+    further_calls: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
     """Further calls: samples for which other layers run than for the batch."""
 
     @staticmethod
@@ -84,17 +84,17 @@ class Probe:
         Raises:
             DoesNotRun: the forward raised.
         """
-        with evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]):
+        with evaluation_mode(module), quiet_output(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
-                results = [module(*args, **kwargs) for args, kwargs in ((self.args, self.kwargs), *self.others)]
+                results = [module(*args, **kwargs) for args, kwargs in ((self.args, self.kwargs), *self.further_calls)]
             except Exception as error:  # whatever a user's forward raises once widths have changed
                 raise DoesNotRun(error_location(error)) from error
         return [leaf for result in results for leaf in flatten(result) if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class LayerCalls:
     """Calls of a layer in one forward."""
 
     shapes: tuple[tuple[int, ...], ...]
@@ -105,9 +105,9 @@ class Use:
     """Traced batch size."""
 
 
-def uses_of(
+def layer_calls(
     module: nn.Module, layers: Mapping[str, nn.Module], run: ModuleRun, samples: int = SAMPLES
-) -> dict[str, Use]:
+) -> dict[str, LayerCalls]:
     """Return the calls of layers in one forward of a few samples by path, in order of execution.
 
     Args:
@@ -118,27 +118,29 @@ def uses_of(
     """
     shapes: dict[str, list[tuple[int, ...]]] = {}
     sources: dict[str, list[int]] = {}
-    seen: list[Tensor] = []  # kept, so that no two inputs get the same address
+    inputs_seen: list[Tensor] = []  # kept, so that no two inputs get the same address
 
-    def watch(path: str) -> Any:
+    def record(path: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             values = inputs[0] if inputs else kwargs["input"]
-            same = next((n for n, one in enumerate(seen) if one is values), len(seen))
-            seen.append(values)
+            same = next((n for n, earlier in enumerate(inputs_seen) if earlier is values), len(inputs_seen))
+            inputs_seen.append(values)
             shapes.setdefault(path, []).append(tuple(values.shape))
             sources.setdefault(path, []).append(same)
 
         return hook
 
     args, kwargs = forward_args(run.signature, repeat_to_size(run.statistics, samples), run.device)
-    handles = [layer.register_forward_pre_hook(watch(path), with_kwargs=True) for path, layer in layers.items()]
-    with attached(handles), evaluation_mode(module), quiet():
+    handles = [layer.register_forward_pre_hook(record(path), with_kwargs=True) for path, layer in layers.items()]
+    with attached(handles), evaluation_mode(module), quiet_output():
         module(*args, **kwargs)
-    return {path: Use(tuple(some), tuple(sources[path]), samples) for path, some in shapes.items()}
+    return {
+        path: LayerCalls(tuple(input_shapes), tuple(sources[path]), samples) for path, input_shapes in shapes.items()
+    }
 
 
 @contextlib.contextmanager
-def quiet() -> Any:
+def quiet_output() -> Any:
     """Send prints of a model to the log and suppress warnings of libraries."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
@@ -162,10 +164,10 @@ def _is_of_a_library(filename: str) -> bool:
     if not folder:
         return False
     inside = parts[len(parts) - parts[::-1].index(folder) :] if folder == "site-packages" else ("omgoptim",)
-    return bool(inside) and inside[0] in NOT_THE_USERS
+    return bool(inside) and inside[0] in LIBRARIES
 
 
-def owned_parameters(module: nn.Module) -> dict[int, list[tuple[int, str]]]:
+def parameter_owners(module: nn.Module) -> dict[int, list[tuple[int, str]]]:
     """Return the owners (layer id and name) of each parameter by its id; more than one layer is a tie."""
     owners: dict[int, list[tuple[int, str]]] = {}
     for path, layer in module.named_modules():
@@ -186,7 +188,7 @@ def frozen_or_shared(layer: nn.Module, owners: Mapping[int, Sequence[tuple[int, 
 
 
 def is_shared(tensor: Tensor | None, owners: Mapping[int, Sequence[tuple[int, str]]]) -> bool:
-    """Return whether several layers own a parameter; `owners` as `owned_parameters` gives them."""
+    """Return whether several layers own a parameter; `owners` as `parameter_owners` gives them."""
     return len({owner for owner, _ in owners.get(id(tensor), [])}) > 1
 
 
@@ -194,9 +196,9 @@ def replacement_refusal(layer: nn.Linear | _ConvNd) -> Refusal | None:
     """Return why another layer in this one's place would not do what it does; None if it would."""
     if layer._parameters.get("weight") is None:
         return Refusal(f"its weight is computed from other parameters {FOLD}", "unsupported")
-    plain = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, _ConvNd) if isinstance(layer, kind))
+    torch_class = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, _ConvNd) if isinstance(layer, kind))
     for name in ("forward", "_conv_forward"):
-        if name in vars(layer) or getattr(type(layer), name, None) is not getattr(plain, name, None):
+        if name in vars(layer) or getattr(type(layer), name, None) is not getattr(torch_class, name, None):
             return Refusal(f"{type(layer).__name__} overrides forward", "unsupported")
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
         reason = "it has hooks, which its replacement would not have"
@@ -207,23 +209,23 @@ def replacement_refusal(layer: nn.Linear | _ConvNd) -> Refusal | None:
 def tolerance_of(outputs: list[Tensor]) -> float:
     """Return the tolerance within which such outputs count as equal."""
     coarse = any(out.is_floating_point() and (out.element_size() < 4 or out.device.type != "cpu") for out in outputs)
-    return COARSE if coarse else TOLERANCE
+    return COARSE_TOLERANCE if coarse else TOLERANCE
 
 
-def difference(some: list[Tensor], others: list[Tensor]) -> float:
+def relative_difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
     """Return the largest difference of any output, relative to its largest value; infinite where one is NaN.
 
     Raises:
         ValueError: their shapes differ.
     """
     largest = 0.0
-    if [tensor.shape for tensor in some] != [tensor.shape for tensor in others]:
+    if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
         raise ValueError("the outputs changed their shapes")
-    for one, other in zip(some, others, strict=True):
-        if one.numel():
-            scale = max(float(other.double().abs().max()), 1e-12)
-            apart = float((one.double() - other.double()).abs().max()) / scale
-            largest = max(largest, apart if apart == apart else float("inf"))
+    for output, reference in zip(outputs, expected, strict=True):
+        if output.numel():
+            scale = max(float(reference.double().abs().max()), 1e-12)
+            error = float((output.double() - reference.double()).abs().max()) / scale
+            largest = max(largest, error if error == error else float("inf"))
     return largest
 
 
@@ -234,26 +236,26 @@ def torch_pruning_context() -> Iterator[None]:
     For the states of a recurrent layer it adds None to the other widths, which raises; without an index mapping the
     concatenation is followed as it is, and what does not hold is found where a removal is tried.
     """
-    with quiet():
+    with quiet_output():
         try:
             from torch_pruning.dependency import index_mapping
         except ImportError:  # not installed, which is said elsewhere
             yield
             return
-        own = index_mapping.update_concat_index_mapping
+        original = index_mapping.update_concat_index_mapping
 
         def update(graph: Any, node: Any) -> None:
             with contextlib.suppress(TypeError):
-                own(graph, node)
+                original(graph, node)
 
         index_mapping.update_concat_index_mapping = update
         try:
             yield
         finally:
-            index_mapping.update_concat_index_mapping = own
+            index_mapping.update_concat_index_mapping = original
 
 
-def traced(doing: str, call: Callable[[], Any]) -> Any:
+def call_torch_pruning(doing: str, call: Callable[[], Any]) -> Any:
     """Call torch-pruning without its warnings and prints.
 
     Raises:
@@ -273,10 +275,10 @@ def _largest_axis(module: nn.Module, probe: Probe) -> int:
     """Return the most values of a sample's activation, or of an axis of a parameter."""
     sizes = [size for tensor in module.parameters() for size in tensor.shape]
 
-    def look(_layer: nn.Module, _args: Any, output: Any) -> None:
+    def record(_layer: nn.Module, _args: Any, output: Any) -> None:
         sizes.extend(leaf.numel() // probe.samples for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
-    with attached([layer.register_forward_hook(look) for layer in module.modules()]):
+    with attached([layer.register_forward_hook(record) for layer in module.modules()]):
         probe.outputs(module)
     return max(sizes, default=1)
 
@@ -291,8 +293,8 @@ class WalkLimit:
     def __init__(self, graph: Any, module: nn.Module, probe: Probe) -> None:
         """Take the graph, and the module that it is of."""
         dependencies = [dependency for node in graph.module2node.values() for dependency in node.dependencies]
-        self._most_positions = MOST_GROWTH * _largest_axis(module, probe)
-        self._most_steps = MOST_TURNS * len(dependencies)
+        self._most_positions = MAX_GROWTH * _largest_axis(module, probe)
+        self._most_steps = MAX_STEPS_PER_EDGE * len(dependencies)
         self.steps = 0
         """Steps of the walk so far: to be set to 0 before each."""
         for dependency in dependencies:

@@ -47,14 +47,14 @@ def reestimate(module: nn.Module, signature: Signature, batches: Samples) -> int
         for batch in joined:
             args, kwargs = forward_args(signature, batch, device)
             module(*args, **kwargs)
-    reached = 0
+    estimated = 0
     for layer, buffers in before:
         if layer.num_batches_tracked:
-            reached += 1
+            estimated += 1
         else:
             for name, value in layer.named_buffers():
                 value.copy_(buffers[name])
-    return reached
+    return estimated
 
 
 def _norms(module: nn.Module) -> list[_BatchNorm]:

@@ -15,10 +15,11 @@ from omgoptim.models.data import DataSource
 from omgoptim.models.forward import name_inputs
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.raw_batch import RawBatch
+from omgoptim.models.samples import refuse_other_rows
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.modes import seed_everything
 
-MOST_BATCHES = 200_000
+MAX_BATCHES = 200_000
 """Batches of a pass after which training data counts as endless. Chosen above ImageNet's 160,000 at batch 8."""
 
 
@@ -91,10 +92,10 @@ class Batches:
             for batch in self.epoch(batch_size):
                 check(batch.target)
                 first, count, samples = first or batch, count + 1, samples + batch.size
-                if count > MOST_BATCHES:
+                if count > MAX_BATCHES:
                     raise DataError(
                         "the training data is endless",
-                        f"it yielded more than {MOST_BATCHES:,} batches; an epoch is one pass over the data",
+                        f"it yielded more than {MAX_BATCHES:,} batches; an epoch is one pass over the data",
                         "end the iterable after one pass, for instance with itertools.islice(batches, count)",
                     )
             if first is None:
@@ -152,10 +153,5 @@ def as_target(target: Any, length: int) -> Any:
             return target
         target = torch.from_numpy(np.array(array))  # a copy: memory that cannot be written to is not a tensor's
     tensor = target.detach().reshape(1) if target.ndim == 0 else target.detach()
-    if len(tensor) != length:
-        raise DataError(
-            f"a batch of {length} samples has a target with {len(tensor)} rows",
-            "inputs and target need the same first dimension",
-            "yield (inputs, target); three or more elements are read as (input, input, …, target)",
-        )
+    refuse_other_rows(tensor, length)
     return tensor.float() if tensor.is_floating_point() else tensor.long()

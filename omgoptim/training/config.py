@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from omgoptim.requests.training import TrainingFields, TrainingRequest
+from omgoptim.text import plural
 from omgoptim.training.batches import Batches
 from omgoptim.training.modes import own_randomness
 
@@ -48,7 +49,7 @@ MOMENTUM = 0.9
 ONE_CYCLE_RISE = 0.3
 """Minimum rising fraction of a one_cycle schedule: `pct_start` of torch's OneCycleLR."""
 
-START, END = 25.0, 1e4
+DIV_FACTOR, FINAL_DIV_FACTOR = 25.0, 1e4
 """`div_factor` and `final_div_factor` of torch's OneCycleLR."""
 
 
@@ -165,10 +166,9 @@ def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | No
     """
     if not 0 < steps < FEW_STEPS:
         return None
-    number = "1 optimizer step" if steps == 1 else f"{steps} optimizer steps"
     return (
-        f"little training data: {samples:,} training samples give {number} in total, at a peak learning rate of "
-        f"{config.learning_rate:.2g}; use more epochs or more training data"
+        f"little training data: {samples:,} training samples give {plural(steps, 'optimizer step')} in total, at a "
+        f"peak learning rate of {config.learning_rate:.2g}; use more epochs or more training data"
     )
 
 
@@ -222,9 +222,11 @@ def lr_factor(config: TrainingConfig, steps: int) -> Callable[[int], float]:
 def _one_cycle(step: int, steps: int, rise: float) -> float:
     top = rise * steps - 1
     if step <= top and top > 0:
-        return _between(1 / START, 1.0, step / top)
+        return _between(1 / DIV_FACTOR, 1.0, step / top)
     fall = steps - 1 - max(top, 0.0)
-    return _between(1.0, 1 / START / END, min((step - max(top, 0.0)) / fall, 1.0) if fall > 0 else 0.0)
+    return _between(
+        1.0, 1 / DIV_FACTOR / FINAL_DIV_FACTOR, min((step - max(top, 0.0)) / fall, 1.0) if fall > 0 else 0.0
+    )
 
 
 def _between(start: float, end: float, done: float) -> float:

@@ -1,8 +1,8 @@
 """Knowledge distillation from a teacher's outputs: class scores by one of four losses, or values.
 
 Sources: Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2; Kim et al. 2021, arXiv:2105.08919; Zhao et al. 2022,
-arXiv:2203.08679 (DKD); Huang et al. 2022, arXiv:2205.10536 (DIST). Deviations from each
-are beside its function in `output_distances`.
+arXiv:2203.08679 (DKD); Huang et al. 2022, arXiv:2205.10536 (DIST). Deviations from each are noted in
+`_distillation/distances.py`.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class DistillationLoss(nn.Module):
     With p and q the softmax of the teacher's and of the student's logits over the temperature T, a row being a sample,
     a token or a pixel, the distance of class scores is by `form`, averaged over rows:
     hinton  T^2 x KL(p || q).
-    mse     the mean square of the differences of logits, T having no part in it.
+    mse     the mean square of the differences of logits, independent of T.
     dkd     T^2 x (KL of label against others, plus 8 x KL among the others). Needs labels.
     dist    T^2 x (1 - Pearson's correlation of p and q over classes, plus the same over the rows of the batch).
     Of anything else (embeddings, hidden states, regression), `auto`: squared error over the teacher's variance, plus
     1 - cosine of the rows along the last dimension where it has more than one entry; `mse`: the first of the two. Where
     entries are of far different scales (boxes in pixels beside scores), each is in units of its own spread.
     The mixture is alpha x loss on the targets + (1 - alpha) x distance.
-    All this is of the main output: the one that the targets belong to, else the first. Each other floating output adds
+    This applies to the main output: the one that the targets belong to, else the first. Each other floating output adds
     its own distance, whatever alpha is: KL divergence of class scores at T, else squared error over the variance.
 
     Args:
         temperature: what scores are divided by before the softmax; above 1 softens them.
-        alpha: weight of the loss on the targets, 0..1; 1 - alpha is that of the teacher. At 1 the teacher has no say,
-            at 0 the targets have none.
+        alpha: weight of the loss on the targets, 0..1; 1 - alpha is that of the teacher. At 1 the teacher is
+            ignored, at 0 the targets.
         kind: of the main output: `classes`, `values`, or `auto`: integer targets that fit as labels make scores, and
             without them rows that sum to one, or a form that is for classes.
         form: the distance; `auto` is hinton for classes.
@@ -77,8 +77,8 @@ class DistillationLoss(nn.Module):
         self._count: int | None = None
 
     @property
-    def teaches_others(self) -> bool:
-        """Return whether outputs beside the main one are learned; known once the loss is resolved."""
+    def has_other_outputs(self) -> bool:
+        """Return whether outputs other than the main one are learned; known once the loss is resolved."""
         return bool(self._others)
 
     @property
@@ -116,7 +116,7 @@ class DistillationLoss(nn.Module):
             TechniqueError: the main output is not class scores, and the form is one for those.
             DataError: dkd without a label for each row.
         """
-        made = DistillationLoss(self.temperature, self.alpha, self.kind, self.form)
+        loss = DistillationLoss(self.temperature, self.alpha, self.kind, self.form)
         leaves = tensor_outputs(teacher, None if outputs is None else len(outputs.specs))
         main_output(leaves)  # raises where there is none at all
         outputs = outputs or described_tensors(leaves, targets)
@@ -129,18 +129,18 @@ class DistillationLoss(nn.Module):
                 "return real tensors (torch.view_as_real for complex ones), or give labels and "
                 f"{argument('loss', 'file.py:callable')}",
             )
-        made._count = len(outputs.specs)
+        loss._count = len(outputs.specs)
         scores = (
             None if self.kind == "values" else _class_scores(leaves[main.index], targets, self.kind, self.form, main)
         )
-        made._main = _LearnedOutput(main, scores, None)
-        made._others = tuple(
+        loss._main = _LearnedOutput(main, scores, None)
+        loss._others = tuple(
             _LearnedOutput(spec, ClassScores.of_spec(spec, leaves[spec.index]), spec.spread)
             for spec in learnable
             if spec is not main
         )
-        made.kind = "classes" if scores is not None else "values"
-        if made.kind == "values" and self.form not in ("auto", "mse"):
+        loss.kind = "classes" if scores is not None else "values"
+        if loss.kind == "values" and self.form not in ("auto", "mse"):
             raise TechniqueError(
                 f"output loss {self.form} needs class logits, and the teacher's output is not known to be any",
                 f"without integer labels that fit it, an output of shape {tuple(leaves[main.index].shape)} is read as "
@@ -149,7 +149,7 @@ class DistillationLoss(nn.Module):
             )
         if scores is not None and self.form == "dkd":
             scores.check(_labels(leaves[main.index], scores, targets))
-        return made
+        return loss
 
     def forward(
         self, student: Any, teacher: Any, targets: Any = None, hard: Callable[[Any, Any], Tensor] | None = None
@@ -172,13 +172,13 @@ class DistillationLoss(nn.Module):
         resolved = self if self._main is not None else self.resolved(teacher, targets)
         if targets is None:
             return resolved.soft(student, teacher)
-        return resolved.mixed(
+        return resolved.mix(
             lambda: (hard or resolved._hard)(student, targets),
             lambda: resolved.main(student, teacher, targets),
             lambda: resolved.others(student, teacher),
         )
 
-    def mixed(
+    def mix(
         self, hard: Callable[[], Tensor], soft: Callable[[], Tensor], others: Callable[[], Tensor] | None = None
     ) -> Tensor:
         """Mix the two parts by alpha; a part of weight 0 is not computed, so that its infinities do not count."""
@@ -212,14 +212,14 @@ class DistillationLoss(nn.Module):
         """Return the distance to the teacher in the main output, as `soft`; the loss must be resolved."""
         if self._main is None:
             raise ValueError("call resolved() first: the loss does not know the model's outputs yet")
-        output, goal = self._pair(self._main, student, teacher)
+        output, target = self._pair(self._main, student, teacher)
         scores = self._main.scores
         if scores is None:
-            keep = _counting(goal.shape[:-1], targets, real)
-            return self._main.distance(output, goal, keep, cosine=self.form != "mse")
-        rows, goals = scores.rows(output), scores.rows(goal)
-        labels = _labels(goal, scores, targets).reshape(-1) if self.form == "dkd" else None
-        keep = _counting(torch.Size([len(rows)]), targets, real)
+            keep = _row_mask(target.shape[:-1], targets, real)
+            return self._main.distance(output, target, keep, cosine=self.form != "mse")
+        rows, goals = scores.rows(output), scores.rows(target)
+        labels = _labels(target, scores, targets).reshape(-1) if self.form == "dkd" else None
+        keep = _row_mask(torch.Size([len(rows)]), targets, real)
         if keep is not None:
             keep = keep.reshape(-1)
             rows, goals, labels = rows[keep], goals[keep], None if labels is None else labels[keep]
@@ -234,21 +234,21 @@ class DistillationLoss(nn.Module):
         """Return the sum of the distances to the teacher in the other outputs; 0 without any."""
         total = torch.zeros(())
         for learned in self._others:
-            output, goal = self._pair(learned, student, teacher)
+            output, target = self._pair(learned, student, teacher)
             if learned.scores is not None:
-                rows, goals = learned.scores.rows(output), learned.scores.rows(goal)
+                rows, goals = learned.scores.rows(output), learned.scores.rows(target)
                 distance = softened_divergence(rows, goals, self.temperature)
             else:
-                keep = _counting(goal.shape[:-1], None, real)
-                distance = learned.distance(output, goal, keep, cosine=False)
+                keep = _row_mask(target.shape[:-1], None, real)
+                distance = learned.distance(output, target, keep, cosine=False)
             total = total.to(distance.device) + distance
         return total
 
     def _pair(self, learned: _LearnedOutput, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
         """Return an output of both, the teacher's without a gradient."""
-        output, goal = (tensor_outputs(each, self._count)[learned.spec.index] for each in (student, teacher))
-        same_shape(output, goal)
-        return output, goal.detach()
+        output, target = (tensor_outputs(each, self._count)[learned.spec.index] for each in (student, teacher))
+        same_shape(output, target)
+        return output, target.detach()
 
     def _hard(self, student: Any, targets: Any) -> Tensor:
         if self._main is None:
@@ -312,12 +312,12 @@ def _class_scores(output: Tensor, targets: Any, kind: Kind, form: Form, spec: Ou
         return ClassScores(output.shape[-1], -1, is_distribution(output, -1))
     if isinstance(targets, Tensor) and targets.is_floating_point():
         return None
-    if form in ("hinton", "dkd", "dist") and output.ndim == 2 and output.shape[1] > 1 and not _unit_rows(output):
+    if form in ("hinton", "dkd", "dist") and output.ndim == 2 and output.shape[1] > 1 and not _has_unit_rows(output):
         return ClassScores(output.shape[1], -1, is_distribution(output, -1))  # the request says so
     return ClassScores.of_spec(spec, output)
 
 
-def _unit_rows(output: Tensor) -> bool:
+def _has_unit_rows(output: Tensor) -> bool:
     """Return whether rows have unit length, as embeddings."""
     return bool(((output.detach().float().norm(dim=1) - 1).abs() < 1e-3).all())
 
@@ -327,22 +327,22 @@ def _labels(output: Tensor, scores: ClassScores, targets: Any) -> Tensor:
     rows = output.numel() // (scores.classes if scores.axis is not None else 1)
     if isinstance(targets, Tensor) and not targets.is_floating_point() and targets.numel() == rows:
         return targets
-    got = f"integer targets {tuple(targets.shape)}" if isinstance(targets, Tensor) else "no labels"
+    given = f"integer targets {tuple(targets.shape)}" if isinstance(targets, Tensor) else "no labels"
     if isinstance(targets, Tensor) and targets.is_floating_point():
-        got = f"float targets {tuple(targets.shape)}"
+        given = f"float targets {tuple(targets.shape)}"
     raise DataError(
         "decoupled distillation (dkd) needs the label of each row",
-        f"given are {got} for outputs of shape {tuple(output.shape)}",
+        f"given are {given} for outputs of shape {tuple(output.shape)}",
         "use output loss hinton, which needs none, or give integer labels",
     )
 
 
-def _counting(shape: torch.Size, targets: Any, real: Tensor | None) -> Tensor | None:
+def _row_mask(shape: torch.Size, targets: Any, real: Tensor | None) -> Tensor | None:
     """Return which rows count, of the rows' shape or flat; None where all do."""
     keep = None
     if isinstance(targets, Tensor) and not targets.is_floating_point() and targets.numel() == shape.numel():
         keep = targets.reshape(shape) != IGNORED
     if real is not None and real.numel() == shape.numel():
-        there = real.reshape(shape) != 0
-        keep = there if keep is None else keep & there
+        not_padding = real.reshape(shape) != 0
+        keep = not_padding if keep is None else keep & not_padding
     return keep

@@ -100,8 +100,8 @@ class Evaluator:
             return COLLAPSED
         if self.metric.per_sample is not None:
             value = float(self.metric.per_sample(outputs, self.samples.targets, self.outputs).mean())
-        elif self.metric.whole is not None:
-            value = float(self.metric.whole(outputs, self.samples.targets))
+        elif self.metric.over_all is not None:
+            value = float(self.metric.over_all(outputs, self.samples.targets))
         else:
             raise ValueError(f"metric {self.metric.name} has no function")
         return value if math.isfinite(value) else COLLAPSED

@@ -66,7 +66,7 @@ class IntegerFormats:
 
 
 class _Rounded(torch.autograd.Function):
-    """Return (clamp(round(x / s) + z, low, high) - z) x s, as QuantizeLinear and DequantizeLinear compute it."""
+    """The function (clamp(round(x / s) + z, low, high) - z) x s, as QuantizeLinear and DequantizeLinear compute it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
@@ -104,8 +104,8 @@ def weight_scale(weight: Tensor, axis: int | None, levels: int = 127) -> Tensor:
     if axis is None:
         largest = size.amax()
     else:
-        others = [dim for dim in range(weight.ndim) if dim != axis]
-        largest = size.amax(others, keepdim=True) if others else size
+        reduced = [dim for dim in range(weight.ndim) if dim != axis]
+        largest = size.amax(reduced, keepdim=True) if reduced else size
     scale = largest / levels
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
@@ -151,7 +151,8 @@ class FakeQuantized(nn.Module):
         self.register_buffer("high", torch.full((count,), -torch.inf))
         for index, (path, layer) in enumerate(self.layers.items()):
             factors = simulation.factors.get(path)
-            if factors is not None and len(factors) == _input_channels(layer):
+            channels = layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
+            if factors is not None and len(factors) == channels:
                 self.register_buffer(f"factors_{index}", factors.float())
 
     @property
@@ -174,7 +175,7 @@ class FakeQuantized(nn.Module):
         simulation, rounded = self.simulation, {}
         levels = simulation.weight_levels
         for index, (path, layer) in enumerate(self.layers.items()):
-            axis = _output_axis(layer) if simulation.per_channel else None
+            axis = int(isinstance(layer, _ConvTransposeNd)) if simulation.per_channel else None
             factors = self._buffers.get(f"factors_{index}")
             read = None if factors is None else _of_weight(factors, layer)
             weight = layer.weight if read is None else layer.weight * read
@@ -276,14 +277,6 @@ def _simulated(module: nn.Module, simulation: IntegerFormats) -> dict[str, Simul
         "it has no convolution or Linear layer with a weight that is a parameter of its own",
         "use scheme dynamic or weight_only, which need no training",
     )
-
-
-def _output_axis(layer: Simulated) -> int:
-    return 1 if isinstance(layer, _ConvTransposeNd) else 0
-
-
-def _input_channels(layer: Simulated) -> int:
-    return layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
 
 
 def _of_weight(factors: Tensor, layer: Simulated) -> Tensor:

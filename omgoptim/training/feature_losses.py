@@ -1,10 +1,10 @@
 """Feature distillation: losses between layers of student and teacher, beside or instead of their outputs.
 
-fitnets     layers of the student give, through an adapter, what the teacher's give: arXiv:1412.6550.
-attention   they look at the same places of a map or a sequence: arXiv:1612.03928.
-relational  samples are as far from each other, and at the same angles: arXiv:1904.05068.
-minilm      tokens are related alike by the queries, keys and values of the last attention: arXiv:2012.15828.
-Distances and their scales: `feature_distances`.
+fitnets     match the teacher's layer outputs through a linear adapter: arXiv:1412.6550.
+attention   match the spatial attention maps of layers: arXiv:1612.03928.
+relational  match distances and angles between samples: arXiv:1904.05068.
+minilm      match the query, key and value relations of the last self-attention: arXiv:2012.15828.
+Distances and their scales: `_distillation/distances.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from omgoptim.training._distillation.distances import (
     relation_heads,
     relational_distance,
 )
-from omgoptim.training._distillation.layer_pairing import attention_of, pairs_of, requested_pair, two_paths
+from omgoptim.training._distillation.layer_pairing import attention_of, pairs_of, requested_pair, split_pair
 from omgoptim.training.layer_trace import LayerOutput, Side, Trace, capture_outputs
 
 Method = Literal["fitnets", "attention", "relational", "minilm"]
@@ -49,9 +49,9 @@ class LayerPlace:
     """Axis of the channels."""
 
     @staticmethod
-    def of(seen: LayerOutput) -> LayerPlace:
+    def of(layer: LayerOutput) -> LayerPlace:
         """Return the place of a layer's output."""
-        return LayerPlace(seen.path, "output", seen.axis)
+        return LayerPlace(layer.path, "output", layer.axis)
 
     def __str__(self) -> str:
         return f"{'the input of ' if self.side == 'input' else ''}{self.path or 'the output'}"
@@ -131,18 +131,18 @@ class FeatureLoss(nn.Module):
         """
         if method not in get_args(Method):
             raise RequestError(f"features '{method}' are unknown", did_you_mean(method, get_args(Method)))
-        made: Method = method  # type: ignore[assignment]
-        if made == "relational" and not pairs:
-            return FeatureLoss(made, weight, [(_embedding(student), _embedding(teacher))])
-        if made == "minilm":
-            found = _attention_pairs(student, teacher, pairs)
-        elif made == "relational":
-            found = [requested_pair(text, student, teacher) for text in pairs]
+        checked: Method = method  # type: ignore[assignment]
+        if checked == "relational" and not pairs:
+            return FeatureLoss(checked, weight, [(_embedding(student), _embedding(teacher))])
+        if checked == "minilm":
+            layers = _attention_pairs(student, teacher, pairs)
+        elif checked == "relational":
+            layers = [requested_pair(text, student, teacher) for text in pairs]
         else:
-            found = pairs_of(student, teacher, pairs, positions=made == "attention")
-        widths = [(one.channels, other.channels) for one, other in found] if made == "fitnets" else []
+            layers = pairs_of(student, teacher, pairs, positions=checked == "attention")
+        widths = [(first.channels, second.channels) for first, second in layers] if checked == "fitnets" else []
         return FeatureLoss(
-            made, weight, [(LayerPlace.of(one), LayerPlace.of(other)) for one, other in found], widths, seed
+            checked, weight, [(LayerPlace.of(first), LayerPlace.of(second)) for first, second in layers], widths, seed
         )
 
     @property
@@ -154,8 +154,8 @@ class FeatureLoss(nn.Module):
     def names(self) -> list[str]:
         """Describe the pairs for the report."""
         names = []
-        for one, other in self.pairs:
-            words = f"{one} of both" if str(one) == str(other) else f"{one} after the teacher's {other}"
+        for student, teacher in self.pairs:
+            words = f"{student} of both" if str(student) == str(teacher) else f"{student} after the teacher's {teacher}"
             names.append(words)
         for index, adapter in enumerate(self.adapters):
             if isinstance(adapter, nn.Linear):
@@ -166,10 +166,14 @@ class FeatureLoss(nn.Module):
     def capturing(self, student: nn.Module, teacher: nn.Module) -> Iterator[Features]:
         """Capture both modules' features in their last forward within the block; the hooks are removed afterwards."""
         with (
-            capture_outputs(student, [(one.path, one.side) for one, _ in self.pairs]) as own,
-            capture_outputs(teacher, [(other.path, other.side) for _, other in self.pairs]) as theirs,
+            capture_outputs(
+                student, [(student_place.path, student_place.side) for student_place, _ in self.pairs]
+            ) as student_features,
+            capture_outputs(
+                teacher, [(teacher_place.path, teacher_place.side) for _, teacher_place in self.pairs]
+            ) as teacher_features,
         ):
-            yield Features(own, theirs)
+            yield Features(student_features, teacher_features)
 
     def forward(self, captured: Features, real: Tensor | None = None) -> Tensor:
         """Return the distance, without its weight: a scalar with the gradient of the student's features.
@@ -186,9 +190,9 @@ class FeatureLoss(nn.Module):
         return total if self.method == "minilm" else total / len(distances)
 
     def _distance(self, index: int, captured: Features, real: Tensor | None) -> Tensor:
-        one, other = self.pairs[index]
-        student = _values(captured.student, one, "student")
-        teacher = _values(captured.teacher, other, "teacher").detach()
+        student_place, teacher_place = self.pairs[index]
+        student = _values(captured.student, student_place, "student")
+        teacher = _values(captured.teacher, teacher_place, "teacher").detach()
         if self.method == "relational":
             return relational_distance(_pooled(student, real), _pooled(teacher, real))
         if self.method == "minilm":
@@ -196,7 +200,8 @@ class FeatureLoss(nn.Module):
             return relation_divergence(student, teacher, heads, _of_tokens(student, real))
         if self.method == "attention":
             student, teacher = (x.square().mean(-1, keepdim=True) for x in (student, teacher))
-        student, teacher = _on_one_grid(student, teacher)
+        grid = [min(sizes) for sizes in zip(student.shape[1:-1], teacher.shape[1:-1], strict=True)]
+        student, teacher = _averaged(student, grid), _averaged(teacher, grid)
         tokens = _of_tokens(student, real)
         if self.method == "attention":
             return attention_distance(student.flatten(1), teacher.flatten(1), tokens)
@@ -210,10 +215,12 @@ def _embedding(traced: Trace) -> LayerPlace:
 
 def _attention_pairs(student: Trace, teacher: Trace, requested: Sequence[str]) -> list[tuple[LayerOutput, LayerOutput]]:
     """Pair queries, keys and values of the last self-attentions, or of the requested ones."""
-    paths: list[tuple[str | None, str | None]] = [two_paths(text) for text in requested] or [(None, None)]
+    paths: list[tuple[str | None, str | None]] = [split_pair(text) for text in requested] or [(None, None)]
     pairs: list[tuple[LayerOutput, LayerOutput]] = []
-    for one, other in paths:
-        pairs += zip(attention_of(student, one, "student"), attention_of(teacher, other, "teacher"), strict=True)
+    for student_path, teacher_path in paths:
+        pairs += zip(
+            attention_of(student, student_path, "student"), attention_of(teacher, teacher_path, "teacher"), strict=True
+        )
     return pairs
 
 
@@ -233,8 +240,8 @@ def _pooled(values: Tensor, real: Tensor | None) -> Tensor:
     """Return values (batch, …, D) averaged over their positions without padding: (batch, D)."""
     tokens = _of_tokens(values, real)
     if tokens is not None:
-        kept = (tokens != 0).unsqueeze(-1)
-        return (values * kept).sum(1) / kept.sum(1).clamp(min=1)
+        real_tokens = (tokens != 0).unsqueeze(-1)
+        return (values * real_tokens).sum(1) / real_tokens.sum(1).clamp(min=1)
     return values if values.ndim == 2 else values.flatten(1, -2).mean(1)
 
 
@@ -243,13 +250,8 @@ def _of_tokens(values: Tensor, real: Tensor | None) -> Tensor | None:
     return real if real is not None and values.ndim == 3 and real.shape == values.shape[:2] else None
 
 
-def _on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both, (batch, …, D) and (batch, …, E), averaged to the smaller grid."""
-    grid = [min(sizes) for sizes in zip(student.shape[1:-1], teacher.shape[1:-1], strict=True)]
-    return _averaged(student, grid), _averaged(teacher, grid)
-
-
 def _averaged(values: Tensor, grid: list[int]) -> Tensor:
+    """Return values (batch, *positions, D) averaged to a smaller grid of positions."""
     if list(values.shape[1:-1]) == grid:
         return values
     pools = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)

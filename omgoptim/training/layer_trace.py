@@ -68,7 +68,7 @@ class LayerOutput:
 class Trace:
     """Traced outputs of the layers of a module, in order of execution."""
 
-    seen: list[LayerOutput]
+    layers: list[LayerOutput]
     head: str | None
     """Linear layer whose output is the main output, if there is one."""
     output: tuple[int, ...]
@@ -79,7 +79,7 @@ class Trace:
     @property
     def by_path(self) -> dict[str, LayerOutput]:
         """Outputs by the path of their layer."""
-        return {seen.path: seen for seen in self.seen}
+        return {layer.path: layer for layer in self.layers}
 
 
 @dataclass(slots=True)
@@ -87,15 +87,15 @@ class _Tracing:
     """Records of the forward hooks."""
 
     batch: int
-    seen: dict[str, LayerOutput] = field(default_factory=dict)
+    layers: dict[str, LayerOutput] = field(default_factory=dict)
     width: int = 0
     """Channel count of the last layer with parameters."""
     first: bool = False
     """The last layer has its channels on axis 1."""
-    given: dict[str, weakref.ref[Tensor]] = field(default_factory=dict)
+    outputs: dict[str, weakref.ref[Tensor]] = field(default_factory=dict)
     """Weak references to the outputs, by which the main output is identified."""
 
-    def note(self, path: str, layer: nn.Module, output: Any) -> None:
+    def record(self, path: str, layer: nn.Module, output: Any) -> None:
         block = any(True for _ in layer.children())
         leaf = not block and any(True for _ in layer.parameters(recurse=False))
         if leaf and (found := _width(layer)) is not None:
@@ -103,10 +103,10 @@ class _Tracing:
         tensor = _tensor(output)
         if tensor is None or tensor.ndim < 2 or len(tensor) != self.batch or not tensor.is_floating_point():
             return
-        self.seen.pop(path, None)  # called again: where the last call was
+        self.layers.pop(path, None)  # called again: where the last call was
         shape, axis = tuple(tensor.shape), self._axis(tensor)
-        self.seen[path] = LayerOutput(path, type(layer).__name__, shape, axis, final=False, leaf=leaf, block=block)
-        self.given[path] = weakref.ref(tensor)
+        self.layers[path] = LayerOutput(path, type(layer).__name__, shape, axis, final=False, leaf=leaf, block=block)
+        self.outputs[path] = weakref.ref(tensor)
 
     def _axis(self, output: Tensor) -> int:
         """Return the channel axis of an output.
@@ -137,15 +137,15 @@ def trace(module: nn.Module, signature: Signature, inputs: Mapping[str, Tensor])
     tracing = _Tracing(len(next(iter(inputs.values()))))
     args, kwargs = signature.to_call({name: tensor.to(device) for name, tensor in inputs.items()})
     hooks = (
-        layer.register_forward_hook(lambda layer, _args, output, path=path: tracing.note(path, layer, output))
+        layer.register_forward_hook(lambda layer, _args, output, path=path: tracing.record(path, layer, output))
         for path, layer in module.named_modules()
     )
     with attached(hooks), eval_mode(module, device), torch.no_grad():
         outputs = main_output(module(*args, **kwargs))
-    final = {path for path, given in tracing.given.items() if given() is outputs}
+    final = {path for path, reference in tracing.outputs.items() if reference() is outputs}
     head = next((path for path in final if isinstance(module.get_submodule(path), nn.Linear)), None)
-    seen = [replace(seen, final=seen.path in final or not seen.path) for seen in tracing.seen.values()]
-    return Trace(seen, head, tuple(outputs.shape), _fused(module))
+    layers = [replace(layer, final=layer.path in final or not layer.path) for layer in tracing.layers.values()]
+    return Trace(layers, head, tuple(outputs.shape), _fused(module))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from omgoptim.errors import RequestError, TechniqueError, argument
 from omgoptim.reports import Epoch
 from omgoptim.training._loop.checkpoints import (
     checkpoint_file,
-    plain,
+    config_fields,
     put_tensors,
     read_checkpoint,
     shapes,
@@ -148,7 +148,7 @@ class Trainer:
         """
         module, batches, objective, config = self.module, self.batches, self.objective, self.config
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        _refuse(config, parameters, objective)
+        _check_trainable(config, parameters, objective)
         adapters = [] if objective.features is None else list(objective.features.parameters())
         with own_randomness(), train_mode(module), teacher_mode(objective.teacher, config.device):
             loss_fn = _combined(objective, module, batches)
@@ -160,13 +160,13 @@ class Trainer:
                 identity = _identity(module, steps, self.evaluator, at.number, count)
                 path = checkpoint_file(at.checkpoints, at.number) if at.checkpoints else None
                 if at.masks is not None:
-                    at.masks.hold()
+                    at.masks.apply()
                 state = TrainingState(module, steps, self.evaluator, at.number)
                 state.begin(at.score, from_first(read_checkpoint(path, identity) if path else None, steps.ranks))
                 if first is not None and state.is_running:
                     state.cache_teacher_outputs(batches, count, first, progress)
                 while state.is_running:
-                    state.one_epoch(batches, count, progress)
+                    state.run_epoch(batches, count, progress)
                     on_epoch(state.records[-1])
                     if path:
                         write_checkpoint(path, state.checkpoint(identity))
@@ -175,7 +175,7 @@ class Trainer:
         for parameter in [*module.parameters(), *adapters]:
             parameter.grad = None
         note = few_steps_note(total, batches.samples(config.batch), config) if config.epochs else None
-        return _fitted(module, state, config, loss_fn.name, parameters, note)
+        return _result(module, state, config, loss_fn.name, parameters, note)
 
 
 def _combined(objective: Objective, module: nn.Module, batches: Batches) -> CombinedLoss:
@@ -204,7 +204,7 @@ def _identity(
     """
     features = steps.loss_fn.features
     return {
-        **plain(steps.config),
+        **config_fields(steps.config),
         **shapes(module),
         "round": round_number,
         "metric": evaluator.metric.name if evaluator else None,
@@ -216,7 +216,7 @@ def _identity(
     }
 
 
-def _refuse(config: TrainingConfig, parameters: list[nn.Parameter], objective: Objective) -> None:
+def _check_trainable(config: TrainingConfig, parameters: list[nn.Parameter], objective: Objective) -> None:
     if config.mixed_precision == "fp16" and config.device == "cpu":
         raise RequestError(
             "fp16 mixed precision needs a GPU",
@@ -237,7 +237,7 @@ def _refuse(config: TrainingConfig, parameters: list[nn.Parameter], objective: O
         )
 
 
-def _fitted(
+def _result(
     module: nn.Module,
     state: TrainingState,
     config: TrainingConfig,

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.builtin_metrics import detect_outputs
 from omgoptim.measure.metrics import RequestedFunction
-from omgoptim.models.entry_scales import EntryScales
 from omgoptim.models.labels import IGNORED, LabelForm, plain_labels
-from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.outputs import EntryScales, ModelOutputs
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_engines import to_array
@@ -28,7 +27,7 @@ OVER_SCALES = ", each column divided by its own standard deviation"
 """Description of a loss on an output whose entries are of far different scales."""
 
 
-def _accept(_target: Any) -> None:
+def _accept_any(_target: Any) -> None:
     return None
 
 
@@ -40,9 +39,9 @@ class Loss:
     """Description for the report."""
     function: Callable[[Any, Any], Tensor]
     """`function(outputs, target)`: outputs as the module returns them, a scalar with a gradient."""
-    check: Callable[[Any], None] = _accept
+    check: Callable[[Any], None] = _accept_any
     """Raise a DataError on a target that does not fit the outputs."""
-    by_the_model: bool = False
+    computed_by_model: bool = False
     """The module computes the loss itself, when it is called with `labels`."""
 
     @staticmethod
@@ -63,8 +62,8 @@ def tensor_outputs(outputs: Any, count: int | None = None) -> list[Tensor]:
     """
     leaves = [leaf for leaf in flatten(outputs) if isinstance(leaf, Tensor)]
     if isinstance(outputs, Mapping) and "loss" in outputs and len(leaves) != count:
-        rest = {key: value for key, value in outputs.items() if key != "loss"}
-        return [leaf for leaf in flatten(rest) if isinstance(leaf, Tensor)]
+        without_loss = {key: value for key, value in outputs.items() if key != "loss"}
+        return [leaf for leaf in flatten(without_loss) if isinstance(leaf, Tensor)]
     return leaves
 
 
@@ -133,10 +132,10 @@ def loss_of(
         return _user_loss(spec.rpartition(":")[2], function, limit_s)
     if target_example is None:
         return None
-    place = _labelled(outputs_example, target_example, requested.outputs)
+    place = _labelled_output(outputs_example, target_example, requested.outputs)
     if module is not None and isinstance(outputs_example, Mapping) and takes_labels(module):
         return _own_loss(module, outputs_example, target_example, place)
-    return _inferred(place.of(outputs_example), target_example, place)
+    return _inferred_loss(place.of(outputs_example), target_example, place)
 
 
 def takes_labels(module: nn.Module) -> bool:
@@ -145,7 +144,7 @@ def takes_labels(module: nn.Module) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _LabelledOutput:
     """Position of the labelled output."""
 
     index: int
@@ -162,7 +161,7 @@ class _Place:
         return tensor_outputs(outputs, self.count)[self.index]
 
 
-def _labelled(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -> _Place:
+def _labelled_output(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -> _LabelledOutput:
     """Return the position of the output that the labels belong to.
 
     Raises:
@@ -180,10 +179,10 @@ def _labelled(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -
         outputs = described_tensors(tensor_outputs(outputs_example, count), target)
     spec = outputs.require_target(OWN_LOSS_FIX)
     name = f" of output '{spec.name}'" if len(outputs.specs) > 1 else ""
-    return _Place(spec.index, count, name, outputs.label_form, spec.scales)
+    return _LabelledOutput(spec.index, count, name, outputs.label_form, spec.scales)
 
 
-def _inferred(output: Tensor, target: Any, place: _Place) -> Loss:
+def _inferred_loss(output: Tensor, target: Any, place: _LabelledOutput) -> Loss:
     target = plain_labels(target, place.form)
     if target.is_floating_point():
         _same_count(output, target)
@@ -193,7 +192,7 @@ def _inferred(output: Tensor, target: Any, place: _Place) -> Loss:
         )
     scores = ClassScores.of(output, target)
     if scores is None:
-        raise _no_fit(output, target)
+        raise _mismatch(output, target)
     scores.check(target)
     name = f"{scores.name}{place.name}"
     return Loss(
@@ -213,10 +212,10 @@ def _squared_error(output: Tensor, target: Tensor, scales: EntryScales | None = 
 
 def _same_count(output: Tensor, target: Tensor) -> None:
     if output.shape[0] != target.shape[0] or output.squeeze().shape != target.squeeze().shape:
-        raise _no_fit(output, target)
+        raise _mismatch(output, target)
 
 
-def _no_fit(output: Tensor, target: Tensor) -> DataError:
+def _mismatch(output: Tensor, target: Tensor) -> DataError:
     return DataError(
         "the targets do not fit the outputs",
         f"outputs are {tuple(output.shape)}, {str(target.dtype).removeprefix('torch.')} targets {tuple(target.shape)}",
@@ -224,7 +223,7 @@ def _no_fit(output: Tensor, target: Tensor) -> DataError:
     )
 
 
-def _own_loss(module: nn.Module, outputs_example: Any, target_example: Any, place: _Place) -> Loss:
+def _own_loss(module: nn.Module, outputs_example: Any, target_example: Any, place: _LabelledOutput) -> Loss:
     """Return the loss that the module computes from `labels`.
 
     Outputs without one, of a technique that calls the module without labels, get the loss that the shapes suggest,
@@ -239,26 +238,26 @@ def _own_loss(module: nn.Module, outputs_example: Any, target_example: Any, plac
         output = place.of(outputs)
         if causal:
             output, target = output[:, :-1], target[:, 1:]
-        return _inferred(output, target, _Place(0, None)).function(output, target)
+        return _inferred_loss(output, target, _LabelledOutput(0, None)).function(output, target)
 
-    check: Callable[[Any], None] = _accept
+    check: Callable[[Any], None] = _accept_any
     scores = place.of(outputs_example)
     if isinstance(target_example, Tensor) and not target_example.is_floating_point():
         found = ClassScores.of(scores, target_example)
         if found is not None:
             found.check(target_example)
             check = found.check
-    return Loss(f"{type(module).__name__}'s own loss", function, check, by_the_model=True)
+    return Loss(f"{type(module).__name__}'s own loss", function, check, computed_by_model=True)
 
 
 def _user_loss(name: str, function: Callable[[Any, Any], Any], limit_s: float) -> Loss:
     def checked(outputs: Any, target: Any) -> Tensor:
         value = call_user(f"the loss {name}", limit_s, function, outputs, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            got = (
+            returned = (
                 f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             )
-            raise DataError(f"the loss {name} returned {got}", "it must return a scalar tensor")
+            raise DataError(f"the loss {name} returned {returned}", "it must return a scalar tensor")
         if torch.is_grad_enabled() and not value.requires_grad:
             raise DataError(
                 f"the loss {name} returned a tensor without a gradient",

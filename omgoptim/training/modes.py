@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def placed(module: nn.Module, device: str) -> nn.Module:
+def on_device(module: nn.Module, device: str) -> nn.Module:
     """Return a module on a device: itself if it is there, else a copy."""
     return module if device_of(module).type == device else copy.deepcopy(module).to(device)
 
@@ -32,8 +32,12 @@ def train_mode(module: nn.Module) -> Iterator[None]:
             for layer, _ in modes:
                 layer.training = True
         for layer, mode in modes:
-            own = list(layer.parameters(recurse=False))
-            if isinstance(layer, _BatchNorm) and own and not any(parameter.requires_grad for parameter in own):
+            parameters = list(layer.parameters(recurse=False))
+            if (
+                isinstance(layer, _BatchNorm)
+                and parameters
+                and not any(parameter.requires_grad for parameter in parameters)
+            ):
                 layer.training = mode
         yield
     finally:

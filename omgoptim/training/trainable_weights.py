@@ -55,7 +55,7 @@ class ZeroMasks:
             chosen |= {id(weight): weight for weight in found}
         return ZeroMasks([(weight, weight.detach() == 0) for weight in chosen.values()])
 
-    def hold(self) -> None:
+    def apply(self) -> None:
         """Set the masked weights to +0.0 again after an optimizer step, which ignores masks."""
         with torch.no_grad():
             for weight, zero in self._on_their_devices():
@@ -71,9 +71,9 @@ class ZeroMasks:
         """Return how many weights are held at zero."""
         return sum(int(zero.sum()) for _, zero in self._zeros)
 
-    def kept(self, weight: Tensor) -> Tensor | None:
+    def free_entries(self, weight: Tensor) -> Tensor | None:
         """Return where this parameter is free (True), of its shape; None where it has no mask."""
-        return next((~zero for held, zero in self._zeros if held is weight and bool(zero.any())), None)
+        return next((~zero for parameter, zero in self._zeros if parameter is weight and bool(zero.any())), None)
 
     def _on_their_devices(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Return the pairs, each mask on its parameter's present device."""
@@ -123,7 +123,7 @@ def recovering(
     if kind == "full":
         yield module
         return
-    wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    requires_grad_before = {parameter: parameter.requires_grad for parameter in module.parameters()}
     restore: Callable[[bool], None] = lambda _merge: None  # noqa: E731
     succeeded = False
     try:
@@ -132,7 +132,7 @@ def recovering(
         succeeded = True
     finally:
         restore(succeeded)
-        for parameter, requires_grad in wanted.items():
+        for parameter, requires_grad in requires_grad_before.items():
             parameter.requires_grad_(requires_grad)
 
 
@@ -207,7 +207,7 @@ def _adapt_with_blocks(
     generator = torch.Generator().manual_seed(seed)
     adapters: dict[str, LoRALinear | LoRAConv] = {}
     for path, layer in found.layers.items():
-        kept = masks.kept(layer.weight) if masks is not None else None
+        kept = masks.free_entries(layer.weight) if masks is not None else None
         if isinstance(layer, nn.Linear):
             adapters[path] = LoRALinear(layer, rank, alpha, kept, generator)
         else:
@@ -227,21 +227,21 @@ def _adapt_with_peft(module: nn.Module, found: Adaptable, rank: int, alpha: floa
 
     attributes = set(vars(module))
     linears = [path for path, layer in found.layers.items() if isinstance(layer, nn.Linear)]
-    others = {path: layer for path, layer in found.layers.items() if path not in linears}
+    other_layers = {path: layer for path, layer in found.layers.items() if path not in linears}
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="|".join(re.escape(path) for path in linears)
     )
-    rest = None
+    restore_others = None
     if linears:
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             peft.inject_adapter_in_model(config, module)
-    if others:
-        rest = _adapt_with_blocks(module, Adaptable(others), rank, alpha, None, seed)
+    if other_layers:
+        restore_others = _adapt_with_blocks(module, Adaptable(other_layers), rank, alpha, None, seed)
 
     def restore(merge: bool) -> None:
-        if rest is not None:
-            rest(merge)
+        if restore_others is not None:
+            restore_others(merge)
         for path in linears:
             adapter: Any = module.get_submodule(path)
             if merge:

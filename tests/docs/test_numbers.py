@@ -22,7 +22,7 @@ from omgoptim.requests.factorize import Factorization, Whitened
 from omgoptim.requests.prune import Structured
 from omgoptim.requests.quantize import Static
 from omgoptim.requests.training import TrainingFields
-from omgoptim.techniques.distill._student.derivation import HALF
+from omgoptim.techniques.distill._student.derivation import DEFAULT_DEPTH
 from omgoptim.training._distillation.distances import OTHERS_WEIGHT
 from omgoptim.training._distillation.teacher_outputs import LIMIT_BYTES
 from omgoptim.training.config import MOMENTUM
@@ -60,7 +60,7 @@ SENTENCES = [
     ("docs/distillation.md", f"plus {OTHERS_WEIGHT:g} times KL among the others"),
     ("docs/distillation.md", f"target is {IGNORED} "),
     ("docs/distillation.md", f"more than {LIMIT_BYTES / 2**20:g} MiB"),
-    ("docs/distillation.md", "half by default" if HALF == 0.5 else f"{HALF:g} by default"),
+    ("docs/distillation.md", "half by default" if DEFAULT_DEPTH == 0.5 else f"{DEFAULT_DEPTH:g} by default"),
     ("docs/quantization.md", f"{default(Static, 'calibration_samples')} samples by default"),
     ("docs/quantization.md", f"a guard of {default(QuantizeRequest, 'max_quality_drop'):g} unless you say"),
     ("docs/pruning.md", f"{Structured().goal:g} unless you say"),

@@ -29,7 +29,7 @@ import pytest
 
 import omgoptim
 from omgoptim.errors import ModelError, RequestError, RunError
-from omgoptim.models.security.file_integrity import is_sealed
+from omgoptim.models.security.file_integrity import is_signed
 from omgoptim.operations.ray_job import RESULT, result_lines
 from omgoptim.server.permissions import resolve_call
 
@@ -166,7 +166,7 @@ def test_a_run_is_done_from_the_copy_that_was_sent_and_comes_back_as_this_users(
     assert (record["request"]["on"], record["request"]["output"]) == ("ray", None)
     assert (head.folder / "working_dir" / ".omgoptim" / "runs" / report.run_id / "report.json").exists()
     assert str(head.folder) not in report.model_dump_json(exclude={"environment", "warnings"})
-    assert is_sealed("artifact", json.loads((run / "artifact" / "manifest.json").read_text()))
+    assert is_signed("artifact", json.loads((run / "artifact" / "manifest.json").read_text()))
     assert omgoptim.open_artifact(here / "small") is not None
     stages = [json.loads(line).get("stage", "") for line in (run / "events.jsonl").read_text().splitlines()]
     assert any(stage.startswith("sending the project: 0.0 MB in 1 files") for stage in stages)

@@ -52,7 +52,7 @@ def test_a_copy_and_each_finalist_have_a_card_of_their_own(run: RunFolder, tmp_p
     assert (copy / "card.md").read_text() == (run.artifact / "card.md").read_text()
 
 
-def test_a_card_leaves_the_seal_the_size_and_the_files_of_an_artifact_as_they_were(
+def test_a_card_leaves_the_hmac_the_size_and_the_files_of_an_artifact_as_they_were(
     run: RunFolder, tmp_path: Path
 ) -> None:
     program = tmp_path / "model.onnx"

@@ -87,9 +87,9 @@ def test_an_output_that_the_metric_never_reads_is_guarded_and_those_it_reads_are
 
 def test_of_a_metric_whose_reading_is_not_known_all_of_several_outputs_are_guarded():
     original, candidate = batches(BOXES, SCORES), batches(BOXES, SCORES[::-1])
-    mine = Metric("mine", whole=lambda outputs, targets: 1.0, outputs=detect_outputs(original))
+    mine = Metric("mine", over_all=lambda outputs, targets: 1.0, outputs=detect_outputs(original))
     assert [o.spec.name for o in compare_quality(mine, original, candidate, [None, None], 0).ruined] == ["output_1"]
-    alone = Metric("mine", whole=lambda outputs, targets: 1.0)
+    alone = Metric("mine", over_all=lambda outputs, targets: 1.0)
     only = compare_quality(alone, batches(SCORES), batches(SCORES[::-1]), [None, None], 0)
     assert only.ruined == ()
     assert only.agreement < 0.5
@@ -166,7 +166,9 @@ def test_scores_that_are_lost_beside_boxes_in_pixels_are_ruined_though_the_whole
 
 def test_a_metric_of_the_users_own_knows_which_entries_of_the_only_output_matter():
     original, candidate = detections(0.0, 1.0)
-    own = Metric("mean_box", whole=lambda outputs, targets: float(np.mean([one[0][:, :4].mean() for one in outputs])))
+    own = Metric(
+        "mean_box", over_all=lambda outputs, targets: float(np.mean([one[0][:, :4].mean() for one in outputs]))
+    )
     assert not compare_quality(own, original, candidate, [None] * 2, 0).ruined
 
 

@@ -15,7 +15,7 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
-from omgoptim.measure.kernels import compute_dtypes, speedup_bound, time_shares
+from omgoptim.measure.engine_profile import compute_dtypes, speedup_bound, time_shares
 from omgoptim.models.artifact import save_program
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.output_check import OutputCheck

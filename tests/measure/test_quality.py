@@ -236,7 +236,7 @@ def test_a_single_cosine_has_no_interval_and_nothing_crashes_on_it():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_metric_that_gives_no_finite_number_is_an_error(bad):
     with pytest.raises(DataError, match="metric mine returned"):
-        score(Metric("mine", whole=lambda outputs, targets: bad), outputs([[1]]), [None], outputs([[1]]))
+        score(Metric("mine", over_all=lambda outputs, targets: bad), outputs([[1]]), [None], outputs([[1]]))
 
 
 def test_what_the_measuring_process_wrote_is_read_in_order(tmp_path):
@@ -287,7 +287,7 @@ class SlowMetric:
         before = outputs(np.arange(samples))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("omgoptim.measure.quality.time.perf_counter", lambda: self.now)
-            metric = Metric("slow", whole=whole or self)
+            metric = Metric("slow", over_all=whole or self)
             return compare_quality(metric, before, outputs(np.arange(samples) - 1.0), [None], 0)
 
 

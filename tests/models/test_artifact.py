@@ -25,7 +25,7 @@ from omgoptim.models.manifest import Manifest
 from omgoptim.models.output_check import OutputCheck, verify_outputs
 from omgoptim.models.recipe import Recipe, code_project, read_recipe
 from omgoptim.models.samples import synthetic_like
-from omgoptim.models.security.file_integrity import add_seal
+from omgoptim.models.security.file_integrity import sign_record
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import build, load_source
 from omgoptim.reports import MacsCheck
@@ -222,7 +222,7 @@ def test_a_program_opens_on_each_engine_and_gives_what_it_gave(
     assert "open_artifact" in artifacts.loading_snippet(tmp_path / "artifact", manifest)
     assert f"without omgoptim: {runtime}." in artifacts.loading_snippet(tmp_path / "artifact", manifest)
     assert "SessionOptions" not in artifacts.loading_snippet(tmp_path / "artifact", manifest)
-    between = artifacts.loading_snippet(tmp_path / "artifact", replace(manifest, float_between=True))
+    between = artifacts.loading_snippet(tmp_path / "artifact", replace(manifest, mixed_precision=True))
     assert ("options.add_session_config_entry('optimization.disable" in between) == (runtime == "onnxruntime")
 
 
@@ -321,7 +321,7 @@ def test_what_an_engine_cannot_open_is_an_error_in_its_own_words(copy_of: Callab
     with pytest.raises(ArtifactError, match="is damaged") as error:
         open_artifact(folder)
     assert "a field that ONNX models do not have" in error.value.why
-    (folder / "manifest.json").write_text(json.dumps(add_seal("artifact", record)))
+    (folder / "manifest.json").write_text(json.dumps(sign_record("artifact", record)))
     with pytest.raises(ArtifactError, match="onnxruntime cannot open artifact") as error:
         open_artifact(folder)
     assert error.value.why

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from omgoptim import hardware
 from omgoptim.errors import DataError
-from omgoptim.models import memory_check
 from omgoptim.models.data import read_arrays
 
 
@@ -38,7 +38,7 @@ def test_arrays_that_unpack_to_more_than_memory_are_refused_before_reading(
     path = written(tmp_path / "d.npz", header((2**18,), b"\0" * 2**20))
     assert path.stat().st_size < 2**13
     assert len(read_arrays(path)["x"]) == 2**18
-    monkeypatch.setattr(memory_check.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**19}))
+    monkeypatch.setattr(hardware.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**19}))
     with pytest.raises(DataError, match=r"reading data d\.npz does not fit into memory"):
         read_arrays(path)
 

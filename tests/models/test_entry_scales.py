@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omgoptim.models.entry_scales import EntryScales
+from omgoptim.models.outputs import EntryScales
 
 
 def scales_of(spreads: list[float], *shape: int, axis: int) -> EntryScales | None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import ModelError
-from omgoptim.models.memory_check import TRAINING_COPIES, refuse_beyond_memory, training_bytes, weight_bytes
+from omgoptim.hardware import TRAINING_COPIES, refuse_beyond_memory, training_bytes, weight_bytes
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import load_source
 

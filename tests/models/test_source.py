@@ -15,7 +15,7 @@ from torch import nn
 from omgoptim.errors import ModelError, RequestError, SetupError, UserCodeError
 from omgoptim.models.manifest import MANIFEST, Manifest
 from omgoptim.models.recipe import Recipe
-from omgoptim.models.security.file_integrity import add_seal
+from omgoptim.models.security.file_integrity import sign_record
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import build, default_inputs, find_artifact, load_source
 from omgoptim.models.structural_diff import StructuralDiff
@@ -159,7 +159,7 @@ def test_an_artifact_is_found_by_its_folder_and_by_its_run(policy: PathPolicy) -
     for folder in (run, policy.project / "small"):
         folder.mkdir(parents=True)
         manifest = Manifest("onnxruntime", "float32", Signature((), "tensor"))
-        (folder / MANIFEST).write_text(json.dumps(add_seal("artifact", manifest.to_json())))
+        (folder / MANIFEST).write_text(json.dumps(sign_record("artifact", manifest.to_json())))
     assert load_source("run-1", policy).artifact == find_artifact("run-1", policy) == run
     assert load_source("small", policy).artifact == load_source("./small", policy).artifact == policy.project / "small"
 

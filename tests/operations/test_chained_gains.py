@@ -10,7 +10,7 @@ import pytest
 
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.models.manifest import Manifest
-from omgoptim.models.security.file_integrity import add_seal
+from omgoptim.models.security.file_integrity import sign_record
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.gain_attribution import with_total_gain
 from omgoptim.reports import EfficiencyReport, Measurement
@@ -51,7 +51,7 @@ def context(tmp_path: Path) -> RunContext:
 def descends(project: Path, lineage: tuple[str, ...]) -> None:
     manifest = Manifest("onnxruntime", "float32", Signature((), None), lineage=lineage)
     path = project / ".omgoptim" / "runs" / "second" / "artifact" / "manifest.json"
-    path.write_text(json.dumps(add_seal("artifact", manifest.to_json())))
+    path.write_text(json.dumps(sign_record("artifact", manifest.to_json())))
 
 
 def third(context: RunContext, model: str = "second", metric: str = "top1_accuracy", **asked: Any) -> EfficiencyReport:

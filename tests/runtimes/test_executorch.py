@@ -14,7 +14,8 @@ from torch import nn
 
 from omgoptim.errors import NoLayerChanged, TechniqueError
 from omgoptim.measure.size import module_layers
-from omgoptim.models.pte_file import lowered_layers, portable_operators
+from omgoptim.models import pte_file
+from omgoptim.models.pte_file import lowered_layers
 from omgoptim.operations.quantization.coverage import FloatModel, measure_coverage
 from omgoptim.requests.quantize import Dynamic, Static
 from omgoptim.runtimes import ENGINES, SessionSettings, engine_named
@@ -77,6 +78,12 @@ class Recurrent(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.gru(x)[0][:, -1])
+
+
+def portable_operators(program: Path) -> list[str]:
+    """Return the operators that no delegate computes."""
+    plan = pte_file._program(program.read_bytes()).execution_plan[0]
+    return sorted({f"{op.name}.{op.overload}" if op.overload else op.name for op in plan.operators})
 
 
 def test_a_missing_package_is_reported_with_the_whole_install_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_a_survey_counts_once_and_shows_every_target() -> None:
 
 
 def test_train_data_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("omgoptim.training.batches.MOST_BATCHES", 50)
+    monkeypatch.setattr("omgoptim.training.batches.MAX_BATCHES", 50)
     with pytest.raises(DataError, match="the training data is endless"):
         batches(itertools.repeat((X[:4], Y[:4]))).survey(4, 0, lambda _target: None)
 

@@ -195,8 +195,8 @@ def test_outputs_beside_the_main_one_are_named_and_integers_are_not_learnt() -> 
     settled = DistillationLoss().resolved(outputs, LABELS)
     assert settled.indices == {0, 1}
     assert settled.others_name == "distance to the teacher's output_0"
-    assert settled.teaches_others
-    assert not DistillationLoss().resolved(TEACHER, LABELS).teaches_others
+    assert settled.has_other_outputs
+    assert not DistillationLoss().resolved(TEACHER, LABELS).has_other_outputs
 
 
 @pytest.mark.parametrize("main", [True, False])

@@ -15,7 +15,7 @@ def test_a_trace_tells_shapes_channels_and_the_layer_that_answers() -> None:
     assert (stage.shape, stage.channels, stage.grid, stage.sequence) == ((6, 8, 4, 4), 8, (4, 4), False)
     assert (embedding.shape, embedding.grid, embedding.final) == ((6, 3), (), True)
     assert (found.head, found.output) == ("fc", (6, 3))
-    assert [seen.path for seen in found.seen][-1] == ""
+    assert [seen.path for seen in found.layers][-1] == ""
 
 
 def test_channels_of_sequences_are_last_and_those_of_one_dimensional_convolutions_second() -> None:

@@ -163,13 +163,13 @@ def test_a_hugging_face_model_computes_its_own_loss(of: Callable[..., Loss]) -> 
     ids, labels = torch.arange(8).reshape(2, 4), torch.tensor([0, 2])
     outputs = module(ids)
     loss = of(outputs, labels, module=module)
-    assert loss.by_the_model
+    assert loss.computed_by_model
     with_labels = module(ids, labels=labels)
     assert loss.function(with_labels, labels) is with_labels.loss
     torch.testing.assert_close(loss.function(outputs, labels), with_labels.loss)  # what a technique gets
     with pytest.raises(DataError, match="out of range"):
         loss.check(torch.tensor([0, 3]))
-    assert not of(nn.Linear(2, 3)(torch.zeros(2, 2)), labels, module=nn.Linear(2, 3)).by_the_model
+    assert not of(nn.Linear(2, 3)(torch.zeros(2, 2)), labels, module=nn.Linear(2, 3)).computed_by_model
 
 
 def test_a_causal_language_model_is_scored_on_the_next_token(of: Callable[..., Loss]) -> None:

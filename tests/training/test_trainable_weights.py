@@ -227,7 +227,7 @@ def test_zeros_are_held_as_positive_zero_and_biases_are_free() -> None:
     with torch.no_grad():
         module[0].weight.fill_(-5.0)
         module[0].bias.fill_(3.0)
-    masks.hold()
+    masks.apply()
     assert module[0].weight.tolist() == [[0.0, -5.0], [-5.0, 0.0]]
     assert not torch.signbit(module[0].weight).diagonal().any()
     assert module[0].bias.tolist() == [3.0, 3.0]
@@ -247,7 +247,7 @@ def test_a_shared_weight_counts_once_and_layers_without_zeros_hold_nothing() -> 
     module[1].weight = module[0].weight
     masks = ZeroMasks.of(module, ["0", "1"])
     assert masks.count() == 2
-    kept = masks.kept(module[1].weight)
+    kept = masks.free_entries(module[1].weight)
     assert kept is not None
     assert kept.tolist() == [[False, True], [True, False]]
     assert ZeroMasks().count() == 0

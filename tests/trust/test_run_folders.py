@@ -62,7 +62,7 @@ def test_a_report_that_was_put_beside_a_users_own_request_has_no_commands(tmp_pa
 
 
 @pytest.mark.parametrize("where", ["another run", "another project"])
-def test_a_request_and_a_seal_that_were_copied_make_no_run_a_users_own(tmp_path: Path, where: str) -> None:
+def test_a_request_and_an_hmac_that_were_copied_make_no_run_a_users_own(tmp_path: Path, where: str) -> None:
     folder = by_hand.finished_run(tmp_path, by_hand.report())
     moved = where == "another project"
     copy = RunFolder(runs_root(tmp_path / "other" if moved else tmp_path) / (folder.id if moved else "quantize-evil"))

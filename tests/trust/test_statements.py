@@ -35,11 +35,11 @@ PROOF = {
         "trust/test_artifacts.py::test_no_tool_takes_what_is_the_users_to_grant",
         "trust/test_artifacts.py::test_an_agent_can_neither_open_a_foreign_artifact_nor_allow_itself_to",
     ],
-    "Artifacts are sealed with a key": [
+    "Artifacts are signed (HMAC-SHA256) with a key": [
         "models/security/test_file_integrity.py::test_the_key_is_made_once_and_only_its_user_reads_it"
     ],
-    "An artifact without your seal": [
-        "trust/test_artifacts.py::test_an_artifact_without_this_users_seal_runs_nothing_unless_it_is_trusted",
+    "An artifact that you did not sign": [
+        "trust/test_artifacts.py::test_an_artifact_without_this_users_hmac_runs_nothing_unless_it_is_trusted",
         "trust/test_artifacts.py::test_an_artifact_of_another_user_runs_nothing_unless_it_is_trusted",
     ],
     "Trust lets the recipe run": ["trust/test_artifacts.py::test_what_a_recipe_says_of_its_own_rights_grants_nothing"],
@@ -60,7 +60,7 @@ PROOF = {
     "A report, or a failure, that your own run": [
         "trust/test_foreign_runs.py::test_a_report_of_somebody_elses_run_has_no_commands",
         "trust/test_run_folders.py::test_a_report_that_was_put_beside_a_users_own_request_has_no_commands",
-        "trust/test_run_folders.py::test_a_request_and_a_seal_that_were_copied_make_no_run_a_users_own",
+        "trust/test_run_folders.py::test_a_request_and_an_hmac_that_were_copied_make_no_run_a_users_own",
         "trust/test_run_folders.py::test_a_failure_that_was_put_beside_a_users_own_request_has_no_fix",
         "trust/test_run_folders.py::test_a_finalists_report_that_somebody_changed_is_not_picked",
         "operations/test_chained_gains.py::test_a_first_run_whose_report_somebody_changed_gives_no_total",
@@ -148,7 +148,7 @@ IN_SHORT = {
         "A `.pt2` file is never handed to torch",
         "A pickled model is never opened",
         "The weights that an `.onnx` file keeps outside",
-        "An artifact without your seal",
+        "An artifact that you did not sign",
     ],
     "In the shell, `--trust-artifact`": [
         "An assistant can give none of",

@@ -25,8 +25,8 @@ from mcp.types import CallToolResult, TextResourceContents
 
 from omgoptim import requests
 from omgoptim.errors import RequestError
-from omgoptim.models.report_file import seal_report
-from omgoptim.models.security.file_integrity import add_seal
+from omgoptim.models.report_file import sign_report
+from omgoptim.models.security.file_integrity import sign_record
 from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.server import handlers
 from omgoptim.server.handlers import build_server
@@ -417,12 +417,12 @@ def test_a_report_of_hostile_names_is_clean_in_every_answer(
     done = by_hand.finished_run(mine, by_hand.report())
     record = with_texts(json.loads(done.report_file.read_text()), hostile)
     EfficiencyReport.model_validate(record)
-    seal_report(done.report_file, done.id, json.dumps(record))
+    sign_report(done.report_file, done.id, json.dumps(record))
     done.report_file.write_text(json.dumps(record))
     failed = by_hand.failed_run(mine)
     state = json.loads(failed.state_file.read_text())
     error = {"kind": hostile, "what": hostile, "why": hostile, "fix": hostile, "log": f"{hostile}\n{hostile}"}
-    said = add_seal("state", state | {"stage": hostile, "model": hostile, "error": error})
+    said = sign_record("state", state | {"stage": hostile, "model": hostile, "error": error})
     failed.state_file.write_text(json.dumps(said))
     running = by_hand.running_run(mine)
     running.state_file.write_text(json.dumps(json.loads(running.state_file.read_text()) | {"stage": hostile}))

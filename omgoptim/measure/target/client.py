@@ -18,16 +18,16 @@ from omgoptim.measure.target.machine import Machine, prepare_machine
 from omgoptim.measure.target.process import TargetProcess
 from omgoptim.models.manifest import MANIFEST, read_json
 from omgoptim.models.output_check import CHECK
-from omgoptim.models.security.file_integrity import SEAL, sha256
+from omgoptim.models.security.file_integrity import HMAC_FIELD, sha256
 from omgoptim.requests.base import TargetAddress
 from omgoptim.runtimes import engine_named
 
 T = TypeVar("T")
 
-MOST_LOSSES = 5
+MAX_LOSSES = 5
 """Lost connections during one launch or evaluation after which it is given up. Chosen: patience against hanging."""
 POLL_S = 1.0
-"""Seconds between two attempts to connect or to take the lock."""
+"""Seconds between two attempts to connect or to take the lock. Chosen: a lost second against load on the target."""
 
 
 class TargetGone(Exception):
@@ -101,12 +101,12 @@ class Target:
         Raises:
             TargetGone: it could not be made again in time.
         """
-        for _ in range(MOST_LOSSES):
+        for _ in range(MAX_LOSSES):
             try:
                 return action()
             except TargetLost as lost:
                 self._reconnect(lost)
-        raise TargetGone(f"the connection was lost {MOST_LOSSES} times")
+        raise TargetGone(f"the connection was lost {MAX_LOSSES} times")
 
     def _reconnect(self, lost: TargetLost) -> None:
         self.connection.close()
@@ -220,7 +220,7 @@ class Target:
                 "use runtime onnxruntime or openvino",
             )
         opened = {name: entry for name, entry in record["files"].items() if not entry.get("beside") or name == CHECK}
-        record = {name: value for name, value in record.items() if name != SEAL}
+        record = {name: value for name, value in record.items() if name != HMAC_FIELD}
         text = json.dumps(record | {"files": opened, "macs_check": None, "lineage": []})
         known = self._sent.get((folder, text))
         if known is not None:

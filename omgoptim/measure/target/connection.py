@@ -43,8 +43,8 @@ HELLO_LIMIT_S = 30.0
 PING_S = 5.0
 """Interval of pings, well below the agent's `SILENCE_S`."""
 SPACE_BYTES = 64 * 2**20
-"""Minimum free space, for the package and buffered results."""
-MOST_BANNER_LINES = 1000
+"""Minimum free space. Chosen: the package and buffered results take a few MiB."""
+MAX_BANNER_LINES = 1000
 """Lines that a login shell may print before the agent's answer. Chosen: a safeguard."""
 
 
@@ -194,7 +194,7 @@ class Connection:
         stream = self._process.stdout
         number = 0
         try:
-            for _ in range(MOST_BANNER_LINES):
+            for _ in range(MAX_BANNER_LINES):
                 line = stream.readline(65536) if stream else b""
                 if not line:
                     return

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
-LONGEST_LINE = 64 * 2**20
+MAX_LINE_BYTES = 64 * 2**20
 """Limit of a line: far above an answer with the times of every node."""
 BLOCK = 2**20
 """Bytes that are read or written at once: the memory of a transfer."""
@@ -37,7 +37,7 @@ def read_frame(stream: BinaryIO, scratch: Path) -> dict[str, Any] | None:
         ValueError: it is not a frame.
         OSError: the stream cannot be read.
     """
-    line = stream.readline(LONGEST_LINE)
+    line = stream.readline(MAX_LINE_BYTES)
     if not line.endswith(b"\n"):
         return None
     record = json.loads(line)

@@ -16,8 +16,8 @@ from typing import Any, TextIO
 
 from omgoptim.errors import SetupError
 
-MOST_BYTES = 4 * 2**30
-"""Bound of the contents, the size of some ten large models; the least recently used go first."""
+MAX_BYTES = 4 * 2**30
+"""Bound of the contents; the least recently used go first. Chosen: some ten large models."""
 
 KEPT = 3
 """Versions of the measuring package, and sets of packages, that are kept. Chosen by disk space."""
@@ -139,7 +139,7 @@ class Store:
             versions = sorted(_entries(folder), key=lambda path: path.stat().st_mtime, reverse=True)
             for old in versions[KEPT:]:
                 shutil.rmtree(old, ignore_errors=True)
-        left = MOST_BYTES
+        left = MAX_BYTES
         for path in sorted(_entries(self.contents), key=lambda path: path.stat().st_mtime, reverse=True):
             left -= path.stat().st_size
             if left < 0:

@@ -1,8 +1,8 @@
-"""Integrity of files from untrusted folders: bounded reading, hashes, and seals. No torch.
+"""Integrity of files from untrusted folders: bounded reading, hashes, and HMACs. No torch.
 
-A seal is an HMAC-SHA256 under a key that only this user can read. The key is created on first use in the user's state
-folder: OMGOPTIM_STATE_DIR, else XDG_STATE_HOME/omgoptim, else ~/.local/state/omgoptim (on Windows
-LOCALAPPDATA/omgoptim). If it cannot be stored, nothing is sealed; unsealed files are treated as another user's.
+Records are signed by HMAC-SHA256 under a key that only this user can read. The key is created on first use in the
+user's state folder: OMGOPTIM_STATE_DIR, else XDG_STATE_HOME/omgoptim, else ~/.local/state/omgoptim (on Windows
+LOCALAPPDATA/omgoptim). If it cannot be stored, nothing is signed; unsigned files are treated as another user's.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-SealKind = Literal["artifact", "request", "state", "worker", "report"]
-"""Kinds of sealed records: the seal of one kind is invalid for another."""
+RecordKind = Literal["artifact", "request", "state", "worker", "report"]
+"""Kinds of signed records: the HMAC of one kind is invalid for another."""
 
-SEAL = "origin"
-"""The field of a record that holds its seal."""
+HMAC_FIELD = "origin"
+"""The field of a record that holds its HMAC."""
 
 KEY_BYTES = 32
 """Length of the key: 256 bits, the output size of SHA-256 (RFC 2104 recommends no less)."""
@@ -44,29 +44,29 @@ def state_folder() -> Path | None:
         return None
 
 
-def can_seal() -> bool:
+def can_sign() -> bool:
     """Return whether this user has a key, or can be given one."""
     return _key(make=True) is not None
 
 
-def add_seal(kind: SealKind, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record with its seal, or without one if no key can be kept."""
-    plain = {name: value for name, value in record.items() if name != SEAL}
+def sign_record(kind: RecordKind, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record with its HMAC, or without one if no key can be kept."""
+    unsigned = {name: value for name, value in record.items() if name != HMAC_FIELD}
     key = _key(make=True)
-    return plain if key is None else plain | {SEAL: _mac(key, kind, plain)}
+    return unsigned if key is None else unsigned | {HMAC_FIELD: _mac(key, kind, unsigned)}
 
 
-def is_sealed(kind: SealKind, record: Mapping[str, Any]) -> bool:
-    """Return whether this user sealed the record, and nothing in it was changed since."""
-    given = record.get(SEAL)
+def is_signed(kind: RecordKind, record: Mapping[str, Any]) -> bool:
+    """Return whether this user signed the record, and nothing in it was changed since."""
+    mac = record.get(HMAC_FIELD)
     key = _key(make=False)
-    if not isinstance(given, str) or not given.isascii() or key is None:
+    if not isinstance(mac, str) or not mac.isascii() or key is None:
         return False
-    plain = {name: value for name, value in record.items() if name != SEAL}
-    return hmac.compare_digest(given, _mac(key, kind, plain))
+    unsigned = {name: value for name, value in record.items() if name != HMAC_FIELD}
+    return hmac.compare_digest(mac, _mac(key, kind, unsigned))
 
 
-def _mac(key: bytes, kind: SealKind, record: Mapping[str, Any]) -> str:
+def _mac(key: bytes, kind: RecordKind, record: Mapping[str, Any]) -> str:
     """Return the HMAC of a record's canonical JSON: names sorted, no spaces, ASCII."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return hmac.new(key, f"omgoptim {kind}\n{text}".encode(), hashlib.sha256).hexdigest()
@@ -89,9 +89,9 @@ def _read_key(path: Path) -> bytes | None:
     """Read the key in a file; None unless it is a regular file of this user with a key in it."""
     try:
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-            text = file.read(4 * KEY_BYTES) if own and stat.S_ISREG(found.st_mode) else b""
+            status = os.fstat(file.fileno())
+            is_own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+            text = file.read(4 * KEY_BYTES) if is_own and stat.S_ISREG(status.st_mode) else b""
         key = bytes.fromhex(text.decode("ascii").strip())
     except (OSError, ValueError):
         return None
@@ -117,21 +117,21 @@ def _make_key(folder: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_plain(path: Path, most_bytes: int) -> bytes:
+def read_regular_file(path: Path, max_bytes: int) -> bytes:
     """Read the content of a regular file.
 
     Raises:
         OSError: it cannot be read, or is a pipe, a device, a folder.
-        ValueError: it is larger than `most_bytes`.
+        ValueError: it is larger than `max_bytes`.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe would wait for a writer
     with os.fdopen(os.open(path, flags), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        content = file.read(most_bytes + 1) if found.st_size <= most_bytes else b""
-    if max(found.st_size, len(content)) > most_bytes:
-        raise ValueError(f"it is larger than {most_bytes} bytes")
+        content = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
+    if max(status.st_size, len(content)) > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes} bytes")
     return content
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import ModelError
-from omgoptim.models.security.file_integrity import read_plain
+from omgoptim.models.security.file_integrity import read_regular_file
 
 REMOTE_CODE_VARIABLE = "OMGOPTIM_REMOTE_CODE_GRANTED"
 """Set in the environment of a run that may run a repository's code, so that its measuring processes may too."""
@@ -191,7 +191,7 @@ def _check_index(path: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        read = json.loads(read_plain(path, MAX_JSON_BYTES))
+        read = json.loads(read_regular_file(path, MAX_JSON_BYTES))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
@@ -201,17 +201,17 @@ def _json(path: Path) -> dict[str, Any]:
     return read
 
 
-def _walk(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _walk(value: Any, start: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield every value in nested dictionaries and lists, containers too, with the keys that lead to it."""
-    pending = [(place, value)]
+    pending = [(start, value)]
     while pending:
-        path, found = pending.pop()
+        path, item = pending.pop()
         if path:
-            yield path, found
-        if isinstance(found, Mapping):
-            pending += [((*path, str(key)), inner) for key, inner in found.items()]
-        elif isinstance(found, (list, tuple)):
-            pending += [(path, inner) for inner in found]
+            yield path, item
+        if isinstance(item, Mapping):
+            pending += [((*path, str(key)), inner) for key, inner in item.items()]
+        elif isinstance(item, (list, tuple)):
+            pending += [(path, inner) for inner in item]
 
 
 def _is_place(text: str) -> bool:

@@ -149,8 +149,8 @@ def _raised(doing: str, error: BaseException) -> UserCodeError:
     if isinstance(error, SyntaxError):  # raised by the importer, about the user's file
         frames.append((error.filename or "", error.lineno))
     where = f" ({frames[-1][0]}:{frames[-1][1]})" if frames else ""
-    said = traceback.format_exception_only(error)  # a syntax error's lines before its message; else notes after it
-    last = (said[-1] if isinstance(error, SyntaxError) else " ".join(said)).strip()
+    lines = traceback.format_exception_only(error)  # a syntax error's lines before its message; else notes after it
+    last = (lines[-1] if isinstance(error, SyntaxError) else " ".join(lines)).strip()
     return UserCodeError(f"{doing} raised an error", f"{last}{where}", "the run's log has the whole traceback")
 
 
@@ -222,11 +222,11 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def refuse_foreign_module(place: str, name: str, policy: PathPolicy, spec: str, what: str) -> None:
+def refuse_foreign_module(package: str, name: str, policy: PathPolicy, spec: str, what: str) -> None:
     """Refuse a module that is neither of the project nor allowed, before anything of it is imported.
 
     Args:
-        place: the module whose location is checked: first the top package of `name`, then, if its parents belong to
+        package: the module whose location is checked: first the top package of `name`, then, if its parents belong to
             the project, `name` itself.
         name: the module that was named.
         policy: the project, and the files and modules that the request allows.
@@ -238,9 +238,9 @@ def refuse_foreign_module(place: str, name: str, policy: PathPolicy, spec: str, 
     """
     if policy.allows_module(name) or name in LAYERS:
         return
-    found = _spec_of(place)
-    if found is not None and not _of_project(found, policy):  # the import reports what is missing
-        raise foreign_code(spec, what, f"'{place}' is an installed module", name)
+    module_spec = _spec_of(package)
+    if module_spec is not None and not _of_project(module_spec, policy):  # the import reports what is missing
+        raise foreign_code(spec, what, f"'{package}' is an installed module", name)
 
 
 def resolve_attribute(holder: Any, part: str, module: ModuleType, spec: str, what: str) -> Any:
@@ -257,42 +257,42 @@ def resolve_attribute(holder: Any, part: str, module: ModuleType, spec: str, wha
     return getattr(holder, part)
 
 
-def refuse_foreign_object(found: Any, module: ModuleType, policy: PathPolicy, spec: str, what: str) -> None:
+def refuse_foreign_object(target: Any, module: ModuleType, policy: PathPolicy, spec: str, what: str) -> None:
     """Refuse a callable that was imported into the module it is named in.
 
     Raises:
         RequestError: neither it nor the function it wraps is defined in the project or an allowed module.
     """
-    if not callable(found):  # the caller reports it
+    if not callable(target):  # the caller reports it
         return
-    own = policy.holds_code(getattr(module, "__file__", None)) or policy.allows_module(module.__name__)
-    if own and _is_torch_module(found):  # an object that the project made
+    own_module = policy.holds_code(getattr(module, "__file__", None)) or policy.allows_module(module.__name__)
+    if own_module and _is_torch_module(target):  # an object that the project made
         return
-    if _is_allowed(found, policy, MAX_WRAPPERS):
+    if _is_allowed(target, policy, MAX_WRAPPERS):
         return
-    place = getattr(found, "__module__", None) or type(found).__module__
-    raise foreign_code(spec, what, f"it is defined in '{place}', not in the project", str(place))
+    defined_in = getattr(target, "__module__", None) or type(target).__module__
+    raise foreign_code(spec, what, f"it is defined in '{defined_in}', not in the project", str(defined_in))
 
 
-def _is_allowed(found: Any, policy: PathPolicy, depth: int) -> bool:
+def _is_allowed(target: Any, policy: PathPolicy, depth: int) -> bool:
     """Return whether the code behind a callable is defined in the project or in an allowed module."""
     if depth == 0:
         return False
-    wrapped = inspect.getattr_static(found, "__wrapped__", None)
-    if isinstance(found, functools.partial):
-        return _is_allowed(found.func, policy, depth - 1)
-    if isinstance(found, MethodType):
-        return _is_allowed(found.__func__, policy, depth - 1)
-    if isinstance(found, type):
-        return _is_own_class(found, policy) or _is_layer(found)
+    wrapped = inspect.getattr_static(target, "__wrapped__", None)
+    if isinstance(target, functools.partial):
+        return _is_allowed(target.func, policy, depth - 1)
+    if isinstance(target, MethodType):
+        return _is_allowed(target.__func__, policy, depth - 1)
+    if isinstance(target, type):
+        return _is_own_class(target, policy) or _is_layer(target)
     if wrapped is not None:  # functools.wraps, functools.cache, torch.no_grad
         return _is_allowed(wrapped, policy, depth - 1)
-    if isinstance(found, FunctionType):
-        file = found.__globals__.get("__file__") or found.__code__.co_filename
-        return policy.holds_code(file) or policy.allows_module(found.__module__)
-    if inspect.isbuiltin(found) or inspect.isroutine(found):
-        return policy.allows_module(found.__module__)
-    return _is_own_class(type(found), policy)
+    if isinstance(target, FunctionType):
+        file = target.__globals__.get("__file__") or target.__code__.co_filename
+        return policy.holds_code(file) or policy.allows_module(target.__module__)
+    if inspect.isbuiltin(target) or inspect.isroutine(target):
+        return policy.allows_module(target.__module__)
+    return _is_own_class(type(target), policy)
 
 
 def _is_own_class(kind: type, policy: PathPolicy) -> bool:
@@ -306,9 +306,9 @@ def _is_layer(kind: type) -> bool:
     return kind.__module__.startswith("torch.nn.modules.") and sys.modules.get("torch") is not None
 
 
-def _is_torch_module(found: Any) -> bool:
+def _is_torch_module(target: Any) -> bool:
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(found, torch.nn.Module)
+    return torch is not None and isinstance(target, torch.nn.Module)
 
 
 def _spec_of(name: str) -> importlib.machinery.ModuleSpec | None:
@@ -321,10 +321,10 @@ def _spec_of(name: str) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.ModuleSpec(name, None)
 
 
-def _of_project(found: importlib.machinery.ModuleSpec, policy: PathPolicy) -> bool:
-    if found.origin is not None and found.has_location:
-        return policy.holds_code(found.origin)
-    places = list(found.submodule_search_locations or [])  # a folder without __init__.py
+def _of_project(module_spec: importlib.machinery.ModuleSpec, policy: PathPolicy) -> bool:
+    if module_spec.origin is not None and module_spec.has_location:
+        return policy.holds_code(module_spec.origin)
+    places = list(module_spec.submodule_search_locations or [])  # a folder without __init__.py
     return bool(places) and all(policy.holds_code(f"{place}/__init__.py") for place in places)
 
 

@@ -39,7 +39,7 @@ from omgoptim.architecture_search.trials import MOST_BYTES, TrialFolders, TrialR
 from omgoptim.errors import OmgoptimError
 from omgoptim.executors import Executor, Task, TaskResult
 from omgoptim.executors.task import WORKER, Work
-from omgoptim.models.security.file_integrity import read_plain
+from omgoptim.models.security.file_integrity import read_regular_file
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.architecture_search.costs import Costs, Limits
 from omgoptim.operations.architecture_search.spaces import automatic_space, users_space
@@ -232,7 +232,7 @@ def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Tra
 
 
 def _record(trained: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(read_plain(trained / "trained.json", MOST_BYTES))
+    record: dict[str, Any] = json.loads(read_regular_file(trained / "trained.json", MOST_BYTES))
     return record
 
 

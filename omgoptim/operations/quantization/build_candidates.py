@@ -15,7 +15,7 @@ from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
 from omgoptim.models.onnx_file import load
-from omgoptim.models.onnx_graph import has_float_between
+from omgoptim.models.onnx_graph import is_mixed_precision
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.float_program import Program, in_memory, output_check
@@ -188,9 +188,9 @@ def _build_program(
         run.scratch.mkdir(parents=True, exist_ok=True)
         target = run.scratch / PROGRAM
         outcome = apply_to_program(program.path, target, spec.params, run)
-    between = has_float_between(load(target, weights=False))
-    manifest = replace(_manifest(spec, loaded, precision_of(spec.params)), float_between=between)
-    settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision, between)
+    mixed = is_mixed_precision(load(target, weights=False))
+    manifest = replace(_manifest(spec, loaded, precision_of(spec.params)), mixed_precision=mixed)
+    settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision, mixed)
     check = output_check(spec.runtime, target, loaded.signature, settings, loaded.example)
     artifacts.save_program(folder, target, manifest, check)
     return outcome

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.kernels import compute_dtypes, query_kernels
+from omgoptim.measure.engine_profile import compute_dtypes, query_kernels
 from omgoptim.measure.launch import LATENCY
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.program_macs import count_program
@@ -26,7 +26,7 @@ from omgoptim.reports import Coverage, LayerPrecision, Skip
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.engine import Kernel
 from omgoptim.runtimes.onnxruntime import KEEP_FLOAT_LAYERS
-from omgoptim.techniques.quantize._diagnostics.coverage import REPLACED_SUFFIXES
+from omgoptim.techniques.quantize._onnx.program import REPLACED_SUFFIXES
 from omgoptim.text import plural
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def activation_range_warnings(scheme: str, batch: int) -> list[str]:
 def float_layer_warnings(artifact: Path) -> list[str]:
     """Return a warning where the file needs a session option, for those who open it without omgoptim."""
     manifest = Manifest.read(artifact)
-    if manifest.runtime != "onnxruntime" or not manifest.float_between:
+    if manifest.runtime != "onnxruntime" or not manifest.mixed_precision:
         return []
     option = ", ".join(f'"{word}"' for word in KEEP_FLOAT_LAYERS)
     return [

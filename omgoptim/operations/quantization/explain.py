@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.kernels import query_time_shares, speedup_bound
+from omgoptim.measure.engine_profile import query_time_shares, speedup_bound
 from omgoptim.measure.launch import LATENCY
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
@@ -159,8 +159,8 @@ def _layers(noise: SensitivityReport, about: ExplainedCandidate, trials: Candida
             LayerNoise(
                 path=entry.layer.path,
                 kind=entry.layer.op,
-                sqnr_db=entry.alone_db,
-                sqnr_gain_db=None if entry.restored_db is None else entry.restored_db - noise.whole_db,
+                sqnr_db=entry.only_layer_db,
+                sqnr_gain_db=None if entry.restored_db is None else entry.restored_db - noise.all_quantized_db,
                 recovered=recovered,
                 bytes=entry.layer.weight_bytes,
             )

@@ -138,7 +138,7 @@ def _named(paths: Sequence[str]) -> str:
 
 
 def _noisiest_layers(layers: Sequence[LayerSensitivity]) -> str:
-    worst = ", ".join(f"{entry.layer.path} ({entry.alone_db:.1f} dB alone)" for entry in layers[:3])
+    worst = ", ".join(f"{entry.layer.path} ({entry.only_layer_db:.1f} dB alone)" for entry in layers[:3])
     return f"the layers with the lowest SQNR are {worst}"
 
 

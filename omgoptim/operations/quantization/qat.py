@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from omgoptim.errors import DataError, TechniqueError
+from omgoptim.hardware import refuse_beyond_memory, training_bytes
 from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.manifest import PROGRAM
-from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
 from omgoptim.models.samples import Samples, as_tensors, forward_args, shared_samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import OVERLAP, STATISTICS_SAMPLES, loss_for, overlap_notes

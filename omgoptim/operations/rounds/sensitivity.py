@@ -38,7 +38,7 @@ from omgoptim.requests.prune import SemiStructured, Structured
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.registry import ModuleRun
 from omgoptim.training.batch_norm import reestimate
-from omgoptim.training.modes import placed
+from omgoptim.training.modes import on_device
 
 AMOUNTS = (0.25, 0.5, 0.75)
 """Compression amounts per layer or group: enough points for a curve, each one evaluation of the model."""
@@ -129,7 +129,9 @@ def _loaded(record: str) -> RoundsJob:
 def _paths(job: RoundsJob, params: Params) -> list[str]:
     """Return the groups, or the layers that the technique changes on a copy."""
     if isinstance(params, Structured):
-        return [group.name for group in find_groups(placed(job.original, job.loaded.device), params, _run(job)).groups]
+        return [
+            group.name for group in find_groups(on_device(job.original, job.loaded.device), params, _run(job)).groups
+        ]
     outcome = applied(job, copy.deepcopy(job.original), _everywhere(params), _run(job))
     return list(dict.fromkeys(change.path for change in outcome.changed))
 

@@ -18,7 +18,7 @@ from omgoptim.operations.final_measurement import MeasuredArtifact
 from omgoptim.operations.save_module import save
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.prune._channels.channel_allocation import best as best_channels
+from omgoptim.techniques.prune._channels.channel_allocation import most_important
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.importance import importance_of
 from omgoptim.techniques.prune._channels.removal import remove
@@ -26,8 +26,8 @@ from omgoptim.techniques.prune._latency.knapsack import choose_widths, fastest_w
 from omgoptim.techniques.prune._latency.latency_table import (
     MeasuredCut,
     TimeTable,
-    floor_ms,
     full_ms,
+    min_ms,
     next_target,
     predicted_ms,
 )
@@ -35,7 +35,7 @@ from omgoptim.techniques.prune._latency.layer_benchmark import measure_tile_size
 from omgoptim.techniques.prune._latency.layer_timing import measure_layer_times
 from omgoptim.techniques.prune.structured import keep_only, nothing_to_remove
 from omgoptim.techniques.registry import Outcome
-from omgoptim.training.modes import placed
+from omgoptim.training.modes import on_device
 
 SEARCH_TIMING = TimingPlan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
 """Timing within the search, of fewer launches than `standard`: the full measurement follows."""
@@ -125,11 +125,11 @@ def prune_to_speed(
         part = start + (end - start) * (0.2 + 0.8 * number / MAX_ATTEMPTS)
         job.context.progress(f"pruning for {1 / (target * start_fraction):.3g}x speed, attempt {number + 1}", part)
         trial = copy.deepcopy(module)
-        remove(trial, groups, best_channels(groups, importance, widths), run)
+        remove(trial, groups, most_important(groups, importance, widths), run)
         return _measure(job, trial, baseline)[1] / start_fraction
 
     best = _best(_attempts(table, importance, params.max_layer_ratio, target, measured_at), target)
-    outcome = keep_only(module, groups, best_channels(groups, importance, best.widths), params, run)
+    outcome = keep_only(module, groups, most_important(groups, importance, best.widths), params, run)
     outcome.skipped.extend(skip for skip in groups.skipped if skip not in outcome.skipped)
     if best.fraction > target / (1 - MARGIN):
         outcome.notes.append(_unreachable_note(best, start_fraction, target, table, params, original_ms))
@@ -175,7 +175,7 @@ def _measure(job: Job[PruneRequest], module: nn.Module, baseline: Path) -> tuple
     attempts = job.context.work / "cuts"
     attempts.mkdir(parents=True, exist_ok=True)
     folder = attempts / str(len(list(attempts.iterdir())))
-    save(placed(module, "cpu"), job.loaded, job.runtime, folder, job.context, to_time_only=True)
+    save(on_device(module, "cpu"), job.loaded, job.runtime, folder, job.context, to_time_only=True)
     with job.context.measuring():
         first, timing = time_artifacts([baseline, folder], job.loaded.bench, SEARCH_TIMING, job.request.seed)
     if isinstance(first, OmgoptimError):
@@ -210,7 +210,7 @@ def _unreachable_note(
 ) -> str:
     """Return a note on the speed reached and the limit."""
     measured, asked = 1 / (best.fraction * start_fraction), (1 - MARGIN) / (target * start_fraction)
-    floor = floor_ms(table, params.max_layer_ratio) / full_ms(table)
+    floor = min_ms(table, params.max_layer_ratio) / full_ms(table)
     left = best.fraction - predicted_ms(table, best.widths) / full_ms(table)
     why = (
         f"with every group at its minimum width (max_layer_ratio {params.max_layer_ratio:g}) the layers still take "

@@ -4,12 +4,12 @@ What it does: finds layers that repeat, of one class and shape, each giving the 
 ModuleList or Sequential, groups of neighbours (convolution, normalization, ReLU), or lists that the code runs side by
 side. Of every such stack `keep_layers` stay, or the fraction `depth`, half by default: spread evenly, the first and the
 last among them. With real inputs each is then fitted to what it and the ones after it gave, in closed form, without
-labels (`layer_bridging`). Numbers that count the layers, in the model and its Hugging Face configuration, follow. With
-`width` below 1 what is left is narrowed too.
+labels (`layer_bridging`). Attributes that count the layers, in the model and its Hugging Face configuration, are
+updated. With `width` below 1 the remaining layers are narrowed too.
 Use when: transformers and other deep stacks. The embedding and the head stay as they are, so their parameters do too.
 What you really get: time and operations fall with the layers, on every engine; storage by their parameters.
-Limits: a model whose code counts its layers in its own words (`range(12)`) does not run and is refused; layers inside
-one recurrent module stay. With several stacks (an encoder and a decoder, stages) each keeps that many.
+Limits: a model whose code hard-codes the number of layers (`range(12)`) does not run and is refused; layers inside one
+recurrent module stay. With several stacks (an encoder and a decoder, stages) each keeps that many.
 Source: arXiv:1910.01108 (DistilBERT); differs in that it works on any module that runs without some of its
 layers, and fits those that stay.
 """

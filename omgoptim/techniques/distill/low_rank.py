@@ -1,7 +1,7 @@
 """Factorize the teacher's large weights into two low-rank factors.
 
 What it does: every Linear (and convolution) that gets smaller by it keeps `rank_ratio` of its parameters, as factorize
-does: by what loses least of its outputs where there is data (whitened), else of its weight (svd).
+does: with the least output error where there is data (whitened), else the least weight error (svd).
 Use when: transformers and networks with large Linear layers; it keeps every layer and every width, so it is the
 mildest student. With `width` and `depth` below 1 the teacher is first cut to those.
 What you really get: storage and memory by the parameters; time on every engine where ranks are well below half of the

@@ -1,8 +1,8 @@
 """Remove the teacher's least important channels, heads and hidden units; distillation follows.
 
-What it does: keeps `width` of the channels of every group that hangs together, of attention heads and of the hidden
+What it does: keeps `width` of the channels of every group of dependent channels, of attention heads and of the hidden
 units of LSTM, GRU and RNN layers, those with the largest weights, at least one each; with `depth` below 1 every n-th of
-the layers that repeat as well. Layers that lost inputs are fitted to what they gave in the teacher, by ridge regression
+the layers that repeat as well. Layers that lost inputs are fitted to their outputs in the teacher, by ridge regression
 on training inputs without labels.
 Use when: the first choice for convolutional and recurrent teachers. Parameters fall with about the square of the width:
 a quarter of the channels is a sixteenth of a convolution. Deriving it takes seconds; training does the rest.
@@ -10,7 +10,7 @@ What you really get: storage, memory and operations fall together; time on every
 tile size (from 64 channels on, widths are multiples of 8).
 Limits: streams under LayerNorm stay as wide as they are, so a transformer loses heads and hidden units only; a
 recurrent layer whose units a normalization mixes, and the Linear layers behind a bidirectional one, stay. Each is
-listed with the reason. `initialize` random keeps the shape and forgets the weights: a worse start, of use as a control.
+listed with the reason. `initialize` random keeps the shape with random weights: a worse start, for ablations.
 Source: pruning as the start of a student, arXiv:2407.14679 (Minitron) and arXiv:2301.12900 (DepGraph); differs in
 magnitudes instead of activations for importance, and in fitting what reads the channels in closed form.
 """

@@ -26,6 +26,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import Selectio
 from omgoptim.techniques.reconstruction.least_squares import masked_ridge, ridge
 from omgoptim.techniques.reconstruction.sequential import LayerFit, fit_in_order, fits_bias
 from omgoptim.techniques.registry import ModuleRun, Outcome
+from omgoptim.text import plural
 
 CHANNEL_DAMPING = 0.1
 """Digits example, half of the channels, 64 samples, no training: relative output error 0.20 at 0.001, 0.19 at 0.01,
@@ -35,19 +36,19 @@ CHANNEL_DAMPING = 0.1
 MASKED_DAMPING = 1e-2
 """Digits example, 90 % sparsity, 64 samples: relative output error 0.417 up to this value, 0.423 at 0.1."""
 
-MOST_FEATURES = 8192
+MAX_FEATURES = 8192
 """Maximum inputs of a fitted layer. Chosen by memory: its second moments take half a gigabyte."""
 
 
 def reconstruct_channels(
-    module: nn.Module, before: nn.Module, left: Mapping[tuple[str, str], Tensor], run: ModuleRun
+    module: nn.Module, before: nn.Module, remaining: Mapping[tuple[str, str], Tensor], run: ModuleRun
 ) -> list[str]:
     """Fit every layer of `module` that lost inputs to its outputs in `before`.
 
     Args:
         module: the smaller model; its weights are changed.
         before: the same model before the removal; not changed.
-        left: side of a layer to the remaining positions of those that it had in `before`.
+        remaining: side of a layer to the remaining positions of those that it had in `before`.
         run: how both are called, and the batches to fit on.
 
     Returns:
@@ -55,32 +56,31 @@ def reconstruct_channels(
     """
     lost = [
         path
-        for (path, side), kept in left.items()
+        for (path, side), kept in remaining.items()
         if side == "in"
         and _can_be_fitted(layer := before.get_submodule(path))
         and len(kept) < (width_of(layer, "in") or 0)
     ]
-    outputs = {path: left.get((path, "out")) for path in lost}
-    return fit_in_order(module, before, outputs, run, LayerFit(_solve, fewest_rows=10_000, rows_per_feature=10))
-
-
-def _solve(_layer: Any, gram: Tensor, cross: Tensor) -> Tensor:
-    return ridge(gram, cross, CHANNEL_DAMPING)
+    outputs = {path: remaining.get((path, "out")) for path in lost}
+    fit = LayerFit(
+        lambda _layer, gram, cross: ridge(gram, cross, CHANNEL_DAMPING), min_rows=10_000, rows_per_feature=10
+    )
+    return fit_in_order(module, before, outputs, run, fit)
 
 
 def _can_be_fitted(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Linear):
-        return layer.in_features <= MOST_FEATURES
+        return layer.in_features <= MAX_FEATURES
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d)) or is_depthwise(layer) or layer.padding_mode != "zeros":
         return False
-    return layer.weight[0].numel() <= MOST_FEATURES
+    return layer.weight[0].numel() <= MAX_FEATURES
 
 
 def zero_and_reconstruct(
     module: nn.Module,
     selection: Selection,
     scores: Mapping[str, Tensor],
-    aim: SparsityTarget,
+    target: SparsityTarget,
     params: Unstructured,
     run: ModuleRun,
 ) -> Outcome:
@@ -90,7 +90,7 @@ def zero_and_reconstruct(
         TechniqueError: no weight became zero.
     """
     before = copy.deepcopy(module)
-    return reconstructed(zero_lowest(selection, scores, aim), module, before, params, run)
+    return reconstructed(zero_lowest(selection, scores, target), module, before, params, run)
 
 
 def reconstructed(
@@ -110,7 +110,7 @@ def reconstructed(
     fitted = reconstruct_kept_weights(module, before, [change.path for change in outcome.changed], run)
     if not fitted:
         return outcome
-    layers = "1 layer" if len(fitted) == 1 else f"{len(fitted)} layers"
+    layers = plural(len(fitted), "layer")
     note = f"The remaining weights of {layers} were fitted by least squares to the dense outputs; no labels were used."
     return replace(outcome, notes=[*outcome.notes, note])
 
@@ -129,7 +129,7 @@ def reconstruct_kept_weights(module: nn.Module, before: nn.Module, paths: Sequen
         all, or share their weight.
     """
     outputs = dict.fromkeys((path for path in paths if _can_be_fitted_masked(module, path)), None)
-    return fit_in_order(module, before, outputs, run, LayerFit(_solve_masked, fewest_rows=20_000, rows_per_feature=30))
+    return fit_in_order(module, before, outputs, run, LayerFit(_solve_masked, min_rows=20_000, rows_per_feature=30))
 
 
 def _solve_masked(layer: Any, gram: Tensor, cross: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _solve_masked(layer: Any, gram: Tensor, cross: Tensor) -> Tensor:
 
 def _can_be_fitted_masked(module: nn.Module, path: str) -> bool:
     layer = dict(module.named_modules()).get(path)
-    if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or layer.weight[0].numel() > MOST_FEATURES:
+    if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or layer.weight[0].numel() > MAX_FEATURES:
         return False
     owners = [other for other in module.modules() if any(w is layer.weight for w in other.parameters(recurse=False))]
     return len(owners) == 1

@@ -1,9 +1,9 @@
 """Zero the weights whose removal would change the loss least.
 
 What it does: runs the model forward and backward on training batches. sensitivity scores a weight by |w g|, g being the
-mean gradient of the loss over the batches: how much the loss changes, to first order, when the weight goes. movement
-lets the weights take small steps downhill, which are undone, and sums -w g over them: what moves towards zero goes
-first. What stays is fitted as magnitude does.
+mean gradient of the loss over the batches: how much the loss changes, to first order, when the weight is removed.
+movement takes small SGD steps, sums -w g over them and then restores the weights: those that move towards zero are
+pruned first. The remaining weights are fitted as by magnitude.
 Use when: labels are at hand and the loss says more than magnitudes do. A trained model's gradients are small, so give
 many batches; movement means little over the few steps taken here. Costs a backward pass for each batch.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory and speed: nothing.
@@ -24,17 +24,16 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
-from omgoptim.reports import Skip
 from omgoptim.requests.prune import Gradient
 from omgoptim.techniques.prune._reconstruction import zero_and_reconstruct
 from omgoptim.techniques.prune._unstructured.masking import SparsityTarget
-from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, Weight, select
+from omgoptim.techniques.prune._unstructured.parameter_selection import Weight, select
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 STEP = 0.01
 """Learning rate of movement's steps, after which weights are restored. Chosen: SGD's rate in training/config.py."""
 
-UNREACHED = "the loss has no gradient with respect to it"
+NO_GRADIENT = "the loss has no gradient with respect to it"
 
 
 @module_technique(Gradient, needs_data=True, source="arXiv:1810.02340")
@@ -45,20 +44,18 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
         TechniqueError: no layer is selected, no gradient reaches one, a loss is not a number, or nothing became zero.
     """
     selection = select(module, params.targets, params.ignore)
-    watch = _sensitivity if params.score == "sensitivity" else _movement
-    scores = watch(module, selection.weights, run)
-    reached = [weight for weight in selection.weights if weight.path in scores]
-    skipped = [Skip(path=w.path, reason=UNREACHED, kind="not_run") for w in selection.weights if w.path not in scores]
-    if not reached:
+    compute_saliency = _sensitivity if params.score == "sensitivity" else _movement
+    scores = compute_saliency(module, selection.weights, run)
+    if not scores:
         raise TechniqueError(
             "the loss has no gradient with respect to the selected weights",
             "the loss does not depend on them, or forward detaches them from the graph",
             "use method magnitude or wanda",
         )
-    aim = SparsityTarget(
+    target = SparsityTarget(
         params.sparsity, params.scope, f"{params.score}, {params.scope.replace('_', ' ')}", not params.targets
     )
-    return zero_and_reconstruct(module, Selection(reached, [*selection.skipped, *skipped]), scores, aim, params, run)
+    return zero_and_reconstruct(module, selection.only(scores, NO_GRADIENT), scores, target, params, run)
 
 
 def _sensitivity(module: nn.Module, weights: list[Weight], run: ModuleRun) -> dict[str, Tensor]:
@@ -97,8 +94,8 @@ def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iter
                 raise TechniqueError("the saliency cannot be computed", why)
             found = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
         run.progress("gradients", (done + 1) / total)
-        reached = ((w.path, g) for w, g in zip(weights, found, strict=False) if g is not None)
-        yield {path: g.detach() for path, g in reached if bool(g.any())}  # an expert without samples has zeros
+        with_gradient = ((w.path, g) for w, g in zip(weights, found, strict=False) if g is not None)
+        yield {path: g.detach() for path, g in with_gradient if bool(g.any())}  # an expert without samples has zeros
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 What it does: ranks the selected weights by |w|, and zeroes the lowest. scope global ranks all layers together and
 per_layer each alone. layer_ratios lamp ranks all together by |w|^2 over the sum of what is not smaller in its layer;
-erdos_renyi gives each layer a share by its shape, and ranks it alone; with these two the scope says nothing more. With
-data, the weights that stay are then fitted to give what was there before, without labels.
+erdos_renyi allocates sparsity to each layer by its shape, and ranks within it; both ignore scope. With data, the
+remaining weights are then fitted to the dense layer's outputs, without labels.
 Use when: a file has to get smaller, or a sparse engine follows. Needs no data and takes seconds; with data much less is
 lost, for some forward passes per layer. Batch normalization has to be estimated again afterwards.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory: nothing, the tensors are
@@ -42,5 +42,7 @@ def apply(module: nn.Module, params: Magnitude, run: ModuleRun) -> Outcome:
     if params.layer_ratios == "erdos_renyi":
         scope = "erdos_renyi"
     score = "LAMP score" if by_lamp else "magnitude"
-    aim = SparsityTarget(params.sparsity, scope, f"{score}, {scope.replace('_', ' ')}", spare_small=not params.targets)
-    return zero_and_reconstruct(module, selection, scores, aim, params, run)
+    target = SparsityTarget(
+        params.sparsity, scope, f"{score}, {scope.replace('_', ' ')}", spare_small=not params.targets
+    )
+    return zero_and_reconstruct(module, selection, scores, target, params, run)

@@ -1,7 +1,7 @@
 """Zero weights drawn at random: the baseline for every other method.
 
-What it does: gives each selected weight a random score, and zeroes the lowest; the same seed gives the same weights,
-and more of them where more is asked for. Shares among layers, and fits what stays, as magnitude does.
+What it does: gives each selected weight a random score, and zeroes the lowest; the same seed gives the same zeros, and
+a higher sparsity adds to them. Sparsity is allocated to layers, and the remaining weights are fitted, as by magnitude.
 Use when: a baseline is needed for a method's gain at the same sparsity. Needs no data.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory and speed: nothing.
 Limits: as magnitude: biases, normalization, unnamed embeddings, frozen weights and the smallest layers stay.
@@ -31,7 +31,7 @@ def apply(module: nn.Module, params: Random, run: ModuleRun) -> Outcome:
     generator = torch.Generator().manual_seed(run.seed)
     scores = {weight.path: torch.rand(weight.parameter.shape, generator=generator) for weight in selection.weights}
     scope: Scope = "erdos_renyi" if params.layer_ratios == "erdos_renyi" else params.scope
-    aim = SparsityTarget(
+    target = SparsityTarget(
         params.sparsity, scope, f"at random, {scope.replace('_', ' ')}", spare_small=not params.targets
     )
-    return zero_and_reconstruct(module, selection, scores, aim, params, run)
+    return zero_and_reconstruct(module, selection, scores, target, params, run)

@@ -2,8 +2,8 @@
 
 What it does: along each output's inputs, of every m neighbours leaves the n that score highest, by magnitude or by
 magnitude times input norm, and zeroes the others. Neighbours are input features; in a convolution the input channels at
-one position of the kernel. The pattern decides the sparsity: 2:4 is half, in every layer. With data, what stays is
-fitted as magnitude does.
+one position of the kernel. The pattern decides the sparsity: 2:4 is half, in every layer. With data, the remaining
+weights are fitted as by magnitude.
 Use when: the model will run on a GPU with sparse tensor cores, whose kernels take 2:4 in half precision or int8.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Speed: none on the engines here;
 torch's to_sparse_semi_structured, TensorRT and the like take the pattern, and the layer's sizes have to suit their
@@ -34,7 +34,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import (
     to_rows,
 )
 from omgoptim.techniques.prune._unstructured.saliency import input_norms, wanda
-from omgoptim.techniques.prune.wanda import with_known_inputs
+from omgoptim.techniques.prune.wanda import with_input_norms
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 
@@ -51,7 +51,7 @@ def apply(module: nn.Module, params: SemiStructured, run: ModuleRun) -> Outcome:
     norms: dict[str, Tensor] = {}
     if params.score == "wanda":
         norms = input_norms(module, selection.weights, run)
-        selection = with_known_inputs(selection, set(norms))
+        selection = with_input_norms(selection, norms)
     before = [int((weight.parameter == 0).sum()) for weight in selection.weights]
     for weight in selection.weights:
         rows = to_rows(weight.parameter.detach(), weight.layer)

@@ -1,15 +1,17 @@
 """Remove whole channels, attention heads and hidden units.
 
-What it does: finds which channels hang together across layers (a dependency graph; heads by trying them out), ranks
-them by importance, takes the least important out of every layer that writes, passes on or reads them, and re-fits the
-layers that read them, by ridge regression on the model's own inputs without labels, to what they gave before.
-Use when: a model has to get smaller and faster on every engine. Without training a third of the channels or so can go;
-beyond that, a few epochs bring most back. importance taylor and hessian need data, labels where the loss does.
+What it does: groups dependent channels across layers (a dependency graph; heads by running the model), ranks them by
+importance, removes the least important from every layer that writes, passes on or reads them, and fits the layers that
+read them to their former outputs, by ridge regression on the model's own inputs without labels.
+Use when: a model has to get smaller and faster on every engine. Without training about a third of the channels can be
+removed; beyond that, a few epochs recover most of the quality. importance taylor and hessian need data, labels where
+the loss does.
 What you really get: storage, memory and operations fall together, by more than the ratio: half of the channels is about
 a quarter of a convolution's weights. Time falls by less, in steps of the kernel's tile size.
 `reconstruct` False leaves the layers as they are, and so do random inputs.
 Limits: streams under LayerNorm, recurrent layers, torch.nn.MultiheadAttention, tied and frozen weights, and what a
-model's code reshapes to numbers stay whole, each listed with the reason; at least one unit of every group stays.
+model's code reshapes to fixed sizes are not pruned, each listed with the reason; at least one unit of every group
+stays.
 Source: DepGraph (arXiv:2301.12900) through torch-pruning, isomorphic ranking arXiv:2407.04616, re-fitting ThiNet
 (arXiv:1707.06342); differs in that every group is proven by running the model before and after, and undone if it fails.
 """
@@ -23,17 +25,17 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError, TechniqueError
-from omgoptim.measure.macs import count_macs
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.prune._channels.channel_allocation import (
-    Operations,
+    MacsPrediction,
     Widths,
-    best,
-    by_operations,
+    counted_macs,
+    most_important,
     original_widths,
     round_widths,
     target_widths,
+    widths_for_macs,
 )
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
@@ -71,20 +73,24 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
     full = original_widths(groups, module, run.original)
 
     def widths_at(ratio: float, round_to: int | None) -> Widths:
-        wanted = target_widths(module, groups, scores, full, params, ratio)
-        return round_widths(groups, wanted, full, params.max_layer_ratio, round_to)
+        targets = target_widths(module, groups, scores, full, params, ratio)
+        return round_widths(groups, targets, full, params.max_layer_ratio, round_to)
 
     if params.target_macs_ratio is None:
-        keep = best(groups, scores, widths_at(params.goal, params.round_to))
+        keep = most_important(groups, scores, widths_at(params.goal, params.round_to))
     else:
-        operations = Operations(module, groups, Probe.of(run))
+        prediction = MacsPrediction(module, groups, Probe.of(run))
 
         def keep_for(macs: float) -> dict[str, Tensor]:
-            return best(groups, scores, by_operations(groups, scores, operations, macs, widths_at, params.round_to))
+            return most_important(
+                groups, scores, widths_for_macs(groups, scores, prediction, macs, widths_at, params.round_to)
+            )
 
-        keep = _within(_operations(run.original, run) / params.target_macs_ratio, keep_for, module, groups, run)
+        keep = _meet_macs_target(
+            counted_macs(run.original, Probe.of(run))[0] / params.target_macs_ratio, keep_for, module, groups, run
+        )
     if not keep:
-        raise _too_little(groups, params)
+        raise _nothing_removed(groups, params)
     return keep_only(module, groups, keep, params, run)
 
 
@@ -104,16 +110,16 @@ def keep_only(
         TechniqueError: nothing could be removed.
     """
     before = copy.deepcopy(module)
-    outcome, left = remove_with_positions(module, groups, keep, run)
+    outcome, remaining = remove_with_positions(module, groups, keep, run)
     if not (params.reconstruct and run.real):
         return outcome
-    fitted = reconstruct_channels(module, before, left, run)
+    fitted = reconstruct_channels(module, before, remaining, run)
     layers = "1 layer with pruned inputs was" if len(fitted) == 1 else f"{len(fitted)} layers with pruned inputs were"
     note = f"{layers} fitted by least squares to the unpruned outputs; no labels were used."
     return replace(outcome, notes=[*outcome.notes, note]) if fitted else outcome
 
 
-def _within(
+def _meet_macs_target(
     goal: float, keep_for: Callable[[float], dict[str, Tensor]], module: nn.Module, groups: Groups, run: ModuleRun
 ) -> dict[str, Tensor]:
     """Return the channels to keep so that the smaller module has at most `goal` counted MACs.
@@ -127,7 +133,7 @@ def _within(
             return keep
         smaller = copy.deepcopy(module)
         remove(smaller, groups, keep, run)
-        counted = _operations(smaller, run)
+        counted = counted_macs(smaller, Probe.of(run))[0]
         if counted <= goal:
             return keep
         predicted *= goal / counted
@@ -136,16 +142,6 @@ def _within(
         f"{counted:,} MACs remain: pruning some groups had to be undone",
         "raise target_macs_ratio, or give a pruning_ratio instead",
     )
-
-
-def _operations(module: nn.Module, run: ModuleRun) -> int:
-    probe = Probe.of(run)
-    macs = count_macs(module, probe.args, probe.kwargs).macs
-    if macs is None:
-        raise TechniqueError(
-            "the model's MACs cannot be counted", "target_macs_ratio needs their count", "use pruning_ratio"
-        )
-    return macs
 
 
 def nothing_to_remove(groups: Groups) -> TechniqueError:
@@ -158,7 +154,7 @@ def nothing_to_remove(groups: Groups) -> TechniqueError:
     return TechniqueError("no channel or head of this model can be removed", why, fix)
 
 
-def _too_little(groups: Groups, params: Structured) -> TechniqueError:
+def _nothing_removed(groups: Groups, params: Structured) -> TechniqueError:
     widest = max(groups.groups, key=lambda group: group.width)
     step = widest.step(params.round_to)
     return TechniqueError(

@@ -26,11 +26,16 @@ from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import attribute, graphs, is_large, load
 from omgoptim.models.onnx_graph import CONV, OnnxLayer, find_layers, module_paths, select_layers
 from omgoptim.requests.quantize import Dynamic
-from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize._onnx.preparation import fold_constants
-from omgoptim.techniques.quantize._onnx.program import as_technique_error, finish, lacks_int8_dot_product
-from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, store_recurrent
+from omgoptim.techniques.quantize._onnx.program import (
+    as_technique_error,
+    finish,
+    lacks_int8_dot_product,
+    no_layer_left,
+    outcome,
+)
+from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED_AS_INT8, store_recurrent
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 CONV_REASON = "a dynamic int8 convolution is slower than float in ONNX Runtime; use scheme static (needs data)"
@@ -65,9 +70,9 @@ def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outco
         chosen = [layer for layer in select_layers(before, params.targets, params.ignore) if not layer.is_quantized]
         quantized = _quantize(model, before, chosen, per_channel, Path(scratch))
     quantize_embeddings(quantized, chosen, per_channel, params.embedding_bits)
-    left = [layer for layer in chosen if any(layer.node == node.name for node in quantized.graph.node)]
-    store_recurrent(quantized, left, per_channel)
-    stored = dict.fromkeys((layer.node for layer in left if layer.op in RECURRENT), STORED)
+    remaining = [layer for layer in chosen if any(layer.node == node.name for node in quantized.graph.node)]
+    store_recurrent(quantized, remaining, per_channel)
+    stored = dict.fromkeys((layer.node for layer in remaining if layer.op in RECURRENT), STORED_AS_INT8)
     precision = f"int8 weight {params.granularity.replace('_', ' ')}, 8-bit activations quantized at run time"
     result = outcome(before, chosen, quantized, REASONS, precision, stored)
     if not result.changed:

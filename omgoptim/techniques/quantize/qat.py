@@ -4,8 +4,8 @@ What it does: rounds weights and layer inputs to int8 in every forward of a shor
 fake_quantization.py`), starting from ranges read on calibration data, with channels scaled as conversion will scale
 them; batch normalization is frozen after a third of the steps, ranges after two. What is left is a plain float module
 and the ranges it was trained with: its program is quantized with those, and with ranges of its own where none were
-simulated. Each epoch is judged by the converted program; so are the weights from before training, by static
-quantization as it is at effort balanced: on the samples that choose, training never ends below it.
+simulated. Each epoch is evaluated on the converted program, and compared with static quantization (effort balanced) of
+the weights before training: on the selection samples the result is never worse.
 Use when: static quantization loses more than the guard allows and there is training data; it costs a few epochs.
 Without labels, or with distill, it learns from the float model's outputs.
 What you really get: what static quantization gives, at the same size and speed; only the weights are better ones.
@@ -25,9 +25,8 @@ from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import find_layers, has_attention, module_paths, select_layers
 from omgoptim.requests.quantize import Qat, Static
 from omgoptim.techniques.quantize import static
-from omgoptim.techniques.quantize._onnx import preparation
 from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
-from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.preparation import prepare_with_shapes
 from omgoptim.techniques.quantize._onnx.program import finish
 from omgoptim.techniques.quantize._onnx.qdq import write_qdq
 from omgoptim.techniques.quantize._ptq.calibration import batches_for
@@ -67,25 +66,25 @@ def apply(source: Path, target: Path, params: Qat, run: ProgramRun) -> Outcome:
         DataError, SetupError, TechniqueError: as static quantization does.
     """
     original = load(source)
-    learned = read_qat_state(original)
-    if learned is None or has_attention(original) or is_large(original):
+    state = read_qat_state(original)
+    if state is None or has_attention(original) or is_large(original):
         return static.apply(source, target, static_of(params), run)
-    return _as_trained(source, target, params, learned, run)
+    return _as_trained(source, target, params, state, run)
 
 
-def _as_trained(source: Path, target: Path, params: Qat, learned: QatState, run: ProgramRun) -> Outcome:
+def _as_trained(source: Path, target: Path, params: Qat, state: QatState, run: ProgramRun) -> Outcome:
     """Equalize channels, take the trained ranges, observe the others, and write what training simulated."""
-    original, asked = load(source), static_of(params)
+    original, static_params = load(source), static_of(params)
     batches = batches_for(original, run, params.calibration_samples)
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
-        model = preparation.infer_shapes(preparation.prepare(at_opset(load(source), 13), Path(scratch)))
+        model = prepare_with_shapes(load(source), Path(scratch))
     before = find_layers(model, module_paths(original))
     chosen = select_layers(before, params.targets, params.ignore)
-    model = apply_trained_scaling(model, chosen, asked, learned)
-    observed = observe_activations(model, batches, histogram=False, threads=run.threads)
-    ranges = with_trained_ranges(compute_ranges(observed, "minmax", params.symmetric), model, chosen, learned)
-    quantized = write_qdq(model, chosen, ranges, asked)
+    model = apply_trained_scaling(model, chosen, static_params, state)
+    observers = observe_activations(model, batches, histogram=False, threads=run.threads)
+    ranges = with_trained_ranges(compute_ranges(observers, "minmax", params.symmetric), model, chosen, state)
+    quantized = write_qdq(model, chosen, ranges, static_params)
     quantize_embeddings(quantized, chosen, params.granularity == "per_channel", params.embedding_bits)
-    result = static.changes(before, chosen, quantized, asked)
+    result = static.changes(before, chosen, quantized, static_params)
     finish(quantized, original, target)
     return result

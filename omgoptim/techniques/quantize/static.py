@@ -13,10 +13,10 @@ Use when: convolution nets, and Linear where dynamic quantization costs too much
 What you really get: storage and memory about a quarter; the most speed on a CPU with VNNI, in ONNX
 Runtime and OpenVINO alike; effort changes neither. NNCF's transformer program is fast in OpenVINO only.
 Limits: LSTM and GRU stay float (scheme dynamic); networks with attention are refused by algorithm onnxruntime, since
-plain ranges over all of their ops leave nothing of the output, and their channels are not scaled. What follows the last
-layers stays float where it joins tensors of very different ranges, such as boxes and scores. A Clip whose upper
-bound no calibration sample comes near is taken for a ReLU when channels are scaled. Embeddings are stored in int8 and
-computed in float.
+plain ranges over all of their ops destroy the outputs, and their channels are not scaled. What follows the last layers
+stays float where it joins tensors of very different ranges, such as boxes and scores. A Clip whose upper bound no
+calibration sample comes near is taken for a ReLU when channels are scaled. Embeddings are stored in int8 and computed
+in float.
 Source: arXiv:1712.05877, arXiv:1906.04721, arXiv:2004.10568, onnxruntime.quantization and nncf.quantize; differs in
 per-channel weights by default, in steps that are kept only if held-out calibration samples gain, in embeddings (scale
 per row with algorithm onnxruntime), and in proving from the written program what changed.
@@ -36,17 +36,16 @@ from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_attention, module_paths, select_layers
 from omgoptim.reports import Skip
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx import preparation
 from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize._onnx.preparation import at_opset
-from omgoptim.techniques.quantize._onnx.program import finish
+from omgoptim.techniques.quantize._onnx.program import finish, no_layer_left, outcome
 from omgoptim.techniques.quantize._ptq import backends, pipeline
 from omgoptim.techniques.quantize._ptq.calibration import Batch, batches_for
 from omgoptim.techniques.quantize._ptq.state import PtqTask, apply_preset
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
-KEPT = "first layer, kept in float: it is cheap, and in int8 it adds most of the quantization noise"
+KEPT_IN_FLOAT = "first layer, kept in float: it is cheap, and in int8 it adds most of the quantization noise"
 RECURRENT_REASON = "static quantization does not support recurrent layers; "
 REASONS = {
     "LSTM": RECURRENT_REASON + "scheme dynamic quantizes an LSTM",
@@ -64,8 +63,8 @@ def variants(params: Static, source: Path) -> list[Static]:
         return [params]
     if has_attention(load(source, weights=False)):
         return [params.model_copy(update={"algorithm": "nncf"})]
-    plain = [params.model_copy(update={"algorithm": "onnxruntime"})]
-    return [*plain, params.model_copy(update={"algorithm": "nncf"})] if backends.has_nncf() else plain
+    onnxruntime = [params.model_copy(update={"algorithm": "onnxruntime"})]
+    return [*onnxruntime, params.model_copy(update={"algorithm": "nncf"})] if backends.has_nncf() else onnxruntime
 
 
 @technique(Static, runtimes=("onnxruntime", "openvino"), needs_data=True, source="arXiv:1712.05877")
@@ -87,7 +86,7 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
             "use algorithm nncf, or scheme dynamic",
         )
     batches = batches_for(original, run, params.calibration_samples)
-    kept: list[OnnxLayer] = []
+    float_layers: list[OnnxLayer] = []
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
         folder = Path(scratch)
         model = at_opset(load(source), 13)  # the first with a scale per channel
@@ -99,18 +98,22 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
             raise nothing
         if algorithm == "onnxruntime":
             quantized, notes = backends.quantize_by_onnxruntime(
-                model, batches, PtqTask(chosen, params, run.threads, run.seed, run.progress, run.stored), folder, kept
+                model,
+                batches,
+                PtqTask(chosen, params, run.threads, run.seed, run.progress, run.stored),
+                folder,
+                float_layers,
             )
             quantize_embeddings(quantized, chosen, params.granularity == "per_channel", params.embedding_bits)
         else:
-            model, scaling = _scaled(model, chosen, batches, params, run)
-            own = params.embedding_bits == 4  # NNCF has no embeddings in 4 bits
-            left = [layer for layer in chosen if not own or layer.op != "Gather"]
-            quantized, notes = backends.quantize_by_nncf(model, left, batches, params, folder)
-            if own:
+            model, equalization_notes = _equalized(model, chosen, batches, params, run)
+            own_embeddings = params.embedding_bits == 4  # NNCF has no embeddings in 4 bits
+            layers = [layer for layer in chosen if not own_embeddings or layer.op != "Gather"]
+            quantized, notes = backends.quantize_by_nncf(model, layers, batches, params, folder)
+            if own_embeddings:
                 quantize_embeddings(quantized, chosen, per_row=True, num_bits=4)
-            notes = [*scaling, *notes]
-    result = changes(before, chosen, quantized, params, kept)
+            notes = [*equalization_notes, *notes]
+    result = changes(before, chosen, quantized, params, float_layers)
     finish(quantized, original, target)
     return replace(result, notes=notes)
 
@@ -120,7 +123,7 @@ def changes(
     chosen: Sequence[OnnxLayer],
     quantized: ModelProto,
     params: Static,
-    kept: Sequence[OnnxLayer] = (),
+    float_layers: Sequence[OnnxLayer] = (),
 ) -> Outcome:
     """Return the changed and skipped layers of a written program.
 
@@ -129,7 +132,7 @@ def changes(
         chosen: those that were to be quantized.
         quantized: the written program.
         params: of the technique.
-        kept: layers that were left in float for what int8 would lose there.
+        float_layers: layers that were left in float for what int8 would lose there.
 
     Raises:
         NoLayerChanged: nothing.
@@ -141,14 +144,15 @@ def changes(
         why = "; ".join(sorted({skip.reason for skip in result.skipped}))
         fix = "use scheme dynamic or bf16"
         raise NoLayerChanged("static quantization changed no layer", why, fix, schemes=["dynamic", "bf16"])
-    paths = {layer.path for layer in kept}
+    paths = {layer.path for layer in float_layers}
     skipped = [
-        Skip(path=skip.path, reason=KEPT, kind="no_benefit") if skip.path in paths else skip for skip in result.skipped
+        Skip(path=skip.path, reason=KEPT_IN_FLOAT, kind="no_benefit") if skip.path in paths else skip
+        for skip in result.skipped
     ]
     return replace(result, skipped=skipped)
 
 
-def _scaled(
+def _equalized(
     model: ModelProto, chosen: Sequence[OnnxLayer], batches: Sequence[Batch], params: Static, run: ProgramRun
 ) -> tuple[ModelProto, list[str]]:
     """Equalize the float program for another quantizer, where that is requested and supported."""

@@ -10,8 +10,8 @@ data; a little longer with it.
 What you really get: storage, about a seventh (4 bits) or less than a third (8 bits) of the Linear layers' bytes, on
 ONNX Runtime and OpenVINO from one file. Weights are dequantized at run time: smaller, often not faster; for one sample
 at a time a layer bound by memory bandwidth can be faster, and the measured speed says which.
-Limits: convolutions stay; a layer whose number of inputs no power of two from 16 to the group size divides stays;
-ONNX Runtime's fused product also rounds activations to 8 bits, a block at a time.
+Limits: convolutions stay; a layer whose number of inputs is not divisible by 16 stays in float; ONNX Runtime's fused
+product also rounds activations to 8 bits, a block at a time.
 Source: arXiv:2210.17323 (GPTQ); the format is ONNX opset 21 (blocked DequantizeLinear). Differs in the searched ranges
 (`_ptq/gptq.py`) and in the check on held-out samples.
 """
@@ -29,15 +29,14 @@ from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import initializers, load, replace_nodes
 from omgoptim.models.onnx_graph import CONV, OnnxLayer, find_layers, module_paths, select_layers
 from omgoptim.requests.quantize import WeightOnly
-from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
-from omgoptim.techniques.quantize._onnx.program import finish, has_free_batch
+from omgoptim.techniques.quantize._onnx.program import finish, has_free_batch, no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx.weight_storage import (
+    MAX_FLOAT_BYTES,
     OPSET,
     RECURRENT,
-    SMALLEST_BYTES,
-    STORED,
+    STORED_AS_INT8,
     packed_tensors,
     split_gemms,
     store_recurrent,
@@ -56,10 +55,10 @@ from omgoptim.techniques.quantize._ptq.gptq import (
 )
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
-SMALLEST_GROUP = 16
+MIN_GROUP_SIZE = 16
 """Smallest group size of ONNX Runtime's MatMulNBits (docs/ContribOperators.md: a power of 2, 16 at least)."""
 
-WIDEST = 4096
+MAX_GPTQ_INPUTS = 4096
 """Maximum inputs of a layer for GPTQ. Chosen: a Hessian of 67 MB, and some 70 billion operations for its inverse."""
 
 SAMPLES = 64
@@ -96,11 +95,11 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
         chosen = [layer for layer in select_layers(before, params.targets, params.ignore) if not layer.is_quantized]
         split_gemms(model, {layer.node for layer in chosen})
         sizes = _group_sizes(model, chosen, params.group_size)
-        fitted, held_out = _moments(model, chosen, sizes, run)
+        fitted, held_out = _input_hessians(model, chosen, sizes, run)
     precisions, improved = _pack(model, chosen, sizes, params, fitted, held_out)
     quantize_embeddings(model, chosen, per_row=True, num_bits=params.embedding_bits)
     store_recurrent(model, chosen)
-    precisions |= {layer.node: STORED for layer in chosen if layer.op in RECURRENT}
+    precisions |= {layer.node: STORED_AS_INT8 for layer in chosen if layer.op in RECURRENT}
     result = outcome(before, chosen, model, REASONS, f"int{params.num_bits} weight", precisions)
     if not result.changed:
         raise no_layer_left("weight-only quantization", before, chosen) or _nothing_changed(chosen)
@@ -111,36 +110,40 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
     return Outcome(result.changed, result.skipped, notes)
 
 
-def _group_sizes(model: ModelProto, chosen: Sequence[OnnxLayer], asked: int) -> dict[str, int]:
+def _group_sizes(model: ModelProto, chosen: Sequence[OnnxLayer], largest: int) -> dict[str, int]:
     """Map the matrices to pack to the largest group size, up to the requested one, that divides their inputs."""
     tensors = initializers(model)
     sizes: dict[str, int] = {}
     for name in stored_matmuls(model, chosen):
         inputs, outputs = tensors[name].dims
-        fits = [size for size in (256, 128, 64, 32, 16) if SMALLEST_GROUP <= size <= asked and inputs % size == 0]
-        if fits and 4 * inputs * outputs > SMALLEST_BYTES:
+        fits = [size for size in (256, 128, 64, 32, 16) if MIN_GROUP_SIZE <= size <= largest and inputs % size == 0]
+        if fits and 4 * inputs * outputs > MAX_FLOAT_BYTES:
             sizes[name] = fits[0]
     return sizes
 
 
-def _moments(
+def _input_hessians(
     model: ModelProto, chosen: Sequence[OnnxLayer], sizes: Mapping[str, int], run: ProgramRun
 ) -> tuple[Hessians, Hessians]:
     """Return the Hessians of the inputs of each packed weight, to fit on and to choose by; empty without data."""
     if not run.calibration or not sizes:
         return {}, {}
     readers = {name: nodes for name, nodes in stored_matmuls(model, chosen).items() if name in sizes}
-    of_input = {t.name: t.dims[0] for t in model.graph.initializer if t.name in readers and t.dims[0] <= WIDEST}
-    widths = {node.input[0]: of_input[name] for name, nodes in readers.items() if name in of_input for node in nodes}
+    input_sizes = {
+        t.name: t.dims[0] for t in model.graph.initializer if t.name in readers and t.dims[0] <= MAX_GPTQ_INPUTS
+    }
+    widths = {
+        node.input[0]: input_sizes[name] for name, nodes in readers.items() if name in input_sizes for node in nodes
+    }
     parts = split(batches_for(model, run, SAMPLES), 2, sliceable=has_free_batch(model))
-    moments = [input_hessians(model, widths, part, run.threads) for part in parts]
+    split_hessians = [input_hessians(model, widths, part, run.threads) for part in parts]
     by_weight = [
         {
-            name: np.asarray(sum(of[node.input[0]] for node in nodes), np.float32)
+            name: np.asarray(sum(hessians[node.input[0]] for node in nodes), np.float32)
             for name, nodes in readers.items()
-            if name in of_input
+            if name in input_sizes
         }
-        for of in moments
+        for hessians in split_hessians
     ]
     return by_weight[0], by_weight[-1]
 
@@ -168,7 +171,7 @@ def _pack(
         if name not in sizes:
             continue
         w_KN, size = numpy_helper.to_array(tensors[name]).astype(np.float32), sizes[name]
-        groups, better = _rounded(w_KN, size, params, fitted.get(name), held_out.get(name))
+        groups, better = _quantize_weight(w_KN, size, params, fitted.get(name), held_out.get(name))
         improved += better
         packed = packed_tensors(groups, name, params.num_bits, params.symmetric)
         model.graph.initializer.extend(packed)
@@ -183,19 +186,19 @@ def _pack(
     return precisions, improved
 
 
-def _rounded(
+def _quantize_weight(
     w_KN: Float, size: int, params: WeightOnly, fitted_KK: Float | None, held_out_KK: Float | None
 ) -> tuple[QuantizedGroups, bool]:
     """Quantize by GPTQ or round to nearest, whichever is better on held-out samples; whether it was GPTQ."""
     if fitted_KK is None or held_out_KK is None:
         return quantize_groups(w_KN, size, params.num_bits, params.symmetric), False
-    alone = quantize_groups(w_KN, size, params.num_bits, params.symmetric, np.diagonal(fitted_KK) + np.float32(1e-12))
+    nearest = quantize_groups(w_KN, size, params.num_bits, params.symmetric, np.diagonal(fitted_KK) + np.float32(1e-12))
     try:
-        together = gptq_quantize(w_KN, fitted_KK, size, params.num_bits, params.symmetric)
+        gptq = gptq_quantize(w_KN, fitted_KK, size, params.num_bits, params.symmetric)
     except np.linalg.LinAlgError:
-        return alone, False
-    better = output_error(w_KN, together, held_out_KK) < output_error(w_KN, alone, held_out_KK)
-    return (together if better else alone), better
+        return nearest, False
+    better = output_error(w_KN, gptq, held_out_KK) < output_error(w_KN, nearest, held_out_KK)
+    return (gptq if better else nearest), better
 
 
 def _nothing_changed(chosen: Sequence[OnnxLayer]) -> NoLayerChanged:

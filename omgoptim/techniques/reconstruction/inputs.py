@@ -30,7 +30,7 @@ MASKS = ("attention_mask", "mask")
 not read: torch's `key_padding_mask` marks the padding instead.
 """
 
-MOST_PATCHES = 256
+MAX_PATCHES = 256
 """Maximum patches of one sample, evenly spread. Chosen: neighbouring patches of an image are similar."""
 
 BATCH = 16
@@ -39,34 +39,34 @@ BATCH = 16
 Hook = Callable[[nn.Module, Any, Any], None]
 """`hook(layer, input, output)`: the layer's first argument, and its output, which is None before the call."""
 
-MOST_SAMPLES, MOST_ACTIVATIONS = 1024, 2**27
-"""Maximum samples of the batch, and maximum values of its largest activation (512 MiB in float32)."""
+MAX_SAMPLES, MAX_ACTIVATIONS = 1024, 2**27
+"""Maximum samples of the batch, and maximum values of its largest activation (512 MiB in float32). Chosen by memory."""
 
 
-def in_portions(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+def chunks_by_size(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
     """Yield the items in order in lists whose sizes add up to at most `limit`; a larger item is alone."""
-    portion: list[T] = []
+    chunk: list[T] = []
     total = 0
     for item in items:
         more = size(item)
-        if portion and total + more > limit:
-            yield portion
-            portion, total = [], 0
-        portion.append(item)
+        if chunk and total + more > limit:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(item)
         total += more
-    if portion:
-        yield portion
+    if chunk:
+        yield chunk
 
 
 def batches_of(samples: Samples, limit: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
     """Yield the first `limit` samples in batches of at most `BATCH`."""
-    left = limit
+    remaining = limit
     for batch in samples.batches:
-        size = min(left, batch_length(batch))
+        size = min(remaining, batch_length(batch))
         for start in range(0, size, BATCH):
             yield {name: array[start : min(start + BATCH, size)] for name, array in batch.items()}
-        left -= size
-        if left <= 0:
+        remaining -= size
+        if remaining <= 0:
             return
 
 
@@ -105,7 +105,7 @@ def input_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tensor
 
     Returns:
         (groups, rows, in of a group): in is in_features, or in / groups * kernel height * kernel width in the order of
-        the weight. Padding of a convolution counts as zeros. At most `MOST_PATCHES` patches of a sample.
+        the weight. Padding of a convolution counts as zeros. At most `MAX_PATCHES` patches of a sample.
     """
     if isinstance(layer, nn.Linear):
         return unpadded_rows(values, real).double()[None]
@@ -113,7 +113,7 @@ def input_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tensor
     found = []
     for image in padded(layer, images):  # one at a time: patches take kernel height * width times an image's memory
         patches = patches_of(layer, image[None])[0]
-        found.append(patches[:, spread(patches.shape[1], patches.device)].double())
+        found.append(patches[:, sample_positions(patches.shape[1], patches.device)].double())
     patches = torch.cat(found, dim=1)
     return patches.reshape(layer.groups, -1, patches.shape[1]).mT
 
@@ -129,7 +129,7 @@ def rows_of_shape(layer: DenseLayer, shape: Sequence[int]) -> int:
             shape[-2:], (above + below, left + right), layer.dilation, layer.kernel_size, layer.stride, strict=True
         )
     ]
-    return min(math.prod(sides), MOST_PATCHES) * (shape[0] if len(shape) == 4 else 1)
+    return min(math.prod(sides), MAX_PATCHES) * (shape[0] if len(shape) == 4 else 1)
 
 
 def output_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tensor:
@@ -141,11 +141,11 @@ def output_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tenso
     return flat.mT
 
 
-def spread(count: int, device: torch.device) -> Tensor:
-    """Return at most `MOST_PATCHES` of so many positions: all, or a fixed pseudo-random choice."""
-    if count <= MOST_PATCHES:
+def sample_positions(count: int, device: torch.device) -> Tensor:
+    """Return at most `MAX_PATCHES` of so many positions: all, or a fixed pseudo-random choice."""
+    if count <= MAX_PATCHES:
         return torch.arange(count, device=device)
-    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:MOST_PATCHES]
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:MAX_PATCHES]
     return drawn.sort().values.to(device)
 
 
@@ -204,18 +204,18 @@ def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
     """Return the call of `module` on that batch; sequences padded to several lengths are brought to one."""
     largest = 1
 
-    def look(_layer: nn.Module, _args: Any, output: Any) -> None:
+    def record(_layer: nn.Module, _args: Any, output: Any) -> None:
         nonlocal largest
         if isinstance(output, Tensor) and output.numel() and output.ndim:  # an expert may get no sample at all
             largest = max(largest, output[0].numel())
 
-    hooks = [layer.register_forward_hook(look) for layer in module.modules()]
+    hooks = [layer.register_forward_hook(record) for layer in module.modules()]
     with attached(hooks):
         Probe.of(run).outputs(module)
     probed = _padded_length(run.statistics.batches[0])
 
     def samples_at(length: int) -> int:
-        return max(2, min(MOST_SAMPLES, MOST_ACTIVATIONS * probed // (largest * length)))
+        return max(2, min(MAX_SAMPLES, MAX_ACTIVATIONS * probed // (largest * length)))
 
     batches = pad_to_one_length(run.statistics.batches, samples_at)
     samples = samples_at(probed if batches is run.statistics.batches else _padded_length(batches[0]))
@@ -238,7 +238,7 @@ def join_batches(batches: list[NamedBatch], samples: int) -> NamedBatch:
     count = 0
     for batch in batches:
         fits = all(
-            all(own >= size for own, size in zip(array.shape[1:], sizes[name], strict=True))
+            all(length >= size for length, size in zip(array.shape[1:], sizes[name], strict=True))
             for name, array in batch.items()
         )
         if fits and count < samples:
@@ -264,7 +264,7 @@ def pad_to_one_length(batches: list[NamedBatch], samples_at: Callable[[int], int
         that is not on its second axis.
     """
     name = next((name for name in MASKS if name in batches[0]), None)
-    if name is None or not all(_is_mask(batch[name]) for batch in batches):
+    if name is None or not all(b[name].ndim == 2 and ((b[name] == 0) | (b[name] == 1)).all() for b in batches):
         return batches
     lengths = sorted({batch[name].shape[1] for batch in batches})
     if len(lengths) == 1:
@@ -279,10 +279,6 @@ def pad_to_one_length(batches: list[NamedBatch], samples_at: Callable[[int], int
     fitted = [_resized_batch(batch, batch[name].shape[1], best) for batch in batches]
     shapes = [{key: array.shape[1:] for key, array in batch.items()} for batch in fitted]
     return fitted if all(shape == shapes[0] for shape in shapes) else batches
-
-
-def _is_mask(array: np.ndarray) -> bool:
-    return array.ndim == 2 and bool(((array == 0) | (array == 1)).all())
 
 
 def _resized_batch(batch: NamedBatch, length: int, new: int) -> NamedBatch:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SMALLEST = 1e-30
+TINY = 1e-30
 """Lower bound of denominators and of the damping: no float32 moment of a layer that is not silent lies below it."""
 
 STEPS, TOLERANCE = 30, 1e-4
@@ -47,7 +47,7 @@ def ridge(gram: Tensor, cross: Tensor, damping: float, prior: Tensor | None = No
     Returns:
         (..., n, o); NaN where the moments are not finite.
     """
-    strength = damping * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(SMALLEST)
+    strength = damping * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(TINY)
     damped = gram + strength * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(damped)
     right = cross if prior is None else cross + strength * prior
@@ -68,27 +68,27 @@ def masked_ridge(
         cross: C (groups, n, o).
         kept: 1 where X may differ from zero, (groups, n, o), of the dtype of G.
         damping: fraction of the mean diagonal.
-        steps: most steps.
+        steps: maximum number of steps.
         tolerance: residual, relative to C, at which the steps end.
     """
     diagonal = gram.diagonal(dim1=1, dim2=2)
-    strength = damping * diagonal.mean(1)[:, None, None].clamp_min(SMALLEST)
+    strength = damping * diagonal.mean(1)[:, None, None].clamp_min(TINY)
     preconditioner = kept / (diagonal[:, :, None] + strength)
     solution = torch.zeros_like(cross)
     residual = cross * kept
-    goal = tolerance * residual.norm()
+    threshold = tolerance * residual.norm()
     direction = preconditioner * residual
     energy = (residual * direction).sum(1, keepdim=True)
     for _ in range(steps):
-        if residual.norm() <= goal:
+        if residual.norm() <= threshold:
             break
-        moved = (gram @ direction + strength * direction) * kept
-        length = energy / (direction * moved).sum(1, keepdim=True).clamp_min(SMALLEST)
+        product = (gram @ direction + strength * direction) * kept
+        length = energy / (direction * product).sum(1, keepdim=True).clamp_min(TINY)
         solution += length * direction
-        residual = residual - length * moved
-        turned = preconditioner * residual
-        energy, last = (residual * turned).sum(1, keepdim=True), energy
-        direction = turned + energy / last.clamp_min(SMALLEST) * direction
+        residual = residual - length * product
+        preconditioned = preconditioner * residual
+        energy, last = (residual * preconditioned).sum(1, keepdim=True), energy
+        direction = preconditioned + energy / last.clamp_min(TINY) * direction
     return solution
 
 
@@ -194,7 +194,7 @@ def _with_fixed_signs(b: Tensor, a: Tensor) -> Factors:
     return Factors(b * signs, a * signs.mT)
 
 
-def fit(weight: Tensor, cross: Tensor, moment: Tensor, damping: float) -> Tensor:
+def fit_to_inputs(weight: Tensor, cross: Tensor, moment: Tensor, damping: float) -> Tensor:
     """Return the weight M that gives on new inputs z what W gave on the old x, in least squares.
 
     Minimizes E|W x - M z|² + d |M - W|², d being `damping` times the mean diagonal of E[z zᵀ].
@@ -211,7 +211,7 @@ def fit(weight: Tensor, cross: Tensor, moment: Tensor, damping: float) -> Tensor
     return ridge(moment, (weight @ cross).mT, damping, prior=weight.mT).mT
 
 
-def projected(weight: Tensor, moment: Tensor | None, features: Tensor, damping: float = INPUT_DAMPING) -> Tensor:
+def fit_to_features(weight: Tensor, moment: Tensor | None, features: Tensor, damping: float = INPUT_DAMPING) -> Tensor:
     """Return the weight X with the smallest E|W x - X F x|²: the best use of given features of the inputs.
 
     Args:
@@ -223,9 +223,9 @@ def projected(weight: Tensor, moment: Tensor | None, features: Tensor, damping: 
     Returns:
         X (out, features).
     """
-    seen = features if moment is None else features @ moment
-    gram = seen @ features.mT
-    return ridge(gram, seen @ weight.mT, damping).mT
+    correlation = features if moment is None else features @ moment
+    gram = correlation @ features.mT
+    return ridge(gram, correlation @ weight.mT, damping).mT
 
 
 def squared_error(change: Tensor, moment: Tensor | None, influence: Tensor | None = None) -> float:

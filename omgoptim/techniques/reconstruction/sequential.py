@@ -3,7 +3,7 @@
 The layers are fitted in the order in which they run, on one joint batch, each on the inputs that the fitted layers
 before it give: U (rows, features; the patches of a convolution). What is added to a weight W is the solution for the
 residual Y - U W of the output Y in the model before. A layer is fitted in a hook before it runs, so that the same
-forward goes on with its new weight: one forward of each model for as many layers as `MOST_TARGETS` allows, and no
+forward goes on with its new weight: one forward of each model for as many layers as `MAX_TARGET_VALUES` allows, and no
 forward per layer.
 """
 
@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.techniques.probe import Probe, quiet
+from omgoptim.techniques.probe import Probe, quiet_output
 from omgoptim.techniques.reconstruction.inputs import (
     Hook,
     StopForward,
+    chunks_by_size,
     forward_hooks,
-    in_portions,
     one_batch,
     padded,
     padding_mask,
@@ -32,7 +32,7 @@ from omgoptim.techniques.reconstruction.inputs import (
 )
 from omgoptim.techniques.registry import ModuleRun
 
-MOST_TARGETS = 2**26
+MAX_TARGET_VALUES = 2**26
 """Maximum values of Y in memory, 256 MiB in float32. Chosen: with more, the layers are fitted in several forwards."""
 
 CHUNK = 2**24
@@ -47,12 +47,12 @@ class LayerFit:
     """`solve(layer, gram, cross)`: what to add, (groups, features, outputs of a group), from U'U (groups, features,
     features) and U'(Y - U W) (groups, features, outputs of a group); with a bias that can be fitted, the last feature
     is 1."""
-    fewest_rows: int
+    min_rows: int
     rows_per_feature: int
 
     def rows(self, layer: Any) -> int:
         """Maximum rows that a layer is fitted on."""
-        return max(self.fewest_rows, self.rows_per_feature * int(layer.weight[0].numel()))
+        return max(self.min_rows, self.rows_per_feature * int(layer.weight[0].numel()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class _Task:
     path: str
     outputs: Tensor | None
     """Kept channels of its output in the original; None for all."""
-    most_rows: int
+    max_rows: int
     target_size: int
     """Values of Y of this layer in memory."""
     probed_rows: int
@@ -77,7 +77,7 @@ class _Target:
     """Shape of the output that the rows are of, without its channels."""
     rows: Tensor
     """(R,) ascending."""
-    given: Tensor
+    outputs: Tensor
     """(R, outputs)."""
 
 
@@ -108,13 +108,13 @@ def fit_in_order(
     call = one_batch(before, run)
     real = padding_mask(_named(call, run))
     tasks, fitted = _tasks(module, call, outputs, run, fit), list[str]()
-    for stage in in_portions(tasks, lambda task: task.target_size, MOST_TARGETS):
+    for stage in chunks_by_size(tasks, lambda task: task.target_size, MAX_TARGET_VALUES):
         targets: dict[str, _Target] = {}
 
-        def remember(task: _Task, layer: nn.Module, _: Any, given: Tensor, into: dict[str, _Target] = targets) -> None:
-            rows = _without_channels(layer, given).numel()
+        def remember(task: _Task, layer: nn.Module, _: Any, output: Tensor, into: dict[str, _Target] = targets) -> None:
+            rows = _without_channels(layer, output).numel()
             if rows and (rows == task.probed_rows or not rows % call.samples):
-                into[task.path] = _drawn(layer, given, task, real, run.seed)
+                into[task.path] = _sample_rows(layer, output, task, real, run.seed)
 
         def solve(task: _Task, layer: nn.Module, read: Tensor, _: Any, of: dict[str, _Target] = targets) -> None:
             run.progress(f"fitting {task.path}", len(fitted) / len(tasks))
@@ -131,7 +131,7 @@ def _forward(
     module: nn.Module,
     call: Probe,
     tasks: list[_Task],
-    do: Callable[[_Task, nn.Module, Any, Any], None],
+    action: Callable[[_Task, nn.Module, Any, Any], None],
     *,
     before: bool,
 ) -> None:
@@ -139,13 +139,13 @@ def _forward(
 
     def hook(task: _Task) -> Hook:
         def act(layer: nn.Module, read: Any, output: Any) -> None:
-            do(task, layer, read, output)
+            action(task, layer, read, output)
             if task is tasks[-1]:
                 raise StopForward
 
         return act
 
-    with forward_hooks(module, {task.path: hook(task) for task in tasks}, before=before), quiet():
+    with forward_hooks(module, {task.path: hook(task) for task in tasks}, before=before), quiet_output():
         run_until_stopped(module, call.args, call.kwargs)
 
 
@@ -155,19 +155,19 @@ def _tasks(
     """Return the layers that run exactly once, in the order in which they run."""
     calls: list[tuple[str, int]] = []
 
-    def noting(path: str) -> Hook:
+    def record(path: str) -> Hook:
         return lambda layer, _read, given: calls.append((path, given.numel() // given.shape[_axis(layer)]))
 
-    small = Probe.of(run)
-    with forward_hooks(module, {path: noting(path) for path in outputs}):
-        small.outputs(module)
-    more = call.samples / small.samples
-    once = Counter(path for path, _ in calls)
+    probe = Probe.of(run)
+    with forward_hooks(module, {path: record(path) for path in outputs}):
+        probe.outputs(module)
+    ratio = call.samples / probe.samples
+    call_counts = Counter(path for path, _ in calls)
     tasks = []
     for path, rows in calls:
         layer: Any = module.get_submodule(path)
-        if once[path] == 1:
-            size = min(int(rows * more), fit.rows(layer)) * layer.weight.shape[0]
+        if call_counts[path] == 1:
+            size = min(int(rows * ratio), fit.rows(layer)) * layer.weight.shape[0]
             tasks.append(_Task(path, outputs[path], fit.rows(layer), size, rows))
     return tasks
 
@@ -176,8 +176,8 @@ def _axis(layer: nn.Module) -> int:
     return -1 if isinstance(layer, nn.Linear) else 1
 
 
-def _without_channels(layer: nn.Module, given: Tensor) -> torch.Size:
-    return given.select(_axis(layer), 0).shape
+def _without_channels(layer: nn.Module, output: Tensor) -> torch.Size:
+    return output.select(_axis(layer), 0).shape
 
 
 def _named(call: Probe, run: ModuleRun) -> dict[str, Tensor]:
@@ -185,20 +185,20 @@ def _named(call: Probe, run: ModuleRun) -> dict[str, Tensor]:
     return {t.name: call.kwargs[t.name] if t.keyword else next(positional) for t in run.signature.inputs}
 
 
-def _drawn(layer: nn.Module, given: Tensor, task: _Task, real: Tensor | None, seed: int) -> _Target:
+def _sample_rows(layer: nn.Module, outputs: Tensor, task: _Task, real: Tensor | None, seed: int) -> _Target:
     """Return a layer's outputs in the kept channels, on enough rows without padding."""
     if task.outputs is not None:
-        given = given.index_select(_axis(layer), task.outputs.to(given.device))
-    shape = _without_channels(layer, given)
+        outputs = outputs.index_select(_axis(layer), task.outputs.to(outputs.device))
+    shape = _without_channels(layer, outputs)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(shape.numel())
     if real is not None and real.shape == shape:
         rows = real.cpu().flatten().nonzero().flatten()
-    chosen = torch.randperm(len(rows), generator=generator)[: task.most_rows]
-    rows = rows[chosen].sort().values.to(given.device)
+    chosen = torch.randperm(len(rows), generator=generator)[: task.max_rows]
+    rows = rows[chosen].sort().values.to(outputs.device)
     if isinstance(layer, nn.Linear):
-        return _Target(shape, rows, given.reshape(-1, given.shape[-1])[rows])
-    flat = given.flatten(2)
+        return _Target(shape, rows, outputs.reshape(-1, outputs.shape[-1])[rows])
+    flat = outputs.flatten(2)
     return _Target(shape, rows, flat[rows // flat.shape[2], :, rows % flat.shape[2]])
 
 
@@ -211,15 +211,15 @@ def _fit(layer: Any, read: Tensor, target: _Target, fit: LayerFit) -> bool:
     moments = torch.zeros(groups, size, size, dtype=torch.float64, device=read.device)
     crossed = torch.zeros(groups, size, weight.shape[1], dtype=torch.float64, device=read.device)
     for rows, chosen in _features(layer, read, target):
-        known = rows.float().view(len(rows), groups, features).transpose(0, 1)
-        wanted = target.given[chosen].float().view(len(rows), groups, -1).transpose(0, 1)
-        missing = wanted - known @ weight.mT
+        inputs = rows.float().view(len(rows), groups, features).transpose(0, 1)
+        target_outputs = target.outputs[chosen].float().view(len(rows), groups, -1).transpose(0, 1)
+        residual = target_outputs - inputs @ weight.mT
         if layer.bias is not None:
-            missing = missing - layer.bias.detach().float().view(groups, 1, -1)
+            residual = residual - layer.bias.detach().float().view(groups, 1, -1)
         if biased:
-            known = torch.cat([known, known.new_ones(*known.shape[:2], 1)], 2)
-        moments += known.mT @ known
-        crossed += known.mT @ missing
+            inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
+        moments += inputs.mT @ inputs
+        crossed += inputs.mT @ residual
     step = fit.solve(layer, moments, crossed).mT  # (groups, outputs, size)
     if not bool(torch.isfinite(step).all()):
         return False  # infinite or NaN activations

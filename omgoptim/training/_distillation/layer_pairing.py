@@ -47,27 +47,27 @@ def pairs_of(student: Trace, teacher: Trace, requested: Sequence[str], positions
         RequestError: a path that is requested for is not a layer of the module, or one that gives nothing to compare.
         TechniqueError: nothing could be paired, or a pair has grids of different kinds.
     """
-    pairs = [requested_pair(text, student, teacher) for text in requested] or found_pairs(student, teacher, positions)
+    pairs = [requested_pair(text, student, teacher) for text in requested] or infer_pairs(student, teacher, positions)
     if not pairs:
         raise TechniqueError(
             "no layers of the student and the teacher could be paired",
             "they have no repeated layers, no feature maps of the same kind and no layers at the same positions",
             "name the pairs by module path: feature_layers STUDENT=TEACHER",
         )
-    for one, other in pairs:
-        if len(one.grid) != len(other.grid) or one.sequence != other.sequence or (positions and not one.grid):
+    for first, second in pairs:
+        if len(first.grid) != len(second.grid) or first.sequence != second.sequence or (positions and not first.grid):
             raise TechniqueError(
-                f"the outputs of layers '{one.path}' and '{other.path}' cannot be compared",
-                f"the student's has shape {one.shape}, the teacher's {other.shape}",
+                f"the outputs of layers '{first.path}' and '{second.path}' cannot be compared",
+                f"the student's has shape {first.shape}, the teacher's {second.shape}",
                 "pair maps with maps and sequences with sequences" + (", not vectors" if positions else ""),
             )
     return pairs
 
 
-def two_paths(text: str) -> tuple[str, str]:
+def split_pair(text: str) -> tuple[str, str]:
     """Return the student's and the teacher's path in `STUDENT=TEACHER`, or one path for both."""
-    one, separator, other = text.partition("=")
-    return one.strip(), (other if separator else one).strip()
+    first, separator, second = text.partition("=")
+    return first.strip(), (second if separator else first).strip()
 
 
 def requested_pair(text: str, student: Trace, teacher: Trace) -> Pair:
@@ -76,11 +76,11 @@ def requested_pair(text: str, student: Trace, teacher: Trace) -> Pair:
     Raises:
         RequestError: one of them is no layer, or gives no tensor with the batch first.
     """
-    one, other = two_paths(text)
-    return layer_named(one, student, "student"), layer_named(other, teacher, "teacher")
+    student_path, teacher_path = split_pair(text)
+    return find_layer(student_path, student, "student"), find_layer(teacher_path, teacher, "teacher")
 
 
-def layer_named(path: str, traced: Trace, whose: str) -> LayerOutput:
+def find_layer(path: str, traced: Trace, whose: str) -> LayerOutput:
     """Return the traced output of the layer at a path.
 
     Raises:
@@ -88,7 +88,7 @@ def layer_named(path: str, traced: Trace, whose: str) -> LayerOutput:
     """
     if path and path in traced.by_path:
         return traced.by_path[path]
-    known = [seen.path for seen in traced.seen if seen.path]
+    known = [layer.path for layer in traced.layers if layer.path]
     raise RequestError(
         f"the {whose} has no layer '{path}' with an output per sample",
         did_you_mean(path, known) or "none of its layers has one",
@@ -96,22 +96,18 @@ def layer_named(path: str, traced: Trace, whose: str) -> LayerOutput:
     )
 
 
-def found_pairs(student: Trace, teacher: Trace, positions: bool = False) -> list[Pair]:
+def infer_pairs(student: Trace, teacher: Trace, positions: bool = False) -> list[Pair]:
     """Return pairs by path and shape, in the order of the student's layers; empty if there are none.
 
     Output layers are left out unless there are no others.
     """
-    ways: tuple[Callable[[Trace, Trace], list[Pair]], ...] = (_stacked, _staged, _placed)
-    for way in ways:
-        pairs = [(one, other) for one, other in way(student, teacher) if one.grid or not positions]
+    strategies: tuple[Callable[[Trace, Trace], list[Pair]], ...] = (_pairs_of_stacks, _pairs_of_stages, _pairs_by_path)
+    for strategy in strategies:
+        pairs = [(first, second) for first, second in strategy(student, teacher) if first.grid or not positions]
         if pairs:
-            return [pair for pair in pairs if not _is_output_pair(*pair)] or pairs
+            inner = [(s, t) for s, t in pairs if not (s.final and t.final and s.shape == t.shape)]
+            return inner or pairs  # the output loss compares main outputs anyway
     return []
-
-
-def _is_output_pair(one: LayerOutput, other: LayerOutput) -> bool:
-    """Return whether both layers are the main outputs, which the output loss compares anyway."""
-    return one.final and other.final and one.shape == other.shape
 
 
 def evenly(index: int, count: int, of: int) -> int:
@@ -119,66 +115,85 @@ def evenly(index: int, count: int, of: int) -> int:
     return max(-(-(index + 1) * of // count) - 1, 0)
 
 
-def _stacked(student: Trace, teacher: Trace) -> list[Pair]:
+def _pairs_of_stacks(student: Trace, teacher: Trace) -> list[Pair]:
     """Return the blocks of the teacher's deepest stack, with the student's stack of the same path, class or depth."""
-    theirs = max(_stacks(teacher).values(), key=len, default=[])
-    if len(theirs) < 2:
+    teacher_stack = max(_stacks(teacher).values(), key=len, default=[])
+    if len(teacher_stack) < 2:
         return []
-    first = theirs[0]
+    first = teacher_stack[0]
 
     def likeness(stack: list[LayerOutput]) -> tuple[bool, bool, int]:
         return stack[0].path.rstrip(DIGITS) == first.path.rstrip(DIGITS), stack[0].layer == first.layer, len(stack)
 
-    mine = max(_stacks(student).values(), key=likeness, default=[])
-    return [(block, theirs[evenly(index, len(mine), len(theirs))]) for index, block in enumerate(mine)]
+    student_stack = max(_stacks(student).values(), key=likeness, default=[])
+    return [
+        (block, teacher_stack[evenly(index, len(student_stack), len(teacher_stack))])
+        for index, block in enumerate(student_stack)
+    ]
 
 
 def _stacks(traced: Trace) -> dict[tuple[str, str, tuple[int, ...]], list[LayerOutput]]:
     """Return the blocks whose paths differ in their last number, of one class, that give sequences of one shape."""
     stacks: dict[tuple[str, str, tuple[int, ...]], list[LayerOutput]] = {}
-    for seen in traced.seen:
-        if seen.sequence and seen.block and seen.path[-1:].isdecimal():
-            stacks.setdefault((seen.path.rstrip(DIGITS), seen.layer, seen.shape), []).append(seen)
+    for layer in traced.layers:
+        if layer.sequence and layer.block and layer.path[-1:].isdecimal():
+            stacks.setdefault((layer.path.rstrip(DIGITS), layer.layer, layer.shape), []).append(layer)
     return stacks
 
 
-def _staged(student: Trace, teacher: Trace) -> list[Pair]:
+def _pairs_of_stages(student: Trace, teacher: Trace) -> list[Pair]:
     """Return the last layers of stages with maps of the same size; if there are none, of all stages, evenly."""
-    mine, theirs, own = _stage_ends(student), _stage_ends(teacher), student.by_path
+    student_ends, teacher_ends, student_layers = _stage_ends(student), _stage_ends(teacher), student.by_path
     pairs = []
-    for grid, end in mine.items():
-        other = theirs.get(grid)
+    for grid, end in student_ends.items():
+        other = teacher_ends.get(grid)
         if other is None:
             continue
-        same = own.get(other.path)
+        same = student_layers.get(other.path)
         pairs.append((same if same is not None and same.grid == grid else end, other))
-    if pairs or not theirs:
+    if pairs or not teacher_ends:
         return pairs
-    ends = list(theirs.values())
-    spread = [(end, ends[evenly(index, len(mine), len(ends))]) for index, end in enumerate(mine.values())]
+    ends = list(teacher_ends.values())
+    spread = [
+        (end, ends[evenly(index, len(student_ends), len(ends))]) for index, end in enumerate(student_ends.values())
+    ]
     return [(end, other) for end, other in spread if len(end.grid) == len(other.grid)]
 
 
 def _stage_ends(traced: Trace) -> dict[tuple[int, ...], LayerOutput]:
     """Return the last layer with parameters of each map size, without the module's output."""
-    maps = [seen for seen in traced.seen if seen.grid and max(seen.grid) > 1 and not seen.sequence and not seen.final]
-    learnt = {seen.grid for seen in maps if seen.leaf}
-    return {seen.grid: seen for seen in maps if seen.grid in learnt}
-
-
-def _placed(student: Trace, teacher: Trace) -> list[Pair]:
-    """Return layers with parameters, by path and kind; if there are none, spread evenly."""
-    mine, theirs = ([seen for seen in traced.seen if seen.leaf and not seen.final] for traced in (student, teacher))
-    of = {seen.path: seen for seen in theirs}
-    same = [
-        (seen, of[seen.path])
-        for seen in mine
-        if seen.path in of and (len(of[seen.path].grid), of[seen.path].sequence) == (len(seen.grid), seen.sequence)
+    maps = [
+        layer
+        for layer in traced.layers
+        if layer.grid and max(layer.grid) > 1 and not layer.sequence and not layer.final
     ]
-    if same or not theirs:
+    learnt = {layer.grid for layer in maps if layer.leaf}
+    return {layer.grid: layer for layer in maps if layer.grid in learnt}
+
+
+def _pairs_by_path(student: Trace, teacher: Trace) -> list[Pair]:
+    """Return layers with parameters, by path and kind; if there are none, spread evenly."""
+    student_layers, teacher_layers = (
+        [layer for layer in traced.layers if layer.leaf and not layer.final] for traced in (student, teacher)
+    )
+    by_path = {layer.path: layer for layer in teacher_layers}
+    same = [
+        (layer, by_path[layer.path])
+        for layer in student_layers
+        if layer.path in by_path
+        and (len(by_path[layer.path].grid), by_path[layer.path].sequence) == (len(layer.grid), layer.sequence)
+    ]
+    if same or not teacher_layers:
         return same
-    pairs = [(seen, theirs[evenly(index, len(mine), len(theirs))]) for index, seen in enumerate(mine)]
-    return [(one, other) for one, other in pairs if (len(one.grid), one.sequence) == (len(other.grid), other.sequence)]
+    pairs = [
+        (layer, teacher_layers[evenly(index, len(student_layers), len(teacher_layers))])
+        for index, layer in enumerate(student_layers)
+    ]
+    return [
+        (first, second)
+        for first, second in pairs
+        if (len(first.grid), first.sequence) == (len(second.grid), second.sequence)
+    ]
 
 
 def attention_of(traced: Trace, requested: str | None, whose: str) -> tuple[LayerOutput, LayerOutput, LayerOutput]:
@@ -211,7 +226,7 @@ def attention_of(traced: Trace, requested: str | None, whose: str) -> tuple[Laye
 def _attentions(traced: Trace) -> dict[str, tuple[LayerOutput, LayerOutput, LayerOutput]]:
     """Return the three layers of each self-attention by path, in the order of execution."""
     by_path, found = traced.by_path, {}
-    for value in traced.seen:
+    for value in traced.layers:
         parent, dot, last = value.path.rpartition(".")
         names = next((names for names in NAMES if names[-1] == last), None)
         if names is None or any(part in parent.lower() for part in CROSS):

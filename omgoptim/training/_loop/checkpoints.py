@@ -115,7 +115,7 @@ def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
 
 
-def plain(config: Any) -> dict[str, Any]:
+def config_fields(config: Any) -> dict[str, Any]:
     """Return a config's fields for an identity, under the prefix that files have had from the first version on."""
     return {f"plan.{name}": value for name, value in asdict(config).items()}
 
@@ -136,11 +136,11 @@ def put_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     A buffer that is new, gone or of another size is a cache, and ignored.
     """
-    own = all_tensors(module)
+    tensors_of_module = all_tensors(module)
     with torch.no_grad():
         for name, saved in tensors.items():
-            if name in own and own[name].shape == saved.shape:
-                own[name].copy_(saved)
+            if name in tensors_of_module and tensors_of_module[name].shape == saved.shape:
+                tensors_of_module[name].copy_(saved)
 
 
 def shapes(module: nn.Module) -> dict[str, list[int]]:

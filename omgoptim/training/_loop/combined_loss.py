@@ -53,7 +53,7 @@ class CombinedLoss:
         """
         if self.teacher is None or self.distillation is None:
             return False
-        several = self.distillation.teaches_others or (self.outputs is not None and len(self.outputs.compared) > 1)
+        several = self.distillation.has_other_outputs or (self.outputs is not None and len(self.outputs.compared) > 1)
         return several or self.distillation.alpha != 1 or (self.loss is None and self.features is None)
 
     @property
@@ -83,7 +83,7 @@ class CombinedLoss:
                 args, kwargs = self.signature.to_call(batch.inputs)
                 teacher_outputs = self.teacher_forward(batch)
                 with torch.no_grad():
-                    pairs = [tensor_outputs(given) for given in (module(*args, **kwargs), teacher_outputs)]
+                    pairs = [tensor_outputs(outputs) for outputs in (module(*args, **kwargs), teacher_outputs)]
                 if len(pairs[0]) != len(pairs[1]):
                     raise other_outputs(*map(len, pairs))
                 for student, teacher in zip(*pairs, strict=True):
@@ -106,7 +106,7 @@ class CombinedLoss:
             teacher_outputs: the teacher's outputs for the batch, where they are known.
         """
         args, kwargs = self.signature.to_call(batch.inputs)
-        if self.loss is not None and self.loss.by_the_model and batch.target is not None:
+        if self.loss is not None and self.loss.computed_by_model and batch.target is not None:
             kwargs = {**kwargs, "labels": batch.target}
         if self.features is None or self.teacher is None or self.student is None:
             return self._on_outputs(called(*args, **kwargs), batch, teacher_outputs)
@@ -138,10 +138,10 @@ class CombinedLoss:
             return self._hard(outputs, batch)
         if self.loss is None:
             return self._soft(outputs, batch, distillation, teacher_outputs)
-        if distillation.alpha != 1 or distillation.teaches_others:
+        if distillation.alpha != 1 or distillation.has_other_outputs:
             teacher_outputs = self.teacher_forward(batch) if teacher_outputs is None else teacher_outputs
         real = batch.inputs.get("attention_mask")
-        return distillation.mixed(
+        return distillation.mix(
             lambda: self._hard(outputs, batch),
             lambda: distillation.main(outputs, teacher_outputs, self._labels(batch), real),
             lambda: distillation.others(outputs, teacher_outputs, real),

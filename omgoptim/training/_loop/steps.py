@@ -82,7 +82,11 @@ class PreparedTraining:
             counted = [self._check(batch) for batch in group]
             for index, (batch, count) in enumerate(zip(group, counted, strict=True)):
                 share, last = count / max(sum(counted), 1), index == len(group) - 1
-                loss = self._backward(batch, share, last) if self.ranks == 1 else self._divided(batch, count, share)
+                loss = (
+                    self._backward(batch, share, last)
+                    if self.ranks == 1
+                    else self._distributed_backward(batch, count, share)
+                )
                 if not math.isfinite(loss):
                     return loss
                 total, weight = total + loss * count, weight + count
@@ -93,7 +97,7 @@ class PreparedTraining:
             average_buffers(self.accelerator, self.called)
         return total / max(weight, 1)
 
-    def _divided(self, batch: Batch, count: int, share: float) -> float:
+    def _distributed_backward(self, batch: Batch, count: int, share: float) -> float:
         """Backward of this process's samples of a batch; returns the loss of the whole batch, the same in each."""
         part, value = share_of(batch, self.accelerator.process_index, self.ranks), 0.0
         if part is not None:
@@ -151,7 +155,7 @@ class PreparedTraining:
         scheduler.step()
         optimizer.zero_grad()
         if self.masks is not None:
-            self.masks.hold()
+            self.masks.apply()
 
     def state(self) -> dict[str, Any]:
         """Return the optimizer, scheduler and scaler state for a checkpoint."""
@@ -202,9 +206,11 @@ def prepared_steps(
     for state in shared:
         state.clear()
     try:
-        whole = accelerate.DataLoaderConfiguration(split_batches=True)  # one step of the schedule for each batch
+        loader_config = accelerate.DataLoaderConfiguration(
+            split_batches=True
+        )  # one step of the schedule for each batch
         accelerator = accelerate.Accelerator(
-            cpu=config.device == "cpu", mixed_precision=config.mixed_precision, dataloader_config=whole
+            cpu=config.device == "cpu", mixed_precision=config.mixed_precision, dataloader_config=loader_config
         )
         # Gradients of several processes are summed by `sum_gradients`, those of the adapters too.
         called = accelerator.prepare_model(_Called(module), evaluation_mode=accelerator.num_processes > 1)
@@ -220,9 +226,9 @@ def prepared_steps(
     finally:
         if loss_fn.features is not None:
             loss_fn.features.to("cpu")
-        for state, kept in zip(shared, before, strict=True):
+        for state, original in zip(shared, before, strict=True):
             state.clear()
-            state.update(kept)
+            state.update(original)
 
 
 def _accelerate() -> Any:
@@ -275,8 +281,8 @@ def sum_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> None:
     )
     present, flat = accelerator.reduce(present, "sum"), accelerator.reduce(flat, "sum")
     sizes = [each.numel() for each in parameters]
-    for each, some, summed in zip(parameters, present.tolist(), flat.split(sizes), strict=True):
-        each.grad = summed.view_as(each).to(each.dtype).clone() if some else None
+    for each, is_present, summed in zip(parameters, present.tolist(), flat.split(sizes), strict=True):
+        each.grad = summed.view_as(each).to(each.dtype).clone() if is_present else None
 
 
 def average_buffers(accelerator: Any, module: nn.Module) -> None:

@@ -111,7 +111,7 @@ class TrainingState:
             )
         self.seconds += time.perf_counter() - started
 
-    def one_epoch(self, batches: Batches, count: int, progress: Progress) -> None:
+    def run_epoch(self, batches: Batches, count: int, progress: Progress) -> None:
         """Train for one more epoch, evaluate it, and keep its weights if they are the best.
 
         Args:
@@ -124,12 +124,14 @@ class TrainingState:
         loss = self.steps.epoch(batches.epoch(config.batch), ProgressReporter(progress, config.epochs, epoch, count))
         score = None
         if not math.isfinite(loss):
-            self.stopped = f"the loss was {loss:g} in epoch {epoch}; the weights {self._of_best} were restored"
+            self.stopped = f"the loss was {loss:g} in epoch {epoch}; the weights {self._best_epoch_name} were restored"
         elif not all(bool(torch.isfinite(parameter).all()) for parameter in self.steps.parameters):
-            self.stopped = f"a weight was NaN or infinite in epoch {epoch}; the weights {self._of_best} were restored"
+            self.stopped = (
+                f"a weight was NaN or infinite in epoch {epoch}; the weights {self._best_epoch_name} were restored"
+            )
         else:
             score = from_first(self.evaluator.score(self.module) if self.evaluator else None, self.steps.ranks)
-            if score is None or self._competes(score):
+            if score is None or self._is_best(score):
                 self.best, self.best_epoch = trained_tensors(self.module), epoch
             if score is not None:
                 self.scores.append(score)
@@ -150,7 +152,7 @@ class TrainingState:
             if waited >= config.patience:
                 self.stopped = f"early stopping: no better quality for {waited} epoch{'s' if waited > 1 else ''}"
 
-    def _competes(self, score: float) -> bool:
+    def _is_best(self, score: float) -> bool:
         """Return whether the current weights replace the best so far.
 
         Of equal scores the later one does. But a metric of few samples (accuracy on 60) often cannot distinguish the
@@ -160,12 +162,12 @@ class TrainingState:
         highest = max(self.scores)
         if score != highest or self.best_epoch or not math.isfinite(score):
             return score >= highest
-        now = distance_to_original(self.evaluator, self.module)
+        after = distance_to_original(self.evaluator, self.module)
         trained = trained_tensors(self.module)
         put_tensors(self.module, self.best)
         before = distance_to_original(self.evaluator, self.module)
         put_tensors(self.module, trained)
-        return now <= before
+        return after <= before
 
     def checkpoint(self, identity: dict[str, Any]) -> Checkpoint:
         """Return a checkpoint with everything that the further epochs depend on."""
@@ -186,5 +188,5 @@ class TrainingState:
         )
 
     @property
-    def _of_best(self) -> str:
+    def _best_epoch_name(self) -> str:
         return f"of epoch {self.best_epoch}" if self.best_epoch else "from before training"

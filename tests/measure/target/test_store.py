@@ -39,7 +39,7 @@ def test_contents_above_the_bound_go_the_longest_unused_first(open_store, monkey
     old, newer, newest = (put(store, bytes([age]) * 100, age) for age in (30, 20, 10))
     assert store.has(old)  # which uses it
     store.close()
-    monkeypatch.setattr(stores, "MOST_BYTES", 250)
+    monkeypatch.setattr(stores, "MAX_BYTES", 250)
     store = open_store()
     assert [store.has(digest) for digest in (old, newer, newest)] == [True, False, True]
 

@@ -1,4 +1,4 @@
-"""The key of a user, and what is sealed with it."""
+"""The key of a user, and what is signed with it."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state"
 
 
-def test_a_sealed_record_is_this_users_until_one_value_of_it_changes(state: Path) -> None:
-    sealed = json.loads(json.dumps(origin.add_seal("artifact", RECORD)))
-    assert {name: value for name, value in sealed.items() if name != "origin"} == RECORD
-    assert origin.is_sealed("artifact", dict(reversed(sealed.items())))
-    assert not origin.is_sealed("artifact", sealed | {"runtime": "openvino"})
-    assert not origin.is_sealed("artifact", sealed | {"more": None})
-    assert not origin.is_sealed("request", sealed)
-    assert not origin.is_sealed("artifact", RECORD)
+def test_a_signed_record_is_this_users_until_one_value_of_it_changes(state: Path) -> None:
+    signed = json.loads(json.dumps(origin.sign_record("artifact", RECORD)))
+    assert {name: value for name, value in signed.items() if name != "origin"} == RECORD
+    assert origin.is_signed("artifact", dict(reversed(signed.items())))
+    assert not origin.is_signed("artifact", signed | {"runtime": "openvino"})
+    assert not origin.is_signed("artifact", signed | {"more": None})
+    assert not origin.is_signed("request", signed)
+    assert not origin.is_signed("artifact", RECORD)
     (state / "key").write_text("00" * 32)
-    assert not origin.is_sealed("artifact", sealed)
+    assert not origin.is_signed("artifact", signed)
 
 
 def test_the_key_is_made_once_and_only_its_user_reads_it(state: Path) -> None:
-    assert not origin.is_sealed("artifact", RECORD | {"origin": "00"})
+    assert not origin.is_signed("artifact", RECORD | {"origin": "00"})
     assert not state.exists()  # reading makes no key
-    assert origin.can_seal()
+    assert origin.can_sign()
     key = (state / "key").read_text()
     assert len(bytes.fromhex(key)) == 32
     assert stat.S_IMODE((state / "key").stat().st_mode) == 0o600
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
-    origin.add_seal("artifact", RECORD)
+    origin.sign_record("artifact", RECORD)
     assert (state / "key").read_text() == key
     assert [path.name for path in state.iterdir()] == ["key"]
 
 
 def _seal(_: int) -> str:
-    return str(origin.add_seal("artifact", RECORD)["origin"])
+    return str(origin.sign_record("artifact", RECORD)["origin"])
 
 
 def test_processes_that_begin_at_once_share_one_key(state: Path) -> None:
@@ -60,15 +60,15 @@ def test_processes_that_begin_at_once_share_one_key(state: Path) -> None:
 def test_a_file_that_holds_no_key_seals_nothing(state: Path, text: str) -> None:
     state.mkdir()
     (state / "key").write_text(text)
-    assert not origin.can_seal()
-    assert origin.add_seal("artifact", RECORD) == RECORD
+    assert not origin.can_sign()
+    assert origin.sign_record("artifact", RECORD) == RECORD
 
 
-def test_where_no_key_can_be_kept_nothing_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_key_can_be_kept_nothing_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("OMGOPTIM_STATE_DIR", str(tmp_path / "file" / "state"))
-    assert not origin.can_seal()
-    assert origin.add_seal("artifact", RECORD | {"origin": "old"}) == RECORD
+    assert not origin.can_sign()
+    assert origin.sign_record("artifact", RECORD | {"origin": "old"}) == RECORD
 
 
 def test_the_state_folder_is_the_users_and_never_one_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from omgoptim.models.report_file import write_sealed
+from omgoptim.models.report_file import write_signed_report
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.goal import Goal
 from omgoptim.operations.ledger import Ledger
@@ -66,7 +66,7 @@ class World:
             after=Measurement(runtime="onnxruntime", quality=before - drop, size_bytes=500),
             gains=Gains(speedup=2.0 + level, quality_drop=drop, quality_drop_high=drop), training=training,
         )  # fmt: skip
-        write_sealed(folder / "report.json", folder.name, report)
+        write_signed_report(folder / "report.json", folder.name, report)
         return StepRun(folder.name, folder, report)
 
 

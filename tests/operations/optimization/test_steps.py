@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from omgoptim.errors import SetupError, TechniqueError
-from omgoptim.models.report_file import write_sealed
+from omgoptim.models.report_file import write_signed_report
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live
@@ -44,7 +44,7 @@ class Runs:
                         quality_drop=0.0, quality_drop_high=result.get("high", 0.0)),
             outputs=result.get("outputs", []),
         )  # fmt: skip
-        write_sealed(folder / "report.json", folder.name, report)
+        write_signed_report(folder / "report.json", folder.name, report)
         return StepRun(folder.name, folder, report)
 
 

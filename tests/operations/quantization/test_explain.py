@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omgoptim.measure.kernels import speedup_bound, time_shares
+from omgoptim.measure.engine_profile import speedup_bound, time_shares
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.explain import _candidate_to_explain, _spec_without, _time_sentence

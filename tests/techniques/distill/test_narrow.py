@@ -36,8 +36,8 @@ def test_an_lstm_and_what_is_around_it_get_narrower(run_of: Any, drawn: Any) -> 
     outcome = apply_to_module(teacher, Narrow(width=0.25), run_of(teacher, drawn(16, 6, 3)))
     assert (teacher.rnn.hidden_size, teacher.fc.out_features) == (8, 4)
     assert before / count_params(teacher)[0] > 10
-    told = {(change.path, change.what): (change.before, change.after) for change in outcome.changed}
-    assert told["rnn", "hidden units"] == ("32", "8")
+    changes = {(change.path, change.what): (change.before, change.after) for change in outcome.changed}
+    assert changes["rnn", "hidden units"] == ("32", "8")
 
 
 def test_a_model_of_outputs_alone_cannot_be_narrowed(run_of: Any, drawn: Any) -> None:

@@ -269,7 +269,7 @@ def test_a_layer_too_wide_for_its_moment_is_factorized_all_the_same(
     module, x = net(), correlated(256, 32)
     run = run_of(module, x=x)
     plain, _ = factorized(module, Svd(rank_ratio=0.5), run)
-    monkeypatch.setattr("omgoptim.techniques.factorize._low_rank.second_moments.WIDEST", 40)
+    monkeypatch.setattr("omgoptim.techniques.factorize._low_rank.second_moments.MAX_MOMENT_INPUTS", 40)
     wide, outcome = factorized(module, Whitened(rank_ratio=0.5), run)
     assert len(outcome.changed) == 3
     assert off(module, wide, x) < off(module, plain, x)

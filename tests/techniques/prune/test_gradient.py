@@ -93,7 +93,7 @@ def test_weights_without_a_gradient_stay_and_are_reported(run_of: RunOf, drawn: 
     net = Cut()
     outcome = apply_to_module(net, Gradient(sparsity=0.5), run_of(net, [drawn(4, 4)]))
     assert [skip.path for skip in outcome.skipped] == ["first", "idle"]
-    assert {skip.reason for skip in outcome.skipped} == {gradient.UNREACHED}
+    assert {skip.reason for skip in outcome.skipped} == {gradient.NO_GRADIENT}
     assert int((net.last.weight == 0).sum()) == 8
     with pytest.raises(TechniqueError, match="the loss has no gradient with respect") as error:
         apply_to_module(net, Gradient(targets=["first"]), run_of(net, [drawn(4, 4)]))

@@ -109,7 +109,7 @@ def test_layers_are_fitted_in_the_order_in_which_they_run_and_portions_change_no
     expected, once, twice = module(x), copy.deepcopy(module), copy.deepcopy(module)
     cut, fitted = cut_and_fit(once, run, keep)
     assert fitted == ["conv1", "conv2", "head"]
-    monkeypatch.setattr(sequential, "MOST_TARGETS", 1)  # each layer in forwards of its own
+    monkeypatch.setattr(sequential, "MAX_TARGET_VALUES", 1)  # each layer in forwards of its own
     cut_and_fit(twice, run, keep)
     assert all(torch.equal(value, twice.state_dict()[name]) for name, value in once.state_dict().items())
     assert (once(x) - expected).square().mean() < 0.2 * (cut(x) - expected).square().mean()
@@ -159,7 +159,7 @@ def test_what_runs_twice_has_no_one_target(run_of: RunOf) -> None:
 
 
 def test_what_reads_too_much_is_left_as_it_is(run_of: RunOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_reconstruction, "MOST_FEATURES", 3)
+    monkeypatch.setattr(_reconstruction, "MAX_FEATURES", 3)
     module = nets.Residual().eval()
     run = run_of(module, [torch.randn(4, 3, 8, 8)])
     assert cut_and_fit(module, run, {"stem": torch.arange(4)})[1] == []

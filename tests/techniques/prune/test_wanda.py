@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.requests.prune import Wanda
-from omgoptim.techniques.prune.wanda import UNSEEN
+from omgoptim.techniques.prune.wanda import INPUTS_NOT_SEEN
 from omgoptim.techniques.registry import apply_to_module
 
 RunOf = Callable[..., Any]
@@ -70,9 +70,9 @@ def test_weights_without_visible_inputs_stay_do_not_count_and_are_reported(run_o
     outcome = apply_to_module(net, Wanda(sparsity=0.5), run_of(net, [drawn(2, 5, 4)]))
     assert int((net.head.weight == 0).sum()) == 30
     assert {(skip.path, skip.reason) for skip in outcome.skipped} == {
-        ("rnn.weight_ih_l0", UNSEEN),
-        ("rnn.weight_hh_l0", UNSEEN),
-        ("idle", UNSEEN),
+        ("rnn.weight_ih_l0", INPUTS_NOT_SEEN),
+        ("rnn.weight_hh_l0", INPUTS_NOT_SEEN),
+        ("idle", INPUTS_NOT_SEEN),
     }
     with pytest.raises(TechniqueError, match="Wanda finds no layer inputs") as error:
         apply_to_module(net, Wanda(targets=["rnn"]), run_of(net, [drawn(2, 5, 4)]))

@@ -69,7 +69,7 @@ class Masked(nn.Module):
 def test_layers_are_fitted_on_every_real_position_that_memory_allows(
     tmp_path, monkeypatch: pytest.MonkeyPatch, most: int, samples: int
 ) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(batch_module, "MOST_ACTIVATIONS", most)  # 192: outputs of 4 samples of 8 positions
+    monkeypatch.setattr(batch_module, "MAX_ACTIVATIONS", most)  # 192: outputs of 4 samples of 8 positions
     batches = [padded(2, 3, length=3), padded(8, 7, 6, length=8)]
     batches = [{name: batch[name] for name in ("features", "attention_mask")} for batch in batches]
     inputs = (

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from omgoptim.techniques.reconstruction.least_squares import (
     cholesky,
-    fit,
+    fit_to_features,
+    fit_to_inputs,
     masked_ridge,
-    projected,
     ridge,
     singular_values,
     squared_error,
@@ -123,7 +123,7 @@ def test_no_other_product_of_that_rank_has_a_smaller_error() -> None:
     for start in range(10):
         a = drawn_doubles(2, 7, seed=start + 10)
         for _ in range(50):
-            b = projected(weight, seen, a, damping=0.0)
+            b = fit_to_features(weight, seen, a, damping=0.0)
             a = torch.linalg.lstsq(b, weight).solution
         assert squared_error(weight - b @ a, seen) >= best * (1 - 1e-9)
 
@@ -156,10 +156,10 @@ def test_a_singular_moment_still_has_a_factor() -> None:
 def test_a_refitted_weight_undoes_what_was_done_to_the_inputs() -> None:
     """The new inputs are twice the old ones: half the weight gives what the weight gave."""
     weight, seen = drawn_doubles(2, 3), moment(3)
-    torch.testing.assert_close(fit(weight, 2 * seen, 4 * seen, 1e-12), weight / 2, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(fit(weight, 2 * seen, 4 * seen, 1e12), weight)
+    torch.testing.assert_close(fit_to_inputs(weight, 2 * seen, 4 * seen, 1e-12), weight / 2, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fit_to_inputs(weight, 2 * seen, 4 * seen, 1e12), weight)
 
 
 def test_projecting_onto_all_features_changes_nothing() -> None:
     weight, features = drawn_doubles(2, 3), drawn_doubles(3, 3, seed=5)
-    torch.testing.assert_close(projected(weight, moment(3), features, damping=0.0) @ features, weight)
+    torch.testing.assert_close(fit_to_features(weight, moment(3), features, damping=0.0) @ features, weight)

@@ -9,7 +9,7 @@ from small_training import net
 from torch import Tensor, nn
 
 from omgoptim.errors import RequestError, TechniqueError
-from omgoptim.training._distillation.layer_pairing import Pair, attention_of, evenly, found_pairs, pairs_of
+from omgoptim.training._distillation.layer_pairing import Pair, attention_of, evenly, infer_pairs, pairs_of
 
 
 def paths(pairs: list[Pair]) -> list[tuple[str, str]]:
@@ -26,7 +26,7 @@ def test_layers_are_spread_evenly_so_that_the_last_ones_meet() -> None:
 
 def test_the_ends_of_stages_are_paired_by_path_and_size_of_map() -> None:
     student, teacher = traced(made(Conv, 0), images()), traced(made(Conv, 1, width=8, depth=2), images())
-    assert paths(found_pairs(student, teacher)) == [("stage1", "stage1"), ("stage2", "stage2")]
+    assert paths(infer_pairs(student, teacher)) == [("stage1", "stage1"), ("stage2", "stage2")]
 
 
 def test_stages_of_other_names_are_paired_by_size_and_of_other_sizes_in_their_order() -> None:
@@ -35,9 +35,9 @@ def test_stages_of_other_names_are_paired_by_size_and_of_other_sizes_in_their_or
         nn.Flatten(), nn.Linear(8, 3),
     ).eval()  # fmt: skip
     teacher = traced(made(Conv, 1), images())
-    assert paths(found_pairs(traced(student, images()), teacher)) == [("1", "stage1"), ("3", "stage2")]
+    assert paths(infer_pairs(traced(student, images()), teacher)) == [("1", "stage1"), ("3", "stage2")]
     coarse = nn.Sequential(nn.Conv2d(1, 2, 3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).eval()
-    assert paths(found_pairs(traced(coarse, images()), teacher)) == [("1", "stage2")]
+    assert paths(infer_pairs(traced(coarse, images()), teacher)) == [("1", "stage2")]
 
 
 @pytest.mark.parametrize(("blocks", "expected"), [(1, [3]), (2, [1, 3]), (4, [0, 1, 2, 3])])
@@ -45,7 +45,7 @@ def test_blocks_of_a_stack_are_paired_evenly_whatever_their_width(blocks: int, e
     student = traced(made(Encoder, 0, blocks=blocks, width=8), sentences())
     teacher = traced(made(Encoder, 1, blocks=4), sentences())
     wanted = [(f"layer.{i}", f"layer.{e}") for i, e in enumerate(expected)]
-    assert paths(found_pairs(student, teacher)) == wanted
+    assert paths(infer_pairs(student, teacher)) == wanted
 
 
 def test_torchs_own_transformer_layers_are_a_stack() -> None:
@@ -55,7 +55,7 @@ def test_torchs_own_transformer_layers_are_a_stack() -> None:
         return nn.Sequential(stack, nn.Flatten(), nn.Linear(80, 3)).eval()
 
     x = torch.randn(4, 5, 16)
-    found = found_pairs(traced(encoder(1), x), traced(encoder(2), x))
+    found = infer_pairs(traced(encoder(1), x), traced(encoder(2), x))
     assert paths(found) == [("0.layers.0", "0.layers.1")]
 
 
@@ -68,19 +68,19 @@ def test_last_layers_that_are_the_outputs_are_paired_only_if_there_are_no_others
             return x
 
     one, two, four = (traced(made(Bare, 0, blocks=blocks), sentences()) for blocks in (1, 2, 4))
-    assert paths(found_pairs(two, four)) == [("layer.0", "layer.1")]
-    assert paths(found_pairs(one, four)) == [("layer.0", "layer.3")]
+    assert paths(infer_pairs(two, four)) == [("layer.0", "layer.1")]
+    assert paths(infer_pairs(one, four)) == [("layer.0", "layer.3")]
     wider = traced(made(Bare, 0, blocks=4, width=32), sentences())
-    assert paths(found_pairs(two, wider)) == [("layer.0", "layer.1"), ("layer.1", "layer.3")]
+    assert paths(infer_pairs(two, wider)) == [("layer.0", "layer.1"), ("layer.1", "layer.3")]
 
 
 def test_other_nets_are_paired_by_path_or_in_their_order_without_their_answers() -> None:
     x = torch.randn(6, 4)
     mine = traced(net(width=8), x)
-    assert paths(found_pairs(mine, traced(net(), x))) == [("fc", "fc"), ("norm", "norm")]
+    assert paths(infer_pairs(mine, traced(net(), x))) == [("fc", "fc"), ("norm", "norm")]
     other = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    assert paths(found_pairs(traced(other, x), traced(net(), x))) == [("0", "norm")]
-    assert found_pairs(mine, traced(net(), x), positions=True) == []
+    assert paths(infer_pairs(traced(other, x), traced(net(), x))) == [("0", "norm")]
+    assert infer_pairs(mine, traced(net(), x), positions=True) == []
 
 
 def test_pairs_that_are_asked_for_are_taken() -> None:

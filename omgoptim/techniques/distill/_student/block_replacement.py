@@ -1,9 +1,9 @@
 """Replacement of dense convolutions by smaller blocks, fitted in closed form to the convolutions' outputs.
 
-The 1x1 convolution that ends a block is fitted by ridge regression, as pruning does it, to what the dense convolution
-gives in the model before, on what it reads in the model with blocks, without labels. An inverted residual's norms are
-given the statistics of what they get, and its weights make up for that, so that it gives the same in training and in
-evaluation.
+The final 1x1 convolution of a block is fitted by ridge regression, without labels: its inputs are those in the model
+with blocks, its targets the outputs of the dense convolution in the original model. The norms of an inverted residual
+get the statistics of their inputs, and its weights compensate for them, so that training and evaluation mode give the
+same outputs.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from omgoptim.techniques.probe import (
     NOT_RUN,
     WHOLE_MODEL,
     frozen_or_shared,
-    owned_parameters,
-    quiet,
+    layer_calls,
+    parameter_owners,
+    quiet_output,
     replacement_refusal,
-    uses_of,
 )
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
@@ -48,13 +48,13 @@ SWEEPS = 2
 """Sweeps over all blocks: the second fits on the inputs that the first gives. Chosen: each costs a pass."""
 
 
-LEAST_VARIANCE = 0.01
+MIN_VARIANCE = 0.01
 """Lower bound of a channel's variance relative to the mean. Chosen: less amplifies dead channels, more damps live."""
 
 MakeBlock = Callable[[Conv], Block]
 """Function from a convolution to the block that can replace it."""
 
-FEWEST_INPUTS = 5
+MIN_INPUTS = 5
 """Minimum input channels of a replaced convolution: image stems (1, 3 or 4 channels) keep theirs."""
 
 
@@ -77,15 +77,15 @@ def _fitted_part(block: Block) -> str:
 
 def with_dense(module: nn.Module, blocks: Mapping[str, Block]) -> nn.Module:
     """Return a copy of the original module, with each convolution at the path of its block's fitted part."""
-    twin = copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     for path, block in blocks.items():
-        conv: Any = twin.get_submodule(path)
-        replace_layer(twin, path, _DensePart(_fitted_part(block), conv))
-    return twin
+        conv: Any = copied.get_submodule(path)
+        replace_layer(copied, path, _DensePart(_fitted_part(block), conv))
+    return copied
 
 
 class _CentredReLU6(nn.ReLU6):
-    """Return ReLU6 less the middle of its range, about its mean output: ridge regression shrinks towards zero."""
+    """ReLU6 less the middle of its range, about its mean output: ridge regression shrinks towards zero."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) - MIDDLE
@@ -137,10 +137,10 @@ def _set_norm_statistics(module: nn.Module, blocks: Sequence[InvertedResidual], 
         if len(block.expand):
             first: Any = block.expand[1]  # scales only: zero stays zero, which is what the borders are padded with
             first.bias.copy_(first.weight * first.running_mean / (first.running_var + first.eps).sqrt())
-        own, last = block.norm, cast(Any, block.project_norm)
+        middle, last = block.norm, cast(Any, block.project_norm)
         change = _first_scale(block) / before  # of all that `depthwise` gets
-        cast(Tensor, own.running_mean).mul_(change)
-        cast(Tensor, own.running_var).mul_(change.square())
+        cast(Tensor, middle.running_mean).mul_(change)
+        cast(Tensor, middle.running_var).mul_(change.square())
         last.weight.copy_((last.running_var + last.eps).sqrt())
         last.bias.copy_(last.running_mean)
         new_scale, new_mean = _unit_scale_and_mean(block)
@@ -165,14 +165,14 @@ def _input_statistics(
         sums[layer] = sums[layer] + each if layer in sums else each
 
     hooks = [layer.register_forward_pre_hook(add) for layer in layers]
-    with attached(hooks), evaluation_mode(module), quiet():
+    with attached(hooks), evaluation_mode(module), quiet_output():
         for args, kwargs, _ in run.calls():
             module(*args, **kwargs)
     found = {}
     for layer, (count, total, squares) in sums.items():
         mean = total / count
         variance = squares / count - mean.square()
-        found[layer] = mean, variance.clamp_min(LEAST_VARIANCE * float(variance.mean()))
+        found[layer] = mean, variance.clamp_min(MIN_VARIANCE * float(variance.mean()))
     return found
 
 
@@ -189,9 +189,9 @@ def _unit_scale_and_mean(block: InvertedResidual) -> tuple[Tensor, Tensor]:
 
     The unit is the output of `depthwise` for the block's input without any scaling.
     """
-    own: Any = block.norm
+    norm: Any = block.norm
     before = _first_scale(block)
-    return before * own.weight / (own.running_var + own.eps).sqrt(), own.running_mean / before
+    return before * norm.weight / (norm.running_var + norm.eps).sqrt(), norm.running_mean / before
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +205,14 @@ class BlockNames:
 
 
 def replace_convolutions(
-    module: nn.Module, make: MakeBlock, words: BlockNames, selection: LayerSelection, run: ModuleRun, *, fit: bool
+    module: nn.Module, make: MakeBlock, names: BlockNames, selection: LayerSelection, run: ModuleRun, *, fit: bool
 ) -> Outcome:
     """Replace every dense convolution whose block is smaller, in place.
 
     Args:
         module: changed in place.
         make: gives the block; called for every convolution that could be replaced.
-        words: names of the block in reports.
+        names: names of the block in reports.
         selection: the layers that globs allow.
         run: how the module is called, and its batches.
         fit: whether each block is fitted to give what the convolution gave, on the run's inputs where they are real.
@@ -230,14 +230,14 @@ def replace_convolutions(
         block = make(conv)
         before, after = (count_params(each)[0] for each in (conv, block))
         if after >= before:
-            reason = f"{words.kind} would have {after:,} parameters, not fewer than its {before:,}"
+            reason = f"{names.kind} would have {after:,} parameters, not fewer than its {before:,}"
             skipped.append(Skip(path=path, reason=reason, kind="no_benefit"))
             continue
         blocks[path] = block
         shape = " x ".join(map(str, conv.weight.shape))
-        changed.append(Change(path=path, what=words.what, before=shape, after=f"{after:,} of {before:,} parameters"))
+        changed.append(Change(path=path, what=names.what, before=shape, after=f"{after:,} of {before:,} parameters"))
     if not blocks:
-        raise _nothing_to_replace(words, skipped)
+        raise _nothing_to_replace(names, skipped)
     dense = with_dense(module, blocks) if fit and run.real else None
     for path, block in blocks.items():
         replace_layer(module, path, block)
@@ -246,10 +246,10 @@ def replace_convolutions(
     return Outcome(changed, skipped)
 
 
-def _nothing_to_replace(words: BlockNames, skipped: list[Skip]) -> TechniqueError:
+def _nothing_to_replace(names: BlockNames, skipped: list[Skip]) -> TechniqueError:
     reasons = [f"{skip.path}: {skip.reason}" for skip in skipped[:3]]
     return TechniqueError(
-        f"no convolution of this model can be replaced by {words.kind}",
+        f"no convolution of this model can be replaced by {names.kind}",
         "; ".join(reasons) or "it has no convolution",
         "use student narrow (removes channels of any layer), fewer_layers or low_rank, or give your own student",
     )
@@ -261,7 +261,7 @@ def _find_replaceable(
     found: dict[str, Conv] = {}
     skipped = []
     layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, _ConvNd)}
-    owners, called = owned_parameters(module), uses_of(module, layers, run)
+    owners, called = parameter_owners(module), layer_calls(module, layers, run)
     for path, layer in layers.items():
         refusal = _refusal(path, layer, selection, owners) or (None if path in called else NOT_RUN)
         if refusal:
@@ -287,7 +287,7 @@ def _refusal(
         reason = "kernel of size 1: no spatial part to separate"
     elif layer.padding_mode != "zeros":
         reason = f"its padding_mode is {layer.padding_mode}; the blocks support zeros only"
-    elif layer.in_channels < FEWEST_INPUTS and not selection.targets:
+    elif layer.in_channels < MIN_INPUTS and not selection.targets:
         reason = f"too few input channels ({layer.in_channels}); name it in targets to replace it anyway"
     if reason:
         return Refusal(reason, "unsupported")

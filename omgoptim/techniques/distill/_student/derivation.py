@@ -30,12 +30,12 @@ from omgoptim.techniques.distill._student.layer_selection import (
     paths_of,
 )
 from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing, narrow_to
-from omgoptim.techniques.probe import Probe, error_location, quiet
+from omgoptim.techniques.probe import Probe, error_location, quiet_output
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 Shapes = list[tuple[int, ...]]
 
-HALF = 0.5
+DEFAULT_DEPTH = 0.5
 """Fraction of the repeated layers that `fewer_layers` keeps by default, as in DistilBERT (arXiv:1910.01108)."""
 
 Replace = Callable[[nn.Module, LayerSelection, ModuleRun, bool], Outcome]
@@ -54,7 +54,12 @@ def output_shapes(module: nn.Module, run: ModuleRun) -> Shapes:
     """
     probe = Probe.of(run)
     try:
-        with running_layers(module) as inside, evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]):
+        with (
+            running_layers(module) as inside,
+            evaluation_mode(module),
+            quiet_output(),
+            torch.random.fork_rng(devices=[]),
+        ):
             torch.manual_seed(0)
             result = module(*probe.args, **probe.kwargs)
     except Exception as error:  # whatever a user's forward raises without what it expects
@@ -147,7 +152,7 @@ def layers_to_keep(params: Derived) -> Callable[[Stack], int]:
     if isinstance(params, FewerLayers) and params.depth == 1:
         if params.keep_layers is not None:
             return keep_at_most(params.keep_layers)
-        return lambda stack: _share(stack, HALF)
+        return lambda stack: _share(stack, DEFAULT_DEPTH)
     return lambda stack: _share(stack, params.depth)
 
 
@@ -168,7 +173,7 @@ def reduce_depth(
     keep = {stack: count(stack) for stack in stacks}
     before = paths_of(module)
     spans = tuple(span for stack in stacks for span in _spans(module, stack, keep[stack]))
-    whole = [
+    unshortened = [
         Skip(path=path, reason=f"all {len(stack.units)} repeated layers are to be kept", kind="no_benefit")
         for stack in stacks
         if count(stack) >= len(stack.units)
@@ -183,7 +188,7 @@ def reduce_depth(
         for path, layer in module.named_modules()
         if isinstance(layer, nn.RNNBase) and layer.num_layers > 1
     ]
-    return Shortened(Outcome(changed, [*whole, *skipped]), selection, spans if changed else ())
+    return Shortened(Outcome(changed, [*unshortened, *skipped]), selection, spans if changed else ())
 
 
 def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
@@ -198,16 +203,16 @@ def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
         return []
     (path,) = stack.paths
     names, prefix = list(module.get_submodule(path)._modules), f"{path}." if path else ""
-    gone = set(range(len(stack.units))) - set(stack.spread(keep))
-    lost = {stack.units[index][0] for index in gone}
-    stay = [child for child in range(len(names)) if child not in lost]
+    removed_units = set(range(len(stack.units))) - set(stack.spread(keep))
+    removed = {stack.units[index][0] for index in removed_units}
+    kept = [child for child in range(len(names)) if child not in removed]
     last = stack.units[-1][0]
-    ends = [*(child - 1 for child in stay[1:]), len(names) - 1]
+    ends = [*(child - 1 for child in kept[1:]), len(names) - 1]
     numbered = names == [str(index) for index in range(len(names))]
-    own = [str(new) if numbered else names[old] for new, old in enumerate(stay)]
+    new_names = [str(new) if numbered else names[old] for new, old in enumerate(kept)]
     return [
         Span(f"{prefix}{name}", f"{prefix}{names[min(end, last)]}")
-        for name, old, end in zip(own, stay, ends, strict=True)
+        for name, old, end in zip(new_names, kept, ends, strict=True)
         if stack.units[0][0] <= old <= last
     ]
 
@@ -270,14 +275,14 @@ def reinitialize(module: nn.Module, seed: int) -> None:
     with torch.random.fork_rng(devices=sorted(devices, key=str)), torch.no_grad():
         torch.manual_seed(seed)
         for layer in module.modules():
-            own = [tensor for tensor in layer._parameters.values() if tensor is not None]
-            if not own:
+            parameters = [tensor for tensor in layer._parameters.values() if tensor is not None]
+            if not parameters:
                 continue
             reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
             if callable(reset):
                 reset()
                 continue
-            for tensor in own:
+            for tensor in parameters:
                 if tensor.is_floating_point():
                     deviation = float(tensor.std()) if tensor.numel() > 1 else 0.0
                     tensor.normal_(float(tensor.mean()), deviation)

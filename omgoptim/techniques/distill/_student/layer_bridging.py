@@ -32,7 +32,7 @@ from omgoptim.techniques.registry import ModuleRun
 PRIOR_DAMPING = 1e-3
 """Damping towards the former weight, of an input's mean energy. Chosen small: for directions without samples."""
 
-CLOSE = 1e-3
+SUM_TOLERANCE = 1e-3
 """Relative difference of two sums of float32 layers that differ only in the order of additions, with a margin: one
 rounding is 6e-8, and a layer has some thousand."""
 
@@ -73,7 +73,7 @@ def fit_spans(module: nn.Module, teacher: nn.Module, spans: Sequence[Span], run:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         for span in spans:
-            writer = _writer(module, span.kept, run)
+            writer = _find_writer(module, span.kept, run)
             if writer is not None and _fit(module, teacher, span, writer, run):
                 fitted.append(span.kept)
     finally:
@@ -81,12 +81,12 @@ def fit_spans(module: nn.Module, teacher: nn.Module, spans: Sequence[Span], run:
     return fitted
 
 
-def _writer(module: nn.Module, path: str, run: ModuleRun) -> _Writer | None:
+def _find_writer(module: nn.Module, path: str, run: ModuleRun) -> _Writer | None:
     """Return the last Linear of a layer, if its output is added to the stream that becomes the layer's output."""
     layer = module.get_submodule(path)
     leaves = {inner: part for inner, part in layer.named_modules() if not part._modules and inner}
     order: list[str] = []
-    _watched(module, run, {f"{path}.{inner}": lambda *_, inner=inner: order.append(inner) for inner in leaves})
+    _run_with_hooks(module, run, {f"{path}.{inner}": lambda *_, inner=inner: order.append(inner) for inner in leaves})
     linears = [inner for inner in order if type(leaves[inner]) is nn.Linear]
     if not linears or order.count(linears[-1]) > 1:
         return None
@@ -95,36 +95,36 @@ def _writer(module: nn.Module, path: str, run: ModuleRun) -> _Writer | None:
     if len(after) > 1 or (after and not type(leaves[after[0]]).__name__.endswith("Norm")):
         return None
     writer = _Writer(linears[-1], after[0] if after else None)
-    return writer if _adds(module, path, writer, run) else None
+    return writer if _is_added(module, path, writer, run) else None
 
 
-def _adds(module: nn.Module, path: str, writer: _Writer, run: ModuleRun) -> bool:
+def _is_added(module: nn.Module, path: str, writer: _Writer, run: ModuleRun) -> bool:
     """Return whether a change of the Linear's output changes the sum after it by the same amount."""
-    drawn: list[Tensor] = []
+    noises: list[Tensor] = []
 
-    def push(_layer: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    def add_noise(_layer: nn.Module, _args: Any, output: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(run.seed)
         noise = torch.randn(output.shape, generator=generator).to(output) * output.std()
-        drawn.append(noise)
+        noises.append(noise)
         return output + noise
 
-    plain = _sums(module, path, writer, run)
-    with attached([module.get_submodule(f"{path}.{writer.linear}").register_forward_hook(push)]):
-        pushed = _sums(module, path, writer, run)
-    if len(plain) != 1 or len(pushed) != 1 or plain[0].shape != drawn[0].shape:
+    sums = _sums(module, path, writer, run)
+    with attached([module.get_submodule(f"{path}.{writer.linear}").register_forward_hook(add_noise)]):
+        shifted = _sums(module, path, writer, run)
+    if len(sums) != 1 or len(shifted) != 1 or sums[0].shape != noises[0].shape:
         return False
-    wanted = plain[0] + drawn[0]
-    return bool((pushed[0] - wanted).abs().max() <= CLOSE * wanted.abs().max())
+    expected = sums[0] + noises[0]
+    return bool((shifted[0] - expected).abs().max() <= SUM_TOLERANCE * expected.abs().max())
 
 
 def _sums(module: nn.Module, path: str, writer: _Writer, run: ModuleRun) -> list[Tensor]:
     """Return the final sum of a layer, of the first batch."""
     found: list[Tensor] = []
-    _watched(module, run, _at_the_end(path, writer, found.append))
+    _run_with_hooks(module, run, _sum_hook(path, writer, found.append))
     return found
 
 
-def _at_the_end(path: str, writer: _Writer, capture: Callable[[Tensor], None]) -> dict[str, Hook]:
+def _sum_hook(path: str, writer: _Writer, capture: Callable[[Tensor], None]) -> dict[str, Hook]:
     """Return a hook that captures the sum: before the normalization, or after the layer."""
     if writer.norm is not None:
         return {f"{path}.{writer.norm}": lambda _layer, read, _output: capture(read)}
@@ -135,7 +135,7 @@ def _at_the_end(path: str, writer: _Writer, capture: Callable[[Tensor], None]) -
     return {path: read_output}
 
 
-def _watched(module: nn.Module, run: ModuleRun, hooks: Mapping[str, Hook]) -> None:
+def _run_with_hooks(module: nn.Module, run: ModuleRun, hooks: Mapping[str, Hook]) -> None:
     """Run the module on the first batch with hooks."""
     with forward_hooks(module, hooks), evaluation_mode(module):
         args, kwargs, _target = next(run.calls())
@@ -152,13 +152,13 @@ def _fit(module: nn.Module, teacher: nn.Module, span: Span, writer: _Writer, run
     gram = torch.zeros(size, size, dtype=torch.float64, device=linear.weight.device)
     cross = torch.zeros(size, linear.out_features, dtype=torch.float64, device=linear.weight.device)
     energy = 0.0
-    for read, written, ended, wanted in _rows(module, teacher, span, writer, run):
-        constant = torch.full_like(read[:, :1], float(linear.bias is not None))
-        inputs = torch.cat([read, constant], 1)
-        goal = wanted - (ended - written)  # the stream beside the Linear stays what it is
+    for input_rows, output, layer_sum, teacher_sum in _rows(module, teacher, span, writer, run):
+        constant = torch.full_like(input_rows[:, :1], float(linear.bias is not None))
+        inputs = torch.cat([input_rows, constant], 1)
+        target = teacher_sum - (layer_sum - output)  # the stream beside the Linear stays what it is
         gram += inputs.mT @ inputs  # products of one batch in float32, their sum in float64
-        cross += inputs.mT @ goal
-        energy += float(goal.double().square().sum())
+        cross += inputs.mT @ target
+        energy += float(target.double().square().sum())
     bias = torch.zeros_like(linear.weight[:, 0]) if linear.bias is None else linear.bias
     before = torch.cat([linear.weight, bias[:, None]], 1).detach().double().mT
     solved = ridge(gram, cross, PRIOR_DAMPING, prior=before)
@@ -189,14 +189,21 @@ def _rows(
         return keep
 
     def linear(_layer: nn.Module, read: Tensor, output: Tensor) -> None:
-        captured["read"], captured["written"] = read, output
+        captured["input"], captured["output"] = read, output
 
-    own = {f"{span.kept}.{writer.linear}": linear, **_at_the_end(span.kept, writer, last("ended"))}
-    theirs = _at_the_end(span.end, writer, last("wanted"))
-    with forward_hooks(module, own), forward_hooks(teacher, theirs), evaluation_mode(module), evaluation_mode(teacher):
+    student_hooks = {f"{span.kept}.{writer.linear}": linear, **_sum_hook(span.kept, writer, last("sum"))}
+    teacher_hooks = _sum_hook(span.end, writer, last("teacher_sum"))
+    with (
+        forward_hooks(module, student_hooks),
+        forward_hooks(teacher, teacher_hooks),
+        evaluation_mode(module),
+        evaluation_mode(teacher),
+    ):
         for args, kwargs, _target in run.calls():
             for each in (module, teacher):
                 run_until_stopped(each, args, kwargs)
             named = dict(zip(run.signature.input_names, (*args, *kwargs.values()), strict=True))
             real = padding_mask(named)
-            yield tuple(unpadded_rows(captured[name], real).float() for name in ("read", "written", "ended", "wanted"))
+            yield tuple(
+                unpadded_rows(captured[name], real).float() for name in ("input", "output", "sum", "teacher_sum")
+            )

@@ -2,8 +2,8 @@
 
 A selection stays the same while layers are removed and renumbered. A unit is what a stack repeats: one child of a
 ModuleList or Sequential, a few neighbours (convolution, normalization, ReLU), or one child each of several lists that
-the model's code runs side by side. Units repeat where their classes and the shapes of their tensors are the same, and
-each gives what it gets in shape; so the model runs without some.
+the model's code runs side by side. Units repeat where their classes and the shapes of their tensors are equal and the
+output has the input's shape, so that the model runs without some of them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from omgoptim.requests.distill import Auto, Derived
 from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun
 
-LONGEST_UNIT = 6
-"""Maximum neighbouring modules in one repeated unit: conv, norm, activation, twice."""
+MAX_UNIT_LENGTH = 6
+"""Maximum neighbouring modules in one repeated unit. Chosen: conv, norm, activation, twice; longer units cost time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,12 @@ class LayerSelection:
             before: id of a module to its paths when this was made, as `paths_of` gives them.
             module: the model after some of its layers went.
         """
-        now = paths_of(module)
+        paths_now = paths_of(module)
 
         def follow(globs: list[str]) -> list[str]:
             return [
                 path
-                for layer, paths in now.items()
+                for layer, paths in paths_now.items()
                 if layer in before and any(is_selected([old], globs, []) for old in before[layer])
                 for path in paths
                 if path
@@ -142,19 +142,19 @@ def drop_layers(module: nn.Module, stacks: Sequence[Stack], keep: Mapping[Stack,
     Returns:
         The containers that got shorter, with the children that stayed as they were numbered before.
     """
-    gone: dict[str, set[int]] = {}
+    removed: dict[str, set[int]] = {}
     for stack in stacks:
         kept = set(stack.spread(keep[stack]))
-        lost = {child for index, unit in enumerate(stack.units) if index not in kept for child in unit}
+        children = {child for index, unit in enumerate(stack.units) if index not in kept for child in unit}
         for path in stack.paths:
-            gone.setdefault(path, set()).update(lost)
+            removed.setdefault(path, set()).update(children)
     changes = []
-    for path in sorted(gone, key=_depth, reverse=True):  # inner ones first: their paths are still right
+    for path in sorted(removed, key=_depth, reverse=True):  # inner ones first: their paths are still right
         before = len(module.get_submodule(path))  # type: ignore[arg-type]
-        stay = [index for index in range(before) if index not in gone[path]]
-        if len(stay) < before:
-            keep_children(module, path, stay)
-            after = f"{len(stay)}: {', '.join(map(str, stay))}"
+        kept_children = [index for index in range(before) if index not in removed[path]]
+        if len(kept_children) < before:
+            keep_children(module, path, kept_children)
+            after = f"{len(kept_children)}: {', '.join(map(str, kept_children))}"
             changes.append(Change(path=path, what="layers", before=str(before), after=after))
     return sorted(changes, key=lambda change: change.path)
 
@@ -168,9 +168,9 @@ class _Call:
     """The first call of a layer."""
 
     order: int
-    given: torch.Size | None
+    input_shape: torch.Size | None
     """Shape of its first input tensor."""
-    gives: torch.Size | None
+    output_shape: torch.Size | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +178,10 @@ class _Row:
     """Children at one index of a container, or of several side by side."""
 
     kind: tuple[Any, ...] | None
-    """Return a signature that is equal for repeated units; None for children that the forward does not call."""
+    """A signature that is equal for repeated units; None for children that the forward does not call."""
     has_weights: bool
-    given: torch.Size | None
-    gives: torch.Size | None
+    input_shape: torch.Size | None
+    output_shape: torch.Size | None
 
     @staticmethod
     def of(children: Sequence[nn.Module], calls: Mapping[int, _Call]) -> _Row:
@@ -189,7 +189,7 @@ class _Row:
         weights = any(_has_parameters(child) for child in children)
         if len(called) < len(children):
             return _Row(None, weights, None, None)
-        return _Row(tuple(_kind(child) for child in children), weights, called[0].given, called[-1].gives)
+        return _Row(tuple(_kind(child) for child in children), weights, called[0].input_shape, called[-1].output_shape)
 
 
 def _has_parameters(layer: nn.Module) -> bool:
@@ -216,7 +216,7 @@ def _calls(module: nn.Module, containers: Mapping[str, list[nn.Module]], run: Mo
 
     def leave(layer: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         call = calls[id(layer)]
-        call.gives = call.gives or _shape(output)
+        call.output_shape = call.output_shape or _shape(output)
 
     children = {id(child): child for each in containers.values() for child in each}
     hooks = [child.register_forward_pre_hook(enter, with_kwargs=True) for child in children.values()]
@@ -239,20 +239,25 @@ def _bundles(
         if path in done:
             continue
         bundle = [path]
-        for other, others in containers.items():
-            beside = other.rpartition(".")[0] == path.rpartition(".")[0] and other != path
+        for other, other_children in containers.items():
+            siblings = other.rpartition(".")[0] == path.rpartition(".")[0] and other != path
             lists = all(isinstance(module.get_submodule(each), nn.ModuleList) for each in (path, other))
-            if beside and lists and len(others) == len(children) and _in_turn(children, others, calls):
+            if (
+                siblings
+                and lists
+                and len(other_children) == len(children)
+                and _alternate(children, other_children, calls)
+            ):
                 bundle.append(other)
         done.update(bundle)
         yield tuple(bundle)
 
 
-def _in_turn(some: Sequence[nn.Module], others: Sequence[nn.Module], calls: Mapping[int, _Call]) -> bool:
+def _alternate(first: Sequence[nn.Module], second: Sequence[nn.Module], calls: Mapping[int, _Call]) -> bool:
     """Return whether the children of two lists are called index by index."""
-    if any(id(child) not in calls for child in (*some, *others)):
+    if any(id(child) not in calls for child in (*first, *second)):
         return False
-    places = [sorted(calls[id(child)].order for child in pair) for pair in zip(some, others, strict=True)]
+    places = [sorted(calls[id(child)].order for child in pair) for pair in zip(first, second, strict=True)]
     return all(before[-1] < after[0] for before, after in itertools.pairwise(places))
 
 
@@ -269,7 +274,7 @@ def _repeats(rows: Sequence[_Row]) -> Iterator[list[tuple[int, ...]]]:
     """Yield runs of units, the longest at each start, without overlap."""
     start = 0
     while start < len(rows):
-        runs = [(_count_repeats(rows, start, length), length) for length in range(1, LONGEST_UNIT + 1)]
+        runs = [(_count_repeats(rows, start, length), length) for length in range(1, MAX_UNIT_LENGTH + 1)]
         count, length = max(runs, key=lambda run: (run[0] * run[1] if run[0] > 1 else 0, -run[1]))
         if count > 1:
             yield [tuple(range(start + unit * length, start + (unit + 1) * length)) for unit in range(count)]
@@ -285,7 +290,7 @@ def _count_repeats(rows: Sequence[_Row], start: int, length: int) -> int:
     while start + (count + 1) * length <= len(rows):
         unit = rows[start + count * length : start + (count + 1) * length]
         fits = [row.kind for row in unit] == first and None not in first and any(row.has_weights for row in unit)
-        if not fits or unit[0].given is None or unit[0].given != unit[-1].gives:
+        if not fits or unit[0].input_shape is None or unit[0].input_shape != unit[-1].output_shape:
             break
         count += 1
     return count

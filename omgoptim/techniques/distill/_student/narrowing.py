@@ -18,7 +18,7 @@ from omgoptim.reports import Change, Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.distill._student.recurrent import Recurrent, find_recurrent, narrow_units
-from omgoptim.techniques.prune._channels.channel_allocation import best, round_widths, target_widths
+from omgoptim.techniques.prune._channels.channel_allocation import most_important, round_widths, target_widths
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
 from omgoptim.techniques.prune._channels.importance import importance_of
@@ -30,8 +30,8 @@ ROUND_TO, ROUND_FROM = 8, 64
 """Widths of at least the second are multiples of the first, the float32 numbers of an AVX2 register: there rounding
 moves a width by a sixteenth at most; smaller ones are any number."""
 
-LEAST = 1e-9
-"""Minimum fraction of a group that is kept: one unit, whatever the width."""
+MIN_FRACTION = 1e-9
+"""Minimum fraction of a group that is kept. Chosen near 0: one unit stays, whatever the width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,16 @@ def find_narrowing(module: nn.Module, selection: LayerSelection, run: ModuleRun)
     if selection.nothing:
         return Narrowing(Groups([]), {}, [], [])
     recurrent, skipped = find_recurrent(module, selection, run)
-    asked = Structured(targets=selection.targets, ignore=selection.ignore)
+    params = Structured(targets=selection.targets, ignore=selection.ignore)
     try:
-        groups = find_groups(module, asked, run)
+        groups = find_groups(module, params, run)
     except TechniqueError as error:
         if not recurrent:
             raise
         groups = Groups([], [Skip(path="(model)", reason=error.reason, kind="unsupported")])
     shrinking = {each.path for each in recurrent}
     skipped += [skip for skip in groups.skipped if skip.path not in shrinking]
-    return Narrowing(groups, importance_of(module, groups, asked, run), recurrent, skipped)
+    return Narrowing(groups, importance_of(module, groups, params, run), recurrent, skipped)
 
 
 def narrow_to(
@@ -91,10 +91,10 @@ def narrow_to(
     """
     before = copy.deepcopy(module) if fit and run.real else None
     counts = [(each, _units(each.width, width, round_to)) for each in narrowing.recurrent]
-    changed, left = narrow_units(module, [(each, count) for each, count in counts if count < each.width])
-    kept_columns = {(path, "in"): columns for path, columns in left.items()}
+    changed, remaining = narrow_units(module, [(each, count) for each, count in counts if count < each.width])
+    kept_columns = {(path, "in"): columns for path, columns in remaining.items()}
     skipped = list(narrowing.skipped)
-    keep = best(narrowing.groups, narrowing.scores, _widths(module, narrowing, width, round_to))
+    keep = most_important(narrowing.groups, narrowing.scores, _widths(module, narrowing, width, round_to))
     if keep:
         outcome, sides = remove_with_positions(module, narrowing.groups, keep, run)
         changed += outcome.changed
@@ -106,18 +106,18 @@ def narrow_to(
 
 
 def _units(full: int, width: float, round_to: int | None) -> int:
-    wanted = full * width
-    step = round_to or (ROUND_TO if wanted >= ROUND_FROM else 1)
-    return min(full, max(math.floor(wanted / step + 0.5), 1) * step)
+    exact = full * width
+    step = round_to or (ROUND_TO if exact >= ROUND_FROM else 1)
+    return min(full, max(math.floor(exact / step + 0.5), 1) * step)
 
 
 def _widths(module: nn.Module, narrowing: Narrowing, width: float, round_to: int | None) -> dict[str, int]:
     full = {group.name: group.width for group in narrowing.groups.groups}
-    params = Structured(max_layer_ratio=1 - LEAST)
-    wanted = target_widths(module, narrowing.groups, narrowing.scores, full, params, 1 - width)
+    params = Structured(max_layer_ratio=1 - MIN_FRACTION)
+    targets = target_widths(module, narrowing.groups, narrowing.scores, full, params, 1 - width)
 
     def rounded(step: int) -> dict[str, int]:
-        return round_widths(narrowing.groups, wanted, full, params.max_layer_ratio, step)
+        return round_widths(narrowing.groups, targets, full, params.max_layer_ratio, step)
 
     if round_to is not None:
         return rounded(round_to)

@@ -25,7 +25,7 @@ from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.requests.distill import Auto, Depthwise, Derived, FewerLayers, InvertedResidual, LowRank, Narrow
 from omgoptim.techniques.distill import depthwise, inverted_residual, low_rank
-from omgoptim.techniques.distill._student.block_replacement import FEWEST_INPUTS
+from omgoptim.techniques.distill._student.block_replacement import MIN_INPUTS
 from omgoptim.techniques.distill._student.derivation import (
     NO_REPEATS,
     Replace,
@@ -48,14 +48,14 @@ INTERPOLATIONS = 3
 """Interpolation steps before bisection: the curve's two unknowns are known after two, the third corrects rounding."""
 MAX_EVALUATIONS = INTERPOLATIONS + 10
 """Maximum evaluations beside that at the upper end: ten bisections end a search over 1,000 steps."""
-CLOSE = 0.97
+GOAL_TOLERANCE = 0.97
 """Fraction of the goal at which the search stops. Chosen: the last 3 % of the size would cost more builds."""
-STEPS = 1000
+RESOLUTION = 1000
 """Resolution of the search: x is a multiple of 1/1000. Chosen: finer than one channel of most layers."""
 
-LEAST = 0.02
+MIN_RATIO = 0.02
 """Minimum width and rank ratio that is tried, a fiftieth of a layer. Chosen: less is hard to train."""
-MOST_RANK = 0.9
+MAX_RANK_RATIO = 0.9
 """Maximum rank ratio: above it two factors save less than 10 % of the parameters and cost time."""
 MIN_LINEAR_SIZE = 32
 """Minimum inputs and outputs of a Linear layer that is factorized. Chosen: others have under 1,024 weights."""
@@ -63,14 +63,14 @@ DEEPER, WIDER = math.log(1.2), math.log(1.1)
 """Logarithms of depth and width per step of compound scaling: arXiv:1905.11946 (1.2 and 1.1)."""
 PLAIN_WIDTHS = (1.0, 0.75)
 """Widths tried when `keep_layers` decides the size. Chosen: all channels, and about half of their weights."""
-FOR_SPEED = (2.0, 4.0)
+COMPRESSIONS_PER_SPEEDUP = (2.0, 4.0)
 """Compressions per requested speedup, if that is the only target. Chosen: time falls by less than parameters."""
 
 
 def largest_within(
-    count: Callable[[float], int], goal: float, least: float, most: float = 1.0, power: float = 2
+    count: Callable[[float], int], goal: float, low_end: float, high_end: float = 1.0, power: float = 2
 ) -> tuple[float | None, int]:
-    """Return about the largest x in least..most with count(x) <= goal, and its count; None and count(least) else.
+    """Return about the largest x in range with count(x) <= goal, and its count; None and the least count else.
 
     The bracket is kept: count(low) <= goal < count(high). The first tries are where the curve a + b x^power through its
     ends reaches the goal, then it is halved.
@@ -78,33 +78,36 @@ def largest_within(
     Args:
         count: does not fall with x; called at most `MAX_EVALUATIONS` + 1 times.
         goal: upper bound of the count.
-        least: lower end of x, 0..1.
-        most: upper end of x, 0..1.
+        low_end: lower end of x, 0..1.
+        high_end: upper end of x, 0..1.
         power: exponent of the curve, 2 where parameters go with the square of the width.
     """
-    high, low = round(most * STEPS), round(least * STEPS) - 1  # what fits lies above low, what is too large at high
-    at = {high: count(most)}
+    high, low = (
+        round(high_end * RESOLUTION),
+        round(low_end * RESOLUTION) - 1,
+    )  # what fits lies above low, what is too large at high
+    at = {high: count(high_end)}
     if at[high] <= goal:
-        return most, at[high]
+        return high_end, at[high]
     start, at[0] = 0, 0  # the curve begins at nothing until a count within the goal is known
     for tried in range(MAX_EVALUATIONS):
         if high - low <= 1:
             break
-        x = _on_curve(start, high, at, goal, power) if tried < INTERPOLATIONS else (low + high) // 2
+        x = _interpolate(start, high, at, goal, power) if tried < INTERPOLATIONS else (low + high) // 2
         x = min(max(x, low + 1), high - 1)
-        at[x] = count(x / STEPS)
+        at[x] = count(x / RESOLUTION)
         if at[x] <= goal:
             start = low = x
-            if at[x] >= CLOSE * goal:
+            if at[x] >= GOAL_TOLERANCE * goal:
                 break
         else:
             if start == 0:  # more is fixed than was thought
-                at[0] = max(at[0], _fixed_part((x, at[x]), (high, at[high]), power))
+                at[0] = max(at[0], _constant_term((x, at[x]), (high, at[high]), power))
             high = x
-    return (low / STEPS, at[low]) if start else (None, at[high])
+    return (low / RESOLUTION, at[low]) if start else (None, at[high])
 
 
-def _on_curve(low: int, high: int, at: dict[int, int], goal: float, power: float) -> int:
+def _interpolate(low: int, high: int, at: dict[int, int], goal: float, power: float) -> int:
     """Return the x at which the curve through two points reaches the goal, rounded down."""
     if at[high] <= at[low]:
         return (low + high) // 2
@@ -113,10 +116,10 @@ def _on_curve(low: int, high: int, at: dict[int, int], goal: float, power: float
     return math.floor(float(raised ** (1 / power)))
 
 
-def _fixed_part(near: tuple[int, int], far: tuple[int, int], power: float) -> int:
+def _constant_term(first: tuple[int, int], second: tuple[int, int], power: float) -> int:
     """Return the count at 0 of the curve through two points: the part that does not depend on x."""
-    slope = (far[1] - near[1]) / (float(far[0]) ** power - float(near[0]) ** power)
-    return max(0, int(near[1] - slope * float(near[0]) ** power))
+    slope = (second[1] - first[1]) / (float(second[0]) ** power - float(first[0]) ** power)
+    return max(0, int(first[1] - slope * float(first[0]) ** power))
 
 
 @dataclass(slots=True)
@@ -145,7 +148,7 @@ class StudentBuilder:
         """Return whether there is a dense convolution with many channels and a kernel above 1x1."""
         convs = [layer for layer in self.teacher.modules() if isinstance(layer, (nn.Conv1d, nn.Conv2d))]
         dense = [conv for conv in convs if conv.groups == 1 and max(conv.kernel_size) > 1]
-        return any(conv.in_channels >= FEWEST_INPUTS for conv in dense)
+        return any(conv.in_channels >= MIN_INPUTS for conv in dense)
 
     def has_linear_of(self, size: int) -> bool:
         """Return whether a Linear layer has at least so many inputs and outputs."""
@@ -229,7 +232,11 @@ class _Method:
     """Params at a width or rank ratio in 0..1."""
     power: int = 2
     """Approximate exponent of the number of parameters over the width."""
-    most: float = 1.0
+    max_ratio: float = 1.0
+
+    def at_only(self, width: float) -> _Method:
+        """Return the method at one width, whatever size is asked for."""
+        return _Method(f"{self.name}, width {width:g}", lambda _: self.at(width))
 
 
 def proposals(
@@ -251,49 +258,45 @@ def proposals(
     if auto.keep_layers and not builder.stacks:
         return [], [("keep_layers", NO_REPEATS)]
     found: dict[object, Proposal] = {}
-    passed_over: list[tuple[str, str]] = []
-    wanted = list(_methods_with_goals(builder, auto, compression))
-    for index, (way, goal) in enumerate(wanted):
-        run.progress(f"deriving students: {way.name}", index / len(wanted))
+    rejected: list[tuple[str, str]] = []
+    methods = list(_methods_with_goals(builder, auto, compression))
+    for index, (method, goal) in enumerate(methods):
+        run.progress(f"deriving students: {method.name}", index / len(methods))
         try:
-            params, why = _largest_within_goal(builder, way, goal) if goal else (way.at(1.0), "")
+            params, why = _largest_within_goal(builder, method, goal) if goal else (method.at(1.0), "")
             if params is None:
-                passed_over.append((way.name, why))
+                rejected.append((method.name, why))
                 continue
             proposal = _proposal(builder, params, run)
         except OmgoptimError as error:
-            passed_over.append((way.name, error.reason))
+            rejected.append((method.name, error.reason))
             continue
         found.setdefault(tuple((name, tensor.shape) for name, tensor in proposal.module.state_dict().items()), proposal)
     likeliest = sorted(found.values(), key=lambda each: (-(each.macs or 0), -each.params_count))
-    return likeliest[: auto.candidates], list(dict.fromkeys(passed_over))
+    return likeliest[: auto.candidates], list(dict.fromkeys(rejected))
 
 
 def _methods_with_goals(
     builder: StudentBuilder, auto: Auto, compression: float | None
 ) -> Iterator[tuple[_Method, float | None]]:
-    """Return every method that suits the teacher, with the parameter budget of its student."""
+    """Yield every method that suits the teacher, with the parameter budget of its student."""
     total = builder.params
     if compression is not None:
-        for way in _methods(builder, auto, compression):
-            yield way, total / compression
+        for method in _methods(builder, auto, compression):
+            yield method, total / compression
     elif auto.keep_layers is not None:
-        for way in _methods(builder, auto, 1.0):
-            for width in PLAIN_WIDTHS if way.power > 1 else (1.0,):
-                yield _Method(f"{way.name}, width {width:g}", partial(_at_width, way, width)), None
+        for method in _methods(builder, auto, 1.0):
+            for width in PLAIN_WIDTHS if method.power > 1 else (1.0,):
+                yield method.at_only(width), None
     else:
-        for times in FOR_SPEED:
-            wished = times * (auto.target_speedup or 1.0)
-            for way in _methods(builder, auto, wished):
-                yield way, total / wished
-
-
-def _at_width(way: _Method, width: float, _: float) -> Derived:
-    return way.at(width)
+        for times in COMPRESSIONS_PER_SPEEDUP:
+            target = times * (auto.target_speedup or 1.0)
+            for method in _methods(builder, auto, target):
+                yield method, total / target
 
 
 def _methods(builder: StudentBuilder, auto: Auto, compression: float) -> Iterator[_Method]:
-    """Return the methods that suit the teacher; with layers to keep, each keeps them."""
+    """Yield the methods that suit the teacher; with layers to keep, each keeps them."""
     globs = {"targets": auto.targets, "ignore": auto.ignore}
     shares = {round(auto.keep_layers / len(stack.units), 4) for stack in builder.stacks} if auto.keep_layers else {1.0}
     depth = min(1.0, *shares)
@@ -316,29 +319,27 @@ def _methods(builder: StudentBuilder, auto: Auto, compression: float) -> Iterato
     if builder.has_linear_of(MIN_LINEAR_SIZE):
         at = partial(LowRank, depth=depth, **globs)
         if compression > 1:
-            yield _Method("low rank", lambda share: at(rank_ratio=share), 1, MOST_RANK)
+            yield _Method("low rank", lambda share: at(rank_ratio=share), 1, MAX_RANK_RATIO)
         yield _Method("low rank, narrower", lambda width: at(width=width))
 
 
 def _layers_for(builder: StudentBuilder, goal: float) -> int:
     """Return how many layers of each stack make a student of `goal` parameters; half where none does."""
     most = max(len(stack.units) for stack in builder.stacks)
-    for layers in range(most - 1, 0, -1):
-        if builder.params_with(layers) <= goal:
-            return layers
-    return max(1, most // 2)
+    small_enough = (layers for layers in range(most - 1, 0, -1) if builder.params_with(layers) <= goal)
+    return next(small_enough, max(1, most // 2))
 
 
-def _largest_within_goal(builder: StudentBuilder, way: _Method, goal: float) -> tuple[Derived | None, str]:
+def _largest_within_goal(builder: StudentBuilder, method: _Method, goal: float) -> tuple[Derived | None, str]:
     """Return the params of the largest student within the goal; or None and the reason."""
 
     def count(x: float) -> int:
-        return count_params(builder.build(way.at(x), fit=False)[0])[0]
+        return count_params(builder.build(method.at(x), fit=False)[0])[0]
 
-    x, fewest = largest_within(count, goal, LEAST, way.most, way.power)
+    x, fewest = largest_within(count, goal, MIN_RATIO, method.max_ratio, method.power)
     if x is None:
         return None, f"its smallest student has {fewest:,} parameters, more than the target of {goal:,.0f}"
-    return way.at(x), ""
+    return method.at(x), ""
 
 
 def _proposal(builder: StudentBuilder, params: Derived, run: ModuleRun) -> Proposal:

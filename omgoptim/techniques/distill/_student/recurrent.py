@@ -27,10 +27,10 @@ from omgoptim.techniques.probe import (
     EXCLUDED,
     DoesNotRun,
     Probe,
-    difference,
     frozen_or_shared,
     is_shared,
-    owned_parameters,
+    parameter_owners,
+    relative_difference,
     tolerance_of,
 )
 from omgoptim.techniques.prune._channels.groups import narrowed
@@ -43,7 +43,7 @@ WIDTHS = (
 )
 """Attribute names for the width of recurrent layers."""
 
-NEAR = 1e-2
+INTEGER_TOLERANCE = 1e-2
 """Tolerance of a float32 mean of equal integers. Chosen: far above rounding, far below 1."""
 
 
@@ -89,7 +89,7 @@ def narrow_units(module: nn.Module, keep: Sequence[tuple[Recurrent, int]]) -> tu
         What changed, and path of each layer that reads them to the columns that are left, as counted before.
     """
     changes = []
-    stay: dict[str, Tensor] = {}
+    kept_columns: dict[str, Tensor] = {}
     for recurrent, count in keep:
         layer: Any = module.get_submodule(recurrent.path)
         before, kept = layer.hidden_size, recurrent.best(count)
@@ -101,8 +101,8 @@ def narrow_units(module: nn.Module, keep: Sequence[tuple[Recurrent, int]]) -> tu
             columns = torch.ones(inputs_of(module.get_submodule(reader.path)), dtype=torch.bool)
             rows = torch.arange(len(kept)).unsqueeze(1) * before
             columns[reader.columns] = torch.isin(reader.units, (rows + kept).flatten())
-            stay[reader.path] = stay.get(reader.path, True) & columns
-    left = {path: columns.nonzero().flatten() for path, columns in stay.items()}
+            kept_columns[reader.path] = kept_columns.get(reader.path, True) & columns
+    left = {path: columns.nonzero().flatten() for path, columns in kept_columns.items()}
     changes += [_narrow_reader(module.get_submodule(path), path, columns) for path, columns in left.items()]
     return changes, left
 
@@ -115,8 +115,8 @@ def _suffixes(layer: Any) -> Iterator[tuple[int, int, str]]:
     """Yield row index, layer index and the suffix of the parameters' names, for each layer and direction."""
     directions = ["", "_reverse"] if layer.bidirectional else [""]
     for index in range(layer.num_layers):
-        for way, direction in enumerate(directions):
-            yield index * len(directions) + way, index, f"_l{index}{direction}"
+        for direction_index, direction in enumerate(directions):
+            yield index * len(directions) + direction_index, index, f"_l{index}{direction}"
 
 
 def _importance_of_units(module: nn.Module, layer: Any, rows: int, readers: list[HiddenReader]) -> Tensor:
@@ -183,22 +183,22 @@ def ignore_units(module: nn.Module, recurrent: Recurrent, kept: Tensor) -> None:
     """Set every weight to zero that reads a removed unit."""
     layer: Any = module.get_submodule(recurrent.path)
     width, directions = layer.hidden_size, 2 if layer.bidirectional else 1
-    gone = torch.ones(len(kept), width, dtype=torch.bool)
-    gone.scatter_(1, kept, False)
+    removed = torch.ones(len(kept), width, dtype=torch.bool)
+    removed.scatter_(1, kept, False)
     with torch.no_grad():
         for row, index, suffix in _suffixes(layer):
-            getattr(layer, f"weight_hh{suffix}")[:, gone[row]] = 0.0
+            getattr(layer, f"weight_hh{suffix}")[:, removed[row]] = 0.0
             if index:
-                below = gone[(index - 1) * directions : index * directions].flatten()
+                below = removed[(index - 1) * directions : index * directions].flatten()
                 getattr(layer, f"weight_ih{suffix}")[:, below] = 0.0
         for reader in recurrent.readers:
             for weight in _reading_weights(module.get_submodule(reader.path)):
-                weight[:, reader.columns[gone.flatten()[reader.units]]] = 0.0
+                weight[:, reader.columns[removed.flatten()[reader.units]]] = 0.0
 
 
 def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> tuple[list[Recurrent], list[Skip]]:
     """Find the recurrent layers that can shrink, each verified; and the others with the reason."""
-    found, skipped, owners = [], [], owned_parameters(module)
+    found, skipped, owners = [], [], parameter_owners(module)
     for path, layer in module.named_modules():
         if not isinstance(layer, nn.RNNBase):
             continue
@@ -250,14 +250,14 @@ def _find_readers(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
     count = rows * layer.hidden_size
     numbers = torch.arange(1, count + 1)
     assignments = [numbers, numbers.flip(0) + count]
-    seen = [_numbers_by_column(module, layer, assignment.view(rows, -1), run) for assignment in assignments]
+    traces = [_numbers_by_column(module, layer, assignment.view(rows, -1), run) for assignment in assignments]
     readers = []
-    for name in seen[0]:
-        one, other = (values.get(name) for values in seen)
-        if one is None or other is None or len(one) != len(other):
+    for name in traces[0]:
+        first, second = (values.get(name) for values in traces)
+        if first is None or second is None or len(first) != len(second):
             continue
-        units = one - 1
-        columns = ((units >= 0) & (units < count) & (other == 2 * count - units)).nonzero().flatten()
+        units = first - 1
+        columns = ((units >= 0) & (units < count) & (second == 2 * count - units)).nonzero().flatten()
         if len(columns):
             readers.append(HiddenReader(name, columns, units[columns]))
     importance = _importance_of_units(module, layer, rows, readers)
@@ -289,7 +289,7 @@ def _numbers_by_column(module: nn.Module, layer: Any, numbers: Tensor, run: Modu
             sequence = written(sequence)
         return sequence, tree_map(of_layers, state)
 
-    def look(path: str) -> Hook:
+    def record(path: str) -> Hook:
         def hook(part: nn.Module, values: Any, _output: Any) -> None:
             values = values.data if isinstance(values, PackedSequence) else values
             if isinstance(values, Tensor) and values.shape[-1] == inputs_of(part):
@@ -300,7 +300,7 @@ def _numbers_by_column(module: nn.Module, layer: Any, numbers: Tensor, run: Modu
         return hook
 
     parts = {path: part for path, part in module.named_modules() if isinstance(part, (nn.Linear, nn.RNNBase))}
-    hooks = {path: look(path) for path, part in parts.items() if part is not layer}
+    hooks = {path: record(path) for path, part in parts.items() if part is not layer}
     try:
         with attached([layer.register_forward_hook(assign)]), forward_hooks(module, hooks, before=True):
             Probe.of(run).outputs(module)
@@ -313,9 +313,9 @@ def _constant(values: Tensor) -> Tensor:
     """Return for each column (columns,) of (rows, columns) the one whole number in it besides zeros, or 0."""
     values = values.double()
     largest = values.abs().max(0).values
-    whole = largest.round()
-    same = ((values - whole).abs() <= NEAR) | (values == 0)
-    return torch.where(same.all(0), whole, 0.0).long()
+    integers = largest.round()
+    constant = ((values - integers).abs() <= INTEGER_TOLERANCE) | (values == 0)
+    return torch.where(constant.all(0), integers, 0.0).long()
 
 
 def _width_attributes(module: nn.Module, path: str, width: int) -> tuple[tuple[str, str], ...]:
@@ -338,7 +338,7 @@ def _removal_refusal(module: nn.Module, recurrent: Recurrent, run: ModuleRun) ->
     try:
         narrow_units(smaller, [(recurrent, keep)])
         outputs, expected = probe.outputs(smaller), probe.outputs(ignoring)
-        apart = difference(outputs, expected)
+        apart = relative_difference(outputs, expected)
     except DoesNotRun as error:
         return Refusal(f"the model does not run with fewer hidden units: {error}", "forward_fails")
     except ValueError:

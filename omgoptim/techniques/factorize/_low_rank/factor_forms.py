@@ -21,7 +21,7 @@ from omgoptim.techniques.reconstruction.least_squares import (
     INPUT_DAMPING,
     Factors,
     cholesky,
-    projected,
+    fit_to_features,
     singular_values,
     squared_error,
     truncate,
@@ -121,7 +121,7 @@ def _solve_spatial(problem: Problem, group: int, rank: int) -> tuple[Tensor, Ten
     solved = []
     for a in (found.a, plain.a):
         features = torch.kron(a.contiguous(), across)  # (rank x, in y x): what the first convolution gives at each x
-        b = projected(problem.matrix(group), problem.moment[group], features)
+        b = fit_to_features(problem.matrix(group), problem.moment[group], features)
         change = problem.matrix(group) - b @ features
         error = squared_error(change, problem.moment[group], problem.influence_root(group))
         solved.append((error, a.reshape(rank, inside, height, 1), b.reshape(out, rank, 1, width)))
@@ -205,7 +205,7 @@ def _fit_core_and_output(
     features = torch.kron(a.contiguous(), torch.eye(positions, dtype=a.dtype, device=a.device))
     moment = None if problem.moment is None else problem.moment[group]
     influence = problem.influence_root(group)
-    seen = projected(problem.matrix(group), moment, features)
+    seen = fit_to_features(problem.matrix(group), moment, features)
     inner = features @ features.mT if moment is None else features @ moment @ features.mT
     factors = truncate(seen, rank_out, cholesky(inner, INPUT_DAMPING), influence)
     error = squared_error(problem.matrix(group) - factors.product @ features, moment, influence)

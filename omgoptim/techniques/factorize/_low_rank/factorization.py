@@ -21,26 +21,31 @@ from omgoptim.techniques.factorize._low_rank.problem import (
     Problem,
     RankOption,
     block_of,
+    moments_refusal,
     problem_of,
     product_of,
     replace_layer,
-    unusable,
     weight_of,
 )
 from omgoptim.techniques.factorize._low_rank.rank_allocation import (
     RankChoice,
     allocate_ranks,
+    measure_times,
     pareto,
     with_energy,
-    within,
+    within_params,
 )
-from omgoptim.techniques.factorize._low_rank.rank_timing import measure_times
-from omgoptim.techniques.factorize._low_rank.second_moments import WIDEST, in_of, input_moments, output_influence
+from omgoptim.techniques.factorize._low_rank.second_moments import (
+    MAX_MOMENT_INPUTS,
+    fan_in,
+    input_moments,
+    output_influence,
+)
 from omgoptim.techniques.factorize._low_rank.sequential_solve import solve_in_order
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
 
-SMALLEST_SHARE = 1e-9
+MIN_SHARE = 1e-9
 """Lower bound of the kept share before its logarithm: below float32's precision of an energy."""
 
 MAX_OPTIONS = 256
@@ -106,42 +111,42 @@ def choose_ranks(
     for path, candidate in layer_options.items():
         if compression is not None:
             break
-        option, wanted = _option_of_one(candidate, params)
+        option, target = _option_for_layer(candidate, params)
         if option is not None and option.params < candidate.params:
             chosen[path] = option
         else:
-            skipped.append(_no_smaller(layers[path], candidate, option, wanted).skip(path))
+            skipped.append(_no_smaller(layers[path], candidate, option, target).skip(path))
     if compression is None:
         return chosen
-    shared = _rank_choices(module, layers, layer_options, params, run, skipped)
+    choices = _rank_choices(module, layers, layer_options, params, run, skipped)
     total = count_params(module)[0]
-    elsewhere = total - sum(layer.params for layer in shared.values())
-    chosen = allocate_ranks(shared, elsewhere, total, compression)
-    whole = Refusal("kept dense: factorizing other layers loses less at the same size", "no_benefit")
-    skipped += [whole.skip(path) for path in shared if path not in chosen]
+    elsewhere = total - sum(layer.params for layer in choices.values())
+    chosen = allocate_ranks(choices, elsewhere, total, compression)
+    dense = Refusal("kept dense: factorizing other layers loses less at the same size", "no_benefit")
+    skipped += [dense.skip(path) for path in choices if path not in chosen]
     return {path: chosen[path] for path in layer_options if path in chosen}
 
 
-def _option_of_one(candidate: LayerOptions, params: Factorization) -> tuple[RankOption | None, str]:
+def _option_for_layer(candidate: LayerOptions, params: Factorization) -> tuple[RankOption | None, str]:
     """Return the option under a target for each layer alone, and the target in words."""
     if params.rank is not None:
         return candidate.options[0], f"rank {params.rank}"
     if params.energy is not None:
         return with_energy(candidate.options, params.energy, candidate.energy), f"{params.energy:.1%} of the energy"
     ratio = params.rank_ratio or 0.5
-    return within(candidate.options, int(ratio * candidate.params)), f"at most {ratio:.0%} of its weights"
+    return within_params(candidate.options, int(ratio * candidate.params)), f"at most {ratio:.0%} of its weights"
 
 
-def _no_smaller(layer: DenseLayer, candidate: LayerOptions, option: RankOption | None, wanted: str) -> Refusal:
+def _no_smaller(layer: DenseLayer, candidate: LayerOptions, option: RankOption | None, target: str) -> Refusal:
     if option is None:
         least = f"the smallest needs {candidate.options[0].params:,}" if candidate.options else "none is smaller"
-        return Refusal(f"no rank has {wanted}: {least} of {candidate.params:,} weights", "no_benefit")
+        return Refusal(f"no rank has {target}: {least} of {candidate.params:,} weights", "no_benefit")
     bound = ""
     if isinstance(layer, nn.Linear):
         below = candidate.params / (layer.in_features + layer.out_features)
         bound = f"; the layer shrinks only below rank {below:.1f}"
     sizes = f"{option} needs {option.params:,} weights, the dense layer {candidate.params:,}{bound}"
-    return Refusal(f"{wanted} would not make it smaller: {sizes}", "no_benefit")
+    return Refusal(f"{target} would not make it smaller: {sizes}", "no_benefit")
 
 
 def _rank_choices(
@@ -156,7 +161,8 @@ def _rank_choices(
     comparable = all(candidate.comparable for candidate in layer_options.values())
     found: dict[str, RankChoice] = {}
     for path, candidate in layer_options.items():
-        options = _thinned(candidate.smaller)
+        options = candidate.smaller
+        options = options[::-1][:: -(-len(options) // MAX_OPTIONS) or 1][::-1]
         if not options:
             skipped.append(_no_smaller(layers[path], candidate, candidate.options[0], "any rank").skip(path))
             continue
@@ -172,12 +178,7 @@ def _share_lost(option: RankOption, candidate: LayerOptions) -> float:
     plain sum of the lost shares would give up whole layers.
     """
     lost = option.error / candidate.energy if candidate.energy > 0 else 0.0
-    return -math.log(max(1.0 - lost, SMALLEST_SHARE))
-
-
-def _thinned(options: list[RankOption]) -> list[RankOption]:
-    step = -(-len(options) // MAX_OPTIONS)
-    return options[::-1][::step][::-1]
+    return -math.log(max(1.0 - lost, MIN_SHARE))
 
 
 def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples: int | None) -> Outcome:
@@ -195,9 +196,11 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
     paths, skipped = factorizable(module, params, run)
     found, _ = candidates(module, params)
     layers = {path: found[path] for path in paths}
-    layer_options = _options_of_weights(layers, params) if samples is None else {}
     influence: dict[str, Tensor] = {}
-    if samples is not None:
+    if samples is None:
+        problems = {path: Problem(weight_of(layer)) for path, layer in layers.items()}
+        layer_options = {path: options_of_layer(layers[path], problem, params) for path, problem in problems.items()}
+    else:
         layer_options, influence = _options_on_inputs(module, layers, params, run, samples, skipped)
     run.progress("choosing ranks", 0.4)
     chosen = choose_ranks(module, layers, layer_options, params, run, skipped) if layer_options else {}
@@ -208,13 +211,9 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
     else:
         energies = {path: layer_options[path].plain_energy for path in chosen}
         errors = solve_in_order(module, chosen, influence, energies, run, samples)
-    of = "weight" if samples is None else "output"
-    changed = [_change(path, layers[path], option, errors[path], of) for path, option in chosen.items()]
+    error_of = "weight" if samples is None else "output"
+    changed = [_change(path, layers[path], option, errors[path], error_of) for path, option in chosen.items()]
     return Outcome(changed, sorted(skipped, key=lambda skip: skip.path))
-
-
-def _options_of_weights(layers: Mapping[str, DenseLayer], params: Factorization) -> dict[str, LayerOptions]:
-    return {path: options_of_layer(layer, Problem(weight_of(layer)), params) for path, layer in layers.items()}
 
 
 def _options_on_inputs(
@@ -230,14 +229,14 @@ def _options_on_inputs(
     influence = output_influence(module, layers, run, samples)
     kept = {}
     for path, layer in layers.items():
-        if in_of(layer) > WIDEST and isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
-            reason = f"its im2col patches have {in_of(layer):,} values, and second moments are limited to {WIDEST:,}"
+        if fan_in(layer) > MAX_MOMENT_INPUTS and isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
+            reason = f"its im2col patches have {fan_in(layer):,} values; second moments allow {MAX_MOMENT_INPUTS:,}"
             skipped.append(Skip(path=path, reason=reason, kind="unsupported"))
         else:
             kept[path] = layer
     layer_options = {}
     for path, moments in input_moments(module, kept, run, samples):
-        if refusal := unusable(moments):
+        if refusal := moments_refusal(moments):
             skipped.append(refusal.skip(path))
             continue
         layer_options[path] = options_of_layer(
@@ -257,9 +256,9 @@ def _replace_by_weight(module: nn.Module, path: str, layer: DenseLayer, option: 
     return float((weight - product_of(block)).norm()) / size if size > 0 else None
 
 
-def _change(path: str, layer: DenseLayer, option: RankOption, error: float | None, of: str) -> Change:
+def _change(path: str, layer: DenseLayer, option: RankOption, error: float | None, error_of: str) -> Change:
     before = " x ".join(map(str, layer.weight.shape))
-    error_note = "" if error is None else f"; relative error of its {of}: {error:.1%}"
+    error_note = "" if error is None else f"; relative error of its {error_of}: {error:.1%}"
     return Change(path=path, what="low rank", before=before, after=f"{option}{error_note}")
 
 

@@ -11,7 +11,7 @@ from omgoptim.blocks import BLOCKS, LowRankLinear, SpatialConv2d, Tucker2Conv2d
 from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
-from omgoptim.techniques.probe import EXCLUDED, NOT_RUN, WHOLE_MODEL, Use, replacement_refusal, uses_of
+from omgoptim.techniques.probe import EXCLUDED, NOT_RUN, WHOLE_MODEL, LayerCalls, layer_calls, replacement_refusal
 from omgoptim.techniques.reconstruction.inputs import DenseLayer
 from omgoptim.techniques.registry import ModuleRun, Refusal
 
@@ -40,7 +40,7 @@ def factorizable(module: nn.Module, params: Factorization, run: ModuleRun) -> tu
         TechniqueError: a glob names no layer.
     """
     layers, skipped = candidates(module, params)
-    uses = uses_of(module, layers, run)
+    uses = layer_calls(module, layers, run)
     unreached = [NOT_RUN.skip(path) for path in layers if path not in uses]
     return [path for path in layers if path in uses], sorted([*skipped, *unreached], key=lambda skip: skip.path)
 
@@ -54,8 +54,8 @@ def candidates(module: nn.Module, params: Factorization) -> tuple[dict[str, Dens
     frozen_model = not any(parameter.requires_grad for parameter in module.parameters())
     layers: dict[str, DenseLayer] = {}
     skipped = []
-    for path, (layer, around) in with_weights.items():
-        refusal = _refusal(layer, around, params, owners, frozen_model) if path in chosen else EXCLUDED
+    for path, (layer, parent) in with_weights.items():
+        refusal = _refusal(layer, parent, params, owners, frozen_model) if path in chosen else EXCLUDED
         if refusal is None and path:
             layers[path] = layer  # type: ignore[assignment]
         else:
@@ -68,14 +68,14 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, nn.Module
     owners: dict[str, nn.Module] = {}
     for path, layer in module.named_modules():
         parts = path.split(".")
-        around = next((owners[p] for n in range(1, len(parts)) if (p := ".".join(parts[:n])) in owners), None)
+        parent = next((owners[p] for n in range(1, len(parts)) if (p := ".".join(parts[:n])) in owners), None)
         if _is_block(layer) or isinstance(layer, nn.MultiheadAttention):
             owners[path] = layer
-        if around is not None and _is_block(around):
+        if parent is not None and _is_block(parent):
             continue
         kinds = (nn.Linear, nn.Conv2d, *OTHER_KINDS)
         if isinstance(layer, kinds) or _is_block(layer):
-            yield path, (layer, around)
+            yield path, (layer, parent)
 
 
 def _owners(module: nn.Module) -> dict[int, dict[int, str]]:
@@ -83,7 +83,7 @@ def _owners(module: nn.Module) -> dict[int, dict[int, str]]:
     found: dict[int, dict[int, str]] = {}
     for path, layer in module.named_modules():
         for name, parameter in layer.named_parameters(recurse=False):
-            found.setdefault(_place(parameter), {})[id(layer)] = f"{path}.{name}" if path else name
+            found.setdefault(_storage_key(parameter), {})[id(layer)] = f"{path}.{name}" if path else name
     return found
 
 
@@ -91,13 +91,13 @@ def _is_block(layer: nn.Module) -> bool:
     return BLOCKS.get(type(layer).__name__) is type(layer)
 
 
-def _place(tensor: Tensor) -> int:
+def _storage_key(tensor: Tensor) -> int:
     return tensor.data_ptr() or id(tensor)
 
 
 def _refusal(
     layer: nn.Module,
-    around: nn.Module | None,
+    parent: nn.Module | None,
     params: Factorization,
     owners: Mapping[int, Mapping[int, str]],
     frozen_model: bool,
@@ -106,7 +106,7 @@ def _refusal(
     if _is_block(layer):
         low = isinstance(layer, (LowRankLinear, SpatialConv2d, Tucker2Conv2d))
         return Refusal("it is already low-rank" if low else "it is already a compact block", "already_compressed")
-    if isinstance(around, nn.MultiheadAttention):
+    if isinstance(parent, nn.MultiheadAttention):
         return Refusal("the enclosing attention reads its weight directly instead of calling it", "unsupported")
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         return Refusal(next(why for kind, why in OTHER_KINDS.items() if isinstance(layer, kind)), "unsupported")
@@ -116,8 +116,10 @@ def _refusal(
     if not weight.is_floating_point():
         return Refusal(f"its weight is {str(weight.dtype).removeprefix('torch.')}, not float", "unsupported")
     for parameter in layer.parameters(recurse=False):
-        if len(owners[_place(parameter)]) > 1:
-            shared = f"its parameters are shared with another layer: {', '.join(owners[_place(parameter)].values())}"
+        if len(owners[_storage_key(parameter)]) > 1:
+            shared = (
+                f"its parameters are shared with another layer: {', '.join(owners[_storage_key(parameter)].values())}"
+            )
             return Refusal(shared, "tied")
     if not (weight.requires_grad or frozen_model or params.targets):
         frozen = "it is frozen (requires_grad is False); name it in targets to factorize it anyway"
@@ -140,13 +142,13 @@ def _conv_refusal(layer: nn.Conv2d, params: Factorization) -> Refusal | None:
     return None
 
 
-def with_same_rows(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:
+def shared_inputs(layers: Mapping[str, DenseLayer], uses: Mapping[str, LayerCalls]) -> dict[str, str]:
     """Return the first path with the same input rows for each path: of Linear layers or alike convolutions."""
     first: dict[tuple[Any, ...], str] = {}
     leaders = {}
     for path, layer in layers.items():
-        how: tuple[Any, ...] = ()
+        geometry: tuple[Any, ...] = ()
         if isinstance(layer, nn.Conv2d):
-            how = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
-        leaders[path] = first.setdefault((uses[path].sources, how), path)
+            geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+        leaders[path] = first.setdefault((uses[path].sources, geometry), path)
     return leaders

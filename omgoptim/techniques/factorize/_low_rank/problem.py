@@ -87,12 +87,12 @@ class Problem:
             n = kept * side[0]
             blocks = self.moment.reshape(self.groups, n, side[1], n, side[1])
             averaged = torch.einsum("gixjx->gij", blocks) / side[1]
-            self.roots[part] = [cholesky(one, INPUT_DAMPING) for one in averaged]
+            self.roots[part] = [cholesky(block_moment, INPUT_DAMPING) for block_moment in averaged]
         return self.roots[part][group]
 
     def _root(self, name: str, moment: Tensor, damping: float, group: int) -> Tensor:
         if name not in self.roots:
-            self.roots[name] = [cholesky(one, damping) for one in moment]
+            self.roots[name] = [cholesky(group_moment, damping) for group_moment in moment]
         return self.roots[name][group]
 
     def error(self, change: Tensor) -> float:
@@ -111,8 +111,8 @@ class Problem:
         total = 0.0
         for group in range(self.groups):
             root = self.influence_root(group)
-            one = self.outputs[group]
-            total += float((one if root is None else root.mT @ one @ root).trace())
+            moment = self.outputs[group]
+            total += float((moment if root is None else root.mT @ moment @ root).trace())
         return total
 
 
@@ -125,13 +125,13 @@ def options_by_rank(form: Form, costs: Sequence[float], params_per_rank: int, ro
         params_per_rank: what one more rank adds.
         round_to: ranks are multiples of it; the full rank is one too.
     """
-    left = [0.0]
+    errors = [0.0]
     for cost in reversed(costs):
-        left.append(left[-1] + max(cost, 0.0))
-    left.reverse()
+        errors.append(errors[-1] + max(cost, 0.0))
+    errors.reverse()
     full = len(costs)
     ranks = sorted({*range(round_to, full + 1, round_to), full})
-    return [RankOption(form, (rank,), rank * params_per_rank, left[rank]) for rank in ranks]
+    return [RankOption(form, (rank,), rank * params_per_rank, errors[rank]) for rank in ranks]
 
 
 def weight_of(layer: DenseLayer) -> Tensor:
@@ -160,12 +160,12 @@ def problem_of(
         if second is not None:
             second = second - moments.mean[:, :, None] * moments.mean[:, None, :]
         if outputs is not None:
-            given = torch.einsum("gon,gn->go", weight.flatten(2), moments.mean)
-            outputs = outputs - given[:, :, None] * given[:, None, :]
+            mean_output = torch.einsum("gon,gn->go", weight.flatten(2), moments.mean)
+            outputs = outputs - mean_output[:, :, None] * mean_output[:, None, :]
     return Problem(weight, second, outputs, influence)
 
 
-def unusable(moments: InputMoments) -> Refusal | None:
+def moments_refusal(moments: InputMoments) -> Refusal | None:
     """Return why the moments of a layer's inputs cannot be used, or None."""
     if not moments.rows:
         return Refusal("all of its inputs on the calibration samples are padding", "not_run")

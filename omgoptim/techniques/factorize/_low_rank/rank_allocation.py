@@ -10,12 +10,21 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.techniques.factorize._low_rank.problem import RankOption
+from omgoptim.reports import Skip
+from omgoptim.techniques.factorize._low_rank.problem import RankOption, empty_block
+from omgoptim.techniques.probe import layer_calls
+from omgoptim.techniques.prune._latency.layer_benchmark import fastest_block_ms, open_bench
+from omgoptim.techniques.reconstruction.inputs import DenseLayer
+from omgoptim.techniques.registry import ModuleRun
 
-TOLERANCE = 0.02
+COMPRESSION_TOLERANCE = 0.02
 """Largest relative distance of the reached compression from the target. Chosen: less refuses coarse ranks."""
 
 
@@ -44,7 +53,7 @@ class _Point:
     """Cost of an option; -1 is the dense layer."""
 
 
-def within(options: Sequence[RankOption], params: int) -> RankOption | None:
+def within_params(options: Sequence[RankOption], params: int) -> RankOption | None:
     """Return the option of least loss with at most so many parameters; the smaller of equals."""
     fitting = [option for option in options if option.params <= params]
     return min(fitting, key=lambda option: (option.error, option.params)) if fitting else None
@@ -52,8 +61,8 @@ def within(options: Sequence[RankOption], params: int) -> RankOption | None:
 
 def with_energy(options: Sequence[RankOption], energy: float, total: float) -> RankOption | None:
     """Return the option with the fewest parameters that keeps a fraction `energy` of `total`."""
-    most = (1 - energy) * total
-    kept = [option for option in options if option.error <= most * (1 + 1e-9)]
+    max_error = (1 - energy) * total
+    kept = [option for option in options if option.error <= max_error * (1 + 1e-9)]
     return min(kept, key=lambda option: (option.params, option.error)) if kept else None
 
 
@@ -75,21 +84,21 @@ def allocate_ranks(
         layers: by path.
         elsewhere: parameters of the model that no option changes.
         total: parameters of the model before.
-        compression: total over what is left, to reach within `TOLERANCE`.
+        compression: total over what is left, to reach within `COMPRESSION_TOLERANCE`.
 
     Raises:
-        TechniqueError: the compression cannot be reached, or not within `TOLERANCE`.
+        TechniqueError: the compression cannot be reached, or not within `COMPRESSION_TOLERANCE`.
     """
     budget = int(total / compression) - elsewhere
-    least = sum(min([layer.params, *(option.params for option in layer.options)]) for layer in layers.values())
-    if least > budget:
-        raise _out_of_reach(layers, elsewhere, total, compression, least)
+    smallest = sum(min([layer.params, *(option.params for option in layer.options)]) for layer in layers.values())
+    if smallest > budget:
+        raise _unreachable(layers, elsewhere, total, compression, smallest)
     chosen = _descend(layers, budget)
-    _spend(layers, chosen, budget)
+    _spend_remaining(layers, chosen, budget)
     reached = total / (elsewhere + sum(_params(layers[path], index) for path, index in chosen.items()))
-    if reached > compression * (1 + TOLERANCE):
+    if reached > compression * (1 + COMPRESSION_TOLERANCE):
         raise TechniqueError(
-            f"no choice of ranks gives a compression of {compression:g} within {TOLERANCE:.0%}",
+            f"no choice of ranks gives a compression of {compression:g} within {COMPRESSION_TOLERANCE:.0%}",
             f"the nearest compression that the candidate ranks reach is {reached:.3g}",
             f"use round_to 1 (more candidate ranks), or target_compression {reached:.3g}",
         )
@@ -144,35 +153,129 @@ def _descend(layers: Mapping[str, RankChoice], budget: int) -> dict[str, int]:
     return chosen
 
 
-def _spend(layers: Mapping[str, RankChoice], chosen: dict[str, int], budget: int) -> None:
+def _spend_remaining(layers: Mapping[str, RankChoice], chosen: dict[str, int], budget: int) -> None:
     """Spend the rest of the budget on the layers that regain most per parameter, as long as something fits."""
     points = {path: {point.index: point for point in _points(layer)} for path, layer in layers.items()}
-    left = budget - sum(_params(layers[path], index) for path, index in chosen.items())
+    remaining = budget - sum(_params(layers[path], index) for path, index in chosen.items())
     while True:
         gains = []
         for path, index in chosen.items():
-            now = points[path][index]
+            current = points[path][index]
             for point in points[path].values():
-                more = point.params - now.params
-                if 0 < more <= left and point.error <= now.error:
-                    gains.append(((now.error - point.error) / more, path, point.index, more))
+                more = point.params - current.params
+                if 0 < more <= remaining and point.error <= current.error:
+                    gains.append(((current.error - point.error) / more, path, point.index, more))
         if not gains:
             return
         _, path, index, more = max(gains)
         chosen[path] = index
-        left -= more
+        remaining -= more
 
 
-def _out_of_reach(
-    layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float, least: int
+def _unreachable(
+    layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float, smallest: int
 ) -> TechniqueError:
-    best = total / (elsewhere + least)
+    best = total / (elsewhere + smallest)
     share = elsewhere / total
-    policy = f"{max(1.0, int(best * 0.99 * 100) / 100):g}"
+    reachable = f"{max(1.0, int(best * 0.99 * 100) / 100):g}"
     return TechniqueError(
         f"a compression of {compression:g} cannot be reached: the maximum is {best:.3g}",
         f"{elsewhere:,} of {total:,} parameters ({share:.0%}) are in layers that are not factorized (embeddings, "
         f"norms, layers that no rank makes smaller or, with a latency target, faster); the other {len(layers)} need "
-        f"{least:,} at their smallest ranks",
-        f"use target_compression {policy} or less, or rank_ratio, which counts only the factorized layers",
+        f"{smallest:,} at their smallest ranks",
+        f"use target_compression {reachable} or less, or rank_ratio, which counts only the factorized layers",
     )
+
+
+MAX_MEASURED_RANKS = 6
+"""Maximum measured ranks of a layer; between them time is interpolated. Chosen: each costs `TURNS` visits."""
+
+TURNS = 3
+"""Visits of each measurement point, of which the fastest counts. Chosen: two of three may be disturbed."""
+
+BLOCK_S = 0.005
+"""Seconds of a block of calls. Chosen: above the clock's and the scheduler's resolution, short for every point."""
+
+SIZE_TIE_BREAK = 1e-6
+"""Fraction of a layer's time that its parameters count for. Chosen small: of equally fast ranks the smaller wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankTimes:
+    """Measured times of a layer in one forward."""
+
+    dense_ms: float
+    ranks_ms: tuple[float, ...]
+    """Times of the measured options."""
+
+
+def measure_times(
+    module: nn.Module, layers: Mapping[str, RankChoice], run: ModuleRun, skipped: list[Skip]
+) -> dict[str, RankChoice]:
+    """Return the layers with the times of their options, less the options that are no faster.
+
+    Args:
+        module: where the layers are; run once to see the shapes.
+        layers: path to its options.
+        run: gives engine, device and threads.
+        skipped: gets the layers that no rank makes faster.
+    """
+    parts: dict[str, DenseLayer] = {path: module.get_submodule(path) for path in layers}  # type: ignore[misc]
+    uses = layer_calls(module, parts, run, samples=1)
+    measured: dict[tuple[Any, ...], RankTimes] = {}
+    timed = {}
+    for count, (path, choice) in enumerate(layers.items()):
+        picked = options_to_measure(choice.options)
+        key = (repr(parts[path]), uses[path].shapes, tuple((option.form, option.ranks) for option in picked))
+        if key not in measured:
+            measured[key] = measure_options(parts[path], picked, uses[path].shapes, run)
+        faster = with_times(choice, picked, measured[key])
+        if faster.options:
+            timed[path] = faster
+        else:
+            best, dense = min(measured[key].ranks_ms), measured[key].dense_ms
+            reason = f"no rank is faster on {run.runtime}: at best {best:.3f} ms, dense {dense:.3f} ms"
+            skipped.append(Skip(path=path, reason=reason, kind="no_benefit"))
+        run.progress("timing ranks", 0.4 + 0.1 * (count + 1) / len(layers))
+    return timed
+
+
+def options_to_measure(options: Sequence[RankOption]) -> list[RankOption]:
+    """Return the options to measure, from the smallest to the largest, evenly spread."""
+    places = sorted({round(place) for place in np.linspace(0, len(options) - 1, MAX_MEASURED_RANKS)})
+    return [options[place] for place in places]
+
+
+def with_times(choice: RankChoice, picked: Sequence[RankOption], times: RankTimes) -> RankChoice:
+    """Return the options that are faster than the layer, with times that never fall as parameters grow."""
+    rising = np.maximum.accumulate(times.ranks_ms)
+    interpolated = np.interp([o.params for o in choice.options], [o.params for o in picked], rising)
+    slope = SIZE_TIE_BREAK * times.dense_ms / choice.params
+    ms = [
+        float(ms_of_option) + slope * option.params
+        for option, ms_of_option in zip(choice.options, interpolated, strict=True)
+    ]
+    faster = [index for index, ms_of_option in enumerate(ms) if ms_of_option < times.dense_ms]
+    return replace(
+        choice,
+        options=tuple(choice.options[index] for index in faster),
+        losses=tuple(choice.losses[index] for index in faster),
+        times_ms=tuple(ms[index] for index in faster),
+        time_ms=times.dense_ms,
+    )
+
+
+def measure_options(
+    layer: DenseLayer, picked: Sequence[RankOption], shapes: Sequence[tuple[int, ...]], run: ModuleRun
+) -> RankTimes:
+    """Return the milliseconds of the layer and of the blocks in its place, summed over its calls in one forward."""
+    timed: list[nn.Module] = [layer, *(empty_block(layer, option) for option in picked)]
+    totals = [0.0] * len(timed)
+    with open_bench(run) as bench:
+        for shape in sorted(set(shapes)):
+            best = [float("inf")] * len(timed)
+            for _ in range(TURNS):
+                for index, module in enumerate(timed):
+                    best[index] = min(best[index], fastest_block_ms(*bench.open_module(module, shape), BLOCK_S))
+            totals = [total + shapes.count(shape) * ms for total, ms in zip(totals, best, strict=True)]
+    return RankTimes(totals[0], tuple(totals[1:]))

@@ -19,25 +19,25 @@ from torch import Tensor, nn
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.forward import attached
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.factorize._low_rank.layer_selection import with_same_rows
-from omgoptim.techniques.probe import Use, uses_of
+from omgoptim.techniques.factorize._low_rank.layer_selection import shared_inputs
+from omgoptim.techniques.probe import LayerCalls, layer_calls
 from omgoptim.techniques.reconstruction.inputs import (
     DenseLayer,
     Hook,
     batches_of,
     call_tensors,
+    chunks_by_size,
     forward_hooks,
-    in_portions,
     input_rows,
     output_rows,
     padding_mask,
 )
 from omgoptim.techniques.registry import ModuleRun
 
-WIDEST = 12_288
+MAX_MOMENT_INPUTS = 12_288
 """Maximum inputs of a layer for a second moment. Chosen by memory: its square in float64 is 1.2 GB."""
 
-AT_ONCE_BYTES = 1_500_000_000
+MAX_PASS_BYTES = 1_500_000_000
 """Bytes of moments that are accumulated in one pass over the samples. Chosen: more memory, fewer passes."""
 
 INFLUENCE_SAMPLES = 128
@@ -51,7 +51,7 @@ class InputMoments:
     mean: Tensor
     """E[x]: (groups, in)."""
     second: Tensor | None
-    """E[x xᵀ]: (groups, in, in); None for a Linear wider than `WIDEST`."""
+    """E[x xᵀ]: (groups, in, in); None for a Linear wider than `MAX_MOMENT_INPUTS`."""
     outputs: Tensor | None
     """E[y yᵀ] of y = W x, (groups, out, out), where `second` is None."""
     rows: int = 0
@@ -68,7 +68,7 @@ class InputMoments:
         return all(bool(part.isfinite().all()) for part in (self.mean, self.second, self.outputs) if part is not None)
 
 
-def in_of(layer: DenseLayer) -> int:
+def fan_in(layer: DenseLayer) -> int:
     """Return the number of inputs of one output of a layer."""
     return layer.weight[0].numel()
 
@@ -88,21 +88,23 @@ def input_moments(
         run: its statistics are the data.
         samples: how many of them to read.
     """
-    leaders = leaders_of(layers, uses_of(module, layers, run))
-    for chunk in in_portions(dict.fromkeys(leaders.values()), lambda path: moments_bytes(layers[path]), AT_ONCE_BYTES):
+    leaders = moment_owners(layers, layer_calls(module, layers, run))
+    for chunk in chunks_by_size(
+        dict.fromkeys(leaders.values()), lambda path: moments_bytes(layers[path]), MAX_PASS_BYTES
+    ):
         found = _one_pass(module, {path: layers[path] for path in chunk}, run, samples)
         yield from ((path, found[leader]) for path, leader in leaders.items() if leader in found)
 
 
-def leaders_of(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:
+def moment_owners(layers: Mapping[str, DenseLayer], uses: Mapping[str, LayerCalls]) -> dict[str, str]:
     """Return the path whose moments each path shares; a layer too wide for a second moment has its own."""
-    leaders = with_same_rows(layers, uses)
-    return {path: path if in_of(layers[path]) > WIDEST else leader for path, leader in leaders.items()}
+    leaders = shared_inputs(layers, uses)
+    return {path: path if fan_in(layers[path]) > MAX_MOMENT_INPUTS else leader for path, leader in leaders.items()}
 
 
 def moments_bytes(layer: DenseLayer) -> int:
     """Return the bytes of the moments of a layer's inputs."""
-    side = len(layer.weight) // groups_of(layer) if in_of(layer) > WIDEST else in_of(layer)
+    side = len(layer.weight) // groups_of(layer) if fan_in(layer) > MAX_MOMENT_INPUTS else fan_in(layer)
     return 8 * groups_of(layer) * side**2
 
 
@@ -112,13 +114,13 @@ def _one_pass(
     found = {path: empty_moments(layer) for path, layer in layers.items()}
     real: Tensor | None = None
 
-    def watch(path: str) -> Hook:
+    def record(path: str) -> Hook:
         def hook(_layer: nn.Module, values: Tensor, _output: Any) -> None:
             add_rows(found[path], layers[path], input_rows(layers[path], values.detach(), real))
 
         return hook
 
-    with evaluation_mode(module), forward_hooks(module, {path: watch(path) for path in layers}, before=True):
+    with evaluation_mode(module), forward_hooks(module, {path: record(path) for path in layers}, before=True):
         for batch in batches_of(run.statistics, samples):
             tensors = call_tensors(batch, run)
             real = padding_mask(tensors)
@@ -131,9 +133,9 @@ def _one_pass(
 
 def empty_moments(layer: DenseLayer) -> InputMoments:
     """Return empty sums in the shapes of a layer."""
-    groups, width, place = groups_of(layer), in_of(layer), layer.weight.device
+    groups, width, place = groups_of(layer), fan_in(layer), layer.weight.device
     mean = torch.zeros(groups, width, dtype=torch.float64, device=place)
-    if width > WIDEST:
+    if width > MAX_MOMENT_INPUTS:
         out = len(layer.weight) // groups
         return InputMoments(mean, None, torch.zeros(groups, out, out, dtype=torch.float64, device=place))
     return InputMoments(mean, torch.zeros(groups, width, width, dtype=torch.float64, device=place), None)
@@ -146,8 +148,8 @@ def add_rows(moments: InputMoments, layer: DenseLayer, rows: Tensor) -> None:
     if moments.second is not None:
         moments.second += rows.mT @ rows
     if moments.outputs is not None:
-        given = rows @ layer.weight.detach().double().reshape(len(rows), -1, rows.shape[2]).mT
-        moments.outputs += given.mT @ given
+        outputs = rows @ layer.weight.detach().double().reshape(len(rows), -1, rows.shape[2]).mT
+        moments.outputs += outputs.mT @ outputs
 
 
 def output_influence(
@@ -158,54 +160,58 @@ def output_influence(
     Empty where the model has no gradient: outputs that are not floating point, an operation without a backward.
     """
     found: dict[str, Tensor] = {}
-    called: list[tuple[str, Tensor]] = []
+    calls: list[tuple[str, Tensor]] = []
     generator = torch.Generator().manual_seed(run.seed)
 
-    def watch(path: str) -> Any:
+    def record(path: str) -> Any:
         def hook(_: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
             output = output if output.requires_grad else output.detach().requires_grad_()
-            called.append((path, output))
+            calls.append((path, output))
             return output.clone()  # what comes next may write into it
 
         return hook
 
-    seen = 0
-    handles = (layer.register_forward_hook(watch(path)) for path, layer in layers.items())
+    samples_seen = 0
+    handles = (layer.register_forward_hook(record(path)) for path, layer in layers.items())
     try:
         with attached(handles), evaluation_mode(module), torch.enable_grad():
             for batch in batches_of(run.statistics, min(samples, INFLUENCE_SAMPLES)):
                 tensors = call_tensors(batch, run)
                 real = padding_mask(tensors)
-                called.clear()
+                calls.clear()
                 args, kwargs = run.signature.to_call(tensors)
-                whole = _random_combination(module(*args, **kwargs), real, generator)
-                if whole is None:
+                combination = _random_combination(module(*args, **kwargs), real, generator)
+                if combination is None:
                     return {}
-                gradients = torch.autograd.grad(whole, [output for _, output in called], allow_unused=True)
-                for (path, _), gradient in zip(called, gradients, strict=True):
+                gradients = torch.autograd.grad(combination, [output for _, output in calls], allow_unused=True)
+                for (path, _), gradient in zip(calls, gradients, strict=True):
                     if gradient is not None:
                         rows = output_rows(layers[path], gradient, real)
                         found[path] = found.get(path, rows.new_zeros(())) + rows.mT @ rows
-                seen += len(next(iter(tensors.values())))
+                samples_seen += len(next(iter(tensors.values())))
     except RuntimeError:  # torch's word for an operation without a gradient: written in place, a recurrent kernel
         return {}
     finally:
-        called.clear()
-    return {path: total / seen for path, total in found.items() if bool(total.isfinite().all()) and bool(total.any())}
+        calls.clear()
+    return {
+        path: total / samples_seen
+        for path, total in found.items()
+        if bool(total.isfinite().all()) and bool(total.any())
+    }
 
 
 def _random_combination(result: Any, real: Tensor | None, generator: torch.Generator) -> Tensor | None:
     """Return the sum of all outputs, scaled to size 1, times random numbers; None if nothing has a gradient."""
-    whole: Tensor | None = None
+    total: Tensor | None = None
     for leaf in flatten(result):
         if not (isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad):
             continue
         size = leaf.detach().float().square().mean().sqrt()
         if not (size > 0 and size.isfinite()):
             continue
-        drawn = torch.randn(leaf.shape, generator=generator).to(leaf.device, leaf.dtype) / size.to(leaf.dtype)
+        factors = torch.randn(leaf.shape, generator=generator).to(leaf.device, leaf.dtype) / size.to(leaf.dtype)
         if real is not None and leaf.dim() >= 2 and leaf.shape[:2] == real.shape:
-            drawn = drawn * real.reshape(*real.shape, *[1] * (leaf.dim() - 2))
-        part = (leaf * drawn).sum()
-        whole = part if whole is None else whole + part
-    return whole
+            factors = factors * real.reshape(*real.shape, *[1] * (leaf.dim() - 2))
+        part = (leaf * factors).sum()
+        total = part if total is None else total + part
+    return total

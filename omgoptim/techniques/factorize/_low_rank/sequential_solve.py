@@ -3,7 +3,7 @@
 A layer's factors are to reproduce the original layer's output on the original's inputs: first the dense weight M that
 does so best on the new inputs (least squares), then the nearest low-rank product on them. So each layer compensates for
 the errors of those before it. Layers with the same input are solved together, and neighbours too where there would be
-more than `MOST_STAGES` passes: each pass runs the compressed model on the samples, up to the layers in question. The
+more than `MAX_STAGES` passes: each pass runs the compressed model on the samples, up to the layers in question. The
 inputs of the original's layers are cached for as many of them as fit in memory.
 """
 
@@ -25,43 +25,43 @@ from omgoptim.techniques.factorize._low_rank.problem import (
     Problem,
     RankOption,
     block_of,
+    moments_refusal,
     problem_of,
     product_of,
     replace_layer,
-    unusable,
     weight_of,
 )
 from omgoptim.techniques.factorize._low_rank.second_moments import (
-    AT_ONCE_BYTES,
+    MAX_PASS_BYTES,
     InputMoments,
     add_rows,
     empty_moments,
-    in_of,
-    leaders_of,
+    fan_in,
+    moment_owners,
     moments_bytes,
 )
-from omgoptim.techniques.probe import Use, uses_of
+from omgoptim.techniques.probe import LayerCalls, layer_calls
 from omgoptim.techniques.reconstruction.inputs import (
     DenseLayer,
     Hook,
     StopForward,
     batches_of,
     call_tensors,
+    chunks_by_size,
     forward_hooks,
-    in_portions,
     input_rows,
     padding_mask,
     rows_of_shape,
     run_until_stopped,
 )
-from omgoptim.techniques.reconstruction.least_squares import fit
+from omgoptim.techniques.reconstruction.least_squares import fit_to_inputs
 from omgoptim.techniques.registry import ModuleRun
 
-MOST_STAGES = 32
+MAX_STAGES = 32
 """Maximum passes over the samples; in a deeper model neighbours share one. Chosen: keeps time linear in depth."""
 
-KEPT_BYTES = 1_000_000_000
-"""Bytes for the inputs of the original's layers in float32, as much as for moments."""
+MAX_CACHED_BYTES = 1_000_000_000
+"""Maximum bytes of cached layer inputs of the original, in float32. Chosen by memory: as much as for moments."""
 
 PRIOR_DAMPING = 0.1
 """Damping towards the original weight, as a fraction of an input's mean energy: as measured for channels in
@@ -85,12 +85,12 @@ class CrossMoments:
     """False once the two models gave different numbers of rows: the layer's calls depend on values."""
 
     @staticmethod
-    def none_yet(layer: DenseLayer) -> CrossMoments:
+    def empty(layer: DenseLayer) -> CrossMoments:
         new = empty_moments(layer)
         cross = None if new.second is None else torch.zeros_like(new.second)
         return CrossMoments(new, torch.zeros_like(new.mean), cross)
 
-    def count(self, layer: DenseLayer, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    def add(self, layer: DenseLayer, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         """Add the rows of one batch, a tensor for each call."""
         for z in new:
             add_rows(self.new, layer, z.double())
@@ -122,7 +122,7 @@ class CrossMoments:
 class _RowReader:
     """Reads the inputs of layers on the samples, batch by batch."""
 
-    uses: Mapping[str, Use]
+    uses: Mapping[str, LayerCalls]
     run: ModuleRun
     samples: int
 
@@ -134,7 +134,7 @@ class _RowReader:
     def cached(self, model: nn.Module, layers: Mapping[str, DenseLayer]) -> list[Rows] | None:
         """Return the rows of all batches; None where they are too large to keep."""
         needed = sum(_rows_bytes(layer, self.uses[path], self.samples) for path, layer in layers.items())
-        return None if needed > KEPT_BYTES else list(self.rows(model, layers))
+        return None if needed > MAX_CACHED_BYTES else list(self.rows(model, layers))
 
 
 def solve_in_order(
@@ -160,57 +160,59 @@ def solve_in_order(
     """
     original = copy.deepcopy(module)
     layers: dict[str, DenseLayer] = {path: original.get_submodule(path) for path in chosen}  # type: ignore[misc]
-    uses = uses_of(original, layers, run)
-    leaders, reader = leaders_of(layers, uses), _RowReader(uses, run, samples)
+    uses = layer_calls(original, layers, run)
+    leaders, reader = moment_owners(layers, uses), _RowReader(uses, run, samples)
     errors: dict[str, float | None] = {}
 
     def inputs_bytes(stage: list[str]) -> int:
         return sum(_rows_bytes(layers[path], uses[path], samples) for path in {leaders[path] for path in stage})
 
-    for window in in_portions(stages(layers, uses), inputs_bytes, KEPT_BYTES):  # inputs that fit in memory together
-        kept = reader.cached(original, {leaders[path]: layers[leaders[path]] for stage in window for path in stage})
+    for window in chunks_by_size(
+        stages(layers, uses), inputs_bytes, MAX_CACHED_BYTES
+    ):  # inputs that fit in memory together
+        cached = reader.cached(original, {leaders[path]: layers[leaders[path]] for stage in window for path in stage})
         for stage in window:
-            firsts = {leaders[path]: layers[leaders[path]] for path in stage}
-            olds = reader.rows(original, firsts) if kept is None else kept
-            pairs = _cross_moments(firsts, olds, reader.rows(module, firsts))
+            leading = {leaders[path]: layers[leaders[path]] for path in stage}
+            original_rows = reader.rows(original, leading) if cached is None else cached
+            pairs = _cross_moments(leading, original_rows, reader.rows(module, leading))
             for path in stage:
-                option, given = chosen[path], pairs[leaders[path]]
-                block, errors[path] = _solved(layers[path], option, given, influence.get(path), energies[path])
+                option, moments = chosen[path], pairs[leaders[path]]
+                block, errors[path] = _solve_layer(layers[path], option, moments, influence.get(path), energies[path])
                 replace_layer(module, path, block)
             run.progress("fitting the low-rank factors", 0.5 + 0.5 * len(errors) / len(layers))
     return errors
 
 
-def stages(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> list[list[str]]:
-    """Return the paths in order of execution in about `MOST_STAGES` lists, those with one input together."""
+def stages(layers: Mapping[str, DenseLayer], uses: Mapping[str, LayerCalls]) -> list[list[str]]:
+    """Return the paths in order of execution in about `MAX_STAGES` lists, those with one input together."""
     by_source: dict[int, list[str]] = {}
     for path in (path for path in uses if path in layers):
         by_source.setdefault(uses[path].sources[0], []).append(path)
     groups = list(by_source.values())
-    merge = -(-len(groups) // MOST_STAGES)
+    merge = -(-len(groups) // MAX_STAGES)
     merged = [list(itertools.chain(*groups[i : i + merge])) for i in range(0, len(groups), merge)]
     return [
         part
         for stage in merged
-        for part in in_portions(stage, lambda path: 2 * moments_bytes(layers[path]), AT_ONCE_BYTES)
+        for part in chunks_by_size(stage, lambda path: 2 * moments_bytes(layers[path]), MAX_PASS_BYTES)
     ]
 
 
-def _rows_bytes(layer: DenseLayer, use: Use, samples: int) -> int:
+def _rows_bytes(layer: DenseLayer, use: LayerCalls, samples: int) -> int:
     """Return the bytes of a layer's rows, by the shapes of its calls with a few samples."""
     rows = sum(rows_of_shape(layer, shape) for shape in use.shapes)
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    return 4 * groups * in_of(layer) * rows * samples // use.samples
+    return 4 * groups * fan_in(layer) * rows * samples // use.samples
 
 
 def _cross_moments(
     layers: Mapping[str, DenseLayer], olds: Iterable[Rows], news: Iterable[Rows]
 ) -> dict[str, CrossMoments]:
     """Return the moments of the layers' inputs in both models."""
-    found = {path: CrossMoments.none_yet(layer) for path, layer in layers.items()}
+    found = {path: CrossMoments.empty(layer) for path, layer in layers.items()}
     for old, new in zip(olds, news, strict=True):
         for path, layer in layers.items():
-            found[path].count(layer, old[path], new[path])
+            found[path].add(layer, old[path], new[path])
     for pairs in found.values():
         pairs.finish()
     return found
@@ -219,44 +221,46 @@ def _cross_moments(
 def _inputs(
     model: nn.Module,
     layers: Mapping[str, DenseLayer],
-    uses: Mapping[str, Use],
+    uses: Mapping[str, LayerCalls],
     tensors: dict[str, Tensor],
     run: ModuleRun,
 ) -> Rows:
     """Return the rows of the layers at these paths in one forward, which ends with the last of their calls."""
     real = padding_mask(tensors)
     rows: Rows = {path: [] for path in layers}
-    waiting = sum(len(uses[path].shapes) for path in layers)
+    missing_calls = sum(len(uses[path].shapes) for path in layers)
 
-    def watch(path: str) -> Hook:
+    def record(path: str) -> Hook:
         def hook(_layer: nn.Module, values: Tensor, _output: Any) -> None:
-            nonlocal waiting
+            nonlocal missing_calls
             rows[path].append(input_rows(layers[path], values, real).float())
-            waiting -= 1
-            if not waiting:
+            missing_calls -= 1
+            if not missing_calls:
                 raise StopForward
 
         return hook
 
     args, kwargs = run.signature.to_call(tensors)
-    with forward_hooks(model, {path: watch(path) for path in layers}, before=True):
+    with forward_hooks(model, {path: record(path) for path in layers}, before=True):
         run_until_stopped(model, args, kwargs)
     return rows
 
 
-def _solved(
+def _solve_layer(
     layer: DenseLayer, option: RankOption, pairs: CrossMoments, influence: Tensor | None, energy: float
 ) -> tuple[Block, float | None]:
     """Return the block for a layer, and its relative error; None where that is unknown."""
     new, weight = pairs.new, weight_of(layer)
     bias = None if layer.bias is None else layer.bias.detach().double()
-    if unusable(new):  # the compressed model gives it nothing to go by: its own weight is what is left
+    if moments_refusal(new):  # the compressed model gives it nothing to go by: its own weight is what is left
         return block_of(layer, option, solve(Problem(weight, influence=influence), option), bias), None
     problem = problem_of(layer, new, influence)
     cross, moment, old_mean = pairs.centred_cross(bias is not None), problem.moment, new.mean
     if cross is not None and moment is not None:
         old_mean = pairs.old_mean
-        fitted = [fit(w, c, m, PRIOR_DAMPING) for w, c, m in zip(weight.flatten(2), cross, moment, strict=True)]
+        fitted = [
+            fit_to_inputs(w, c, m, PRIOR_DAMPING) for w, c, m in zip(weight.flatten(2), cross, moment, strict=True)
+        ]
         problem = replace(problem, weight=torch.stack(fitted).reshape(weight.shape))
     block = block_of(layer, option, solve(problem, option), None)
     w, p = weight.flatten(2), product_of(block).flatten(2)

@@ -26,7 +26,7 @@ KEY_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", 
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "dim_head", "d_head", "head_size", "dim_per_head", "d_k")
 """Attribute names that attention blocks use, in the order in which they are looked for."""
 
-MOST_LINEARS = 8
+MAX_LINEARS = 8
 """Maximum number of Linears in an attention block. Chosen: a module with more is a model or a stack of blocks."""
 
 UNKNOWN = "it looks like attention, but the weights that belong to each head could not be identified"
@@ -51,7 +51,7 @@ def find_heads(module: nn.Module, probe: Probe) -> tuple[list[Attention], list[S
             skipped.append(Skip(path=path, reason=MULTIHEAD, kind="unsupported"))
         elif _number(block, HEAD_COUNTS) or _number(block, HEAD_WIDTHS):
             linears = _linears(path, block)
-            if not 1 <= len(linears) <= MOST_LINEARS or claimed & linears.keys():
+            if not 1 <= len(linears) <= MAX_LINEARS or claimed & linears.keys():
                 continue
             attention = _heads_of(module, path, block, linears, probe)
             if attention is not None:
@@ -104,7 +104,7 @@ def _heads_of(
             continue
         columns = torch.arange(layout.width).view(units, -1)
         unit = columns.shape[1]
-        places = [Place(name, "out", rows.flatten(), _roots(rows, unit)) for name, rows in layout.parts]
+        places = [Place(name, "out", rows.flatten(), _root_channels(rows, unit)) for name, rows in layout.parts]
         places.append(Place(reader, "in", columns.flatten(), columns.flatten()))
         claimed = frozenset(name for name, _ in layout.parts)
         counts = _counts(path, block, layout, linears)
@@ -113,7 +113,7 @@ def _heads_of(
     return None
 
 
-def _roots(rows: Tensor, unit: int) -> Tensor:
+def _root_channels(rows: Tensor, unit: int) -> Tensor:
     """Return the root channel of every row: the one at the same place of its unit, or the nearest before it."""
     units, each = rows.shape
     within = torch.arange(each) * unit // each if each < unit else torch.arange(each) % unit
@@ -167,20 +167,20 @@ def _zero_columns(module: nn.Module, values: str, rows: Tensor, width: int, prob
     """Return the columns (width,) that the Linears read as zeros when some outputs of a layer are zero."""
     seen: list[tuple[str, Tensor]] = []
 
-    def silence(_layer: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    def zero_outputs(_layer: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return output.index_fill(-1, rows.to(output.device), 0.0)
 
-    def look(name: str) -> Any:
+    def record(name: str) -> Any:
         def hook(_layer: nn.Module, args: tuple[Any, ...]) -> None:
             if args and isinstance(args[0], Tensor) and args[0].shape[-1] == width:
                 seen.append((name, (args[0].reshape(-1, width) == 0).all(0).cpu()))
 
         return hook
 
-    hooks = [module.get_submodule(values).register_forward_hook(silence)]
+    hooks = [module.get_submodule(values).register_forward_hook(zero_outputs)]
     for name, layer in module.named_modules():
         if type(layer) is nn.Linear and layer.in_features == width:
-            hooks.append(layer.register_forward_pre_hook(look(name)))
+            hooks.append(layer.register_forward_pre_hook(record(name)))
     with attached(hooks):
         probe.outputs(module)
     return seen

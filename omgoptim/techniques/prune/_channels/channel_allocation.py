@@ -16,10 +16,10 @@ from omgoptim.techniques.prune._channels.groups import Group, Groups, width_of
 Widths = dict[str, int]
 """Name of a group to its width."""
 
-CLOSE = 0.02
+MACS_TOLERANCE = 0.02
 """Largest relative distance below the target MACs before rounding is refined. Chosen: exactness against tile sizes."""
 
-FINER = (None, 4, 2, 1)
+FALLBACK_ROUNDINGS = (None, 4, 2, 1)
 """Multiples that widths are rounded to, the default (8) and its halves, tried in this order until the target is met
 closely."""
 
@@ -53,25 +53,25 @@ def target_widths(
     """
     if params.ranking == "uniform":
         return {group.name: full[group.name] * (1 - ratio) for group in groups.groups}
-    wanted: dict[str, float] = {}
+    widths: dict[str, float] = {}
     for scope in _scopes(module, groups.groups, params.ranking):
-        wanted |= _ranked(scope, scores, full, params.max_layer_ratio, ratio)
-    return wanted
+        widths |= _globally_ranked(scope, scores, full, params.max_layer_ratio, ratio)
+    return widths
 
 
 def round_widths(
-    groups: Groups, wanted: Mapping[str, float], full: Widths, max_layer_ratio: float, round_to: int | None = None
+    groups: Groups, targets: Mapping[str, float], full: Widths, max_layer_ratio: float, round_to: int | None = None
 ) -> Widths:
     """Round widths to multiples of `round_to`, None for the default of each group; no group grows or vanishes."""
     widths = {}
     for group in groups.groups:
         step = group.step(round_to)
-        width = max(math.floor(wanted[group.name] / step + 0.5), 1) * step
-        widths[group.name] = min(max(width, _least(group, full[group.name], max_layer_ratio)), group.width)
+        width = max(math.floor(targets[group.name] / step + 0.5), 1) * step
+        widths[group.name] = min(max(width, _min_width(group, full[group.name], max_layer_ratio)), group.width)
     return widths
 
 
-def best(groups: Groups, scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
+def most_important(groups: Groups, scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
     """Return the channels to keep of every group that shrinks: its most important units, ascending."""
     keep = {}
     for group in groups.groups:
@@ -83,14 +83,14 @@ def best(groups: Groups, scores: Mapping[str, Tensor], widths: Mapping[str, int]
     return keep
 
 
-def _least(group: Group, full: int, max_layer_ratio: float) -> int:
+def _min_width(group: Group, full: int, max_layer_ratio: float) -> int:
     """Return the fewest channels that a group keeps: one unit, and what `max_layer_ratio` leaves."""
     share = math.ceil(full * (1 - max_layer_ratio) / group.unit - 1e-9) * group.unit
     return min(group.width, max(group.unit, share))
 
 
 def _scopes(module: nn.Module, groups: Sequence[Group], ranking: str) -> list[list[Group]]:
-    """Yield the groups that are ranked together: all of a kind, or all of one structure (arXiv:2407.04616)."""
+    """Return the groups that are ranked together: all of a kind, or all of one structure (arXiv:2407.04616)."""
     scopes: dict[object, list[Group]] = {}
     for group in groups:
         key: object = group.kind
@@ -104,12 +104,12 @@ def _scopes(module: nn.Module, groups: Sequence[Group], ranking: str) -> list[li
     return list(scopes.values())
 
 
-def _ranked(
+def _globally_ranked(
     scope: Sequence[Group], scores: Mapping[str, Tensor], full: Widths, max_layer_ratio: float, ratio: float
 ) -> dict[str, float]:
     """Return the widths after removing the least important units over all groups."""
     widths = {group.name: group.width for group in scope}
-    least = {group.name: _least(group, full[group.name], max_layer_ratio) for group in scope}
+    min_widths = {group.name: _min_width(group, full[group.name], max_layer_ratio) for group in scope}
     goal = sum(full[group.name] for group in scope) * (1 - ratio)
     total = sum(widths.values())
     units = [
@@ -120,26 +120,31 @@ def _ranked(
     for _, _, group in sorted(units, key=lambda unit: unit[:2]):
         if total <= goal + 1e-9:
             break
-        if widths[group.name] - group.unit >= least[group.name]:
+        if widths[group.name] - group.unit >= min_widths[group.name]:
             widths[group.name] -= group.unit
             total -= group.unit
     return {name: float(width) for name, width in widths.items()}
 
 
-# By operations
+def counted_macs(module: nn.Module, probe: Probe) -> tuple[int, Mapping[str, int]]:
+    """Return the multiply-accumulates of one sample, in all and by path.
+
+    Raises:
+        TechniqueError: they cannot be counted.
+    """
+    count = count_macs(module, probe.args, probe.kwargs)
+    if count.macs is None:
+        raise TechniqueError(
+            "the model's MACs cannot be counted", "target_macs_ratio needs their count", "use pruning_ratio"
+        )
+    return count.macs, count.by_path
 
 
-class Operations:
+class MacsPrediction:
     """Multiply-accumulates of a module as a function of its groups' widths, from one count at full width."""
 
     def __init__(self, module: nn.Module, groups: Groups, probe: Probe) -> None:
-        count = count_macs(module, probe.args, probe.kwargs)
-        if count.macs is None:
-            raise TechniqueError(
-                "the model's MACs cannot be counted", "target_macs_ratio needs their count", "use pruning_ratio"
-            )
-        self.now = count.macs
-        self._by_path = count.by_path
+        self.current, self._by_path = counted_macs(module, probe)
         self._shares: dict[str, dict[str, list[tuple[Group, float]]]] = {}
         """Path, side, and each group's fraction of that side."""
         for group in groups.groups:
@@ -162,21 +167,21 @@ class Operations:
         return total
 
 
-def by_operations(
+def widths_for_macs(
     groups: Groups,
     scores: Mapping[str, Tensor],
-    operations: Operations,
-    most: float,
+    prediction: MacsPrediction,
+    max_macs: float,
     widths_at: Callable[[float, int | None], Widths],
     round_to: int | None,
 ) -> Widths:
-    """Return the largest widths whose multiply-accumulates are at most `most`.
+    """Return the largest widths whose multiply-accumulates are at most `max_macs`.
 
     Args:
         groups: of channels that can shrink.
         scores: importance (width,) by group, by which channels are given back while the target is met.
-        operations: predicts multiply-accumulates from widths.
-        most: of one sample.
+        prediction: predicts multiply-accumulates from widths.
+        max_macs: of one sample.
         widths_at: widths for a ratio and a `round_to`.
         round_to: what widths are multiples of; None to try the default and smaller ones.
 
@@ -184,33 +189,40 @@ def by_operations(
         TechniqueError: the narrowest widths still need more.
     """
     found: Widths = {}
-    for rounding in FINER if round_to is None else (round_to,):
+    for rounding in FALLBACK_ROUNDINGS if round_to is None else (round_to,):
         low, high = 0.0, 1.0
-        if operations.at(widths_at(high, rounding)) > most:
+        if prediction.at(widths_at(high, rounding)) > max_macs:
             continue
         for _ in range(30):
             middle = (low + high) / 2
-            if operations.at(widths_at(middle, rounding)) > most:
+            if prediction.at(widths_at(middle, rounding)) > max_macs:
                 low = middle
             else:
                 high = middle
-        found = _widened(groups, scores, operations, most, widths_at(high, rounding), widths_at(low, rounding))
-        if operations.at(found) >= most * (1 - CLOSE):
+        found = _restored_widths(
+            groups, scores, prediction, max_macs, widths_at(high, rounding), widths_at(low, rounding)
+        )
+        if prediction.at(found) >= max_macs * (1 - MACS_TOLERANCE):
             break
     if not found:
-        least = operations.at(widths_at(1.0, 1 if round_to is None else round_to))
+        min_macs = prediction.at(widths_at(1.0, 1 if round_to is None else round_to))
         raise TechniqueError(
-            f"the target of {most:,.0f} MACs cannot be reached",
-            f"pruned as far as max_layer_ratio allows, the model has {least:,.0f} of its {operations.now:,} MACs",
+            f"the target of {max_macs:,.0f} MACs cannot be reached",
+            f"at the limit of max_layer_ratio, the model has {min_macs:,.0f} of its {prediction.current:,} MACs",
             "raise max_layer_ratio, select more layers with targets, or raise target_macs_ratio",
         )
     return found
 
 
-def _widened(
-    groups: Groups, scores: Mapping[str, Tensor], operations: Operations, most: float, narrow: Widths, wide: Widths
+def _restored_widths(
+    groups: Groups,
+    scores: Mapping[str, Tensor],
+    prediction: MacsPrediction,
+    max_macs: float,
+    narrow: Widths,
+    wide: Widths,
 ) -> Widths:
-    """Return the narrow widths, with the groups of most importance at their wide one as far as `most` allows."""
+    """Return the narrow widths, with the groups of most importance at their wide one as far as `max_macs` allows."""
 
     def regained(group: Group) -> float:
         ranked = scores[group.name].sort(descending=True).values
@@ -219,6 +231,6 @@ def _widened(
     widths = dict(narrow)
     for group in sorted(groups.groups, key=regained, reverse=True):
         tried = widths | {group.name: wide[group.name]}
-        if operations.at(tried) <= most:
+        if prediction.at(tried) <= max_macs:
             widths = tried
     return widths

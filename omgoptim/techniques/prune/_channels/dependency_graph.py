@@ -31,11 +31,11 @@ from omgoptim.techniques.probe import (
     DoesNotRun,
     Probe,
     WalkLimit,
+    call_torch_pruning,
     error_location,
-    owned_parameters,
-    quiet,
+    parameter_owners,
+    quiet_output,
     torch_pruning_context,
-    traced,
 )
 from omgoptim.techniques.prune._channels.attention_heads import find_heads
 from omgoptim.techniques.prune._channels.groups import (
@@ -50,19 +50,19 @@ from omgoptim.techniques.prune._channels.groups import (
     why_kept,
     width_of,
 )
-from omgoptim.techniques.prune._channels.removal import OUTPUTS, Removal
+from omgoptim.techniques.prune._channels.removal import MODEL_OUTPUTS, Removal
 from omgoptim.techniques.registry import ModuleRun, Refusal
 
 _OTHER_KIND = Refusal("only Linear layers and convolutions are narrowed, with what depends on them", "unsupported")
 
-MOST_SAMPLES = 64
+MAX_SAMPLES = 64
 """Samples that are run one by one: a path that 5 % of the inputs take is met with a probability of 96 %."""
 MAX_EXECUTION_PATHS = 8
 """Maximum execution paths of which a sample is kept. Chosen: each adds a forward to every verification."""
 
 Call = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
-FEWEST_BLOCKS = 4
+MIN_BLOCKS = 4
 """Minimum number of norm groups for which whole groups are removed; with fewer, the same channels of each are removed,
 which moves its mean.
 """
@@ -76,7 +76,7 @@ class LayerRuns:
     """Number of samples that ran."""
     runs: dict[str, int] = field(default_factory=dict)
     """Number of samples by path of a layer with parameters of its own."""
-    ways: list[Call] = field(default_factory=list)
+    execution_paths: list[Call] = field(default_factory=list)
     """One sample for each execution path, where there are several; else empty."""
 
     def partial(self) -> dict[str, str]:
@@ -110,19 +110,19 @@ def coverage(module: nn.Module, run: ModuleRun) -> LayerRuns:
     """Run the module on the first samples of the statistics, one by one; samples on which it fails are left out."""
     layers = {path: layer for path, layer in module.named_modules() if path and layer._parameters}
     runs = dict.fromkeys(layers, 0)
-    ways: dict[frozenset[str], Call] = {}
+    execution_paths: dict[frozenset[str], Call] = {}
     ran: set[str] = set()
 
-    def note(path: str) -> Any:
+    def record(path: str) -> Any:
         def hook(_layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             if not _is_empty((args, kwargs)):
                 ran.add(path)
 
         return hook
 
-    hooks = [layer.register_forward_pre_hook(note(path), with_kwargs=True) for path, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(record(path), with_kwargs=True) for path, layer in layers.items()]
     count = 0
-    with attached(hooks), evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with attached(hooks), evaluation_mode(module), quiet_output(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for args, kwargs in _one_by_one(run):
             ran.clear()
@@ -133,8 +133,10 @@ def coverage(module: nn.Module, run: ModuleRun) -> LayerRuns:
             count += 1
             for path in ran:
                 runs[path] += 1
-            ways.setdefault(frozenset(ran), (args, kwargs))
-    return LayerRuns(count, runs, list(ways.values())[:MAX_EXECUTION_PATHS] if len(ways) > 1 else [])
+            execution_paths.setdefault(frozenset(ran), (args, kwargs))
+    return LayerRuns(
+        count, runs, list(execution_paths.values())[:MAX_EXECUTION_PATHS] if len(execution_paths) > 1 else []
+    )
 
 
 def _is_empty(inputs: Any) -> bool:
@@ -145,14 +147,14 @@ def _is_empty(inputs: Any) -> bool:
 
 def covering(module: nn.Module, run: ModuleRun) -> tuple[Probe, LayerRuns]:
     """Return a probe on two samples and one per execution path, and the coverage."""
-    known = coverage(module, run)
-    return replace(Probe.of(run), others=tuple(known.ways)), known
+    layer_coverage = coverage(module, run)
+    return replace(Probe.of(run), further_calls=tuple(layer_coverage.execution_paths)), layer_coverage
 
 
 def _one_by_one(run: ModuleRun) -> Iterator[Call]:
     taken = 0
     for batch in run.statistics.batches:
-        for row in range(min(batch_length(batch), MOST_SAMPLES - taken)):
+        for row in range(min(batch_length(batch), MAX_SAMPLES - taken)):
             taken += 1
             yield forward_args(run.signature, {name: array[row : row + 1] for name, array in batch.items()}, run.device)
 
@@ -177,7 +179,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
         TechniqueError: a glob names no layer, or the model cannot be traced.
     """
     refuse_unknown((*params.targets, *params.ignore), [path for path, _ in module.named_modules() if path])
-    probe, known = covering(module, run)
+    probe, layer_coverage = covering(module, run)
     try:
         probe.outputs(module)
     except DoesNotRun as error:
@@ -186,8 +188,8 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
     claimed = frozenset().union(*(attention.claimed for attention in attentions))
     candidates: list[Group | _Skipped] = [attention.group for attention in attentions]
     candidates += _channel_groups(module, probe, claimed)
-    skipped += _untraced(module, candidates, known)
-    owners, removal = owned_parameters(module), Removal(module, run, probe)
+    skipped += _untraced(module, candidates, layer_coverage)
+    owners, removal = parameter_owners(module), Removal(module, run, probe)
     groups: list[Group] = []
     for index, found in enumerate(candidates):
         run.progress("finding removable channels", index / len(candidates))
@@ -197,52 +199,54 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
         refusal = (
             exclusion(found, params)
             or why_kept(module, found.places, owners)
-            or known.why_kept(module, found)
+            or layer_coverage.why_kept(module, found)
             or removal.check(found)
         )
         if refusal:
             skipped += skips_of_kept(module, found.name, found.writers, refusal)
         else:
             groups.append(found)
-    skipped += _others(module, {place.path for group in groups for place in group.places}, skipped)
+    skipped += _remaining_layers(module, {place.path for group in groups for place in group.places}, skipped)
     order = {path: index for index, (path, _) in enumerate(module.named_modules())}
     groups.sort(key=lambda group: order[group.name])
     skipped.sort(key=lambda skip: order.get(skip.path, -1))
-    return Groups(groups, skipped, probe.others)
+    return Groups(groups, skipped, probe.further_calls)
 
 
-def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], known: LayerRuns) -> Iterator[Skip]:
-    """Return the layers that run only for some samples and that the trace of one batch missed."""
-    met = {place.path for each in candidates if isinstance(each, Group) for place in each.places}
-    met |= {each.path for each in candidates if isinstance(each, _Skipped)}
-    for path, reason in known.partial().items():
-        if path not in met and isinstance(module.get_submodule(path), (_ConvNd, nn.Linear)):
+def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], layer_coverage: LayerRuns) -> Iterator[Skip]:
+    """Yield the layers that run only for some samples and that the trace of one batch missed."""
+    traced_paths = {place.path for each in candidates if isinstance(each, Group) for place in each.places}
+    traced_paths |= {each.path for each in candidates if isinstance(each, _Skipped)}
+    for path, reason in layer_coverage.partial().items():
+        if path not in traced_paths and isinstance(module.get_submodule(path), (_ConvNd, nn.Linear)):
             yield Skip(path=path, reason=reason, kind="not_run")
 
 
-def _others(module: nn.Module, shrinking: set[str], skipped: Sequence[Skip]) -> Iterator[Skip]:
-    """Return the layers with weight matrices that are in no group and have no reason yet, such as embeddings."""
+def _remaining_layers(module: nn.Module, shrinking: set[str], skipped: Sequence[Skip]) -> Iterator[Skip]:
+    """Yield the layers with weight matrices that are in no group and have no reason yet, such as embeddings."""
     named = shrinking | {skip.path for skip in skipped}
     for path, layer in module.named_modules():
         matrix = any(weight is not None and weight.ndim > 1 for weight in layer._parameters.values())
-        if path and matrix and not any(path == one or path.startswith(f"{one}.") for one in named):
+        if path and matrix and not any(path == name or path.startswith(f"{name}.") for name in named):
             yield _OTHER_KIND.skip(path)
 
 
 def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) -> Iterator[Group | _Skipped]:
-    """Return torch-pruning's groups of channels, without those of attention layers."""
-    twin = copy.deepcopy(module)
-    for tensor in twin.parameters():
+    """Yield torch-pruning's groups of channels, without those of attention layers."""
+    copied = copy.deepcopy(module)
+    for tensor in copied.parameters():
         tensor.requires_grad_(tensor.is_floating_point())  # the graph is read from gradients; frozen ones have none
-    recurrent = [layer for layer in twin.modules() if isinstance(layer, nn.RNNBase)]
+    recurrent = [layer for layer in copied.modules() if isinstance(layer, nn.RNNBase)]
     for path, layer in module.named_modules():
         if isinstance(layer, nn.RNNBase):
             yield _unsupported(path, f"the hidden size of a recurrent layer ({type(layer).__name__}) is not pruned")
-    graph = traced("tracing channel dependencies with torch-pruning", lambda: _graph(twin, probe, recurrent))
-    limit = WalkLimit(graph, twin, probe)
-    paths = {layer: path for path, layer in twin.named_modules()}
+    graph = call_torch_pruning(
+        "tracing channel dependencies with torch-pruning", lambda: _graph(copied, probe, recurrent)
+    )
+    limit = WalkLimit(graph, copied, probe)
+    paths = {layer: path for path, layer in copied.named_modules()}
     written: set[str] = set()
-    for path, layer in twin.named_modules():
+    for path, layer in copied.named_modules():
         root = isinstance(layer, (_ConvNd, nn.Linear)) and not is_depthwise(layer)
         if not root or path in written or path in claimed or layer not in graph.module2node:
             continue
@@ -251,11 +255,11 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
                 limit.steps = 0
                 pruner = graph.get_pruner_of_module(layer)
                 width = pruner.get_out_channels(layer)
-                hanging = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width)))
+                pruning_group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width)))
         except Exception as error:  # noqa: BLE001 - whatever torch-pruning's rules run into: one group less
             yield _unsupported(path, f"torch-pruning cannot trace its channels: {error_location(error)}")
             continue
-        places, reaches_output = _places(graph, hanging, paths)
+        places, reaches_output = _places(graph, pruning_group, paths)
         written |= {place.path for place in places if place.side == "out"}
         if claimed & {place.path for place in places if place.side == "out"}:
             continue  # its heads are a group already
@@ -263,12 +267,14 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
             yield _unsupported(path, "torch-pruning cannot map its channels to those of the next layers")
         elif reaches_output or not any(place.side == "in" for place in places):
             writers = [place.path for place in places if place.side == "out"]
-            yield from (_Skipped(one.path, OUTPUTS) for one in skips_of_kept(twin, path, writers, OUTPUTS))
+            yield from (
+                _Skipped(skip.path, MODEL_OUTPUTS) for skip in skips_of_kept(copied, path, writers, MODEL_OUTPUTS)
+            )
         else:
-            yield _group(twin, path, width, places)
+            yield _group(copied, path, width, places)
 
 
-def _graph(twin: nn.Module, probe: Probe, recurrent: Sequence[nn.Module]) -> Any:
+def _graph(module: nn.Module, probe: Probe, recurrent: Sequence[nn.Module]) -> Any:
     """Build the dependency graph of a module, which is put in eval mode."""
     try:
         import torch_pruning
@@ -285,7 +291,7 @@ def _graph(twin: nn.Module, probe: Probe, recurrent: Sequence[nn.Module]) -> Any
 
     with torch.enable_grad():
         return torch_pruning.DependencyGraph().build_dependency(
-            twin,
+            module,
             example_inputs=(),
             forward_fn=forward,
             ignored_layers=list(recurrent),
@@ -294,12 +300,12 @@ def _graph(twin: nn.Module, probe: Probe, recurrent: Sequence[nn.Module]) -> Any
         )
 
 
-def _places(graph: Any, hanging: Any, paths: dict[nn.Module, str]) -> tuple[list[Place], bool]:
+def _places(graph: Any, pruning_group: Any, paths: dict[nn.Module, str]) -> tuple[list[Place], bool]:
     """Return the places of one of torch-pruning's groups, and whether they are outputs of the model."""
     from torch_pruning.ops import OPTYPE
 
     places, reaches_output = [], False
-    for item in hanging:
+    for item in pruning_group:
         node, handler = item.dep.target, item.dep.handler
         if node.type == OPTYPE.OUTPUT:
             reaches_output = True
@@ -334,7 +340,7 @@ def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) ->
         (norms if isinstance(layer, nn.GroupNorm) else convs).add(channel_groups(layer))
     conv_unit = math.lcm(*convs)
     block = math.lcm(*(width // norm for norm in norms)) if norms else 1
-    if norms and conv_unit == 1 and width % block == 0 and width // block >= FEWEST_BLOCKS:
+    if norms and conv_unit == 1 and width % block == 0 and width // block >= MIN_BLOCKS:
         return Group(root, width, block, "channels", tuple(places))
     unit = math.lcm(conv_unit, *norms)
     if width % unit or width // unit < 2:

@@ -81,23 +81,23 @@ def cut(layer: nn.Module, side: Side, keep: Tensor, norm_groups: int | None = No
         _cut_conv(layer, side, keep)
     elif isinstance(layer, nn.Linear):
         if side == "out":
-            _take(layer, keep, weight=0, bias=0)
+            _keep_along(layer, keep, weight=0, bias=0)
             layer.out_features = count
         else:
-            _take(layer, keep, weight=1)
+            _keep_along(layer, keep, weight=1)
             layer.in_features = count
     elif isinstance(layer, (_BatchNorm, _InstanceNorm)):
-        _take(layer, keep, weight=0, bias=0, running_mean=0, running_var=0)
+        _keep_along(layer, keep, weight=0, bias=0, running_mean=0, running_var=0)
         layer.num_features = count
     elif isinstance(layer, nn.GroupNorm):
-        _take(layer, keep, weight=0, bias=0)
+        _keep_along(layer, keep, weight=0, bias=0)
         layer.num_channels = count
         layer.num_groups = norm_groups or layer.num_groups
     elif isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
-        _take(layer, keep, weight=0)
+        _keep_along(layer, keep, weight=0)
         layer.num_parameters = count
     elif isinstance(layer, nn.Embedding):
-        _take(layer, keep, weight=1)
+        _keep_along(layer, keep, weight=1)
         layer.embedding_dim = count
 
 
@@ -105,16 +105,16 @@ def _cut_conv(layer: _ConvNd, side: Side, keep: Tensor) -> None:
     groups, count = layer.groups, len(keep)
     rows, columns = (1, 0) if layer.transposed else (0, 1)  # the axis of the outputs, and that of the inputs
     if is_depthwise(layer):
-        _take(layer, keep, weight=0, bias=0)
+        _keep_along(layer, keep, weight=0, bias=0)
         layer.in_channels = layer.out_channels = layer.groups = count
         return
     shared_axis = 1  # of a grouped convolution's weight: the same positions in every group
     axis = rows if side == "out" else columns
     total = layer.out_channels if side == "out" else layer.in_channels
     within = _within_group(keep, total, groups) if groups > 1 and axis == shared_axis else keep
-    _take(layer, within, weight=axis)
+    _keep_along(layer, within, weight=axis)
     if side == "out":
-        _take(layer, keep, bias=0)
+        _keep_along(layer, keep, bias=0)
         layer.out_channels = count
     else:
         layer.in_channels = count
@@ -133,7 +133,7 @@ def _within_group(keep: Tensor, total: int, groups: int) -> Tensor:
     raise ValueError(f"a convolution with {groups} groups must lose the same channels in each group")
 
 
-def _take(layer: nn.Module, keep: Tensor, **axes: int) -> None:
+def _keep_along(layer: nn.Module, keep: Tensor, **axes: int) -> None:
     """Replace the layer's named tensors, where present, by the kept part along an axis."""
     for name, axis in axes.items():
         tensor = getattr(layer, name, None)
@@ -143,11 +143,11 @@ def _take(layer: nn.Module, keep: Tensor, **axes: int) -> None:
 
 def narrowed(tensor: Tensor, axis: int, keep: Tensor) -> Tensor:
     """Return the kept part of a tensor along an axis, a parameter if it was one."""
-    left = tensor.detach().index_select(axis, keep.to(tensor.device)).clone()
-    return nn.Parameter(left, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else left
+    kept = tensor.detach().index_select(axis, keep.to(tensor.device)).clone()
+    return nn.Parameter(kept, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else kept
 
 
-def silenced(layer: nn.Module, positions: Tensor) -> Tensor:
+def without_reads(layer: nn.Module, positions: Tensor) -> Tensor:
     """Return the weight of a Linear or a convolution with zeros where it reads the channels at `positions`."""
     weight: Tensor = layer.weight.detach().clone()  # type: ignore[operator]
     axis = 0 if getattr(layer, "transposed", False) else 1
@@ -252,7 +252,7 @@ class Groups:
 
     groups: list[Group]
     skipped: list[Skip] = field(default_factory=list)
-    others: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
+    further_calls: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
     """Arguments of forwards on single samples with other execution paths, to verify removals on too."""
 
 
@@ -274,7 +274,7 @@ def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, li
     Args:
         module: that holds the layers.
         places: sides of layers, or parameters, that would lose channels.
-        owners: as `owned_parameters` gives them.
+        owners: as `parameter_owners` gives them.
     """
     for place in places:
         if place.axis is not None:
@@ -294,8 +294,8 @@ def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, li
             if not tensor.requires_grad:
                 return Refusal(f"{name} is frozen (requires_grad is False)", "excluded")
             if is_shared(tensor, owners):
-                others = [other for _, other in owners[id(tensor)] if other != name]
-                return Refusal(f"{name} is tied to {', '.join(others)}, and the tie must be kept", "tied")
+                other_names = [other for _, other in owners[id(tensor)] if other != name]
+                return Refusal(f"{name} is tied to {', '.join(other_names)}, and the tie must be kept", "tied")
     return None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.probe import quiet
+from omgoptim.techniques.probe import quiet_output
 from omgoptim.techniques.prune._channels.groups import Group, Groups, Place, as_rows
 from omgoptim.techniques.prune._unstructured.saliency import lamp_of_squares
 from omgoptim.techniques.registry import ModuleRun
@@ -46,7 +46,7 @@ def importance_of(module: nn.Module, groups: Groups, params: Structured, run: Mo
     scores = {}
     for group in groups.groups:
         raw = _over_places(module, group, score)
-        if raw is None:  # a group without normalization, say: its weights speak for it
+        if raw is None:  # such as bn_scale in a group without normalization
             raw = _over_places(module, group, _magnitude)
         assert raw is not None
         raw = lamp_of_squares(raw) if params.importance == "lamp" else raw
@@ -107,13 +107,15 @@ def _layer(module: nn.Module, place: Place) -> Any:
     return module.get_submodule(place.path) if place.axis is None else None
 
 
-def _sum_over_weights(module: nn.Module, place: Place, of: Callable[[Tensor], Tensor], *, norms: bool) -> Tensor | None:
+def _sum_over_weights(
+    module: nn.Module, place: Place, function: Callable[[Tensor], Tensor], *, norms: bool
+) -> Tensor | None:
     """Return the sum over each channel's weights of a function of the weight tensor."""
     layer = _layer(module, place)
     if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
-        return as_rows(layer, place.side, of(layer.weight.detach())).sum(1)
+        return as_rows(layer, place.side, function(layer.weight.detach())).sum(1)
     if norms and isinstance(layer, (nn.modules.batchnorm._NormBase, nn.GroupNorm)) and layer.weight is not None:
-        return of(layer.weight.detach())
+        return function(layer.weight.detach())
     return None
 
 
@@ -126,7 +128,7 @@ def _of_gradients(module: nn.Module, groups: list[Group], kind: str, run: Module
         raise DataError(f"importance {kind} needs data", "it uses gradients, and there is no batch")
     places = {(place.path, place.side): place for group in groups for place in group.places}
     sums: dict[tuple[str, str], Tensor] = {}
-    for args, kwargs, target in _single(run.calls()) if kind == "hessian" else run.calls():
+    for args, kwargs, target in _single_samples(run.calls()) if kind == "hessian" else run.calls():
         gradients = _gradients(module, args, kwargs, target, run)
         for key, place in places.items():
             scores = _sum_over_weights(
@@ -146,7 +148,7 @@ def _product(gradient: Tensor | None, kind: str, weight: Tensor) -> Tensor:
     return product.square() if kind == "hessian" else product
 
 
-def _single(batches: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
+def _single_samples(batches: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
     """Yield single samples: the square of a mean gradient is not the mean of squares."""
     taken = 0
     for args, kwargs, target in batches:
@@ -154,23 +156,27 @@ def _single(batches: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
             if taken == HESSIAN_SAMPLES:
                 return
             taken += 1
-            one = slice(row, row + 1)
+            row_slice = slice(row, row + 1)
             try:
-                yield [arg[one] for arg in args], {k: v[one] for k, v in kwargs.items()}, _rows(target, one)
+                yield (
+                    [arg[row_slice] for arg in args],
+                    {k: v[row_slice] for k, v in kwargs.items()},
+                    _target_rows(target, row_slice),
+                )
             except (TypeError, KeyError) as error:
                 raise DataError("importance hessian needs targets that can be split by sample", str(error)) from error
 
 
-def _rows(target: Any, one: slice) -> Any:
+def _target_rows(target: Any, row_slice: slice) -> Any:
     if isinstance(target, dict):
-        return {key: value[one] for key, value in target.items()}
-    return None if target is None else target[one]
+        return {key: value[row_slice] for key, value in target.items()}
+    return None if target is None else target[row_slice]
 
 
 def _gradients(module: nn.Module, args: Any, kwargs: Any, target: Any, run: ModuleRun) -> dict[str, Tensor]:
     """Return the gradient of the loss for every trained parameter, in eval mode; `.grad` is not changed."""
     names = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
-    with evaluation_mode(module), torch.enable_grad(), quiet():
+    with evaluation_mode(module), torch.enable_grad(), quiet_output():
         loss = run.loss(module(*args, **kwargs), target)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise TechniqueError(

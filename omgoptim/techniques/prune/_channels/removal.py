@@ -16,25 +16,25 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
-from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
+from omgoptim.techniques.probe import DoesNotRun, Probe, relative_difference, tolerance_of
 from omgoptim.techniques.prune._channels.groups import (
     Group,
     Groups,
     Place,
     cut,
     narrowed,
-    silenced,
     skips_of_kept,
     width_of,
+    without_reads,
 )
 from omgoptim.techniques.registry import ModuleRun, Outcome, Refusal
 
 Key = tuple[str, str]
 """Path and side of a layer, or a parameter."""
 
-OUTPUTS = Refusal("its channels are outputs of the model", "model_output")
+MODEL_OUTPUTS = Refusal("its channels are outputs of the model", "model_output")
 DOES_NOT_RUN = "the model does not run with fewer channels"
-ENOUGH = Refusal("no channel was removed: the target does not need it, or round_to keeps all of them", "no_benefit")
+NOT_NEEDED = Refusal("no channel was removed: the target does not need it, or round_to keeps all of them", "no_benefit")
 SIZES_FIX = "compute sizes in forward from the tensors (x.flatten(1), x.shape) instead of fixed numbers"
 
 
@@ -60,22 +60,22 @@ def remove_with_positions(
     module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun
 ) -> tuple[Outcome, dict[Key, Tensor]]:
     """Do what `remove` does; return the outcome, and the positions left of each cut side, counted as before."""
-    removal = Removal(module, run, replace(Probe.of(run), others=groups.others))
+    removal = Removal(module, run, replace(Probe.of(run), further_calls=groups.further_calls))
     skipped: list[Skip] = []
-    asked = [group for group in groups.groups if group.name in keep and len(keep[group.name]) < group.width]
-    for index, group in enumerate(asked):
-        run.progress(f"removing channels: {group.name}", index / len(asked))
+    shrinking = [group for group in groups.groups if group.name in keep and len(keep[group.name]) < group.width]
+    for index, group in enumerate(shrinking):
+        run.progress(f"removing channels: {group.name}", index / len(shrinking))
         refusal = removal.attempt(group, keep[group.name])
         if refusal:
             skipped += skips_of_kept(module, group.name, group.writers, refusal)
     changed = removal.changes()
-    if asked and not changed:
+    if shrinking and not changed:
         raise TechniqueError("no channel could be removed", skipped[0].reason, SIZES_FIX)
-    names = {group.name for group in asked}
+    names = {group.name for group in shrinking}
     for group in groups.groups:
         if group.name not in names:
-            skipped += skips_of_kept(module, group.name, group.writers, ENOUGH)
-    return Outcome(changed, [*groups.skipped, *skipped]), removal.left
+            skipped += skips_of_kept(module, group.name, group.writers, NOT_NEEDED)
+    return Outcome(changed, [*groups.skipped, *skipped]), removal.remaining
 
 
 class Removal:
@@ -90,34 +90,34 @@ class Removal:
             probe: what each removal is proven on; default: the first two samples.
         """
         self.module = module
-        self.left: dict[Key, Tensor] = {}
-        """Return the positions (k,) that are left of each side, counted as at the start."""
+        self.remaining: dict[Key, Tensor] = {}
+        """The positions (k,) that are left of each side, counted as at the start."""
         self._probe = probe or Probe.of(run)
         self._full: dict[Key, int] = {}
         self._heads: list[Change] = []
 
     def check(self, group: Group) -> Refusal | None:
         """Return why a group cannot shrink, by removing its first unit and restoring the module; None if it can."""
-        before, left = _snapshot(self.module, group), dict(self.left)
+        before, left = _snapshot(self.module, group), dict(self.remaining)
         heads = list(self._heads)
         refusal = self.attempt(group, group.units()[1:].flatten().sort().values)
         _restore(before)
-        self.left, self._heads = left, heads
+        self.remaining, self._heads = left, heads
         return refusal
 
     def attempt(self, group: Group, keep: Tensor) -> Refusal | None:
         """Keep only some channels of a group; where that fails, restore the module and return why."""
-        gone = torch.ones(group.width, dtype=torch.bool)
-        gone[keep] = False
+        removed = torch.ones(group.width, dtype=torch.bool)
+        removed[keep] = False
         reads = [place for place in group.places if place.side == "in"]
         try:
-            expected = self._ignoring(reads, gone) if group.exact else self._probe.outputs(self.module)
+            expected = self._outputs_ignoring(reads, removed) if group.exact else self._probe.outputs(self.module)
         except DoesNotRun as error:
             return Refusal(str(error), "unsupported")
         before = _snapshot(self.module, group)
-        left = dict(self.left)
+        left = dict(self.remaining)
         try:
-            self._cut(group, gone)
+            self._cut(group, removed)
             refusal = _refusal_of(self._probe.outputs(self.module), expected, group)
         except DoesNotRun as error:
             refusal = Refusal(f"{DOES_NOT_RUN}: {error}", "forward_fails")
@@ -125,14 +125,14 @@ class Removal:
             refusal = Refusal(str(error), "unsupported")
         if refusal:
             _restore(before)
-            self.left = left
+            self.remaining = left
         elif group.kind == "heads":
             left_over = group.heads * len(keep) // group.width
             self._heads.append(Change(path=group.name, what="heads", before=str(group.heads), after=str(left_over)))
         return refusal
 
     def changes(self) -> list[Change]:
-        """Yield every side of every layer that shrank, in the module's order."""
+        """Return every side of every layer that shrank, in the module's order."""
         order = {path: index for index, (path, _) in enumerate(self.module.named_modules(remove_duplicate=False))}
         sides = [
             Change(
@@ -142,37 +142,37 @@ class Removal:
                 after=str(len(left)),
                 indirect=side == "in",
             )
-            for (path, side), left in self.left.items()
+            for (path, side), left in self.remaining.items()
             if len(left) < self._full[path, side]
         ]
         return sorted([*self._heads, *sides], key=lambda change: (order.get(change.path, -1), change.what))
 
-    def _positions(self, place: Place, gone: Tensor) -> tuple[Tensor, Tensor]:
+    def _positions(self, place: Place, removed: Tensor) -> tuple[Tensor, Tensor]:
         """Return the present positions of the removed and the kept channels at a place."""
         key = (place.path, place.side)
-        if key not in self.left:
+        if key not in self.remaining:
             size = _size(self.module, place)
-            self.left[key], self._full[key] = torch.arange(size), size
-        going = torch.isin(self.left[key], place.positions[gone[place.roots]])
-        return going.nonzero().flatten(), (~going).nonzero().flatten()
+            self.remaining[key], self._full[key] = torch.arange(size), size
+        leaving = torch.isin(self.remaining[key], place.positions[removed[place.roots]])
+        return leaving.nonzero().flatten(), (~leaving).nonzero().flatten()
 
-    def _ignoring(self, reads: list[Place], gone: Tensor) -> list[Tensor]:
+    def _outputs_ignoring(self, reads: list[Place], removed: Tensor) -> list[Tensor]:
         """Return the module's outputs when its layers ignore the removed channels."""
         weights: list[tuple[Any, Tensor]] = []
         try:
             for place in reads:
                 layer: Any = self.module.get_submodule(place.path)
                 weights.append((layer.weight, layer.weight.data))
-                layer.weight.data = silenced(layer, self._positions(place, gone)[0])
+                layer.weight.data = without_reads(layer, self._positions(place, removed)[0])
             return self._probe.outputs(self.module)
         finally:
             for weight, data in reversed(weights):
                 weight.data = data
 
-    def _cut(self, group: Group, gone: Tensor) -> None:
-        kept_share = 1 - int(gone.sum()) / group.width
+    def _cut(self, group: Group, removed: Tensor) -> None:
+        kept_share = 1 - int(removed.sum()) / group.width
         for place in group.places:
-            going, keep = self._positions(place, gone)
+            leaving, keep = self._positions(place, removed)
             key = (place.path, place.side)
             if not len(keep):
                 raise ValueError(f"{place.path} would have no channels left")
@@ -184,17 +184,17 @@ class Removal:
                 if group.blocked and isinstance(layer, nn.GroupNorm):  # whole groups of it
                     norm_groups = round(layer.num_groups * kept_share)
                 cut(layer, place.side, keep, norm_groups)
-            self.left[key] = self.left[key][keep] if len(going) else self.left[key]
+            self.remaining[key] = self.remaining[key][keep] if len(leaving) else self.remaining[key]
         for count in group.counts:
             setattr(self.module.get_submodule(count.path), count.name, round(count.value * kept_share))
 
 
 def _refusal_of(outputs: list[Tensor], expected: list[Tensor], group: Group) -> Refusal | None:
     try:
-        apart = difference(outputs, expected)
+        error = relative_difference(outputs, expected)
     except ValueError:
-        return OUTPUTS
-    if group.exact and apart > tolerance_of(expected):
+        return MODEL_OUTPUTS
+    if group.exact and error > tolerance_of(expected):
         return Refusal(
             "removing channels changes the remaining ones: an operation in between mixes channels "
             "(a normalization or softmax over them, or a split that torch-pruning does not trace)",

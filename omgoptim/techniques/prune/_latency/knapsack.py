@@ -8,9 +8,10 @@ times may add up to no more than wanted, and what is lost of the importance is t
   a product of shares, group after group; its square, because harm grows faster than what is removed, so that equally
   costly groups shrink alike. Sums of plain shares or of plain logarithms would empty the costliest groups first.
 - A layer's time depends on two groups, the one it reads and the one it writes, so times do not add up group by group.
-  Widths are first taken where a price per millisecond leads group by group (Lagrange); then, around the best found,
-  times are taken as adding up, the knapsack is solved exactly for that, and the measured times decide;
-  last, one or two groups at a time are changed while that helps. Where times do add up, the result is the optimum.
+  Widths are first optimized group by group for a price per millisecond (Lagrangian relaxation). Then times are
+  linearized around the best widths, the knapsack is solved exactly for them, and the result is kept if the measured
+  times agree. Last, a local search changes one or two groups at a time. Where times do add up, the result is the
+  optimum.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from omgoptim.techniques.prune._latency.latency_table import TimeTable, allowed, full_ms, step_edges, unreachable_target
+from omgoptim.techniques.prune._latency.latency_table import (
+    TimeTable,
+    allowed_widths,
+    full_ms,
+    step_edges,
+    unreachable_target,
+)
 
-MOST_STATES = 20_000
+MAX_STATES = 20_000
 """Maximum states of the exact knapsack; beyond, the best of each of as many time steps stays. Chosen by memory."""
 
-TINY = 1e-12
+LOSS_TOLERANCE = 1e-12
 """Tolerance of comparisons of float64 sums of losses."""
 
 Choice = tuple[int, ...]
@@ -36,10 +43,10 @@ Choice = tuple[int, ...]
 PRICE_STEPS = 40
 """Bisection steps of the Lagrange multiplier (loss per millisecond): a range of 1e6 shrinks to a relative 1e-11."""
 
-ROUNDS = 8
+MAX_LINEARIZATIONS = 8
 """Maximum rounds of linearization around the best widths. Chosen: a safeguard; they end once nothing improves."""
 
-MOST_PAIRS = 200_000
+MAX_PAIRS = 200_000
 """Maximum pairwise changes of one local search sweep; with more, only neighbouring widths are tried. Chosen by time."""
 
 
@@ -48,7 +55,7 @@ def multiple_choice(
 ) -> Choice | None:
     """Return one option per group with the least total loss within the budget; None if there is none.
 
-    Exact (states that another beats in both time and loss are dropped) up to `MOST_STATES` states; times may be
+    Exact (states that another beats in both time and loss are dropped) up to `MAX_STATES` states; times may be
     negative: they are differences to a point.
 
     Args:
@@ -57,15 +64,15 @@ def multiple_choice(
         budget: in the unit of `times`.
     """
     least_left = [0.0]
-    for some in reversed(times):
-        least_left.append(least_left[-1] + min(some))
+    for group_times in reversed(times):
+        least_left.append(least_left[-1] + min(group_times))
     states: list[tuple[float, float, Choice]] = [(0.0, 0.0, ())]
-    for g, (some, lost) in enumerate(zip(times, losses, strict=True)):
-        room = budget - least_left[len(times) - g - 1] + 1e-9 * max(abs(budget), TINY)
+    for g, (group_times, group_losses) in enumerate(zip(times, losses, strict=True)):
+        room = budget - least_left[len(times) - g - 1] + 1e-9 * max(abs(budget), LOSS_TOLERANCE)
         grown = (
-            (spent + ms, loss + lost[option], (*chosen, option))
+            (spent + ms, loss + group_losses[option], (*chosen, option))
             for spent, loss, chosen in states
-            for option, ms in enumerate(some)
+            for option, ms in enumerate(group_times)
             if spent + ms <= room
         )
         states = _undominated(sorted(grown))
@@ -75,28 +82,28 @@ def multiple_choice(
 
 
 def _undominated(states: Sequence[tuple[float, float, Choice]]) -> list[tuple[float, float, Choice]]:
-    """Return, of states sorted by time, those that lose less than every faster one; thinned to `MOST_STATES`."""
+    """Return, of states sorted by time, those that lose less than every faster one; thinned to `MAX_STATES`."""
     kept: list[tuple[float, float, Choice]] = []
     for state in states:
-        if not kept or state[1] < kept[-1][1] - TINY:
+        if not kept or state[1] < kept[-1][1] - LOSS_TOLERANCE:
             kept.append(state)
-    if len(kept) <= MOST_STATES:
+    if len(kept) <= MAX_STATES:
         return kept
-    step = (kept[-1][0] - kept[0][0]) / MOST_STATES
+    step = (kept[-1][0] - kept[0][0]) / MAX_STATES
     bins = {int((state[0] - kept[0][0]) / step): state for state in kept}  # the last of a bin loses least
     return [kept[0], *(state for state in bins.values() if state is not kept[0])]
 
 
 def choose_widths(
-    table: TimeTable, importance: Mapping[str, Tensor], wanted: float, max_layer_ratio: float = 0.9
+    table: TimeTable, importance: Mapping[str, Tensor], fraction: float, max_layer_ratio: float = 0.9
 ) -> dict[str, int]:
-    """Return the widths that lose the least importance while the layers take at most `wanted` of their time.
+    """Return the widths that lose the least importance while the layers take at most `fraction` of their time.
 
     Args:
         table: measured times.
         importance: group to one score per channel (or per unit), additive, not negative: squared norms, Taylor terms.
             A group that is not in it keeps its full width.
-        wanted: fraction of the layers' time to keep, 0..1.
+        fraction: fraction of the layers' time to keep, 0..1.
         max_layer_ratio: most of one group that may be removed, 0..1.
 
     Returns:
@@ -105,21 +112,21 @@ def choose_widths(
     Raises:
         TechniqueError: even the narrowest widths allowed take longer.
     """
-    budget = wanted * full_ms(table)
-    problem = problem_of(table, importance, max_layer_ratio)
-    lightest = _fastest(problem)
-    if problem.ms(lightest) > budget:
+    budget = fraction * full_ms(table)
+    problem = width_problem(table, importance, max_layer_ratio)
+    fastest = _fastest(problem)
+    if problem.ms(fastest) > budget:
         raise unreachable_target(
             f"with at most {max_layer_ratio:.0%} of each group removed (max_layer_ratio), the prunable layers still "
-            f"take {problem.ms(lightest) / full_ms(table):.0%} of their latency; the target needs {wanted:.0%}",
-            f"their largest speedup is {full_ms(table) / problem.ms(lightest):.2f}x",
+            f"take {problem.ms(fastest) / full_ms(table):.0%} of their latency; the target needs {fraction:.0%}",
+            f"their largest speedup is {full_ms(table) / problem.ms(fastest):.2f}x",
         )
-    return problem.widths(solve(problem, budget, lightest))
+    return problem.widths(solve(problem, budget, fastest))
 
 
 def fastest_widths(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float = 0.9) -> dict[str, int]:
     """Return the fastest widths that `choose_widths` can reach, from the same arguments."""
-    problem = problem_of(table, importance, max_layer_ratio)
+    problem = width_problem(table, importance, max_layer_ratio)
     return problem.widths(_fastest(problem))
 
 
@@ -182,25 +189,25 @@ class WidthProblem:
         return sum(self.layer_ms(layer, changed) - self.layer_ms(layer, choice) for layer in layers)
 
 
-def problem_of(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float) -> WidthProblem:
+def width_problem(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float) -> WidthProblem:
     """Return the groups with a choice, their widths at the edges of latency steps, and the losses."""
     names = [name for name in table.widths if name in importance]
     options, losses = [], []
     for name in names:
         full = table.widths[name]
-        widths = _edges(table, name, allowed(table, name, max_layer_ratio))
+        widths = _edges(table, name, allowed_widths(table, name, max_layer_ratio))
         shares = [kept_share(importance[name], width, full) for width in widths]
         options.append(widths)
-        losses.append(tuple(math.log(max(share, TINY)) ** 2 for share in shares))
+        losses.append(tuple(math.log(max(share, LOSS_TOLERANCE)) ** 2 for share in shares))
     return WidthProblem(names, options, losses, table)
 
 
 def solve(problem: WidthProblem, budget: float, start: Choice) -> Choice:
     """Return the best choice found that takes at most `budget` ms; `start` must."""
     best = min((start, *_by_price(problem, budget)), key=problem.loss)
-    for _ in range(ROUNDS):
+    for _ in range(MAX_LINEARIZATIONS):
         better = _linearized(problem, budget, best)
-        if better is None or problem.loss(better) >= problem.loss(best) - TINY:
+        if better is None or problem.loss(better) >= problem.loss(best) - LOSS_TOLERANCE:
             break
         best = better
     return _local_search(problem, budget, best)
@@ -212,7 +219,7 @@ def _edges(table: TimeTable, name: str, widths: tuple[int, ...]) -> tuple[int, .
     if not layers:
         return widths[-1:]  # nothing was measured that it could make faster
     edges: set[int] = set()
-    for others in (dict(table.widths), {other: some[0] for other, some in table.candidates.items()}):
+    for others in (dict(table.widths), {other: options[0] for other, options in table.candidates.items()}):
         times = {width: sum(layer.at({**others, name: width}) for layer in layers) for width in widths}
         edges |= set(step_edges(times, widths))
     return tuple(sorted(edges))
@@ -230,16 +237,16 @@ def _coordinate_descent(problem: WidthProblem, choice: Choice, price: float) -> 
         for g, losses in enumerate(problem.losses):
             costs = []
             for option, loss in enumerate(losses):
-                ms = sum(problem.layer_ms(layer, _with(choice, {g: option})) for layer in problem.touching[g])
+                ms = sum(problem.layer_ms(layer, _replaced(choice, {g: option})) for layer in problem.touching[g])
                 costs.append((ms, loss) if math.isinf(price) else (loss + price * ms, loss))
-            choice = _with(choice, {g: min(range(len(costs)), key=costs.__getitem__)})
+            choice = _replaced(choice, {g: min(range(len(costs)), key=costs.__getitem__)})
         if choice == before:
             break
     return choice
 
 
 def _by_price(problem: WidthProblem, budget: float) -> list[Choice]:
-    """Yield choices within the budget while bisecting for the lowest price per ms that keeps to it."""
+    """Return the choices within the budget met while bisecting for the lowest price per ms that keeps to it."""
     low, high = 0.0, 1.0
     widest = tuple(len(options) - 1 for options in problem.options)
     narrowest = tuple(0 for _ in problem.options)
@@ -265,13 +272,13 @@ def _linearized(problem: WidthProblem, budget: float, choice: Choice) -> Choice 
     around the choice until the result keeps to the budget and loses less.
     """
     room = budget - problem.ms(choice)
-    for policy in (max(map(len, problem.options), default=1), 3, 2, 1):
+    for radius in (max(map(len, problem.options), default=1), 3, 2, 1):
         spans = [
-            range(max(0, here - policy), min(len(options), here + policy + 1))
+            range(max(0, here - radius), min(len(options), here + radius + 1))
             for options, here in zip(problem.options, choice, strict=True)
         ]
         times = [
-            [problem.change_ms(choice, _with(choice, {g: option}), (g,)) for option in span]
+            [problem.change_ms(choice, _replaced(choice, {g: option}), (g,)) for option in span]
             for g, span in enumerate(spans)
         ]
         losses = [[problem.losses[g][option] for option in span] for g, span in enumerate(spans)]
@@ -290,32 +297,32 @@ def _local_search(problem: WidthProblem, budget: float, choice: Choice) -> Choic
         best: tuple[float, float, dict[int, int]] | None = None
         for change in _changes(problem, choice):
             gain = sum(problem.losses[g][choice[g]] - problem.losses[g][option] for g, option in change.items())
-            if gain <= TINY or (best is not None and gain <= best[0]):
+            if gain <= LOSS_TOLERANCE or (best is not None and gain <= best[0]):
                 continue
-            ms = problem.change_ms(choice, _with(choice, change), tuple(change))
+            ms = problem.change_ms(choice, _replaced(choice, change), tuple(change))
             if ms <= room:
                 best = (gain, ms, change)
         if best is None:
             return choice
-        choice, room = _with(choice, best[2]), room - best[1]
+        choice, room = _replaced(choice, best[2]), room - best[1]
 
 
 def _changes(problem: WidthProblem, choice: Choice) -> list[dict[int, int]]:
-    """Yield other options for one group, and for two."""
-    policy = max(map(len, problem.options), default=1)
-    if (len(choice) * policy) ** 2 / 2 > MOST_PAIRS:
-        policy = 2
+    """Return other options for one group, and for two."""
+    radius = max(map(len, problem.options), default=1)
+    if (len(choice) * radius) ** 2 / 2 > MAX_PAIRS:
+        radius = 2
     single = [
-        [option for option in range(len(options)) if option != here and abs(option - here) <= policy]
+        [option for option in range(len(options)) if option != here and abs(option - here) <= radius]
         for options, here in zip(problem.options, choice, strict=True)
     ]
     changes = [{g: option} for g, options in enumerate(single) for option in options]
     for a, b in itertools.combinations(range(len(choice)), 2):
-        changes += [{a: one, b: other} for one in single[a] for other in single[b]]
+        changes += [{a: first, b: second} for first in single[a] for second in single[b]]
     return changes
 
 
-def _with(choice: Choice, change: Mapping[int, int]) -> Choice:
+def _replaced(choice: Choice, change: Mapping[int, int]) -> Choice:
     changed = list(choice)
     for g, option in change.items():
         changed[g] = option

@@ -18,22 +18,22 @@ import numpy as np
 
 from omgoptim.errors import TechniqueError
 
-LEAST_FRACTION, MOST_FRACTION = 0.01, 1.0
-"""Bounds of the result of `next_target`."""
+MIN_FRACTION, MAX_FRACTION = 0.01, 1.0
+"""Bounds of the result of `next_target`. Chosen: 1 is the uncut model, and a cut to 1 % is never useful."""
 
 MIN_STEP_RATIO = 0.5
 """Lower bound of the result of `next_target` over the previous one. Chosen: a steep line may be noise."""
 
-MARGIN = 0.01
+TARGET_MARGIN = 0.01
 """Relative margin of `next_target` beyond the target. Chosen: a target missed by measurement noise costs a round."""
 
 MIN_RISE = 0.02
 """Minimum relative rise that counts as a step. Chosen: lower takes noise for steps, higher misses small ones."""
 
-ROUNDINGS = (8, 16, 32)
+TILE_SIZES = (8, 16, 32)
 """Tile sizes of kernels, in channels: the float32 numbers of an AVX2, of an AVX-512 and of two AVX-512 registers."""
 
-DEFAULT_ROUNDING = 8
+DEFAULT_TILE_SIZE = 8
 """Smallest tile size of the common kernels: 8 float32 fill an AVX2 register."""
 
 MAX_RESIDUAL_RATIO = 0.5
@@ -59,8 +59,8 @@ class LayerTimes:
     """Time of one layer by its two sizes."""
 
     path: str
-    inside: Side
-    outside: Side
+    in_side: Side
+    out_side: Side
     ins: tuple[int, ...]
     """Measured input sizes, ascending. A single one where the output decides the input as well (depthwise)."""
     outs: tuple[int, ...]
@@ -70,13 +70,13 @@ class LayerTimes:
 
     def at(self, widths: Mapping[str, int]) -> float:
         """Return the milliseconds at these widths: those of the next larger measured sizes."""
-        row = 0 if len(self.ins) == 1 else _at_or_above(self.ins, self.inside.size(widths))
-        return self.ms[row][_at_or_above(self.outs, self.outside.size(widths))]
+        row = 0 if len(self.ins) == 1 else _at_or_above(self.ins, self.in_side.size(widths))
+        return self.ms[row][_at_or_above(self.outs, self.out_side.size(widths))]
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Return the groups that its time depends on, each once."""
-        return tuple(dict.fromkeys(name for side in (self.inside, self.outside) for name, _ in side.parts))
+        return tuple(dict.fromkeys(name for side in (self.in_side, self.out_side) for name, _ in side.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,26 +109,26 @@ def full_ms(table: TimeTable) -> float:
     return predicted_ms(table, {})
 
 
-def allowed(table: TimeTable, name: str, max_layer_ratio: float) -> tuple[int, ...]:
+def allowed_widths(table: TimeTable, name: str, max_layer_ratio: float) -> tuple[int, ...]:
     """Return the widths of a group when at most `max_layer_ratio` of it, 0..1, is removed; never none."""
     full = table.widths[name]
-    least = full * (1 - max_layer_ratio) - 1e-9
-    return tuple(width for width in table.candidates[name] if width >= least) or (full,)
+    min_width = full * (1 - max_layer_ratio) - 1e-9
+    return tuple(width for width in table.candidates[name] if width >= min_width) or (full,)
 
 
-def floor_ms(table: TimeTable, max_layer_ratio: float = 0.9) -> float:
+def min_ms(table: TimeTable, max_layer_ratio: float = 0.9) -> float:
     """Return the total time with every group at its narrowest width.
 
     Where a narrower layer was measured to be slower, a little less can be reached.
     """
-    return predicted_ms(table, {name: allowed(table, name, max_layer_ratio)[0] for name in table.widths})
+    return predicted_ms(table, {name: allowed_widths(table, name, max_layer_ratio)[0] for name in table.widths})
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCut:
     """A measured cut, as fractions of the uncut model's times, 0..1."""
 
-    wanted: float
+    requested: float
     """Requested fraction of the layers' time."""
     predicted: float
     """Fraction of the layers' time at the chosen widths, by the table."""
@@ -151,19 +151,19 @@ def next_target(history: Sequence[MeasuredCut], target: float) -> float:
     Returns:
         A fraction in [0.01, 1], for `choose_widths`.
     """
-    goal = target * (1 - MARGIN)
+    goal = target * (1 - TARGET_MARGIN)
     if not history:
         return _bounded(goal)
     points = [(1.0, 1.0), *((aim.predicted, aim.measured) for aim in history)]
     miss = min(point for point in points if point[1] > target)
-    held = [point for point in points if point[1] <= target and point[0] < miss[0]]
-    if held:
-        hold = max(held)
-        span = miss[0] - hold[0]
-        return _bounded(min(max(_on_line(miss, hold, goal), hold[0] + 0.1 * span), miss[0] - 0.1 * span))
-    near, next_to = sorted(points, key=lambda point: abs(point[1] - goal))[:2]
-    aim = _on_line(next_to, near, goal)
-    last = min(aim.wanted for aim in history)
+    reached = [point for point in points if point[1] <= target and point[0] < miss[0]]
+    if reached:
+        closest = max(reached)
+        span = miss[0] - closest[0]
+        return _bounded(min(max(_on_line(miss, closest, goal), closest[0] + 0.1 * span), miss[0] - 0.1 * span))
+    nearest, next_to = sorted(points, key=lambda point: abs(point[1] - goal))[:2]
+    aim = _on_line(next_to, nearest, goal)
+    last = min(aim.requested for aim in history)
     return _bounded(min(max(aim, MIN_STEP_RATIO * min(last, miss[0])), 0.98 * miss[0]))
 
 
@@ -185,7 +185,7 @@ def _on_line(a: tuple[float, float], b: tuple[float, float], goal: float) -> flo
 
 
 def _bounded(fraction: float) -> float:
-    return min(max(fraction, LEAST_FRACTION), MOST_FRACTION)
+    return min(max(fraction, MIN_FRACTION), MAX_FRACTION)
 
 
 def _at_or_above(sizes: Sequence[int], size: int) -> int:
@@ -266,10 +266,10 @@ def tile_size_of(times: Mapping[int, float]) -> int:
     values = np.array([times[int(width)] for width in widths])
     line = _residual(widths, values)
     if line <= 1e-9 * float(values.var() * len(values)):  # no stairs at all, or no rise
-        return DEFAULT_ROUNDING
-    errors = {block: _residual(np.ceil(widths / block), values) for block in ROUNDINGS}
+        return DEFAULT_TILE_SIZE
+    errors = {block: _residual(np.ceil(widths / block), values) for block in TILE_SIZES}
     best = min(errors, key=lambda block: (errors[block], -block))
-    return best if errors[best] < MAX_RESIDUAL_RATIO * line else DEFAULT_ROUNDING
+    return best if errors[best] < MAX_RESIDUAL_RATIO * line else DEFAULT_TILE_SIZE
 
 
 def _residual(

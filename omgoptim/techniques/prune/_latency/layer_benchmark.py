@@ -57,15 +57,15 @@ class SizedLayer:
 
     layer: TimedLayer
     shape: tuple[int, ...]
-    """Shape of the whole layer's input; its features are replaced by `inside`."""
-    inside: int
-    outside: int
+    """Shape of the whole layer's input; its features are replaced by `in_size`."""
+    in_size: int
+    out_size: int
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         if isinstance(self.layer, nn.Linear):
-            return (*self.shape[:-1], self.inside)
-        return (*self.shape[: -self.spatial - 1], self.inside, *self.shape[-self.spatial :])
+            return (*self.shape[:-1], self.in_size)
+        return (*self.shape[: -self.spatial - 1], self.in_size, *self.shape[-self.spatial :])
 
     @property
     def spatial(self) -> int:
@@ -76,7 +76,7 @@ class SizedLayer:
         """Return the convolution groups at these sizes: as many as channels if depthwise, else unchanged."""
         if isinstance(self.layer, nn.Linear):
             return 1
-        return self.inside if is_depthwise(self.layer) else self.layer.groups
+        return self.in_size if is_depthwise(self.layer) else self.layer.groups
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -88,7 +88,7 @@ class SizedLayer:
             transposed = isinstance(layer, _ConvTransposeNd)
             how = (transposed, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.output_padding)
             how += (self.groups,)
-        return (*how, layer.bias is not None, str(layer.weight.dtype), self.input_shape, self.outside)
+        return (*how, layer.bias is not None, str(layer.weight.dtype), self.input_shape, self.out_size)
 
 
 def sides(layer: TimedLayer) -> tuple[int, int]:
@@ -98,12 +98,12 @@ def sides(layer: TimedLayer) -> tuple[int, int]:
     return layer.in_channels, layer.out_channels
 
 
-def fits(layer: TimedLayer, inside: int, outside: int) -> bool:
+def fits(layer: TimedLayer, in_size: int, out_size: int) -> bool:
     """Return whether a layer can have these sizes: its convolution groups must divide both."""
     if isinstance(layer, nn.Linear) or layer.groups == 1:
         return True
-    groups = inside if is_depthwise(layer) else layer.groups
-    return inside % groups == 0 and outside % groups == 0
+    groups = in_size if is_depthwise(layer) else layer.groups
+    return in_size % groups == 0 and out_size % groups == 0
 
 
 def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
@@ -111,9 +111,9 @@ def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
     layer, bias = sized.layer, sized.layer.bias is not None
     with torch.device("meta"):
         if isinstance(layer, nn.Linear):
-            fresh: nn.Module = nn.Linear(sized.inside, sized.outside, bias=bias)
+            fresh: nn.Module = nn.Linear(sized.in_size, sized.out_size, bias=bias)
         else:
-            how: dict[str, Any] = {
+            options: dict[str, Any] = {
                 "stride": layer.stride,
                 "padding": layer.padding,
                 "dilation": layer.dilation,
@@ -121,9 +121,9 @@ def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
                 "bias": bias,
             }
             if isinstance(layer, _ConvTransposeNd):
-                how["output_padding"] = layer.output_padding
+                options["output_padding"] = layer.output_padding
             kind: Any = next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))  # a subclass may do more
-            fresh = kind(sized.inside, sized.outside, layer.kernel_size, **how)
+            fresh = kind(sized.in_size, sized.out_size, layer.kernel_size, **options)
     fresh = fresh.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -205,7 +205,7 @@ def _nodes(layer: TimedLayer, inputs: list[str], output: str, gemm: bool) -> lis
             helper.make_node("Add", [product, inputs[2]], [output]),
         ]
     reversed_pads = layer._reversed_padding_repeated_twice  # last dimension first, begin and end of each
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "kernel_shape": layer.kernel_size,
         "strides": layer.stride,
         "dilations": layer.dilation,
@@ -213,8 +213,8 @@ def _nodes(layer: TimedLayer, inputs: list[str], output: str, gemm: bool) -> lis
         "pads": [*reversed_pads[-2::-2], *reversed_pads[::-2]],
     }
     if isinstance(layer, _ConvTransposeNd):
-        return [helper.make_node("ConvTranspose", inputs, [output], output_padding=layer.output_padding, **how)]
-    return [helper.make_node("Conv", inputs, [output], **how)]
+        return [helper.make_node("ConvTranspose", inputs, [output], output_padding=layer.output_padding, **options)]
+    return [helper.make_node("Conv", inputs, [output], **options)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +243,10 @@ class Bench:
             return 0.0
         program = write_empty_program(self.scratch / "empty.onnx")
         session, prepared = self._session(program, (1, 1), "float32")
-        return min(blocks_ms(session, prepared, SHORTEST_BLOCK_S) for _ in range(2))
+        return min(fastest_block_ms(session, prepared, SHORTEST_BLOCK_S) for _ in range(2))
 
-    def _session(self, thing: Any, shape: tuple[int, ...], dtype: str) -> tuple[Session, Any]:
-        session = ENGINES[self.runtime].open(thing, signature_of(shape, dtype), self.settings)
+    def _session(self, model: Any, shape: tuple[int, ...], dtype: str) -> tuple[Session, Any]:
+        session = ENGINES[self.runtime].open(model, signature_of(shape, dtype), self.settings)
         values = np.random.default_rng(self.seed).standard_normal(shape, dtype=np.float32)
         return session, session.prepare({INPUT: values})
 
@@ -260,23 +260,23 @@ class Times:
     def ms(self, point: SizedLayer) -> float:
         return min(self.by_point[point.key])
 
-    def apart(self, point: SizedLayer) -> float:
+    def relative_gap(self, point: SizedLayer) -> float:
         """Return the relative distance of the second fastest visit from the fastest."""
-        return _apart(self.by_point[point.key])
+        return _relative_gap(self.by_point[point.key])
 
     def scatter(self) -> float:
         """Return the relative scatter of the two fastest visits: the 90 % quantile over the points."""
-        spreads = sorted(_apart(some) for some in self.by_point.values() if len(some) > 1)
+        spreads = sorted(_relative_gap(visits_ms) for visits_ms in self.by_point.values() if len(visits_ms) > 1)
         return spreads[int(0.9 * (len(spreads) - 1))] if spreads else 0.0
 
 
-def _apart(visits_ms: Sequence[float]) -> float:
+def _relative_gap(visits_ms: Sequence[float]) -> float:
     fastest = sorted(visits_ms)[:2]
     return fastest[-1] / fastest[0] - 1
 
 
 @contextmanager
-def bench_of(run: ModuleRun) -> Iterator[Bench]:
+def open_bench(run: ModuleRun) -> Iterator[Bench]:
     """Lock the device and yield a benchmark; torch's number of threads is restored."""
     runtime = "torch_eager" if run.runtime == "torch_compile" else run.runtime
     threads = torch.get_num_threads()
@@ -287,7 +287,7 @@ def bench_of(run: ModuleRun) -> Iterator[Bench]:
         torch.set_num_threads(threads)
 
 
-def visits(
+def time_points(
     points: Sequence[SizedLayer], bench: Bench, block_s: float, seed: int, end: float | None = None
 ) -> dict[tuple[Any, ...], float]:
     """Return the milliseconds of each point by its key, in random order, one session open at a time.
@@ -304,11 +304,11 @@ def visits(
         if end is not None and time.perf_counter() > end:
             break
         session, prepared = bench.open(point)
-        ms[point.key] = blocks_ms(session, prepared, block_s)
+        ms[point.key] = fastest_block_ms(session, prepared, block_s)
     return ms
 
 
-def blocks_ms(session: Session, prepared: Any, block_s: float) -> float:
+def fastest_block_ms(session: Session, prepared: Any, block_s: float) -> float:
     """Return the milliseconds per call, the fastest of a few blocks after a warm-up."""
     session.seconds(prepared, 2)
     calls = max(1, round(block_s / max(session.seconds(prepared, 1), 1e-7)))
@@ -324,6 +324,6 @@ def measure_tile_size(module: nn.Module, run: ModuleRun) -> int:
     layer: TimedLayer = nn.Conv2d(64, 96, 3, padding=1, bias=False) if convolutions else nn.Linear(256, 96)
     shape = (1, 64, 14, 14) if convolutions else (1, 64, 256)
     points = {width: SizedLayer(layer, shape, sides(layer)[0], width) for width in SWEEP}
-    with bench_of(run) as bench:
-        passes = [visits(list(points.values()), bench, LONGEST_BLOCK_S, seed) for seed in range(2)]
-    return tile_size_of({width: min(some[point.key] for some in passes) for width, point in points.items()})
+    with open_bench(run) as bench:
+        passes = [time_points(list(points.values()), bench, LONGEST_BLOCK_S, seed) for seed in range(2)]
+    return tile_size_of({width: min(times[point.key] for times in passes) for width, point in points.items()})

@@ -24,7 +24,7 @@ from typing import Any
 from torch import nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.techniques.probe import uses_of
+from omgoptim.techniques.probe import layer_calls
 from omgoptim.techniques.prune._channels.groups import Group, Place, is_depthwise
 from omgoptim.techniques.prune._latency import layer_benchmark
 from omgoptim.techniques.prune._latency.latency_table import LayerTimes, Side, TimeTable, smooth
@@ -36,16 +36,16 @@ from omgoptim.techniques.prune._latency.layer_benchmark import (
     SizedLayer,
     TimedLayer,
     Times,
-    bench_of,
+    open_bench,
     sides,
-    visits,
+    time_points,
 )
 from omgoptim.techniques.registry import ModuleRun
 
 MIN_WIDTH = 0.1
 """Minimum measured width as a fraction of a group's width: what the default `max_layer_ratio` leaves."""
 
-PASSES, MOST_VISITS = 2, 6
+PASSES, MAX_VISITS = 2, 6
 """Visits of every point, and of a point that is remeasured."""
 
 MAX_SCATTER = 0.05
@@ -64,14 +64,16 @@ MIN_CALL_SHARE = 0.05
 """Minimum share of its call that a node counts for, however long the empty call took. Chosen: keeps times above 0."""
 
 
-def widths_of(group: Group, count: int, round_to: int | None = None, least: float = MIN_WIDTH) -> tuple[int, ...]:
+def widths_of(
+    group: Group, count: int, round_to: int | None = None, min_fraction: float = MIN_WIDTH
+) -> tuple[int, ...]:
     """Return at most `count` candidate widths of a group, evenly spread, ascending, the last one full.
 
-    Multiples of its unit and of `round_to` (as `Group.step` takes it), from the fraction `least` of its width on. Where
-    that leaves nothing below the full width, multiples of the unit alone.
+    Multiples of its unit and of `round_to` (as `Group.step` takes it), from the fraction `min_fraction` of its width
+    on. Where that leaves nothing below the full width, multiples of the unit alone.
     """
     for step in (group.step(round_to), group.unit):
-        first = step * max(1, math.ceil(group.width * least / step - 1e-9))
+        first = step * max(1, math.ceil(group.width * min_fraction / step - 1e-9))
         steps = list(range(first, group.width, step))
         if steps:
             break
@@ -91,10 +93,12 @@ def sizes_of(
     side: Side, candidates: Mapping[str, tuple[int, ...]], full: Mapping[str, int], count: int
 ) -> tuple[int, ...]:
     """Return the sizes of a side when its groups shrink together, the full one last."""
-    some = {name: evenly_spread(candidates[name], count) for name, _ in side.parts}
-    steps = max((len(widths) for widths in some.values()), default=1)
+    widths_by_group = {name: evenly_spread(candidates[name], count) for name, _ in side.parts}
+    steps = max((len(widths) for widths in widths_by_group.values()), default=1)
     sizes = {
-        side.size({**full} | {name: widths[max(0, len(widths) - steps + step)] for name, widths in some.items()})
+        side.size(
+            {**full} | {name: widths[max(0, len(widths) - steps + step)] for name, widths in widths_by_group.items()}
+        )
         for step in range(steps)
     }
     return tuple(sorted(sizes))
@@ -115,30 +119,30 @@ class _Member:
     layer: TimedLayer
     shapes: Counter[tuple[int, ...]]
     """Input shape to how often the layer is called with it in one forward."""
-    inside: Side
-    outside: Side
+    in_side: Side
+    out_side: Side
     ins: tuple[int, ...] = ()
     outs: tuple[int, ...] = ()
 
     @property
     def tied(self) -> bool:
         """True if the output's width determines the input's."""
-        return is_depthwise(self.layer) or (bool(self.inside.parts) and self.inside.parts == self.outside.parts)
+        return is_depthwise(self.layer) or (bool(self.in_side.parts) and self.in_side.parts == self.out_side.parts)
 
-    def sized(self, shape: tuple[int, ...], inside: int | None, outside: int) -> SizedLayer:
+    def sized(self, shape: tuple[int, ...], in_size: int | None, out_size: int) -> SizedLayer:
         """Return the layer at an output width, and an input width unless the output determines it."""
-        if inside is None:
-            whole_in, whole_out = sides(self.layer)
-            inside = whole_in - (whole_out - outside)
-        return SizedLayer(self.layer, shape, inside, outside)
+        if in_size is None:
+            full_in, full_out = sides(self.layer)
+            in_size = full_in - (full_out - out_size)
+        return SizedLayer(self.layer, shape, in_size, out_size)
 
     def rows(self) -> tuple[int | None, ...]:
         return (None,) if self.tied else self.ins
 
     def points(self) -> Iterator[SizedLayer]:
         for shape in self.shapes:
-            for inside in self.rows():
-                yield from (self.sized(shape, inside, outside) for outside in self.outs)
+            for in_size in self.rows():
+                yield from (self.sized(shape, in_size, out_size) for out_size in self.outs)
 
 
 def measure_layer_times(
@@ -172,7 +176,7 @@ def measure_layer_times(
             "give a pruning_ratio or target_macs_ratio instead",
         )
     full = {group.name: group.width for group in groups}
-    with bench_of(run) as bench:
+    with open_bench(run) as bench:
         empty = bench.empty_call_ms()
         grids = _fit_to_budget(members, candidates, full, bench, budget_s)
         times = _measure(grids, bench, budget_s, run)
@@ -184,7 +188,7 @@ def measure_layer_times(
 def _input_shapes(module: nn.Module, run: ModuleRun) -> dict[str, Counter[tuple[int, ...]]]:
     """Return the shapes of each layer's calls in one forward at batch 1, for the layers that can be timed."""
     layers = {path: part for path, part in module.named_modules() if isinstance(part, layer_benchmark.KINDS)}
-    return {path: Counter(use.shapes) for path, use in uses_of(module, layers, run, samples=1).items()}
+    return {path: Counter(use.shapes) for path, use in layer_calls(module, layers, run, samples=1).items()}
 
 
 def _members(
@@ -201,9 +205,9 @@ def _members(
     for path, of_side in found.items():
         layer = parts[path]
         if isinstance(layer, layer_benchmark.KINDS) and path in shapes:
-            inside, outside = sides(layer)
+            in_size, out_size = sides(layer)
             members.append(
-                _Member(path, layer, shapes[path], side_of(inside, of_side["in"]), side_of(outside, of_side["out"]))
+                _Member(path, layer, shapes[path], side_of(in_size, of_side["in"]), side_of(out_size, of_side["out"]))
             )
         elif getattr(layer, "weight", None) is not None and layer.weight.dim() > 1:
             unmeasured.append(path)
@@ -219,7 +223,7 @@ def _fit_to_budget(
 ) -> list[_Member]:
     """Return the members with as many sizes per side as the budget allows, estimated by one call of each."""
     cost: dict[tuple[Any, ...], float] = {}
-    most = max(MIN_WIDTHS, *(len(some) for some in candidates.values()))
+    max_widths = max(MIN_WIDTHS, *(len(widths) for widths in candidates.values()))
     for member in members:
         for shape in member.shapes:
             point = SizedLayer(member.layer, shape, *sides(member.layer))
@@ -228,37 +232,36 @@ def _fit_to_budget(
                 session, prepared = bench.open(point)
                 call_s = session.seconds(prepared, 2)
                 cost[point.key] = time.perf_counter() - start + BLOCKS * max(call_s, SHORTEST_BLOCK_S)
-    for count in range(most, MIN_WIDTHS - 1, -1):
+    for count in range(max_widths, MIN_WIDTHS - 1, -1):
         grids = [_with_grid(member, candidates, full, count) for member in members]
-        points = {point.key: cost[_at_full_size(member, point).key] for member in grids for point in member.points()}
+        points = {
+            point.key: cost[SizedLayer(member.layer, point.shape, *sides(member.layer)).key]
+            for member in grids
+            for point in member.points()
+        }
         if PASSES * sum(points.values()) <= PASS_TIME_SHARE * budget_s:
             break
     return grids
 
 
-def _at_full_size(member: _Member, point: SizedLayer) -> SizedLayer:
-    inside, outside = sides(member.layer)
-    return replace(point, inside=inside, outside=outside)
-
-
 def _with_grid(
     member: _Member, candidates: Mapping[str, tuple[int, ...]], full: Mapping[str, int], count: int
 ) -> _Member:
-    whole_in, whole_out = sides(member.layer)
-    outs = sizes_of(member.outside, candidates, full, count)
-    ins = sizes_of(member.inside, candidates, full, count)
+    full_in, full_out = sides(member.layer)
+    outs = sizes_of(member.out_side, candidates, full, count)
+    ins = sizes_of(member.in_side, candidates, full, count)
     if member.tied:
         ins = ins[-1:]
         outs = tuple(out for out in outs if _fits(member, None, out))
     else:
-        outs = tuple(out for out in outs if layer_benchmark.fits(member.layer, whole_in, out))
-        ins = tuple(into for into in ins if layer_benchmark.fits(member.layer, into, whole_out))
+        outs = tuple(out for out in outs if layer_benchmark.fits(member.layer, full_in, out))
+        ins = tuple(into for into in ins if layer_benchmark.fits(member.layer, into, full_out))
     return replace(member, ins=ins, outs=outs)
 
 
-def _fits(member: _Member, inside: int | None, outside: int) -> bool:
-    point = member.sized((), inside, outside)
-    return point.inside > 0 and layer_benchmark.fits(member.layer, point.inside, point.outside)
+def _fits(member: _Member, in_size: int | None, out_size: int) -> bool:
+    point = member.sized((), in_size, out_size)
+    return point.in_size > 0 and layer_benchmark.fits(member.layer, point.in_size, point.out_size)
 
 
 def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: ModuleRun) -> Times:
@@ -267,12 +270,12 @@ def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: Mod
     times = Times()
     end = time.perf_counter() + budget_s
     block_s = SHORTEST_BLOCK_S
-    for number in range(MOST_VISITS):
+    for number in range(MAX_VISITS):
         doubtful = points if number < PASSES else _unreliable_points(members, times)
         if not doubtful or (number >= PASSES and time.perf_counter() > end):
             break
         start = time.perf_counter()
-        for key, ms in visits(doubtful, bench, block_s, run.seed + number, end if number else None).items():
+        for key, ms in time_points(doubtful, bench, block_s, run.seed + number, end if number else None).items():
             times.by_point.setdefault(key, []).append(ms)
         if number == 0:  # what is left of the time goes into longer blocks
             spare = (end - start) / PASSES - (time.perf_counter() - start)
@@ -286,7 +289,7 @@ def _unreliable_points(members: Sequence[_Member], times: Times) -> list[SizedLa
     doubtful: dict[tuple[Any, ...], SizedLayer] = {}
     for member in members:
         for shape in member.shapes:
-            table = [[member.sized(shape, inside, outside) for outside in member.outs] for inside in member.rows()]
+            table = [[member.sized(shape, in_size, out_size) for out_size in member.outs] for in_size in member.rows()]
             rows = [*table, *(list(column) for column in zip(*table, strict=True))]
             falls = (
                 narrow
@@ -294,21 +297,15 @@ def _unreliable_points(members: Sequence[_Member], times: Times) -> list[SizedLa
                 for narrow, wide in itertools.pairwise(row)
                 if times.ms(narrow) > times.ms(wide) * (1 + MAX_SCATTER)
             )
-            alone = (point for row in table for point in row if times.apart(point) > MAX_SCATTER)
-            doubtful |= {point.key: point for point in (*falls, *alone)}
+            scattered = (point for row in table for point in row if times.relative_gap(point) > MAX_SCATTER)
+            doubtful |= {point.key: point for point in (*falls, *scattered)}
     return list(doubtful.values())
 
 
 def _layer_times(member: _Member, times: Times, empty_ms: float, noise: float) -> LayerTimes:
-    def ms(inside: int | None, outside: int) -> float:
-        return sum(
-            calls * _without_call(times.ms(member.sized(shape, inside, outside)), empty_ms)
-            for shape, calls in member.shapes.items()
-        )
+    def ms(in_size: int | None, out_size: int) -> float:
+        calls_ms = {shape: times.ms(member.sized(shape, in_size, out_size)) for shape in member.shapes}
+        return sum(member.shapes[shape] * max(ms - empty_ms, MIN_CALL_SHARE * ms) for shape, ms in calls_ms.items())
 
-    table = [[ms(inside, outside) for outside in member.outs] for inside in member.rows()]
-    return LayerTimes(member.path, member.inside, member.outside, member.ins, member.outs, smooth(table, noise))
-
-
-def _without_call(ms: float, empty_ms: float) -> float:
-    return max(ms - empty_ms, MIN_CALL_SHARE * ms)
+    table = [[ms(in_size, out_size) for out_size in member.outs] for in_size in member.rows()]
+    return LayerTimes(member.path, member.in_side, member.out_side, member.ins, member.outs, smooth(table, noise))

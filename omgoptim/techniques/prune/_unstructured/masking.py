@@ -35,34 +35,34 @@ class SparsityTarget:
     sparsity: float
     """Fraction of the selected weights that are zero at the end."""
     scope: Scope
-    what: str
+    score_name: str
     """Name of the score, for the report."""
     spare_small: bool
     """True to leave tiny layers dense."""
 
 
-def zero_lowest(selection: Selection, scores: Mapping[str, Tensor], aim: SparsityTarget) -> Outcome:
+def zero_lowest(selection: Selection, scores: Mapping[str, Tensor], target: SparsityTarget) -> Outcome:
     """Zero the weights with the lowest scores, in place.
 
     Args:
         selection: the weights, and what was skipped before.
         scores: by the weights' paths, each of its weight's shape; larger matters more.
-        aim: target sparsity, and its allocation over layers.
+        target: target sparsity, and its allocation over layers.
 
     Raises:
         TechniqueError: no weight became zero.
     """
     weights = selection.weights
-    dense = small_layers([weight.count for weight in weights], aim.sparsity) if aim.spare_small else set()
+    dense = small_layers([weight.count for weight in weights], target.sparsity) if target.spare_small else set()
     free = [weight for index, weight in enumerate(weights) if index not in dense]
-    already = sum(_zeros(weight) for index, weight in enumerate(weights) if index in dense)
-    total = round(aim.sparsity * selection.count)
+    zeros_in_dense = sum(_zeros(weight) for index, weight in enumerate(weights) if index in dense)
+    total = round(target.sparsity * selection.count)
     before = [_zeros(weight) for weight in weights]
-    for weight, mask in zip(free, _masks(free, scores, total - already, aim.scope), strict=True):
+    for weight, mask in zip(free, _masks(free, scores, total - zeros_in_dense, target.scope), strict=True):
         zero_where(weight, mask)
     if selection.zeros <= sum(before):
-        raise nothing_zeroed(selection, aim.sparsity)
-    return outcome_of(selection, before, aim.what, {weights[index].path for index in dense})
+        raise nothing_zeroed(selection, target.sparsity)
+    return outcome_of(selection, before, target.score_name, {weights[index].path for index in dense})
 
 
 def zero_where(weight: Weight, mask: Tensor) -> None:
@@ -71,13 +71,13 @@ def zero_where(weight: Weight, mask: Tensor) -> None:
         weight.parameter.masked_fill_(mask | (weight.parameter == 0), 0.0)
 
 
-def outcome_of(selection: Selection, before: list[int], what: str, dense: set[str]) -> Outcome:
+def outcome_of(selection: Selection, before: list[int], score_name: str, dense: set[str]) -> Outcome:
     """Return the outcome of masking.
 
     Args:
         selection: the weights, as they are now.
         before: zeros of each weight before masking.
-        what: the score, for the report.
+        score_name: the score, for the report.
         dense: paths of weights that were left dense on purpose.
     """
     changed, skipped = [], list(selection.skipped)
@@ -88,7 +88,7 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
             reason = SMALL_REASON.format(share=share) if weight.path in dense else ABOVE_THRESHOLD_REASON
             skipped.append(Skip(path=weight.path, reason=reason, kind="no_benefit"))
             continue
-        what_changed = [what, *(f"shared with {path}" for path, _ in weight.shared)]
+        what_changed = [score_name, *(f"shared with {path}" for path, _ in weight.shared)]
         if weight.count - zeros == 1 and weight.count > 1:
             what_changed.append("one weight kept, so that the layer's output still depends on its input")
         changed.append(
@@ -122,22 +122,27 @@ def nothing_zeroed(selection: Selection, sparsity: float) -> TechniqueError:
 
 def _masks(weights: list[Weight], scores: Mapping[str, Tensor], total: int, scope: Scope) -> list[Tensor]:
     values = [weight.parameter.detach() for weight in weights]
-    ranked = [scores[weight.path].to(value.device) for weight, value in zip(weights, values, strict=True)]
+    ranking_scores = [scores[weight.path].to(value.device) for weight, value in zip(weights, values, strict=True)]
     if scope == "global":
-        return together(ranked, values, total)
+        return globally_lowest(ranking_scores, values, total)
     counts = [weight.count for weight in weights]
     sparsity = min(max(total / sum(counts), 0.0), 1.0)
     if scope == "erdos_renyi":
         fractions = erdos_renyi([tuple(value.shape) for value in values], sparsity)
     else:
         fractions = [sparsity] * len(weights)
-    least = [_zeros(weight) for weight in weights]
-    most = [max(low, _most(weight, scope)) for weight, low in zip(weights, least, strict=True)]
-    wanted = [fraction * count for fraction, count in zip(fractions, counts, strict=True)]
-    given = largest_remainder(wanted, total, least, most)
+    min_zeros = [_zeros(weight) for weight in weights]
+    max_zeros = [max(low, _max_zeros(weight, scope)) for weight, low in zip(weights, min_zeros, strict=True)]
+    exact = [fraction * count for fraction, count in zip(fractions, counts, strict=True)]
+    allocated = largest_remainder(exact, total, min_zeros, max_zeros)
     if scope == "per_row":
-        return [_by_row(weight, score, count) for weight, score, count in zip(weights, ranked, given, strict=True)]
-    return [alone(score, value, count) for score, value, count in zip(ranked, values, given, strict=True)]
+        return [
+            _by_row(weight, score, count)
+            for weight, score, count in zip(weights, ranking_scores, allocated, strict=True)
+        ]
+    return [
+        layer_mask(score, value, count) for score, value, count in zip(ranking_scores, values, allocated, strict=True)
+    ]
 
 
 def _by_row(weight: Weight, scores: Tensor, count: int) -> Tensor:
@@ -146,7 +151,7 @@ def _by_row(weight: Weight, scores: Tensor, count: int) -> Tensor:
     return from_rows(mask, weight.layer, tuple(values.shape))
 
 
-def _most(weight: Weight, scope: Scope) -> int:
+def _max_zeros(weight: Weight, scope: Scope) -> int:
     """Return the most zeros that leave one weight to each layer, or to each of its rows."""
     return weight.count - (len(to_rows(weight.parameter.detach(), weight.layer)) if scope == "per_row" else 1)
 
@@ -166,19 +171,19 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     return mask
 
 
-def ranked(scores: Tensor, weights: Tensor) -> Tensor:
+def ranking_scores(scores: Tensor, weights: Tensor) -> Tensor:
     """Return the scores (N,) of one layer for ranking: its zeros first, its best weight after those of any layer.
 
     A layer without any weight passes nothing on; so the best of each is removed last.
     """
-    gone = weights == 0
-    order = scores.masked_fill(gone, -torch.inf)
-    if not bool(gone.all()):
+    zeros = weights == 0
+    order = scores.masked_fill(zeros, -torch.inf)
+    if not bool(zeros.all()):
         order[order.argmax()] = torch.inf
     return order
 
 
-def together(scores: Sequence[Tensor], weights: Sequence[Tensor], total: int) -> list[Tensor]:
+def globally_lowest(scores: Sequence[Tensor], weights: Sequence[Tensor], total: int) -> list[Tensor]:
     """Return masks of several layers, ranked together: `total` zeros, but never the last weight of a layer.
 
     Args:
@@ -187,16 +192,19 @@ def together(scores: Sequence[Tensor], weights: Sequence[Tensor], total: int) ->
         total: zeros over all layers.
     """
     order = torch.cat(
-        [ranked(s.flatten(), w.flatten()).to("cpu", torch.float32) for s, w in zip(scores, weights, strict=True)]
+        [
+            ranking_scores(s.flatten(), w.flatten()).to("cpu", torch.float32)
+            for s, w in zip(scores, weights, strict=True)
+        ]
     )
     mask = smallest(order, min(total, int((order != torch.inf).sum())))
     parts = torch.split(mask, [weight.numel() for weight in weights])
     return [part.view(weight.shape).to(weight.device) for part, weight in zip(parts, weights, strict=True)]
 
 
-def alone(scores: Tensor, weights: Tensor, count: int) -> Tensor:
+def layer_mask(scores: Tensor, weights: Tensor, count: int) -> Tensor:
     """Return the mask of one layer, of any shape: `count` zeros."""
-    return smallest(ranked(scores.flatten(), weights.flatten()), count).view(weights.shape)
+    return smallest(ranking_scores(scores.flatten(), weights.flatten()), count).view(weights.shape)
 
 
 def row_mask(scores_OI: Tensor, weights_OI: Tensor, count: int) -> Tensor:
@@ -206,9 +214,11 @@ def row_mask(scores_OI: Tensor, weights_OI: Tensor, count: int) -> Tensor:
     """
     outputs, inputs = weights_OI.shape
     zeros = (weights_OI == 0).sum(1)
-    least = zeros.tolist()
-    most = [max(inputs - 1, already) for already in least]
-    counts = torch.tensor(largest_remainder([count / outputs] * outputs, count, least, most), device=scores_OI.device)
+    min_zeros = zeros.tolist()
+    max_zeros = [max(inputs - 1, already) for already in min_zeros]
+    counts = torch.tensor(
+        largest_remainder([count / outputs] * outputs, count, min_zeros, max_zeros), device=scores_OI.device
+    )
     order = scores_OI.masked_fill(weights_OI == 0, -torch.inf).argsort(dim=1, stable=True)
     ranks = torch.empty_like(order)
     ranks.scatter_(1, order, torch.arange(inputs, device=order.device).expand_as(order).contiguous())

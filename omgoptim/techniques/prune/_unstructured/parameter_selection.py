@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -80,6 +80,11 @@ class Selection:
         """Return how many weights are zero now."""
         return sum(int((weight.parameter.detach() == 0).sum()) for weight in self.weights)
 
+    def only(self, paths: Collection[str], reason: str) -> Selection:
+        """Return the weights at these paths; the others are skipped for a reason of kind `not_run`."""
+        others = [Skip(path=w.path, reason=reason, kind="not_run") for w in self.weights if w.path not in paths]
+        return Selection([w for w in self.weights if w.path in paths], [*self.skipped, *others])
+
 
 def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> Selection:
     """Select the weights that `targets` names (all, if empty) less those that `ignore` names.
@@ -90,7 +95,7 @@ def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> 
     Raises:
         TechniqueError: a glob names no layer, or no weight is left.
     """
-    found, skipped = _find(module)
+    found, skipped = _find_weights(module)
     known = [path for weight in found for path in weight.paths] + [skip.path for skip in skipped]
     refuse_unknown((*targets, *ignore), known)
     skipped = [skip for skip in skipped if is_selected([skip.path], targets, ignore)]
@@ -120,7 +125,7 @@ def _refusal(weight: Weight, targets: Sequence[str]) -> Refusal | None:
         return Refusal(f"its weight is {str(parameter.dtype).removeprefix('torch.')}, not float", "unsupported")
     if not parameter.requires_grad:
         return Refusal(FROZEN_REASON, "excluded")
-    unnamed = [path for path in embeddings if not any(_by_name(glob, path) for glob in targets)]
+    unnamed = [path for path in embeddings if not any(_names_layer(glob, path) for glob in targets)]
     if unnamed:
         shared = f"it shares its weight with {unnamed[0]}; " if unnamed[0] != weight.path or weight.shared else ""
         return Refusal(shared + EMBEDDING_REASON, "excluded")
@@ -129,8 +134,8 @@ def _refusal(weight: Weight, targets: Sequence[str]) -> Refusal | None:
     return None
 
 
-def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
-    """Yield every weight, and every layer or parameter that looks like one and cannot be pruned."""
+def _find_weights(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
+    """Return every weight, and every layer or parameter that looks like one and cannot be pruned."""
     owners: dict[tuple[int, int], list[tuple[str, nn.Module, nn.Parameter]]] = {}
     skipped: list[Skip] = []
     strange: list[tuple[str, nn.Module, nn.Parameter]] = []
@@ -143,12 +148,12 @@ def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
                 reason = f"its {name} is computed from other parameters; remove the parametrization first"
                 skipped.append(Skip(path=label, reason=reason, kind="unsupported"))
             elif parameter.numel():
-                owners.setdefault(_place(parameter), []).append((label, layer, parameter))
+                owners.setdefault(_storage_key(parameter), []).append((label, layer, parameter))
         if not names and not isinstance(layer, NO_WEIGHTS):
-            own = layer.named_parameters(recurse=False)
-            strange += [(_join(path, name), layer, parameter) for name, parameter in own if parameter.ndim > 1]
+            parameters = layer.named_parameters(recurse=False)
+            strange += [(_join(path, name), layer, parameter) for name, parameter in parameters if parameter.ndim > 1]
     for label, layer, parameter in strange:
-        if _place(parameter) not in owners:
+        if _storage_key(parameter) not in owners:
             reason = f"{type(layer).__name__} is not a supported layer type"
             skipped.append(Skip(path=label, reason=reason, kind="unsupported"))
     weights = [
@@ -158,7 +163,7 @@ def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
     return weights, skipped
 
 
-def _place(parameter: nn.Parameter) -> tuple[int, int]:
+def _storage_key(parameter: nn.Parameter) -> tuple[int, int]:
     """Return a key that is the same for a weight under two names, even where the parameter objects differ."""
     return parameter.data_ptr(), parameter.numel()
 
@@ -180,7 +185,7 @@ def _weight_names(layer: nn.Module) -> list[str]:
     return []
 
 
-def _by_name(glob: str, path: str) -> bool:
+def _names_layer(glob: str, path: str) -> bool:
     """Return whether a glob names this layer specifically, not only by matching everything."""
     return fnmatch.fnmatchcase(path, glob) and glob.strip("*?.") != ""
 

@@ -37,9 +37,9 @@ def lamp_of_squares(squares: Tensor) -> Tensor:
     """Return each square (N,) divided by the sum of all that are not smaller; 0 for a zero."""
     order = squares.argsort(stable=True)
     rising = squares[order]
-    left = rising.flip(0).cumsum(0).flip(0)
+    not_smaller = rising.flip(0).cumsum(0).flip(0)
     scores = torch.zeros_like(squares)
-    scores[order] = torch.where(left > 0, rising / left, 0.0)
+    scores[order] = torch.where(not_smaller > 0, rising / not_smaller, 0.0)
     return scores
 
 
@@ -63,7 +63,7 @@ def input_norms(module: nn.Module, weights: Iterable[Weight], run: ModuleRun) ->
 
     def record(path: str, squares: Squares) -> Callable[..., None]:
         def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen = squares(args, kwargs) if _first(args, kwargs).numel() else None  # no rows: it has not run
+            seen = squares(args, kwargs) if _first_argument(args, kwargs).numel() else None  # no rows: it has not run
             if seen is not None:
                 sums[path] = sums[path] + seen if path in sums else seen
 
@@ -85,30 +85,30 @@ def input_norms(module: nn.Module, weights: Iterable[Weight], run: ModuleRun) ->
 def _squares_of(layer: nn.Module, path: str) -> Squares | None:
     """Return how the squares of a layer's inputs are summed; None where they are not visible."""
     if isinstance(layer, nn.MultiheadAttention):
-        return _of_projections(path.rpartition(".")[2])
+        return _projection_squares(path.rpartition(".")[2])
     if isinstance(layer, _ConvTransposeNd):
-        return lambda args, kwargs: _per_channel_in(layer, _first(args, kwargs))
+        return lambda args, kwargs: _squares_per_channel(layer, _first_argument(args, kwargs))
     if isinstance(layer, _ConvNd):
-        return lambda args, kwargs: _per_position(layer, _first(args, kwargs))
+        return lambda args, kwargs: _squares_per_tap(layer, _first_argument(args, kwargs))
     if isinstance(layer, nn.Linear) or is_linear_transposed(layer):
-        return lambda args, kwargs: _per_feature(_first(args, kwargs))
+        return lambda args, kwargs: _squares_per_feature(_first_argument(args, kwargs))
     return None
 
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def _per_feature(x: Tensor) -> Tensor:
+def _squares_per_feature(x: Tensor) -> Tensor:
     return x.detach().float().reshape(-1, x.shape[-1]).square().sum(0)
 
 
-def _of_projections(name: str) -> Squares:
+def _projection_squares(name: str) -> Squares:
     """Sum for nn.MultiheadAttention: the rows of the packed weight read the query, the key and the value."""
 
     def squares(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-        parts = [_per_feature(given[part]) for part in ("query", "key", "value")]
+        arguments = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        parts = [_squares_per_feature(arguments[part]) for part in ("query", "key", "value")]
         single = {"q_proj_weight": 0, "k_proj_weight": 1, "v_proj_weight": 2}
         if name in single:
             return parts[single[name]]
@@ -117,7 +117,7 @@ def _of_projections(name: str) -> Squares:
     return squares
 
 
-def _per_position(layer: _ConvNd, x: Tensor) -> Tensor:
+def _squares_per_tap(layer: _ConvNd, x: Tensor) -> Tensor:
     """Return sums of squares (O, *k * I/g): for each output channel the inputs that its group reads."""
     spatial = len(layer.kernel_size)
     x = x.detach().float()
@@ -136,7 +136,7 @@ def _per_position(layer: _ConvNd, x: Tensor) -> Tensor:
     return _for_each_output(torch.stack(sums), layer)
 
 
-def _per_channel_in(layer: _ConvNd, x: Tensor) -> Tensor:
+def _squares_per_channel(layer: _ConvNd, x: Tensor) -> Tensor:
     """Return sums of squares (O, *k * I/g): every position of the kernel reads every place of its input channels.
 
     Places whose product padding cuts off are counted too.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from omgoptim.errors import RequestError, did_you_mean
 
-SMALL = 0.02
+SMALL_RATIO = 0.02
 """Maximum weights of a small layer over the largest layer's. Chosen, as the two below: more sparsity elsewhere."""
 SMALL_SHARE = 0.01
 """Maximum share of all weights that the small layers, which are left dense, hold together."""
@@ -33,43 +33,43 @@ def erdos_renyi(shapes: Sequence[tuple[int, ...]], sparsity: float) -> list[floa
     """
     counts = [math.prod(shape) for shape in shapes]
     raw = [sum(shape) / count for shape, count in zip(shapes, counts, strict=True)]
-    whole: set[int] = set()
+    dense: set[int] = set()
     kept = (1 - sparsity) * sum(counts)
-    while len(whole) < len(shapes):
-        others = [index for index in range(len(shapes)) if index not in whole]
-        left = kept - sum(counts[index] for index in whole)
-        scale = left / sum(raw[index] * counts[index] for index in others)
+    while len(dense) < len(shapes):
+        others = [index for index in range(len(shapes)) if index not in dense]
+        remaining = kept - sum(counts[index] for index in dense)
+        scale = remaining / sum(raw[index] * counts[index] for index in others)
         full = {index for index in others if scale * raw[index] >= 1}
         if not full:
-            return [0.0 if index in whole else 1 - scale * raw[index] for index in range(len(shapes))]
-        whole |= full
+            return [0.0 if index in dense else 1 - scale * raw[index] for index in range(len(shapes))]
+        dense |= full
     return [0.0] * len(shapes)
 
 
-def largest_remainder(wanted: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
-    """Return whole numbers near `wanted` that add up to `total`, by largest remainder; of equals the first comes first.
+def largest_remainder(shares: Sequence[float], total: int, lower: Sequence[int], upper: Sequence[int]) -> list[int]:
+    """Return whole numbers near `shares` that add up to `total`, by largest remainder; of equals the first comes first.
 
     Args:
-        wanted: how many from each, a real number; where the bounds forbid it, the others share the difference in
+        shares: how many from each, a real number; where the bounds forbid it, the others share the difference in
             proportion to the room that they have.
         total: their sum; taken as near as the bounds allow.
-        least: lower bounds.
-        most: upper bounds, none below its lower bound.
+        lower: lower bounds.
+        upper: upper bounds, none below its lower bound.
     """
-    total = min(max(total, sum(least)), sum(most))
-    exact = [min(max(want, low), high) for want, low, high in zip(wanted, least, most, strict=True)]
+    total = min(max(total, sum(lower)), sum(upper))
+    exact = [min(max(want, low), high) for want, low, high in zip(shares, lower, upper, strict=True)]
     gap = total - math.fsum(exact)
-    room = [high - now if gap > 0 else now - low for now, low, high in zip(exact, least, most, strict=True)]
+    room = [high - now if gap > 0 else now - low for now, low, high in zip(exact, lower, upper, strict=True)]
     if math.fsum(room) > 0:
         share = gap / math.fsum(room)
         exact = [now + share * free for now, free in zip(exact, room, strict=True)]
-    given = [min(max(math.floor(now), low), high) for now, low, high in zip(exact, least, most, strict=True)]
-    missing = total - sum(given)
-    free = [index for index, high in enumerate(most) if given[index] < high]
-    free.sort(key=lambda index: round(given[index] - exact[index], 9))
+    counts = [min(max(math.floor(now), low), high) for now, low, high in zip(exact, lower, upper, strict=True)]
+    missing = total - sum(counts)
+    free = [index for index, high in enumerate(upper) if counts[index] < high]
+    free.sort(key=lambda index: round(counts[index] - exact[index], 9))
     for index in free[: max(missing, 0)]:
-        given[index] += 1
-    return given
+        counts[index] += 1
+    return counts
 
 
 def small_layers(counts: Sequence[int], sparsity: float) -> set[int]:
@@ -82,13 +82,13 @@ def small_layers(counts: Sequence[int], sparsity: float) -> set[int]:
     chosen: set[int] = set()
     for index in sorted(range(len(counts)), key=lambda index: counts[index]):
         limit -= counts[index]
-        if limit < 0 or counts[index] >= SMALL * max(counts):
+        if limit < 0 or counts[index] >= SMALL_RATIO * max(counts):
             break
         chosen.add(index)
     return chosen
 
 
-def levels(shape: str, goal: float, rounds: int, start: float = 0.0) -> list[float]:
+def round_targets(shape: str, goal: float, rounds: int, start: float = 0.0) -> list[float]:
     """Return the amount that each round reaches, rising; the last is exactly `goal`.
 
     Args:

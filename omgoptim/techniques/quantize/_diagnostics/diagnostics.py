@@ -96,11 +96,11 @@ def gates(model: ModelProto, layers: Sequence[Quantizable]) -> Iterator[Diagnost
             gate = producers.get(name)
             if gate is None or gate.op_type not in ("Sigmoid", "HardSigmoid", "Clip", "Div"):
                 continue
-            behind = _behind(gate, producers)
-            if any(one.op_type in ("GlobalAveragePool", "ReduceMean") for one in behind):
-                excited += [one.name for one in behind if one.name in by_node and one.name not in excited]
-            elif set(node.input) & set(behind[-1].input) or set(node.input) & set(gate.input):
-                swish = swish or gate.op_type != "Div" or any(one.op_type == "Clip" for one in behind)
+            chain = _nodes_before(gate, producers)
+            if any(link.op_type in ("GlobalAveragePool", "ReduceMean") for link in chain):
+                excited += [link.name for link in chain if link.name in by_node and link.name not in excited]
+            elif set(node.input) & set(chain[-1].input) or set(node.input) & set(gate.input):
+                swish = swish or gate.op_type != "Div" or any(link.op_type == "Clip" for link in chain)
         if swish:
             swishes.append(node.name)
     if swishes:
@@ -121,10 +121,10 @@ def gates(model: ModelProto, layers: Sequence[Quantizable]) -> Iterator[Diagnost
         )
 
 
-def _behind(gate: NodeProto, producers: Mapping[str, NodeProto], most: int = 12) -> list[NodeProto]:
+def _nodes_before(gate: NodeProto, producers: Mapping[str, NodeProto], max_length: int = 12) -> list[NodeProto]:
     """Return the chain of nodes before a gate, up to the pooling of a squeeze-excite block."""
     chain, node = [gate], gate
-    for _ in range(most):
+    for _ in range(max_length):
         before = next((producers[name] for name in node.input if name in producers), None)
         if before is None:
             break
@@ -136,12 +136,12 @@ def _behind(gate: NodeProto, producers: Mapping[str, NodeProto], most: int = 12)
 
 
 def unfolded_norms(model: ModelProto) -> Iterator[Diagnostic]:
-    left = [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
-    if left:
+    unfolded = [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
+    if unfolded:
         yield Diagnostic(
             "unfolded batch norm",
-            left[:MAX_PATHS],
-            f"{len(left)} batch norms could not be folded into the layer before them: each runs in float between a "
+            unfolded[:MAX_PATHS],
+            f"{len(unfolded)} batch norms could not be folded into the layer before them: each runs in float between a "
             "dequantize and a quantize",
             "place each batch norm directly after a convolution or Linear whose output nothing else reads",
         )
@@ -163,29 +163,29 @@ def diagnose(simulation: Simulation, params: Any, evaluation: Sequence[Mapping[s
         *mask_fills(simulation.model),
         *gates(simulation.model, simulation.layers),
         *unfolded_norms(simulation.model),
-        *_unlike(simulation, evaluation),
+        *_calibration_mismatch(simulation, evaluation),
     )
     return list(found)
 
 
 def _outliers(simulation: Simulation, params: Any) -> Iterator[Diagnostic]:
     ratios = {}
-    for item, given in _given(simulation):
-        largest = max(abs(given.low), abs(given.high))
-        if given.typical > 0 and largest / given.typical >= OUTLIER_RATIO:
-            ratios[item.layer.node] = largest / given.typical
+    for item, statistics in _with_statistics(simulation):
+        largest = max(abs(statistics.low), abs(statistics.high))
+        if statistics.typical > 0 and largest / statistics.typical >= OUTLIER_RATIO:
+            ratios[item.layer.node] = largest / statistics.typical
     if ratios:
         nodes, paths = _worst(simulation, ratios)
         item = next(i for i in simulation.layers if i.layer.node == nodes[0])
-        given = simulation.statistics[item.activation or ""]
-        cut = getattr(params, "range_method", "auto")
-        clips = cut not in ("percentile", "mse", "entropy") and getattr(params, "algorithm", "") != "nncf"
+        statistics = simulation.statistics[item.activation or ""]
+        method = getattr(params, "range_method", "auto")
+        clips = method not in ("percentile", "mse", "entropy") and getattr(params, "algorithm", "") != "nncf"
         yield Diagnostic(
             "activation outliers",
             paths,
-            f"the input of {paths[0]} reaches {max(abs(given.low), abs(given.high)):.3g}, "
-            f"{ratios[nodes[0]]:.1f} times its 99.9th percentile of {given.typical:.3g}"
-            + _more(ratios, "layers have such inputs"),
+            f"the input of {paths[0]} reaches {max(abs(statistics.low), abs(statistics.high)):.3g}, "
+            f"{ratios[nodes[0]]:.1f} times its 99.9th percentile of {statistics.typical:.3g}"
+            + _layer_count(ratios, "layers have such inputs"),
             "clip the range (range_method percentile or mse), or keep these layers in float",
             nodes,
             {"range_method": "percentile"} if clips else {},
@@ -209,7 +209,7 @@ def _spread_weights(simulation: Simulation, params: Any) -> Iterator[Diagnostic]
             "per-tensor depthwise weights" if depthwise else "per-tensor weights",
             paths,
             f"the largest output channel of {paths[0]} has {ratios[nodes[0]]:.0f} times the median range, and all "
-            "share one scale" + _more(ratios, "layers have such weights"),
+            "share one scale" + _layer_count(ratios, "layers have such weights"),
             "granularity per_channel",
             nodes,
             {"granularity": "per_channel"},
@@ -220,25 +220,27 @@ def _spread_activations(simulation: Simulation, params: Any) -> Iterator[Diagnos
     """Find activations whose channels have uneven ranges: they share one scale per tensor."""
     typical = {}
     ratios = {}
-    for item, given in _given(simulation):
-        if given.channels.size > 1:
-            powers = _column_powers(simulation.weight(item), item, given)
-            typical[item.layer.node] = _typical_channel(given.channels, powers)
-            ratio = float(given.channels.max()) / typical[item.layer.node]
+    for item, statistics in _with_statistics(simulation):
+        if statistics.channels.size > 1:
+            powers = _column_powers(simulation.weight(item), item, statistics)
+            typical[item.layer.node] = _typical_channel(statistics.channels, powers)
+            ratio = float(statistics.channels.max()) / typical[item.layer.node]
             if ratio >= CHANNEL_RATIO:
                 ratios[item.layer.node] = ratio
     if ratios:
         nodes, paths = _worst(simulation, ratios)
-        off = getattr(params, "equalize", None) is False
+        disabled = getattr(params, "equalize", None) is False
         yield Diagnostic(
             "spread channels",
             paths,
             f"the largest input channel of {paths[0]} reaches {typical[nodes[0]] * ratios[nodes[0]]:.3g}, "
             f"{ratios[nodes[0]]:.0f} times the channels that matter most ({typical[nodes[0]]:.3g}), which get only "
-            f"{max(1, round(255 / ratios[nodes[0]]))} of 255 levels" + _more(ratios, "layers have such inputs"),
-            "use equalize (effort balanced)" if off else "keep these layers in float: equalization does not reach them",
+            f"{max(1, round(255 / ratios[nodes[0]]))} of 255 levels" + _layer_count(ratios, "layers have such inputs"),
+            "use equalize (effort balanced)"
+            if disabled
+            else "keep these layers in float: equalization does not reach them",
             nodes,
-            {"equalize": True} if off else {},
+            {"equalize": True} if disabled else {},
         )
 
 
@@ -252,12 +254,12 @@ def _typical_channel(channels: Array, powers: Array | None) -> float:
     return float(np.sqrt((np.square(channels) * powers)[alive].sum() / powers[alive].sum())) or 1.0
 
 
-def _column_powers(weight: Array, item: Quantizable, given: LayerStatistics) -> Array | None:
+def _column_powers(weight: Array, item: Quantizable, statistics: LayerStatistics) -> Array | None:
     """Return for every input channel the sum of squares of the weights that read it, shape (C,).
 
     None for a depthwise layer: its channels are not added up, so that none counts for more than another.
     """
-    size = given.channels.size
+    size = statistics.channels.size
     squares = np.square(weight, dtype=np.float64)
     if item.is_depthwise:
         return None
@@ -275,34 +277,34 @@ def _column_powers(weight: Array, item: Quantizable, given: LayerStatistics) -> 
     return np.asarray(squares.sum(tuple(i for i in range(weight.ndim) if i != axis)))
 
 
-def _unlike(simulation: Simulation, evaluation: Sequence[Mapping[str, Array]]) -> Iterator[Diagnostic]:
-    calibrated, coming = input_ranges(simulation.batches), input_ranges(evaluation)
+def _calibration_mismatch(simulation: Simulation, evaluation: Sequence[Mapping[str, Array]]) -> Iterator[Diagnostic]:
+    calibrated, evaluated = input_ranges(simulation.batches), input_ranges(evaluation)
     worst: tuple[float, str] = (0.0, "")
     for name, (low, high) in calibrated.items():
-        seen = coming.get(name)
-        if seen is None:
+        bounds = evaluated.get(name)
+        if bounds is None:
             continue
-        width, other = high - low, seen[1] - seen[0]
-        outside = max(low - seen[0], seen[1] - high, 0.0)
-        ratio = max((width + outside) / width, width / other) if width > 0 and other > 0 else 1.0
+        width, evaluated_width = high - low, bounds[1] - bounds[0]
+        outside = max(low - bounds[0], bounds[1] - high, 0.0)
+        ratio = max((width + outside) / width, width / evaluated_width) if width > 0 and evaluated_width > 0 else 1.0
         worst = max(worst, (ratio, name))
     if worst[0] >= RANGE_RATIO:
         low, high = calibrated[worst[1]]
-        seen = coming[worst[1]]
+        bounds = evaluated[worst[1]]
         yield Diagnostic(
             "calibration unlike evaluation",
             [worst[1]],
-            f"input {worst[1]} ranges from {low:.3g} to {high:.3g} in the calibration samples and from {seen[0]:.3g} "
-            f"to {seen[1]:.3g} in the evaluation samples",
+            f"input {worst[1]} ranges from {low:.3g} to {high:.3g} in the calibration samples and from {bounds[0]:.3g} "
+            f"to {bounds[1]:.3g} in the evaluation samples",
             "calibrate on data with the preprocessing and the sources of deployment",
         )
 
 
-def _given(simulation: Simulation) -> Iterator[tuple[Quantizable, LayerStatistics]]:
+def _with_statistics(simulation: Simulation) -> Iterator[tuple[Quantizable, LayerStatistics]]:
     for item in simulation.layers:
-        given = simulation.statistics.get(item.activation or "")
-        if given is not None:
-            yield item, given
+        statistics = simulation.statistics.get(item.activation or "")
+        if statistics is not None:
+            yield item, statistics
 
 
 def _spread(channels: Array) -> float:
@@ -318,5 +320,5 @@ def _worst(simulation: Simulation, ratios: Mapping[str, float]) -> tuple[list[st
     return nodes, [paths[node] for node in nodes]
 
 
-def _more(ratios: Mapping[str, float], what: str) -> str:
+def _layer_count(ratios: Mapping[str, float], what: str) -> str:
     return f"; {len(ratios)} {what}" if len(ratios) > 1 else ""

@@ -23,10 +23,10 @@ from omgoptim.techniques.quantize._ptq.calibration import ActivationReader
 
 Array = NDArray[Any]
 
-AT_ONCE = 8
+BATCH_SIZE = 8
 """Samples per run. Chosen by memory: the inputs of all layers are held at the same time."""
 
-KEPT_VALUES = 20_000
+PERCENTILE_VALUES = 20_000
 """Values of a layer's input that are kept per run for its 99.9th percentile. Chosen: 20 lie above it."""
 
 OUTPUT_CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gather": 0}
@@ -98,12 +98,12 @@ def quantizable_layers(model: ModelProto, chosen: Sequence[OnnxLayer]) -> list[Q
         if layer.op != "Gather" and (not activation or activation in stored):
             continue
         channel_axis = 1 if layer.op.startswith("Conv") else -1
-        output = _behind_activations(node.output[0], readers, kept)
+        output = _after_activations(node.output[0], readers, kept)
         found.append(Quantizable(layer, position, _axis(node) % rank, activation, output, channel_axis))
     return found
 
 
-def _behind_activations(name: str, readers: Mapping[str, Sequence[NodeProto]], kept: set[str]) -> str:
+def _after_activations(name: str, readers: Mapping[str, Sequence[NodeProto]], kept: set[str]) -> str:
     while name not in kept and [node.op_type for node in readers.get(name, ())] in (["Relu"], ["Clip"]):
         name = readers[name][0].output[0]
     return name
@@ -123,16 +123,16 @@ def take_samples(model: ModelProto, batches: Sequence[Mapping[str, Array]], samp
         for value in model.graph.input
     )
     taken: list[dict[str, Array]] = []
-    left = samples
+    remaining = samples
     for batch in batches:
         length = len(batch[names[0]])
-        step = length if fixed else AT_ONCE
+        step = length if fixed else BATCH_SIZE
         for start in range(0, length, max(step, 1)):
-            stop = length if fixed else min(start + step, start + left)
+            stop = length if fixed else min(start + step, start + remaining)
             part = {name: np.asarray(batch[name])[start:stop] for name in names}
             taken.append(part)
-            left -= len(part[names[0]])
-            if left <= 0:
+            remaining -= len(part[names[0]])
+            if remaining <= 0:
                 return taken
     return taken
 
@@ -145,17 +145,19 @@ def collect_statistics(
     outputs: bool = False,
 ) -> dict[str, LayerStatistics]:
     """Collect the statistics of layer inputs, and of outputs if `outputs`, by tensor name."""
-    ranks = {item.output: item.channel_axis for item in found if outputs and item.activation}
+    channel_axes = {item.output: item.channel_axis for item in found if outputs and item.activation}
     for item in found:
         if item.activation:
-            ranks[item.activation] = item.channel_axis
-    gathered: dict[str, list[LayerStatistics]] = {name: [] for name in ranks}
-    given = [dict(batch) for batch in batches]
-    for _, values in ActivationReader(model, list(ranks), threads=threads).slices(given) if ranks else ():
+            channel_axes[item.activation] = item.channel_axis
+    gathered: dict[str, list[LayerStatistics]] = {name: [] for name in channel_axes}
+    copies = [dict(batch) for batch in batches]
+    for _, values in (
+        ActivationReader(model, list(channel_axes), threads=threads).slices(copies) if channel_axes else ()
+    ):
         for name, array in values.items():
             if array.size:
-                gathered[name].append(_one(array, ranks[name]))
-    return {name: _merged(parts) for name, parts in gathered.items() if parts}
+                gathered[name].append(_statistics_of(array, channel_axes[name]))
+    return {name: _combined(parts) for name, parts in gathered.items() if parts}
 
 
 def input_ranges(batches: Sequence[Mapping[str, Array]]) -> dict[str, tuple[float, float]]:
@@ -170,31 +172,31 @@ def input_ranges(batches: Sequence[Mapping[str, Array]]) -> dict[str, tuple[floa
     return ranges
 
 
-def _one(array: Array, channel_axis: int) -> LayerStatistics:
+def _statistics_of(array: Array, channel_axis: int) -> LayerStatistics:
     values = np.asarray(array, np.float32)
     if not np.isfinite(values).all():
         values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)  # a mask's fill: its own signature
     axis = channel_axis % values.ndim if values.ndim > 1 else 0
-    around = tuple(i for i in range(values.ndim) if i != axis)
-    size = np.abs(values)
-    flat = size.reshape(-1)
-    kept = flat[:: max(1, flat.size // KEPT_VALUES)]
+    reduced = tuple(i for i in range(values.ndim) if i != axis)
+    magnitudes = np.abs(values)
+    flat = magnitudes.reshape(-1)
+    sample = flat[:: max(1, flat.size // PERCENTILE_VALUES)]
     return LayerStatistics(
         low=float(values.min()),
         high=float(values.max()),
-        typical=float(np.quantile(kept, 0.999)),
+        typical=float(np.quantile(sample, 0.999)),
         power=float(np.mean(np.square(values, dtype=np.float64))),
-        channels=size.max(around) if around else size,
+        channels=magnitudes.max(reduced) if reduced else magnitudes,
     )
 
 
-def _merged(parts: Sequence[LayerStatistics]) -> LayerStatistics:
+def _combined(parts: Sequence[LayerStatistics]) -> LayerStatistics:
     """Combine the statistics of all runs; the percentile is the median of theirs."""
-    same = all(part.channels.shape == parts[0].channels.shape for part in parts)
+    same_shape = all(part.channels.shape == parts[0].channels.shape for part in parts)
     return LayerStatistics(
         low=min(part.low for part in parts),
         high=max(part.high for part in parts),
         typical=float(np.median([part.typical for part in parts])),
         power=float(np.mean([part.power for part in parts])),
-        channels=np.max([part.channels for part in parts], 0) if same else parts[0].channels,
+        channels=np.max([part.channels for part in parts], 0) if same_shape else parts[0].channels,
     )

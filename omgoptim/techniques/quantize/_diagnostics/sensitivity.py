@@ -30,7 +30,7 @@ class LayerSensitivity:
     """Sensitivity of one layer."""
 
     layer: OnnxLayer
-    alone_db: float
+    only_layer_db: float
     """SQNR of the output with only this layer quantized."""
     measured: bool
     """False if estimated from the layer's rounding error: past `MAX_LAYERS` or the time limit."""
@@ -40,14 +40,14 @@ class LayerSensitivity:
     @property
     def power(self) -> float:
         """Noise-to-signal ratio at the model's output."""
-        return float(10 ** (-self.alone_db / 10))
+        return float(10 ** (-self.only_layer_db / 10))
 
 
 @dataclass(frozen=True, slots=True)
 class SensitivityReport:
     """Sensitivity of every layer, the worst first, and SQNR with all quantized."""
 
-    whole_db: float
+    all_quantized_db: float
     layers: list[LayerSensitivity]
     samples: int
 
@@ -69,39 +69,39 @@ def measure_sensitivity(
 
     Args:
         simulation: of the program, with its samples.
-        restored: whether to measure the whole with one layer back in float, too: twice the work.
+        restored: whether to also measure with all but one layer quantized: twice the work.
         limit_s: seconds after which layers are estimated instead: from their own rounding, on the scale of those
             measured.
         clock: seconds from any start.
         progress: `progress(fraction)` of the layers, 0..1.
     """
     start = clock()
-    own = {item.layer.node: local_noise(simulation, item) for item in simulation.layers}
-    order = sorted((item.layer for item in simulation.layers), key=lambda layer: -own[layer.node])
-    whole = {layer.node for layer in order}
-    whole_db = simulation.sqnr(whole)
-    alone: dict[str, float] = {}
+    local = {item.layer.node: local_noise(simulation, item) for item in simulation.layers}
+    order = sorted((item.layer for item in simulation.layers), key=lambda layer: -local[layer.node])
+    all_layers = {layer.node for layer in order}
+    all_quantized_db = simulation.sqnr(all_layers)
+    measured_db: dict[str, float] = {}
     for index, layer in enumerate(order[:MAX_LAYERS]):
         if index and clock() - start >= limit_s:
             break
-        alone[layer.node] = simulation.sqnr({layer.node})
+        measured_db[layer.node] = simulation.sqnr({layer.node})
         progress(index / min(len(order), MAX_LAYERS))
-    carried = [10 ** (-db / 10) / max(own[node], 1e-12) for node, db in alone.items()]
-    scale = float(np.median(carried)) if carried else 1.0
+    propagation = [10 ** (-db / 10) / max(local[node], 1e-12) for node, db in measured_db.items()]
+    scale = float(np.median(propagation)) if propagation else 1.0
     found = [
-        LayerSensitivity(layer, alone[layer.node], True)
-        if layer.node in alone
-        else LayerSensitivity(layer, to_decibels(own[layer.node] * scale), False)
+        LayerSensitivity(layer, measured_db[layer.node], True)
+        if layer.node in measured_db
+        else LayerSensitivity(layer, to_decibels(local[layer.node] * scale), False)
         for layer in order
     ]
-    found.sort(key=lambda entry: entry.alone_db)
+    found.sort(key=lambda entry: entry.only_layer_db)
     if restored:
         for index, entry in enumerate(found[:MAX_LAYERS]):
             if index and clock() - start >= limit_s:
                 break
-            without = simulation.sqnr(whole - {entry.layer.node})
-            found[index] = LayerSensitivity(entry.layer, entry.alone_db, entry.measured, without)
-    return SensitivityReport(whole_db, found, simulation.samples)
+            restored_db = simulation.sqnr(all_layers - {entry.layer.node})
+            found[index] = LayerSensitivity(entry.layer, entry.only_layer_db, entry.measured, restored_db)
+    return SensitivityReport(all_quantized_db, found, simulation.samples)
 
 
 def local_noise(simulation: Simulation, item: Quantizable) -> float:
@@ -109,8 +109,8 @@ def local_noise(simulation: Simulation, item: Quantizable) -> float:
     weight, rounding = simulation.weight(item), simulation.rounding
     signal = float(np.square(weight, dtype=np.float64).sum()) or 1.0
     lost = float(np.square(weight - rounded_weight(weight, item.axis, rounding), dtype=np.float64).sum())
-    given = simulation.statistics.get(item.activation or "")
-    if given is None or given.power <= 0:
+    statistics = simulation.statistics.get(item.activation or "")
+    if statistics is None or statistics.power <= 0:
         return lost / signal
-    scale, _ = quantization_parameters((given.low, given.high), rounding.symmetric)
-    return lost / signal + scale**2 / 12 / given.power
+    scale, _ = quantization_parameters((statistics.low, statistics.high), rounding.symmetric)
+    return lost / signal + scale**2 / 12 / statistics.power

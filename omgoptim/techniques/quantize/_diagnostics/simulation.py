@@ -3,8 +3,8 @@
 What is simulated: a layer's input (and its output, where the writer of the algorithm rounds that) through
 QuantizeLinear and DequantizeLinear with its range over the samples, its weight replaced by what int8 leaves of it, on
 the program with its channels scaled where the technique scales them. Ranges are plain minima and maxima; what bias
-correction, chosen ranges or learned rounding repair is not in it, nor is what lies between layers (additions). It
-ranks; candidates are judged by themselves.
+correction, chosen ranges or learned rounding repair is not in it, nor is what lies between layers (additions). It only
+ranks layers; candidates are evaluated as written programs.
 """
 
 from __future__ import annotations
@@ -144,34 +144,36 @@ def build_simulation(
     Raises:
         TechniqueError: a glob names no layer, or the program does not run.
     """
-    model, found = load_folded(source, threads)
-    paths = {layer.node: layer.path for layer in found}
+    model, layers = load_folded(source, threads)
+    paths = {layer.node: layer.path for layer in layers}
     rounding = rounding or SimulationConfig.of(params)
-    taken = take_samples(model, batches, samples)
+    subset = take_samples(model, batches, samples)
 
-    def chosen(one: ModelProto) -> list[OnnxLayer]:
-        now = select_layers(find_layers(one, paths), getattr(params, "targets", []), getattr(params, "ignore", []))
-        return [layer for layer in now if not layer.is_quantized]
+    def chosen(program: ModelProto) -> list[OnnxLayer]:
+        selected = select_layers(
+            find_layers(program, paths), getattr(params, "targets", []), getattr(params, "ignore", [])
+        )
+        return [layer for layer in selected if not layer.is_quantized]
 
-    best = Simulation(model, chosen(model), taken, rounding, threads)
+    best = Simulation(model, chosen(model), subset, rounding, threads)
     scales = getattr(params, "equalize", False) is not False and getattr(params, "algorithm", "auto") != "nncf"
     for share in SHARES if scales and best.layers else ():
         try:
             with as_technique_error("cross-layer equalization failed"):
                 granularity = Static(granularity="per_channel" if rounding.per_channel else "per_tensor")
-                scaled, count = equalize_channels(model, chosen(model), granularity, share, batches=taken)
+                scaled, count = equalize_channels(model, chosen(model), granularity, share, batches=subset)
         except OmgoptimError:  # the technique would leave them, too
             break
         if count:
-            other = Simulation(scaled, chosen(scaled), taken, rounding, threads)
-            best = max(best, other, key=lambda one: one.sqnr(one.nodes))
+            other = Simulation(scaled, chosen(scaled), subset, rounding, threads)
+            best = max(best, other, key=lambda simulation: simulation.sqnr(simulation.nodes))
     return best
 
 
 def rounded_weight(weight: Array, axis: int, rounding: SimulationConfig) -> Array:
     """Quantize and dequantize a weight in symmetric int8: a scale per entry of `axis`, or one for all."""
-    around = tuple(i for i in range(weight.ndim) if i != axis) if rounding.per_channel else None
-    largest = np.abs(weight).max(axis=around, keepdims=True)
+    reduced = tuple(i for i in range(weight.ndim) if i != axis) if rounding.per_channel else None
+    largest = np.abs(weight).max(axis=reduced, keepdims=True)
     scale = np.where(largest > 0, largest / rounding.weight_levels, 1.0)
     quantized: Array = (np.rint(weight / scale) * scale).astype(np.float32)
     return quantized
@@ -179,17 +181,17 @@ def rounded_weight(weight: Array, axis: int, rounding: SimulationConfig) -> Arra
 
 def switchable(
     model: ModelProto,
-    found: Sequence[Quantizable],
+    layers: Sequence[Quantizable],
     statistics: Mapping[str, LayerStatistics],
     rounding: SimulationConfig,
 ) -> ModelProto:
     """Add an input to the program: a bool per layer, whether that layer is quantized."""
     result = deepcopy(model)
     graph = result.graph
-    graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [max(1, len(found))]))
+    graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [max(1, len(layers))]))
     stored = initializers(model)
-    items = {item.layer.node: (index, item) for index, item in enumerate(found)}
-    rounds = {item.output: f"omgoptim.{index}." for index, item in enumerate(found) if rounding.outputs}
+    items = {item.layer.node: (index, item) for index, item in enumerate(layers)}
+    prefixes = {item.output: f"omgoptim.{index}." for index, item in enumerate(layers) if rounding.outputs}
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         copy = deepcopy(node)
@@ -198,10 +200,10 @@ def switchable(
             _switch(copy, _Writer(graph, nodes, f"omgoptim.{index}.", rounding), index, item, stored, statistics)
         nodes.append(copy)
         for place, name in enumerate(node.output):
-            if name in rounds and name in statistics:
-                copy.output[place] = f"{rounds[name]}raw"
-                writer = _Writer(graph, nodes, rounds[name], rounding)
-                writer.round(f"{rounds[name]}raw", "output", statistics[name], name)
+            if name in prefixes and name in statistics:
+                copy.output[place] = f"{prefixes[name]}raw"
+                writer = _Writer(graph, nodes, prefixes[name], rounding)
+                writer.round(f"{prefixes[name]}raw", "output", statistics[name], name)
     replace_nodes(graph, nodes)
     return result
 
@@ -212,28 +214,28 @@ class _Writer:
 
     graph: GraphProto
     nodes: list[NodeProto]
-    own: str
+    prefix: str
     rounding: SimulationConfig
 
     def constant(self, name: str, value: Array) -> str:
-        self.graph.initializer.append(numpy_helper.from_array(value, self.own + name))
-        return self.own + name
+        self.graph.initializer.append(numpy_helper.from_array(value, self.prefix + name))
+        return self.prefix + name
 
     def add(self, op: str, inputs: Sequence[str], name: str, output: str = "") -> str:
-        output = output or self.own + name
-        self.nodes.append(helper.make_node(op, inputs, [output], self.own + name + "_node"))
+        output = output or self.prefix + name
+        self.nodes.append(helper.make_node(op, inputs, [output], self.prefix + name + "_node"))
         return output
 
-    def round(self, tensor: str, name: str, given: LayerStatistics, output: str = "") -> str:
+    def round(self, tensor: str, name: str, statistics: LayerStatistics, output: str = "") -> str:
         """Round a tensor if the layer's switch is on; the switch was read before."""
-        scale, zero = quantization_parameters((given.low, given.high), self.rounding.symmetric)
+        scale, zero = quantization_parameters((statistics.low, statistics.high), self.rounding.symmetric)
         grid = [
             self.constant(f"{name}_scale", np.array(scale, np.float32)),
             self.constant(f"{name}_zero", np.array(zero, np.int8 if self.rounding.symmetric else np.uint8)),
         ]
         integers = self.add("QuantizeLinear", [tensor, *grid], f"{name}_integers")
         restored = self.add("DequantizeLinear", [integers, *grid], f"{name}_rounded")
-        return self.add("Where", [f"{self.own}on", restored, tensor], f"{name}_chosen", output)
+        return self.add("Where", [f"{self.prefix}on", restored, tensor], f"{name}_chosen", output)
 
 
 def _switch(
@@ -249,6 +251,6 @@ def _switch(
     weight = numpy_helper.to_array(stored[item.layer.weight])
     rounded = writer.constant("weight", rounded_weight(weight, item.axis, writer.rounding))
     node.input[item.weight_position] = writer.add("Where", [on, rounded, item.layer.weight], "weight_chosen")
-    given = statistics.get(item.activation or "")
-    if given is not None and item.activation:
-        node.input[1 - item.weight_position] = writer.round(item.activation, "input", given)
+    activation = statistics.get(item.activation or "")
+    if activation is not None and item.activation:
+        node.input[1 - item.weight_position] = writer.round(item.activation, "input", activation)

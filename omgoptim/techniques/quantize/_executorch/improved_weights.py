@@ -22,8 +22,8 @@ from omgoptim.models.globs import is_selected
 from omgoptim.models.onnx_file import initializers, load
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers, module_paths
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._onnx import preparation
 from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight, bias_of, find_layer_weights
+from omgoptim.techniques.quantize._onnx.preparation import prepare_with_shapes
 from omgoptim.techniques.quantize._ptq import pipeline
 from omgoptim.techniques.quantize._ptq.calibration import Batch
 from omgoptim.techniques.quantize._ptq.state import PtqTask
@@ -61,8 +61,7 @@ def improve_weights(
     original = load(program)
     paths = module_paths(original)
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
-        prepared = preparation.prepare(preparation.at_opset(original, 13), Path(scratch))
-    prepared = preparation.infer_shapes(prepared)
+        prepared = prepare_with_shapes(original, Path(scratch))
     layers = find_layers(prepared, paths)
     chosen = [layer for layer in layers if is_selected([layer.path], params.targets, params.ignore)]
     task = PtqTask(chosen, params, run.threads, run.seed, run.progress)
@@ -71,7 +70,9 @@ def improve_weights(
     if not _copy_weights(before, prepared, layers) or not _copy_weights(after, rewritten, layers):
         return None
     return (
-        (before, after, [layer.path for layer in in_float]) if _open_clips(after, prepared, rewritten, paths) else None
+        (before, after, [layer.path for layer in in_float])
+        if _replace_clips_by_relus(after, prepared, rewritten, paths)
+        else None
     )
 
 
@@ -125,7 +126,9 @@ def _drop_batch_norm(node: fx.Node) -> None:
         users[0].replace_all_uses_with(node)
 
 
-def _open_clips(module: fx.GraphModule, prepared: ModelProto, rewritten: ModelProto, paths: Mapping[str, str]) -> bool:
+def _replace_clips_by_relus(
+    module: fx.GraphModule, prepared: ModelProto, rewritten: ModelProto, paths: Mapping[str, str]
+) -> bool:
     """Replace clips by ReLUs where equalization did, in place; False where it is not known which they are."""
     import torch
 

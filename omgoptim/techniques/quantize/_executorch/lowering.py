@@ -61,11 +61,11 @@ class LoweringInput:
         return as_tensors(self.example, self.signature.dtypes)
 
 
-def lower(given: LoweringInput, params: Params | None, target: Path) -> Outcome:
+def lower(source: LoweringInput, params: Params | None, target: Path) -> Outcome:
     """Write the `.pte` file `target`, and beside it which module each of its operators comes from.
 
     Args:
-        given: the module, with one sample and its calibration samples.
+        source: the module, with one sample and its calibration samples.
         params: Static or Dynamic; any other stays in float32.
         target: the file to write.
 
@@ -74,17 +74,17 @@ def lower(given: LoweringInput, params: Params | None, target: Path) -> Outcome:
         NoLayerChanged: no layer became int8.
     """
     if isinstance(params, (Static, Dynamic)):
-        refuse_unknown((*params.targets, *params.ignore), given.layers)
-    exported = exported_program(given.module, given.tensors, given.signature)
+        refuse_unknown((*params.targets, *params.ignore), source.layers)
+    exported = exported_program(source.module, source.tensors, source.signature)
     notes: list[str] = []
     if isinstance(params, (Static, Dynamic)):
         from omgoptim.techniques.quantize._executorch.pt2e import quantize
 
-        exported, notes = quantize(exported, given, params)
-    given.run.progress("lowering to XNNPACK", None)
+        exported, notes = quantize(exported, source, params)
+    source.run.progress("lowering to XNNPACK", None)
     _write(exported, target)
     written = {layer.path: layer for layer in lowered_layers(target)}
-    return _outcome(given, written, params, notes) if isinstance(params, (Static, Dynamic)) else Outcome([])
+    return _outcome(source, written, params, notes) if isinstance(params, (Static, Dynamic)) else Outcome([])
 
 
 def _write(exported: ExportedProgram, target: Path) -> None:
@@ -106,18 +106,18 @@ def _write(exported: ExportedProgram, target: Path) -> None:
         for index, (_, lowered, _) in enumerate(get_lowered_submodules(program)):
             for node in lowered.original_module.graph_module.graph.nodes:
                 stack = node.meta.get("nn_module_stack")
-                around = "quantize" in str(node.target)  # nodes around a layer have its handle, and no module
-                if node.op == "call_function" and stack and not around and "debug_handle" in node.meta:
+                is_conversion = "quantize" in str(node.target)  # nodes around a layer have its handle, and no module
+                if node.op == "call_function" and stack and not is_conversion and "debug_handle" in node.meta:
                     handles[f"{index}:{node.meta['debug_handle']}"] = list(stack.values())[-1][0]
     target.write_bytes(written)
     target.with_name(LAYERS).write_text(json.dumps(handles))
 
 
 def _outcome(
-    given: LoweringInput, written: Mapping[str, PteLayer], params: Static | Dynamic, notes: list[str]
+    source: LoweringInput, written: Mapping[str, PteLayer], params: Static | Dynamic, notes: list[str]
 ) -> Outcome:
     changed, skipped, scheme = [], [], params.scheme
-    for path, kind in given.layers.items():
+    for path, kind in source.layers.items():
         layer = written.get(path)
         if layer is not None and layer.dtype == "int8":
             changed.append(Change(path=path, what=kind, before="float32", after=PRECISIONS[scheme]))
@@ -126,7 +126,7 @@ def _outcome(
             skipped.append(Refusal(_reason(kind, layer, scheme), "unsupported" if chosen else "excluded").skip(path))
     if not changed:
         why = "; ".join(sorted({skip.reason for skip in skipped})) or "the model has no layer with weights"
-        other = "static" if scheme == "dynamic" and set(given.layers.values()) & set(CONV_KINDS) else "fp32"
+        other = "static" if scheme == "dynamic" and set(source.layers.values()) & set(CONV_KINDS) else "fp32"
         raise NoLayerChanged(f"{scheme} quantization changed no layer", why, f"use scheme {other}", schemes=[other])
     return Outcome(changed, skipped, notes)
 

@@ -19,7 +19,7 @@ from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_engines import to_array
 from omgoptim.techniques.quantize._executorch.improved_weights import improve_weights, module_path
 from omgoptim.techniques.quantize._ptq.calibration import Batch, split
-from omgoptim.techniques.quantize._ptq.observers import METHODS, Method, RangeObserver
+from omgoptim.techniques.quantize._ptq.observers import METHODS, Method, RangeObserver, not_finite
 from omgoptim.techniques.quantize._ptq.pipeline import rewrites
 from omgoptim.techniques.quantize._ptq.state import MIN_CHOICE_GAIN_DB, MIN_STEP_GAIN_DB, apply_preset, sqnr_db
 
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
     from omgoptim.techniques.quantize._executorch.lowering import LoweringInput
 
 MAX_HELD_OUT = 64
-"""Most held-out calibration samples on which weights and ranges are compared. Chosen: noise against time."""
+"""Maximum held-out calibration samples on which weights and ranges are compared. Chosen: noise against time."""
 
 SAME_DB = 60.0
-"""Least output SQNR of a module with unchanged weights of its ONNX program. Chosen: rounding against a wrong weight."""
+"""Minimum output SQNR of a module with the unchanged weights of its ONNX program. Chosen: above it only rounding
+differs, a wrong weight is far below."""
 
 WEIGHT_EPS, ACTIVATION_EPS = 2**-20, 2**-16
-"""Least scales. ExecuTorch's own 2**-12 is a coarse step for weights below 0.03, as depthwise layers have."""
+"""Minimum scales. Chosen: ExecuTorch's own 2**-12 is a coarse step for weights below 0.03, as depthwise layers have."""
 
 ATTENTION = ("aten.softmax.int", "aten._softmax.default", "aten.scaled_dot_product_attention.default")
 """Operators that show attention."""
 
 
 def quantize(
-    exported: ExportedProgram, given: LoweringInput, params: Static | Dynamic
+    exported: ExportedProgram, source: LoweringInput, params: Static | Dynamic
 ) -> tuple[ExportedProgram, list[str]]:
     """Return the quantized program, exported again, and notes for the summary.
 
@@ -56,13 +57,13 @@ def quantize(
         module = exported.module()
         _keep_integer_scalars(module)
         try:
-            args, kwargs = forward_args(given.signature, given.example)
+            args, kwargs = forward_args(source.signature, source.example)
             if isinstance(params, Static):
-                best, notes = _static(module, given, params)
+                best, notes = _static(module, source, params)
             else:
-                prepared, notes = _prepared(module, params), []
-                _observe(prepared, given, [given.example])  # the weights
-                best = _converted(prepared)
+                prepared, notes = _with_observers(module, params), []
+                _observe(prepared, source, [source.example])  # the weights
+                best = _convert(prepared)
             return torch.export.export(best, args, kwargs), notes
         except (TechniqueError, DataError):
             raise
@@ -73,7 +74,7 @@ def quantize(
             ) from error
 
 
-def _static(module: fx.GraphModule, given: LoweringInput, params: Static) -> tuple[fx.GraphModule, list[str]]:
+def _static(module: fx.GraphModule, source: LoweringInput, params: Static) -> tuple[fx.GraphModule, list[str]]:
     """Quantize with each range method and, if the preset has them, improved weights; keep the best on held-out data."""
     if any(str(node.target) in ATTENTION for node in module.graph.nodes):
         raise TechniqueError(
@@ -82,25 +83,28 @@ def _static(module: fx.GraphModule, given: LoweringInput, params: Static) -> tup
             "use scheme dynamic",
         )
     params = apply_preset(params, "balanced")  # what nobody left open any more stays
-    batches = [dict(batch) for batch in given.run.calibration[: params.calibration_samples]]
-    fit, held = split(batches)
-    held = held[:MAX_HELD_OUT]
-    wanted = _outputs(module, given, held)
-    forms, notes = _float_forms(module, given, params, batches, held)
+    batches = [dict(batch) for batch in source.run.calibration[: params.calibration_samples]]
+    fit, held_out = split(batches)
+    held_out = held_out[:MAX_HELD_OUT]
+    reference = _outputs(module, source, held_out)
+    forms, notes = _float_forms(module, source, params, batches, held_out)
     methods = METHODS[params.rounding == "adaround"] if params.range_method == "auto" else (params.range_method,)
-    calibrated, levels = [], []
+    calibrated, sqnrs = [], []
     for form, in_float in forms:
-        given.run.progress("calibrating", None)
-        observed = _prepared(form, params, in_float)
-        _observe(observed, given, fit)
+        source.run.progress("calibrating", None)
+        observed = _with_observers(form, params, in_float)
+        _observe(observed, source, fit)
         calibrated.append(observed)
-        level: dict[Method, float] = {}
+        sqnr_by_method: dict[Method, float] = {}
         for method in methods:
-            model = _converted(_prepared(form, params, in_float, observed), method)
-            level[method] = sqnr_db(wanted, _outputs(model, given, held))
-        levels.append(level)
-    chosen = [max(level, key=lambda m: level[m] + MIN_CHOICE_GAIN_DB * (m == methods[0])) for level in levels]
-    best = [level[method] for level, method in zip(levels, chosen, strict=True)]
+            model = _convert(_with_observers(form, params, in_float, observed), method)
+            sqnr_by_method[method] = sqnr_db(reference, _outputs(model, source, held_out))
+        sqnrs.append(sqnr_by_method)
+    chosen = [
+        max(sqnr_by_method, key=lambda m: sqnr_by_method[m] + MIN_CHOICE_GAIN_DB * (m == methods[0]))
+        for sqnr_by_method in sqnrs
+    ]
+    best = [sqnr_by_method[method] for sqnr_by_method, method in zip(sqnrs, chosen, strict=True)]
     index = len(best) - 1 if best[-1] > best[0] + MIN_STEP_GAIN_DB else 0
     notes.append(f"Range method {chosen[index]}: SQNR {best[index]:.1f} dB.")
     if len(best) > 1:
@@ -109,14 +113,14 @@ def _static(module: fx.GraphModule, given: LoweringInput, params: Static) -> tup
         notes.append(f"Equalization, bias correction and rounding of the weights {result}.")
     form, in_float = forms[index]
     if in_float:
-        notes.append(f"Kept in float32, since most of the quantization noise came from them: {', '.join(in_float)}.")
-    if fit[0] is not held[0]:
-        _observe(calibrated[index], given, held)
-    return _converted(_prepared(form, params, in_float, calibrated[index]), chosen[index]), notes
+        notes.append(f"Layers in float32, where int8 caused most of the quantization noise: {', '.join(in_float)}.")
+    if fit[0] is not held_out[0]:
+        _observe(calibrated[index], source, held_out)
+    return _convert(_with_observers(form, params, in_float, calibrated[index]), chosen[index]), notes
 
 
 def _float_forms(
-    module: fx.GraphModule, given: LoweringInput, params: Static, batches: Sequence[Batch], held: Sequence[Batch]
+    module: fx.GraphModule, source: LoweringInput, params: Static, batches: Sequence[Batch], held_out: Sequence[Batch]
 ) -> tuple[list[tuple[fx.GraphModule, list[str]]], list[str]]:
     """Return the module, then its form with improved weights if there is one, each with the layers to keep in float.
 
@@ -126,41 +130,41 @@ def _float_forms(
     if not rewrites(params):
         return forms, []
     reason = "the model has no ONNX program"
-    if given.program is not None:
+    if source.program is not None:
         try:
-            found = improve_weights(module, given.program, batches, params, given.run)
+            improved = improve_weights(module, source.program, batches, params, source.run)
         except TechniqueError as error:
-            found, reason = None, error.what
+            improved, reason = None, error.what
         else:
             reason = "the layers of its ONNX program do not match those of the module"
-        if found is not None:
-            before, after, in_float = found
-            if sqnr_db(_outputs(module, given, held[:1]), _outputs(before, given, held[:1])) > SAME_DB:
+        if improved is not None:
+            before, after, in_float = improved
+            if sqnr_db(_outputs(module, source, held_out[:1]), _outputs(before, source, held_out[:1])) > SAME_DB:
                 return [*forms, (after, in_float)], []
     return forms, [f"Equalization, bias correction and rounding of the weights were left out: {reason}."]
 
 
-def _outputs(model: fx.GraphModule, given: LoweringInput, batches: Sequence[NamedBatch]) -> list[list[Any]]:
+def _outputs(model: fx.GraphModule, source: LoweringInput, batches: Sequence[NamedBatch]) -> list[list[Any]]:
     import torch
 
     found = []
     with torch.no_grad():
         for batch in batches:
-            args, kwargs = forward_args(given.signature, batch)
+            args, kwargs = forward_args(source.signature, batch)
             found.append([np.array(to_array(leaf)) for leaf in flatten(model(*args, **kwargs))])
     return found
 
 
-def _observe(prepared: fx.GraphModule, given: LoweringInput, batches: Sequence[NamedBatch]) -> None:
+def _observe(prepared: fx.GraphModule, source: LoweringInput, batches: Sequence[NamedBatch]) -> None:
     import torch
 
     with torch.no_grad():
         for batch in batches:
-            args, kwargs = forward_args(given.signature, batch)
+            args, kwargs = forward_args(source.signature, batch)
             prepared(*args, **kwargs)
 
 
-def _prepared(
+def _with_observers(
     module: fx.GraphModule,
     params: Static | Dynamic,
     in_float: Sequence[str] = (),
@@ -201,7 +205,7 @@ def _prepared(
     return prepared
 
 
-def _converted(prepared: fx.GraphModule, method: Method = "minmax") -> fx.GraphModule:
+def _convert(prepared: fx.GraphModule, method: Method = "minmax") -> fx.GraphModule:
     """Return the quantized form of an observed module, which is used up."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
@@ -220,20 +224,16 @@ def _range_observer(symmetric: bool) -> Any:
     class Observer(UniformQuantizationObserverBase):  # type: ignore[misc]
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
-            self.seen = RangeObserver()
+            self.observer = RangeObserver()
             self.range_method: Method = "minmax"
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if not self.seen.add(x.detach().numpy(), histogram=True):
-                raise DataError(
-                    "an activation is not finite on the calibration data",
-                    "no quantization range can be calibrated from it",
-                    "look for a division by zero or an overflow, or remove the samples that cause it",
-                )
+            if not self.observer.add(x.detach().numpy(), histogram=True):
+                raise not_finite("an activation")
             return x
 
         def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-            low, high = self.seen.range(self.range_method, symmetric)
+            low, high = self.observer.range(self.range_method, symmetric)
             found: tuple[torch.Tensor, torch.Tensor] = self._calculate_qparams(torch.tensor(low), torch.tensor(high))
             return found
 

@@ -31,7 +31,7 @@ FACTORS = (0.8, 0.9, 1.0)
 """Scales that are tried, relative to the one that covers the largest weight. Chosen: each costs a pass."""
 
 ROWS_AT_ONCE = 8192
-"""Rows of a table that are quantized at a time: a bound on memory."""
+"""Rows of a table that are quantized at a time. Chosen by memory."""
 
 
 Steps = list[tuple[str, list[str], str, dict[str, Any]]]
@@ -47,12 +47,12 @@ def quantize_embeddings(model: ModelProto, chosen: Sequence[OnnxLayer], per_row:
         per_row: one scale per row in 8 bits, or one for the table.
         num_bits: 8 or 4. A row that no group size divides has 8.
     """
-    wanted = {layer.node for layer in chosen if layer.op == "Gather"}
+    selected = {layer.node for layer in chosen if layer.op == "Gather"}
     tensors, ranks = initializers(model), _ranks(model)
     stored: set[str] = set()
     rewritten: list[NodeProto] = []
     for node in model.graph.node:
-        tensor = tensors.get(node.input[0]) if node.name in wanted else None
+        tensor = tensors.get(node.input[0]) if node.name in selected else None
         if tensor is None or tensor.data_type != TensorProto.FLOAT:
             rewritten.append(node)
             continue
@@ -64,9 +64,9 @@ def quantize_embeddings(model: ModelProto, chosen: Sequence[OnnxLayer], per_row:
             else:
                 _store_nibbles(model, tensor, group)
         if group is None:
-            rewritten += _rows(node, tensor.name, per_row)
+            rewritten += _lookup_int8(node, tensor.name, per_row)
         else:
-            rewritten += _unpacked(node, tensor, group, ranks.get(node.input[1]))
+            rewritten += _lookup_nibbles(node, tensor, group, ranks.get(node.input[1]))
     replace_nodes(model.graph, rewritten)
 
 
@@ -82,11 +82,11 @@ def quantize_groups(w: NDArray[np.float32], group: int) -> tuple[NDArray[np.uint
         Integers (V, D), 0 .. 15, whose zero point is 8; and scales (V, D / group, 1).
     """
     grouped = w.reshape(len(w), -1, group)
-    place = np.abs(grouped).argmax(axis=-1, keepdims=True)
-    whole = np.take_along_axis(grouped, place, -1) / -8
-    integers, scales, errors = np.empty(grouped.shape, np.uint8), np.empty(whole.shape, np.float16), None
+    peak = np.abs(grouped).argmax(axis=-1, keepdims=True)
+    full_scale = np.take_along_axis(grouped, peak, -1) / -8
+    integers, scales, errors = np.empty(grouped.shape, np.uint8), np.empty(full_scale.shape, np.float16), None
     for factor in FACTORS:
-        rounded = (whole * factor).astype(np.float16)
+        rounded = (full_scale * factor).astype(np.float16)
         scale = np.where(rounded == 0, np.float16(1), rounded).astype(np.float32)
         q = np.clip(np.rint(grouped / scale), -8, 7)
         error = np.square(q * scale - grouped).sum(axis=-1, keepdims=True)
@@ -116,7 +116,7 @@ def _ranks(model: ModelProto) -> dict[str, int]:
     }
 
 
-def _rows(node: NodeProto, weight: str, per_row: bool) -> list[NodeProto]:
+def _lookup_int8(node: NodeProto, weight: str, per_row: bool) -> list[NodeProto]:
     """Return the nodes that look up int8 rows and convert them."""
     name, out = f"{node.name}_quantized_rows", node.output[0]
     integers = _gather(node, f"{weight}_rows_quantized", f"{out}_int8", name)
@@ -128,7 +128,7 @@ def _rows(node: NodeProto, weight: str, per_row: bool) -> list[NodeProto]:
     return [*nodes, helper.make_node("Mul", [f"{out}_float", scale], [out], f"{name}_mul")]
 
 
-def _unpacked(node: NodeProto, tensor: TensorProto, group: int, rank: int | None) -> list[NodeProto]:
+def _lookup_nibbles(node: NodeProto, tensor: TensorProto, group: int, rank: int | None) -> list[NodeProto]:
     """Return the nodes that look up rows of two integers a byte, divide them, and apply the scales of their groups."""
     name, table, width = f"{node.name}_quantized_rows", f"{tensor.name}{NIBBLES}", tensor.dims[1]
     shapes = {"by_group": [width // group, group], "by_row": [width]}
@@ -142,7 +142,7 @@ def _unpacked(node: NodeProto, tensor: TensorProto, group: int, rank: int | None
         ("Sub", [f"{name}_float", f"{name}_shifted"], "low", {}),
         ("Concat", [f"{name}_low", f"{name}_high"], "integers", {"axis": -1}),
         ("Sub", [f"{name}_integers", f"{name}_zero"], "centred", {}),
-        *_shapes(node.input[1], name, shapes, rank),
+        *_shape_steps(node.input[1], name, shapes, rank),
         ("Reshape", [f"{name}_centred", f"{name}_by_group"], "grouped", {}),
         ("Gather", [f"{table}_scale", node.input[1]], "half_scale", {}),
         ("Cast", [f"{name}_half_scale"], "scale", {"to": TensorProto.FLOAT}),
@@ -158,7 +158,7 @@ def _unpacked(node: NodeProto, tensor: TensorProto, group: int, rank: int | None
     ]
 
 
-def _shapes(indices: str, name: str, shapes: Mapping[str, list[int]], rank: int | None) -> Steps:
+def _shape_steps(indices: str, name: str, shapes: Mapping[str, list[int]], rank: int | None) -> Steps:
     """Return the steps to the indices' shape with each of `shapes` after it: constants where the rank is known."""
     if rank is not None:  # 0 keeps a dimension
         return [("Constant", [], result, {"value_ints": [0] * rank + last}) for result, last in shapes.items()]

@@ -95,8 +95,8 @@ def bias_of(model: ModelProto, layer: LayerWeight) -> NDArray[np.float32] | None
         return np.zeros(outputs, np.float32)
     tensor = initializers(model).get(layer.node.input[2])
     reads = sum(name == layer.node.input[2] for node in model.graph.node for name in node.input)
-    plain = reads == 1 and attribute(layer.node, "beta", 1.0) == 1
-    if tensor is None or tensor.data_type != TensorProto.FLOAT or not plain:
+    unshared = reads == 1 and attribute(layer.node, "beta", 1.0) == 1
+    if tensor is None or tensor.data_type != TensorProto.FLOAT or not unshared:
         return None
     values = numpy_helper.to_array(tensor).reshape(-1)
     return np.broadcast_to(values, (outputs,)).copy() if values.size in (1, outputs) else None

@@ -93,6 +93,11 @@ def prepare(model: ModelProto, folder: Path) -> ModelProto:
     return model
 
 
+def prepare_with_shapes(model: ModelProto, folder: Path) -> ModelProto:
+    """Return a float program ready for the PTQ pipeline: opset 13 or newer, folded, with the type of every tensor."""
+    return infer_shapes(prepare(at_opset(model, 13), folder))
+
+
 def infer_shapes(model: ModelProto) -> ModelProto:
     """Infer the type of every tensor; tensors without a type are not quantized."""
     with as_technique_error("shape inference failed on the program"):
@@ -104,10 +109,10 @@ def fold_batch_norms(model: ModelProto) -> int:
     tensors = initializers(model)
     reads = Counter(name for node in model.graph.node for name in node.input)
     reads.update(value.name for value in model.graph.output)
-    makers = {layer.node.output[0]: layer for layer in find_layer_weights(model, find_layers(model))}
+    producers = {layer.node.output[0]: layer for layer in find_layer_weights(model, find_layers(model))}
     folded = []
     for node in model.graph.node:
-        layer = makers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
+        layer = producers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
         if layer is None or reads[node.input[0]] != 1 or any(name not in tensors for name in node.input[1:]):
             continue
         bias = bias_of(model, layer)

@@ -13,19 +13,21 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import ModelProto, TensorProto
 
-from omgoptim.errors import ModelError, OmgoptimError, TechniqueError
+from omgoptim.errors import ModelError, NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models.onnx_file import SCOPES, graphs, initializers, is_large, load, save
-from omgoptim.models.onnx_graph import find_layers, module_paths
+from omgoptim.models.onnx_graph import NIBBLES, OnnxLayer, find_layers, module_paths
+from omgoptim.reports import Change, Skip
 from omgoptim.runtimes.onnxruntime import KEEP_FLOAT_LAYERS
+from omgoptim.techniques.registry import Outcome
 
-REPLACED = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
+INSERTED_SUFFIX = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
 """Suffixes that ONNX Runtime's dynamic quantizer appends to the name of a node that it replaces."""
 
 
@@ -169,7 +171,7 @@ def _restore_scopes(model: ModelProto, source: ModelProto) -> None:
                     known.update(dict.fromkeys((node.name, *node.output), entry.value))
     for graph in graphs(model.graph):
         for node in graph.node:
-            names = (node.name, *node.output, REPLACED.sub("", node.name))
+            names = (node.name, *node.output, INSERTED_SUFFIX.sub("", node.name))
             scopes = next((known[name] for name in names if name in known), None)
             if scopes is not None and not any(entry.key == SCOPES for entry in node.metadata_props):
                 node.metadata_props.add(key=SCOPES, value=scopes)
@@ -235,3 +237,80 @@ def _drop_unused(model: ModelProto) -> None:
     ]
     del model.opset_import[:]
     model.opset_import.extend(needed)
+
+
+EXCLUDED = "excluded by targets or ignore"
+
+ALREADY_QUANTIZED = "already quantized in the source program"
+
+EMBEDDING = "int{} weight, computed in float"
+
+NOT_QUANTIZED = "the quantizer kept it in float"
+
+REPLACED_SUFFIXES = ("_quant", "_MatMul_quant", "_MatMul", "_quantized_rows")
+"""Suffixes that rewrites append to the name of the node they replace."""
+
+
+def outcome(
+    before: Sequence[OnnxLayer],
+    chosen: Sequence[OnnxLayer],
+    after: ModelProto,
+    reasons: Mapping[str, str],
+    precision: str,
+    precisions: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Compare the layers before with those of the written program.
+
+    Args:
+        before: every layer of the float program.
+        chosen: those that targets and ignore leave to be quantized.
+        after: the program that was written.
+        reasons: op type to the reason why the quantizer leaves it in float.
+        precision: what a changed layer is now, for people.
+        precisions: the same by node name, of layers that are something else.
+    """
+    quantized = {layer.node: layer for layer in find_layers(after) if layer.is_quantized}
+    names = {layer.node for layer in chosen}
+    seen: set[tuple[str, str, str]] = set()
+    changed: list[Change] = []
+    skipped: list[Skip] = []
+    for layer in before:
+        if (layer.path, layer.op, layer.weight) in seen:  # a cell in a loop, unrolled: one layer, listed once
+            continue
+        seen.add((layer.path, layer.op, layer.weight))
+        if layer.is_quantized:
+            skipped.append(Skip(path=layer.path, reason=ALREADY_QUANTIZED, kind="already_compressed"))
+        elif written := [quantized[n] for n in (layer.node, *_replaced(layer.node)) if n in quantized]:
+            now = (precisions or {}).get(layer.node, precision)
+            if layer.op == "Gather":
+                now = EMBEDDING.format(4 if written[0].weight.endswith(f"{NIBBLES}_quantized") else 8)
+            changed.append(Change(path=layer.path, what=layer.what, before="float32", after=now))
+        elif layer.node not in names:
+            skipped.append(Skip(path=layer.path, reason=EXCLUDED, kind="excluded"))
+        else:
+            skipped.append(Skip(path=layer.path, reason=reasons.get(layer.op, NOT_QUANTIZED), kind="unsupported"))
+    return Outcome(changed, skipped)
+
+
+def no_layer_left(scheme: str, before: Sequence[OnnxLayer], chosen: Sequence[OnnxLayer]) -> NoLayerChanged | None:
+    """Return the error of a scheme that has no layer to quantize, else None.
+
+    Args:
+        scheme: in words: `static quantization`.
+        before: every layer of the program.
+        chosen: those that are float and that targets and ignore leave.
+    """
+    what = f"scheme {scheme} would change no layer"
+    if not before:
+        why, fix = "the program has no layer with weights", "use scheme fp32, which compares engines without quantizing"
+        return NoLayerChanged(what, why, fix, schemes=["fp32"])
+    if all(layer.is_quantized for layer in before):
+        return NoLayerChanged(what, "the program is quantized already", "start from the float model")
+    if not chosen:
+        return NoLayerChanged(what, "targets and ignore exclude every layer", "widen targets or narrow ignore")
+    return None
+
+
+def _replaced(node: str) -> list[str]:
+    """Return the names that a node may have after a rewrite."""
+    return [node + suffix for suffix in REPLACED_SUFFIXES]

@@ -1,6 +1,6 @@
 """Write QDQ programs from float programs and activation ranges, by ONNX Runtime's quantizer.
 
-Which tensors get quantizers, and which share one, stays ONNX Runtime's knowledge of its kernels.
+ONNX Runtime's quantizer decides which tensors get quantizers and which share one, as its kernels need.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def float_tail(model: ModelProto, ranges: Mapping[str, Range]) -> list[str]:
     for node in tail:
         widths = [high - low for low, high in (ranges[name] for name in node.input if name in ranges)]
         if node.op_type == "Concat" and widths and max(widths) > CONCAT_RATIO * min(widths):
-            return [one.name for one in tail]
+            return [late.name for late in tail]
     return []
 
 
@@ -131,18 +131,18 @@ class StoredWeight:
 def stored_weights(quantized: ModelProto) -> dict[str, StoredWeight]:
     """Return the int8 weights of a QDQ program by node name."""
     tensors = initializers(quantized)
-    makers = {name: node for node in quantized.graph.node for name in node.output}
+    producers = {name: node for node in quantized.graph.node for name in node.output}
     found = {}
     for node in quantized.graph.node:
-        maker = makers.get(node.input[1]) if len(node.input) > 1 else None
-        if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] not in tensors:
+        producer = producers.get(node.input[1]) if len(node.input) > 1 else None
+        if producer is None or producer.op_type != "DequantizeLinear" or producer.input[0] not in tensors:
             continue
-        integers = numpy_helper.to_array(tensors[maker.input[0]])
-        scales = numpy_helper.to_array(tensors[maker.input[1]])
+        integers = numpy_helper.to_array(tensors[producer.input[0]])
+        scales = numpy_helper.to_array(tensors[producer.input[1]])
         if integers.dtype != np.int8 or integers.ndim < 2:
             continue
         if scales.size > 1:
-            axis = attribute(maker, "axis", 1)
+            axis = attribute(producer, "axis", 1)
             scales = scales.reshape([-1 if i == axis % integers.ndim else 1 for i in range(integers.ndim)])
         found[node.name] = StoredWeight(integers, scales.astype(np.float32))
     return found
@@ -150,8 +150,8 @@ def stored_weights(quantized: ModelProto) -> dict[str, StoredWeight]:
 
 def set_integers(quantized: ModelProto, node: str, integers: NDArray[np.int8]) -> None:
     """Replace the integers of a node's weight in a QDQ program, in place; the scale stays."""
-    makers = {name: maker for maker in quantized.graph.node for name in maker.output}
-    name = makers[nodes_by_name(quantized)[node].input[1]].input[0]
+    producers = {name: maker for maker in quantized.graph.node for name in maker.output}
+    name = producers[nodes_by_name(quantized)[node].input[1]].input[0]
     set_values(initializers(quantized)[name], integers)
 
 

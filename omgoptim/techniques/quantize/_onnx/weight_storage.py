@@ -15,6 +15,7 @@ compressed product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ from omgoptim.techniques.quantize._onnx.program import finish
 from omgoptim.techniques.quantize._ptq.gptq import Bytes, QuantizedGroups
 from omgoptim.techniques.registry import Outcome
 
-SMALLEST_BYTES = 1024
+MAX_FLOAT_BYTES = 1024
 """Maximum size of a tensor that stays float32, as the default `size_threshold` of onnx.save_model: the nodes and names
 that a smaller one needs take much of what it would save."""
 
@@ -65,9 +66,10 @@ def store_half(model: ModelProto, half: Half) -> Outcome:
         for tensor in list(graph.initializer):
             if tensor.data_type != TensorProto.FLOAT:
                 continue
-            if _elements(tensor) * 4 <= SMALLEST_BYTES:
+            size = math.prod(tensor.dims) * 4
+            if size <= MAX_FLOAT_BYTES:
                 if tensor.name in paths:
-                    small = f"weight of {_elements(tensor) * 4:,} bytes: the conversion nodes would take what it saves"
+                    small = f"weight of {size:,} bytes: the conversion nodes would take what it saves"
                     skipped.append(Skip(path=paths[tensor.name], reason=small, kind="no_benefit"))
                 continue
             path, name = paths.get(tensor.name, tensor.name.removesuffix(".weight")), tensor.name
@@ -97,10 +99,6 @@ def to_half(values: NDArray[np.float32], half: Half) -> NDArray[np.uint16] | Non
         bits = np.where(np.isnan(values), np.uint16(0x7FC0), bits).reshape(values.shape)
         back = (bits.astype(np.uint32) << 16).view(np.float32)
     return None if bool((np.isinf(back) & np.isfinite(values)).any()) else bits
-
-
-def _elements(tensor: TensorProto) -> int:
-    return int(np.prod(tensor.dims, dtype=np.int64))
 
 
 def _replace(tensor: TensorProto, bits: NDArray[np.uint16], half: Half) -> NodeProto:
@@ -138,8 +136,8 @@ def store_rows(model: ModelProto, tensor: TensorProto, stem: str, per_row: bool)
 
 RECURRENT = ("GRU", "LSTM", "RNN")
 
-STORED = "int8 weight on disk, computed in float"
-"""Return the description of such a layer's precision."""
+STORED_AS_INT8 = "int8 weight on disk, computed in float"
+"""Description of a recurrent layer's precision, for the report."""
 
 
 def store_recurrent(model: ModelProto, chosen: Sequence[OnnxLayer], per_row: bool = True) -> None:
@@ -148,9 +146,9 @@ def store_recurrent(model: ModelProto, chosen: Sequence[OnnxLayer], per_row: boo
     Biases and initial states stay; a weight that several layers share is stored once. Layers whose weights are no
     stored tensors are left, and so are layers inside of a loop's body.
     """
-    wanted = {layer.node for layer in chosen if layer.op in RECURRENT}
+    selected = {layer.node for layer in chosen if layer.op in RECURRENT}
     tensors = initializers(model)
-    read = [name for node in model.graph.node if node.name in wanted for name in node.input[1:3]]
+    read = [name for node in model.graph.node if node.name in selected for name in node.input[1:3]]
     added: list[NodeProto] = []
     for name in dict.fromkeys(read):
         tensor = tensors.get(name)
@@ -171,22 +169,24 @@ def split_gemms(model: ModelProto, nodes: Collection[str]) -> None:
 
     Not plus the bias: ONNX Runtime would make a Gemm of it again, fuse that with an activation, and then unpack the
     whole weight in every call instead of taking the packed one.
-    A Gemm that transposes its input, or scales a part of the sum, stays. A transposed weight is turned; one that other
-    nodes read as it is, is stored a second time.
+    A Gemm that transposes its input, or scales a part of the sum, stays. A weight of transB is stored transposed, a
+    second time where other nodes read it as it is.
     """
     tensors = initializers(model)
-    turned: dict[str, str] = {}
+    transposed: dict[str, str] = {}
     rewritten: list[NodeProto] = []
     for node in model.graph.node:
-        plain = [attribute(node, name, default) for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
-        taken = node.op_type == "Gemm" and node.name in nodes and plain == [1.0, 1.0, 0]
+        attributes = [
+            attribute(node, name, default) for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))
+        ]
+        taken = node.op_type == "Gemm" and node.name in nodes and attributes == [1.0, 1.0, 0]
         weight = tensors.get(node.input[1]) if taken else None
         if weight is None or weight.data_type != TensorProto.FLOAT:
             rewritten.append(node)
             continue
         name = weight.name
         if attribute(node, "transB", 0):
-            name = turned.setdefault(weight.name, f"{weight.name}_Transposed")
+            name = transposed.setdefault(weight.name, f"{weight.name}_Transposed")
             if name not in tensors:
                 values = np.ascontiguousarray(numpy_helper.to_array(weight).T)
                 tensors[name] = numpy_helper.from_array(values, name)
@@ -197,11 +197,11 @@ def split_gemms(model: ModelProto, nodes: Collection[str]) -> None:
         rewritten.append(product)
         if biased:
             product.output[0] = f"{node.output[0]}_product"
-            rewritten.append(_biased(model, tensors, product, node))
+            rewritten.append(_add_bias(model, tensors, product, node))
     replace_nodes(model.graph, rewritten)
 
 
-def _biased(model: ModelProto, tensors: dict[str, TensorProto], product: NodeProto, gemm: NodeProto) -> NodeProto:
+def _add_bias(model: ModelProto, tensors: dict[str, TensorProto], product: NodeProto, gemm: NodeProto) -> NodeProto:
     """Create the node that adds a Gemm's bias, as the subtraction of the negated one where it is stored."""
     bias, op = gemm.input[2], "Add"
     if bias in tensors:
@@ -217,11 +217,11 @@ def _biased(model: ModelProto, tensors: dict[str, TensorProto], product: NodePro
 
 def stored_matmuls(model: ModelProto, chosen: Collection[OnnxLayer]) -> dict[str, list[NodeProto]]:
     """Map the float32 matrices (K, N) on the right of chosen MatMul nodes to those nodes."""
-    wanted = {layer.node for layer in chosen if layer.op in ("MatMul", "Gemm")}
+    selected = {layer.node for layer in chosen if layer.op in ("MatMul", "Gemm")}
     matrices = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2}
     found: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
-        if node.op_type == "MatMul" and node.name in wanted and node.input[1] in matrices:
+        if node.op_type == "MatMul" and node.name in selected and node.input[1] in matrices:
             found.setdefault(node.input[1], []).append(node)
     return found
 

@@ -44,11 +44,11 @@ STEPS, RATE = 400, 0.05
 """Steps of Adam and its learning rate for the logits of the rounding. Chosen: AIMET, the authors' code, takes 10,000
 (`default_num_iterations`), each on a batch; here each step sees all samples, as moments."""
 
-BUDGET = 5e11
+MAX_LAYER_MACS = 5e11
 """Limit of the multiply-accumulates of one layer's optimization; beyond it a layer is only flipped. Chosen: 15 s at the
-rate of `CHOOSING_MACS`."""
+rate of `RANGE_SEARCH_MACS`."""
 
-PENALTY, WARM_UP = 0.05, 0.2
+REGULARIZER_WEIGHT, WARM_UP = 0.05, 0.2
 """Weight of the rounding regularizer; share of the steps before it begins. The share is AIMET's `default_warm_start`.
 Its weight of 0.01 (`default_reg_param`) is for an error in the outputs' units; here it is in units of the weights'
 scale and of the inputs' mean energy."""
@@ -61,7 +61,7 @@ DAMPING = 0.01
 uncorrelated.
 """
 
-FLOOR = 1e-6
+MIN_RELATIVE_VARIANCE = 1e-6
 """Minimum variance of an input over its mean square: that of a single patch is 0. Chosen near float32's precision."""
 
 MAX_PATCH = 4608
@@ -76,7 +76,8 @@ SMALL_PATCH = 64
 kernels up to 8x8 and first 3x3 convolutions (27) are small."""
 
 SMALL_VALUES = 2**23
-"""Patch values of a layer that are read for a small kernel: 131,072 patches of 64, for 2,080 different moments."""
+"""Patch values of a layer that are read for a small kernel. Chosen: 131,072 patches of 64, many for the 2,080 different
+moments."""
 
 SMALL_SAMPLES = 64
 """Samples for the moments of a small kernel. Chosen by time."""
@@ -85,7 +86,7 @@ SMALL_SAMPLES = 64
 def round_weights(
     w_GOK: NDArray[np.float64],
     fit: PatchMoments,
-    held: PatchMoments,
+    held_out: PatchMoments,
     *,
     highest: int = 127,
     centred: bool = True,
@@ -96,29 +97,29 @@ def round_weights(
     Args:
         w_GOK: w / s; at most `highest` in size, and where it is that, it stays: the scale is read off it.
         fit: moments to minimize the error on; y in units of the scale.
-        held: moments to choose by, in the same units.
+        held_out: moments to choose by, in the same units.
         highest: the largest integer, 2 ** (num_bits - 1) - 1.
         centred: whether the bias takes the mean error back.
-        steps: of gradient descent; 0: weights are only carried over and flipped.
+        steps: of gradient descent; 0: only sequential rounding and flips.
     """
     a_GKK, t_GOK = (torch.from_numpy(array) for array in fit.quadratic(centred))
     w = torch.from_numpy(w_GOK)
-    least = FLOOR * fit.quadratic(False)[0].diagonal(axis1=1, axis2=2).mean(1) + 1e-30
-    level = torch.maximum(a_GKK.diagonal(dim1=1, dim2=2).mean(1), torch.from_numpy(least))[:, None, None]
-    a_GKK = a_GKK / level + DAMPING * torch.eye(a_GKK.shape[-1], dtype=a_GKK.dtype)
-    t_GOK = t_GOK / level + DAMPING * w
+    floor = MIN_RELATIVE_VARIANCE * fit.quadratic(False)[0].diagonal(axis1=1, axis2=2).mean(1) + 1e-30
+    scale = torch.maximum(a_GKK.diagonal(dim1=1, dim2=2).mean(1), torch.from_numpy(floor))[:, None, None]
+    a_GKK = a_GKK / scale + DAMPING * torch.eye(a_GKK.shape[-1], dtype=a_GKK.dtype)
+    t_GOK = t_GOK / scale + DAMPING * w
     nearest = w.round().clamp(-highest, highest)
     fixed = (w.abs() > highest - 0.5) | (w == w.round())
-    carried = round_sequentially(w, fixed, a_GKK, t_GOK)
-    found = [nearest] + [flip_greedily(start, w, fixed, a_GKK, t_GOK) for start in (nearest, carried)]
-    affordable = int(min(steps, BUDGET / (2.0 * t_GOK.numel() * t_GOK.shape[-1])))
+    sequential = round_sequentially(w, fixed, a_GKK, t_GOK)
+    candidates = [nearest] + [flip_greedily(start, w, fixed, a_GKK, t_GOK) for start in (nearest, sequential)]
+    affordable = int(min(steps, MAX_LAYER_MACS / (2.0 * t_GOK.numel() * t_GOK.shape[-1])))
     if affordable >= max(1, min(steps, 100)):
         soft = optimize_rounding(w, fixed, a_GKK.float(), t_GOK.float(), affordable)
         hard = torch.where(fixed, nearest, w.floor() + (soft >= 0.5)).clamp(-highest, highest)
-        found.append(flip_greedily(hard, w, fixed, a_GKK, t_GOK))
-    a, t = (torch.from_numpy(array) for array in held.quadratic(centred))
-    best = torch.stack([output_error(q, a, t) for q in found]).argmin(0)  # (G, O)
-    chosen = torch.stack(found).gather(0, best[None, :, :, None].expand(1, *w.shape))[0]
+        candidates.append(flip_greedily(hard, w, fixed, a_GKK, t_GOK))
+    a, t = (torch.from_numpy(array) for array in held_out.quadratic(centred))
+    best = torch.stack([output_error(q, a, t) for q in candidates]).argmin(0)  # (G, O)
+    chosen = torch.stack(candidates).gather(0, best[None, :, :, None].expand(1, *w.shape))[0]
     return chosen.numpy().astype(np.int32)
 
 
@@ -135,14 +136,14 @@ def round_sequentially(w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tenso
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(a_GKK))
     upper = torch.linalg.cholesky(inverse, upper=True)
-    wanted = t_GOK @ inverse
+    target = t_GOK @ inverse
     low, nearest = w_GOK.floor(), w_GOK.round()
     q = nearest.clone()
     for k in range(w_GOK.shape[-1]):
-        up = (wanted[..., k] - low[..., k]).round().clamp(0, 1)
+        up = (target[..., k] - low[..., k]).round().clamp(0, 1)
         q[..., k] = torch.where(fixed[..., k], nearest[..., k], low[..., k] + up)
-        missed = (wanted[..., k] - q[..., k]) / upper[:, None, k, k]
-        wanted[..., k:] -= missed[..., None] * upper[:, None, k, k:]
+        error = (target[..., k] - q[..., k]) / upper[:, None, k, k]
+        target[..., k:] -= error[..., None] * upper[:, None, k, k:]
     return q
 
 
@@ -160,7 +161,7 @@ def optimize_rounding(w: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor, st
             progress = (step / steps - WARM_UP) / (1 - WARM_UP)
             if progress > 0:
                 beta = BETA_TO + (BETA_FROM - BETA_TO) * 0.5 * (1 + np.cos(np.pi * progress))
-                loss = loss + PENALTY * (1 - (2 * h - 1).abs().pow(beta)).sum()
+                loss = loss + REGULARIZER_WEIGHT * (1 - (2 * h - 1).abs().pow(beta)).sum()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -179,13 +180,13 @@ def flip_greedily(q_GOK: Tensor, w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_
     diagonal = a_GKK.diagonal(dim1=1, dim2=2)[:, None, :]
     group = torch.arange(groups)[:, None].expand(groups, outputs)
     for _ in range(2 * size):
-        way = torch.where(q > low, -1.0, 1.0).to(q.dtype)
-        change = (2 * way * slope + diagonal).masked_fill(fixed, 0.0)
-        least, at = change.min(-1)
-        better = least < -1e-9
+        direction = torch.where(q > low, -1.0, 1.0).to(q.dtype)
+        change = (2 * direction * slope + diagonal).masked_fill(fixed, 0.0)
+        largest_drop, at = change.min(-1)
+        better = largest_drop < -1e-9
         if not better.any():
             break
-        move = torch.where(better, way.gather(-1, at[..., None])[..., 0], 0.0)
+        move = torch.where(better, direction.gather(-1, at[..., None])[..., 0], 0.0)
         q.scatter_add_(-1, at[..., None], move[..., None])
         slope += move[..., None] * a_GKK[group, at]
     return q
@@ -198,7 +199,7 @@ class RoundingResult:
     model: ModelProto
     changed: list[str]
     """Node names of layers with a weight that is not rounded to nearest."""
-    left: list[str]
+    unsupported: list[str]
     """Node names of layers that were left out: too large a patch, or an operator without patches."""
 
 
@@ -219,7 +220,7 @@ def apply_adaround(
     reference: ModelProto,
     ranges: Mapping[str, Range],
     fit: Sequence[Batch],
-    held: Sequence[Batch],
+    held_out: Sequence[Batch],
     task: PtqTask,
 ) -> RoundingResult:
     """Round the weights of a copy of the float program by AdaRound, and correct its biases.
@@ -229,7 +230,7 @@ def apply_adaround(
         reference: the float program with the weights and biases before any rounding.
         ranges: of the tensors, by name.
         fit: batches to learn the rounding on.
-        held: batches to choose between the ways of rounding by.
+        held_out: batches to choose between the ways of rounding by.
         task: layers, number format and threads.
     """
     chosen, params = task.chosen, task.params
@@ -240,7 +241,7 @@ def apply_adaround(
     biases = {name: bias_of(reference, layer) if params.bias_correction else None for name, layer in floats.items()}
     work = RoundingTask(result, simulated, reference, stored, biases)
     candidates = [layer for layer in find_layer_weights(result, chosen) if layer.name in stored]
-    layers = [layer for layer in candidates if is_readable(layer) and _patch(layer) <= MAX_PATCH]
+    layers = [layer for layer in candidates if is_readable(layer) and _patch_size(layer) <= MAX_PATCH]
     count = max(1, -(-len(layers) // MAX_PASSES))
     integers: dict[str, NDArray[np.int32]] = {}
     for start in range(0, len(layers), count):
@@ -248,7 +249,7 @@ def apply_adaround(
         block = layers[start : start + count]
         units = {layer.name: floats[layer.name].read() / _scales(layer, stored[layer.name]) for layer in block}
         options = MomentOptions({layer.name for layer in block[1:]}, seed=task.seed, threads=task.threads)
-        parts = [collect_moments(block, simulated, reference, units, batches, options) for batches in (fit, held)]
+        parts = [collect_moments(block, simulated, reference, units, batches, options) for batches in (fit, held_out)]
         for layer in block:
             integers[layer.name] = _round(work, layer, units[layer.name], parts[0][layer.name], parts[1][layer.name])
     moved = _restore_moved(write_qdq(result, chosen, ranges, params), layers, integers, floats)
@@ -277,7 +278,7 @@ def round_small_kernels(
     layers = [
         layer
         for layer in find_layer_weights(result, chosen)
-        if layer.name in stored and is_readable(layer) and _patch(layer) <= SMALL_PATCH
+        if layer.name in stored and is_readable(layer) and _patch_size(layer) <= SMALL_PATCH
     ]
     floats = {layer.name: layer for layer in find_layer_weights(model, chosen)}
     biases = {layer.name: bias_of(model, layer) if params.bias_correction else None for layer in layers}
@@ -300,19 +301,19 @@ def _round(
     layer: LayerWeight,
     units: NDArray[np.float32],
     fit: PatchMoments,
-    held: PatchMoments,
+    held_out: PatchMoments,
     steps: int = STEPS,
 ) -> NDArray[np.int32]:
     """Round a layer and correct the mean error through its bias, in the float and the QDQ program."""
     bias = work.biases[layer.name]
     w_GOK = units.reshape(*units.shape[:2], -1).astype(np.float64)
-    found = round_weights(w_GOK, fit, held, highest=weight_levels(), centred=bias is not None, steps=steps)
-    integers, scales = found.reshape(units.shape), _scales(layer, work.stored[layer.name])
+    rounded = round_weights(w_GOK, fit, held_out, highest=weight_levels(), centred=bias is not None, steps=steps)
+    integers, scales = rounded.reshape(units.shape), _scales(layer, work.stored[layer.name])
     layer.write((integers * scales).astype(np.float32))
     if work.simulated is not None:
         set_integers(work.simulated, layer.name, layer.restore(integers).astype(np.int8))
     if bias is not None:
-        shift = fit.shift(found.astype(np.float64)) * scales[:, :, 0, 0]
+        shift = fit.shift(rounded.astype(np.float64)) * scales[:, :, 0, 0]
         new = (bias + shift.reshape(-1)).astype(np.float32)
         set_bias(work.result, layer.node, new)
         if work.simulated is not None:
@@ -321,13 +322,13 @@ def _round(
 
 
 def _restore_moved(
-    lowered: ModelProto,
+    quantized: ModelProto,
     layers: Sequence[LayerWeight],
     integers: Mapping[str, NDArray[np.int32]],
     floats: Mapping[str, LayerWeight],
 ) -> list[str]:
     """Restore layers' float weights where the writer stores other integers, because it moved their scale."""
-    stored = stored_weights(lowered)
+    stored = stored_weights(quantized)
     moved = []
     for layer in layers:
         if not np.array_equal(layer.arrange(stored[layer.name].integers), integers[layer.name]):
@@ -336,12 +337,12 @@ def _restore_moved(
     return moved
 
 
-def _patch(layer: LayerWeight) -> int:
+def _patch_size(layer: LayerWeight) -> int:
     _, _, inputs, taps = layer.read().shape
     return int(inputs * taps)
 
 
 def _scales(layer: LayerWeight, stored: StoredWeight) -> NDArray[np.float32]:
     """Return a layer's scales as (G, O, 1, 1): one per output channel, or the same for all."""
-    whole = layer.arrange(np.broadcast_to(stored.scales, stored.integers.shape))
-    return np.ascontiguousarray(whole[:, :, :1, :1])
+    arranged = layer.arrange(np.broadcast_to(stored.scales, stored.integers.shape))
+    return np.ascontiguousarray(arranged[:, :, :1, :1])

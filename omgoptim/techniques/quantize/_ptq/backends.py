@@ -28,7 +28,11 @@ from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 
 def quantize_by_onnxruntime(
-    model: ModelProto, batches: Sequence[Batch], task: PtqTask, folder: Path, kept: list[OnnxLayer] | None = None
+    model: ModelProto,
+    batches: Sequence[Batch],
+    task: PtqTask,
+    folder: Path,
+    float_layers: list[OnnxLayer] | None = None,
 ) -> tuple[ModelProto, list[str]]:
     """Quantize the chosen layers of a prepared model and what lies between them.
 
@@ -40,7 +44,7 @@ def quantize_by_onnxruntime(
         batches: calibration inputs by name.
         task: layers, number format and threads.
         folder: an existing folder for the writer's files.
-        kept: takes the chosen layers that stay in float.
+        float_layers: takes the chosen layers that stay in float.
 
     Returns:
         The QDQ program, and what was done, a sentence each.
@@ -48,7 +52,7 @@ def quantize_by_onnxruntime(
     if is_large(model):
         quantized = _quantize_large(model, task.chosen, batches, task.params, folder)
         return quantized, ["Min/max ranges only: other range methods do not support programs over 2 GB."]
-    return pipeline.quantize(preparation.infer_shapes(model), batches, task, kept)
+    return pipeline.quantize(preparation.infer_shapes(model), batches, task, float_layers)
 
 
 def _quantize_large(
@@ -136,8 +140,8 @@ def quantize_by_nncf(
             )
             return quantized
 
-        slowly = params.rounding == "adaround" and bool(params.bias_correction)
-        quantized = _slowly_if_it_can(apply, notes) if slowly else apply(True)
+        full_correction = params.rounding == "adaround" and bool(params.bias_correction)
+        quantized = _with_full_bias_correction(apply, notes) if full_correction else apply(True)
     if params.rounding == "adaround":
         notes.append("Algorithm nncf does not support AdaRound: it was left out.")
     return quantized, notes
@@ -159,7 +163,7 @@ def _advanced_parameters(nncf: Any, model: ModelProto, params: Static) -> tuple[
     return advanced, notes
 
 
-def _slowly_if_it_can(apply: Callable[[bool], ModelProto], notes: list[str]) -> ModelProto:
+def _with_full_bias_correction(apply: Callable[[bool], ModelProto], notes: list[str]) -> ModelProto:
     """Try layer-by-layer bias correction, then the fast one: the former fails on some graphs (Conv1d, NNCF 3.4)."""
     try:
         quantized = apply(False)
@@ -197,8 +201,8 @@ def _keep_dims_of_means(model: ModelProto) -> None:
     nodes = []
     for node in model.graph.node:
         nodes.append(node)
-        keep = next((a for a in node.attribute if a.name == "keepdims"), None)
-        if node.op_type != "ReduceMean" or keep is None or keep.i != 0:
+        keepdims = next((a for a in node.attribute if a.name == "keepdims"), None)
+        if node.op_type != "ReduceMean" or keepdims is None or keepdims.i != 0:
             continue
         axes = attribute(node, "axes", None)
         name = f"{node.output[0]}_axes" if axes else (node.input[1] if len(node.input) > 1 else "")
@@ -209,7 +213,7 @@ def _keep_dims_of_means(model: ModelProto) -> None:
         squeeze = onnx.helper.make_node(
             "Squeeze", [f"{node.output[0]}_kept", name], [node.output[0]], f"{node.name}_sq"
         )
-        keep.i, node.output[0] = 1, f"{node.output[0]}_kept"
+        keepdims.i, node.output[0] = 1, f"{node.output[0]}_kept"
         nodes.append(squeeze)
     replace_nodes(model.graph, nodes)
 

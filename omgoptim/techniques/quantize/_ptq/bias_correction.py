@@ -38,7 +38,7 @@ def correct_biases(
 
     Args:
         model: the program that will be quantized with `ranges`.
-        reference: the program whose means are wanted: the same nodes with the weights before rounding.
+        reference: the program whose means are the target: the same nodes with the weights before rounding.
         ranges: of the tensors, by name.
         batches: calibration inputs by name.
         task: layers, number format and threads.
@@ -51,9 +51,9 @@ def correct_biases(
         for layer in find_layer_weights(result, task.chosen)
         if layer.name in integers and bias_of(result, layer) is not None
     ]
-    nodes, wanted_nodes = nodes_by_name(simulated), nodes_by_name(reference)
-    tensors = {layer.name: wanted_nodes[layer.name].output[0] for layer in layers}
-    wanted = output_means(reference, tensors, batches, task.threads)
+    nodes, reference_nodes = nodes_by_name(simulated), nodes_by_name(reference)
+    tensors = {layer.name: reference_nodes[layer.name].output[0] for layer in layers}
+    reference_means = output_means(reference, tensors, batches, task.threads)
     count = max(1, -(-len(layers) // MAX_PASSES))
     for start in range(0, len(layers), count):
         task.progress("correcting biases", start / len(layers))
@@ -62,7 +62,7 @@ def correct_biases(
             simulated, {layer.name: nodes[layer.name].output[0] for layer in part}, batches, task.threads
         )
         for layer in part:
-            _add(result, simulated, layer, wanted[layer.name] - means[layer.name])
+            _shift_bias(result, simulated, layer, reference_means[layer.name] - means[layer.name])
     return result, len(layers)
 
 
@@ -83,7 +83,7 @@ def output_means(
     return {name: total / max(counts[name], 1) for name, total in sums.items()}
 
 
-def _add(result: ModelProto, simulated: ModelProto, layer: LayerWeight, shift_O: NDArray[np.float64]) -> None:
+def _shift_bias(result: ModelProto, simulated: ModelProto, layer: LayerWeight, shift_O: NDArray[np.float64]) -> None:
     bias = bias_of(result, layer)
     if bias is None:
         return

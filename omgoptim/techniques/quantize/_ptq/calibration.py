@@ -38,12 +38,12 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
         )
     names = [value.name for value in model.graph.input]
     batches: list[Batch] = []
-    left = samples
+    remaining = samples
     for given in run.calibration:
         missing = [name for name in names if name not in given]
         if missing:
             raise DataError(f"a calibration batch lacks the input '{missing[0]}'", f"it has {', '.join(sorted(given))}")
-        batch = {name: np.asarray(given[name])[:left] for name in names}
+        batch = {name: np.asarray(given[name])[:remaining] for name in names}
         size = size_of(batch)
         if size == 0:
             continue
@@ -56,8 +56,8 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
                     "remove or fix these samples of the calibration split",
                 )
         batches.append(batch)
-        left -= size
-        if left <= 0:
+        remaining -= size
+        if remaining <= 0:
             break
     if not batches:
         raise DataError("static quantization needs calibration data", "every calibration batch is empty")
@@ -93,20 +93,20 @@ def split(batches: Sequence[Batch], every: int = 4, *, sliceable: bool = True) -
     """
     if sliceable and all(array.ndim and len(array) == size_of(batch) for batch in batches for array in batch.values()):
         fit: list[Batch] = []
-        held: list[Batch] = []
+        held_out: list[Batch] = []
         seen = 0
         for batch in batches:
             out = (np.arange(seen, seen + size_of(batch)) % every) == every - 1
             if seen == 0 and size_of(batch) and sum(map(size_of, batches)) in range(2, every):
                 out[-1] = True  # fewer samples than a turn: the last of the first batch
             seen += size_of(batch)
-            for rows, part in ((~out, fit), (out, held)):
+            for rows, part in ((~out, fit), (out, held_out)):
                 if rows.any():
                     part.append({name: array[rows] for name, array in batch.items()})
     else:
-        held = list(batches[every - 1 :: every]) or list(batches[1:][-1:])
-        fit = [batch for batch in batches if not any(batch is other for other in held)]
-    return (fit, held) if fit and held else (list(batches), list(batches))
+        held_out = list(batches[every - 1 :: every]) or list(batches[1:][-1:])
+        fit = [batch for batch in batches if not any(batch is other for other in held_out)]
+    return (fit, held_out) if fit and held_out else (list(batches), list(batches))
 
 
 SLICE_BYTES = 2**28
@@ -172,8 +172,8 @@ class ActivationReader:
 
 def outputs(model: ModelProto, batches: Sequence[Batch], threads: int = 1) -> list[Values]:
     """Return the program's outputs, batch by batch."""
-    watch = ActivationReader(model, threads=threads)
-    return [watch.run(batch) for batch in batches]
+    reader = ActivationReader(model, threads=threads)
+    return [reader.run(batch) for batch in batches]
 
 
 def _only(model: ModelProto, names: Sequence[str]) -> ModelProto:

@@ -17,9 +17,9 @@ through everything that commutes with it (`equalization_groups.py`). The factors
                   reader's column is small, so that the reader's own rows keep a finer resolution. A depthwise reader
                   has a scale for every channel, and takes a = 1.
 
-Both are the same for all programs that differ only by such factors: however badly spread, what comes out is one.
-Differs from the papers in how far it reaches: branches, residual sums, pooling and grouped convolutions are scaled too,
-where all that write and read a tensor allow it.
+Both give the same program for all programs that differ only by such factors, however unevenly spread they are. Differs
+from the papers in its coverage: branches, residual sums, pooling and grouped convolutions are scaled too, where all
+writers and readers of a tensor allow it.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ CLIP_MARGIN = 0.95
 
 
 def channel_peaks(
-    model: ModelProto, found: Sequence[EqualizationGroup], batches: Sequence[Batch], threads: int = 1
+    model: ModelProto, groups: Sequence[EqualizationGroup], batches: Sequence[Batch], threads: int = 1
 ) -> dict[str, NDArray[np.float32]]:
     """Return max|X_C| of every tensor of the groups, over the batches."""
-    axes = {name: group.axis for group in found for name in group.tensors}
+    axes = {name: group.axis for group in groups for name in group.tensors}
     peaks: dict[str, NDArray[np.float32]] = {}
     if not axes:
         return peaks
     for _, values in ActivationReader(model, list(axes), exact=True, threads=threads).slices(batches):
         for name, array in values.items():
-            kept = axes[name] % array.ndim
-            peak = np.abs(array).max(axis=tuple(axis for axis in range(array.ndim) if axis != kept))
+            channel_axis = axes[name] % array.ndim
+            peak = np.abs(array).max(axis=tuple(axis for axis in range(array.ndim) if axis != channel_axis))
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
     return peaks
 
@@ -87,32 +87,32 @@ def equalize_channels(
         batches: to read the peaks from, if they are not given.
     """
     copy = deepcopy(model)
-    found = find_groups(copy, find_layer_weights(copy, chosen))
+    groups = find_groups(copy, find_layer_weights(copy, chosen))
     if peaks is None:
-        peaks = channel_peaks(copy, found, batches)
-    ready = [group for group in found if _may_scale(copy, group, peaks)]
+        peaks = channel_peaks(copy, groups, batches)
+    scalable = [group for group in groups if _may_scale(copy, group, peaks)]
     if params.granularity == "per_tensor":
         for _ in range(DFQ_ITERATIONS):
-            for group in ready:
+            for group in scalable:
                 _scale(copy, group, _bounded(weight_factors(group)))
     else:
-        for group in ready:  # all first: a reader's columns can only be compared in a row whose inputs are even
-            _scale(copy, group, _bounded(_peak_of(group, peaks)))
-        for group, factors in [(group, _bounded(column_factors(group, share))) for group in ready]:
+        for group in scalable:  # all first: a reader's columns can only be compared in a row whose inputs are even
+            _scale(copy, group, _bounded(_reader_peaks(group, peaks)))
+        for group, factors in [(group, _bounded(column_factors(group, share))) for group in scalable]:
             _scale(copy, group, factors)
-    for group in ready:
+    for group in scalable:
         for clip in group.clips:
             clip.op_type = "Relu"
             del clip.input[1:]
-    return copy, len(ready)
+    return copy, len(scalable)
 
 
 def weight_factors(group: EqualizationGroup) -> NDArray[np.float64]:
     """Return s_C = sqrt(r1_C / r2_C) of the largest writer and reader; 1 where a range is 0."""
     written = np.max([np.abs(layer.read()).max(axis=(2, 3)).reshape(-1) for layer in group.writers], axis=0)
     read = np.max([np.abs(layer.read()).max(axis=(1, 3)).reshape(-1) for layer in group.readers], axis=0)
-    held = (written > 0) & (read > 0)
-    return np.where(held, np.sqrt(np.where(held, written, 1) / np.where(held, read, 1)), 1.0)
+    nonzero = (written > 0) & (read > 0)
+    return np.where(nonzero, np.sqrt(np.where(nonzero, written, 1) / np.where(nonzero, read, 1)), 1.0)
 
 
 def column_factors(group: EqualizationGroup, share: float) -> NDArray[np.float64]:
@@ -135,7 +135,7 @@ def column_factors(group: EqualizationGroup, share: float) -> NDArray[np.float64
     return np.where(u_C > 0, np.power(np.where(u_C > 0, u_C, 1), share - 1), 1.0)
 
 
-def _peak_of(group: EqualizationGroup, peaks: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+def _reader_peaks(group: EqualizationGroup, peaks: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
     """Return max|X_C| of the tensors that the group's readers read: after a ReLU, not before it."""
     names = {reader.node.input[0] for reader in group.readers}
     peak = np.max([peaks[name] for name in names], axis=0).astype(np.float64)

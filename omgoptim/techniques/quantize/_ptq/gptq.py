@@ -29,13 +29,13 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from omgoptim.errors import DataError
 from omgoptim.techniques.quantize._onnx.program import as_technique_error, open_program
-from omgoptim.techniques.reconstruction.inputs import in_portions
+from omgoptim.techniques.reconstruction.inputs import chunks_by_size
 
 Float = NDArray[np.float32]
 
 Bytes = NDArray[np.uint8]
 
-SHRINKS: dict[int, tuple[float, ...]] = {4: (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65), 8: ()}
+CLIP_RATIOS: dict[int, tuple[float, ...]] = {4: (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65), 8: ()}
 """Clipping ratios of a group's range that are tried besides 1, by bits: steps of 1/20 as in AWQ's code (llm-awq,
 auto_clip.py, `n_grid`), which goes on to 0.55. With 256 levels rounding is fine enough and nothing is clipped."""
 
@@ -101,7 +101,7 @@ def integers(w: Float, s: Float, z: Float, num_bits: int) -> Float:
 def _quantize_chunk(w_GBN: Float, h_GB1: Float, num_bits: int, symmetric: bool) -> tuple[Bytes, Float, Bytes]:
     s_GN, z_GN = _range(w_GBN, 1.0, num_bits, symmetric)
     error_GN = _error(w_GBN, h_GB1, s_GN, z_GN, num_bits)
-    for shrink in SHRINKS[num_bits]:
+    for shrink in CLIP_RATIOS[num_bits]:
         tried = _range(w_GBN, shrink, num_bits, symmetric)
         s_GN, z_GN, error_GN = _select_better((s_GN, z_GN, error_GN), (*tried, _error(w_GBN, h_GB1, *tried, num_bits)))
     fitted_GN = _fitted_scales(w_GBN, h_GB1, s_GN, z_GN, num_bits)
@@ -158,11 +158,11 @@ def gptq_quantize(w_KN: Float, h_KK: Float, group_size: int, num_bits: int, symm
     """
     u_KK = _factor(h_KK)
     importance_K = np.diagonal(h_KK).astype(np.float32) + np.float32(1e-12)
-    left_KN = w_KN.astype(np.float64)
-    rounded: list[QuantizedGroups] = []
+    remaining_KN = w_KN.astype(np.float64)
+    groups: list[QuantizedGroups] = []
     for start in range(0, len(w_KN), group_size):
         end = start + group_size
-        block_BN, error_BN = left_KN[start:end], np.empty((group_size, w_KN.shape[1]))
+        block_BN, error_BN = remaining_KN[start:end], np.empty((group_size, w_KN.shape[1]))
         group = quantize_groups(block_BN.astype(np.float32), group_size, num_bits, symmetric, importance_K[start:end])
         s_N, z_N = group.s_GN[0].astype(np.float64), group.z_GN[0].astype(np.float64)
         q_BN = np.empty_like(group.q_KN)
@@ -172,9 +172,9 @@ def gptq_quantize(w_KN: Float, h_KK: Float, group_size: int, num_bits: int, symm
             error_BN[row] = (block_BN[row] - (q_N - z_N) * s_N) / u_KK[k, k]
             block_BN[row + 1 :] -= np.outer(u_KK[k, k + 1 : end], error_BN[row])
             q_BN[row] = q_N
-        left_KN[end:] -= u_KK[start:end, end:].T @ error_BN
-        rounded.append(QuantizedGroups(q_BN, group.s_GN, group.z_GN))
-    parts = ([getattr(group, name) for group in rounded] for name in ("q_KN", "s_GN", "z_GN"))
+        remaining_KN[end:] -= u_KK[start:end, end:].T @ error_BN
+        groups.append(QuantizedGroups(q_BN, group.s_GN, group.z_GN))
+    parts = ([getattr(group, name) for group in groups] for name in ("q_KN", "s_GN", "z_GN"))
     return QuantizedGroups(*(np.concatenate(part) for part in parts))
 
 
@@ -217,36 +217,36 @@ def input_hessians(model: ModelProto, widths: Mapping[str, int], batches: Batche
         DataError: an input, or what the model makes of it, holds NaN or infinity.
         TechniqueError: the program does not run on the batches.
     """
-    found: Hessians = {}
-    for some in in_portions(widths, lambda name: 4 * widths[name] ** 2, MAX_PASS_BYTES):
-        found |= _one_pass(model, {name: widths[name] for name in some}, batches, threads)
-    for name, h_KK in found.items():
+    hessians: Hessians = {}
+    for names in chunks_by_size(widths, lambda name: 4 * widths[name] ** 2, MAX_PASS_BYTES):
+        hessians |= _one_pass(model, {name: widths[name] for name in names}, batches, threads)
+    for name, h_KK in hessians.items():
         if not np.isfinite(h_KK).all():
             raise DataError(
                 "activations contain NaN or infinity on the calibration data",
                 f"first found in tensor '{name}'",
                 "fix the calibration split; weight_only also works without data",
             )
-    return found
+    return hessians
 
 
 def _one_pass(model: ModelProto, widths: Mapping[str, int], batches: Batches, threads: int) -> Hessians:
-    watched = deepcopy(model)
+    copy = deepcopy(model)
     for index, (name, width) in enumerate(widths.items()):
         stem = f"omgoptim_moments_{index}"
         shape = numpy_helper.from_array(np.array([-1, width], np.int64), f"{stem}_shape")
-        watched.graph.initializer.append(shape)
-        watched.graph.node.extend(
+        copy.graph.initializer.append(shape)
+        copy.graph.node.extend(
             [
                 helper.make_node("Reshape", [name, shape.name], [f"{stem}_rows"], f"{stem}_rows"),
                 helper.make_node("Transpose", [f"{stem}_rows"], [f"{stem}_columns"], f"{stem}_columns", perm=[1, 0]),
                 helper.make_node("MatMul", [f"{stem}_columns", f"{stem}_rows"], [stem], stem),
             ]
         )
-        watched.graph.output.append(helper.make_tensor_value_info(stem, TensorProto.FLOAT, [width, width]))
+        copy.graph.output.append(helper.make_tensor_value_info(stem, TensorProto.FLOAT, [width, width]))
     names = [value.name for value in model.graph.input]
     outputs = [f"omgoptim_moments_{index}" for index in range(len(widths))]
-    session = open_program(watched, threads)
+    session = open_program(copy, threads)
     sums = [np.zeros((width, width), np.float32) for width in widths.values()]
     with as_technique_error("the program does not run on the calibration data"):
         for batch in batches:

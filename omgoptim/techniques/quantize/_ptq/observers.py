@@ -5,7 +5,7 @@ when a value falls outside (pairs of bins are merged), so that nothing is read t
 
     minmax          smallest and largest value
     moving_average  mean over batches of the smallest and largest value (arXiv:1712.05877)
-    percentile      the range that leaves `OUTSIDE` of the values out at either end
+    percentile      the range that leaves `CLIPPED_FRACTION` of the values out at either end
     mse             the range of least squared rounding and clipping error at 8 bits
     entropy         the range whose quantized distribution has the least Kullback-Leibler divergence from that of the
                     values (as in TensorRT, here from either end)
@@ -47,10 +47,10 @@ Method = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
 BINS = 8192
 """Histogram bins over [-span, span]: 16 to 32 per step of an 8-bit range, whatever the span was at the start."""
 
-OUTSIDE = 1e-5
+CLIPPED_FRACTION = 1e-5
 """Fraction of the values that `percentile` leaves out at each end: ONNX Runtime's default percentile is 99.999."""
 
-SHRINKS = np.concatenate([np.linspace(1.0, 0.8, 21), np.linspace(0.78, 0.2, 30)])
+RANGE_FRACTIONS = np.concatenate([np.linspace(1.0, 0.8, 21), np.linspace(0.78, 0.2, 30)])
 """Fractions of an extreme tried as a bound. Chosen: steps of 1 % near the extreme, 2 % below; more cost time."""
 
 METHODS: dict[bool, tuple[Method, ...]] = {
@@ -62,7 +62,7 @@ METHODS: dict[bool, tuple[Method, ...]] = {
 TENSORS_TRIED = 64
 """Maximum activations whose range effort `best` chooses one by one, most different first. Chosen by time."""
 
-CHOOSING_MACS = 2e12
+RANGE_SEARCH_MACS = 2e12
 """Limit of the multiply-accumulates of choosing ranges one by one. Chosen: about a minute on two cores."""
 
 
@@ -111,9 +111,9 @@ class RangeObserver:
 
     def distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the centres of the bins that are not empty, ascending, and their counts."""
-        edges = (np.arange(BINS) + 0.5) * (2 * self.span / BINS) - self.span
-        held = self.counts > 0
-        return np.clip(edges[held], self.low, self.high), self.counts[held].astype(np.float64)
+        centres = (np.arange(BINS) + 0.5) * (2 * self.span / BINS) - self.span
+        occupied = self.counts > 0
+        return np.clip(centres[occupied], self.low, self.high), self.counts[occupied].astype(np.float64)
 
     def range(self, method: Method, symmetric: bool = False) -> Range:
         """Return the range by a method; (0, 0) for a tensor that was always 0."""
@@ -137,30 +137,35 @@ def observe_activations(
         DataError: a value inside the network is NaN or infinite, with the tensor's name.
     """
     names = float_tensors(model)
-    observed = {name: RangeObserver() for name in names}
-    watch = ActivationReader(model, names, exact=True, threads=threads)
+    observers = {name: RangeObserver() for name in names}
+    reader = ActivationReader(model, names, exact=True, threads=threads)
     for batch in batches:
-        for index, (_, values) in enumerate(watch.slices([batch])):
+        for index, (_, values) in enumerate(reader.slices([batch])):
             for name, array in values.items():
-                if not observed[name].add(array, histogram=histogram, same_batch=index > 0):
-                    raise DataError(
-                        f"activation '{name}' is not finite on the calibration data",
-                        "no quantization range can be calibrated from it",
-                        "look for a division by zero or an overflow, or remove the samples that cause it",
-                    )
-    return observed
+                if not observers[name].add(array, histogram=histogram, same_batch=index > 0):
+                    raise not_finite(f"activation '{name}'")
+    return observers
 
 
-def compute_ranges(observed: Mapping[str, RangeObserver], method: Method, symmetric: bool = False) -> dict[str, Range]:
+def not_finite(activation: str) -> DataError:
+    """Return the error for an activation with NaN or infinity."""
+    return DataError(
+        f"{activation} is not finite on the calibration data",
+        "no quantization range can be calibrated from it",
+        "look for a division by zero or an overflow, or remove the samples that cause it",
+    )
+
+
+def compute_ranges(observers: Mapping[str, RangeObserver], method: Method, symmetric: bool = False) -> dict[str, Range]:
     """Return the range of every tensor by one method."""
-    return {name: seen.range(method, symmetric) for name, seen in observed.items()}
+    return {name: observer.range(method, symmetric) for name, observer in observers.items()}
 
 
 def percentile_range(values: NDArray[np.float64], counts: NDArray[np.float64]) -> Range:
-    """Return the range that leaves `OUTSIDE` of the values out at each end; it holds 0."""
+    """Return the range that leaves `CLIPPED_FRACTION` of the values out at each end; it holds 0."""
     below = np.cumsum(counts) / counts.sum()
-    low = values[np.searchsorted(below, OUTSIDE, side="right")]
-    high = values[min(int(np.searchsorted(below, 1 - OUTSIDE)), len(values) - 1)]
+    low = values[np.searchsorted(below, CLIPPED_FRACTION, side="right")]
+    high = values[min(int(np.searchsorted(below, 1 - CLIPPED_FRACTION)), len(values) - 1)]
     return min(0.0, float(low)), max(0.0, float(high))
 
 
@@ -174,17 +179,17 @@ def search_range(
     """Search the range of least cost: each end is shrunk in turn, twice; both at once if symmetric."""
     if symmetric:
         peak = max(-bounds[0], bounds[1])
-        costs = [cost(values, counts, (-peak * f, peak * f), True) for f in SHRINKS]
-        best = peak * float(SHRINKS[int(np.argmin(costs))])
+        costs = [cost(values, counts, (-peak * f, peak * f), True) for f in RANGE_FRACTIONS]
+        best = peak * float(RANGE_FRACTIONS[int(np.argmin(costs))])
         return -best, best
     low, high = bounds
     for _ in range(2):
         if high > 0:
-            costs = [cost(values, counts, (low, bounds[1] * f), False) for f in SHRINKS]
-            high = bounds[1] * float(SHRINKS[int(np.argmin(costs))])
+            costs = [cost(values, counts, (low, bounds[1] * f), False) for f in RANGE_FRACTIONS]
+            high = bounds[1] * float(RANGE_FRACTIONS[int(np.argmin(costs))])
         if low < 0:
-            costs = [cost(values, counts, (bounds[0] * f, high), False) for f in SHRINKS]
-            low = bounds[0] * float(SHRINKS[int(np.argmin(costs))])
+            costs = [cost(values, counts, (bounds[0] * f, high), False) for f in RANGE_FRACTIONS]
+            low = bounds[0] * float(RANGE_FRACTIONS[int(np.argmin(costs))])
         else:
             break
     return low, high
@@ -230,31 +235,33 @@ def read_ranges(state: PtqState, settings: PtqSettings, notes: list[str]) -> Ptq
     """Select the range method, for all tensors or for each, then observe ranges on all samples."""
     settings.progress("choosing ranges", 0.0)
     symmetric, data = settings.params.symmetric, settings.data
-    wanted: Method = "minmax"
+    selected: Method = "minmax"
     if settings.params.range_method != "auto":
         methods = dict.fromkeys(state.ranges, settings.params.range_method)
     else:
         thorough = settings.params.rounding == "adaround"
-        observed = observe_activations(state.model, data.fit, threads=settings.threads)
-        found = {method: compute_ranges(observed, method, symmetric) for method in METHODS[thorough]}
-        states = {method: settings.after(state, state.model, ranges) for method, ranges in found.items()}
+        observers = observe_activations(state.model, data.fit, threads=settings.threads)
+        ranges_by_method = {method: compute_ranges(observers, method, symmetric) for method in METHODS[thorough]}
+        states = {
+            method: settings.with_program(state, state.model, ranges) for method, ranges in ranges_by_method.items()
+        }
         best = max(states, key=lambda name: states[name].sqnr_db)
-        if states[best].sqnr_db > states[wanted].sqnr_db + MIN_CHOICE_GAIN_DB:
-            wanted = best
-        notes.append(f"Range method {wanted}: SQNR {states[wanted].sqnr_db:.1f} dB.")
-        methods = dict.fromkeys(found[wanted], wanted)
-        if thorough and sum(map(size_of, data.held)) >= MIN_HELD_OUT:
-            methods = _choose_each(states[wanted], methods, found, settings, notes)
-    everything = data.fit if data.fit[0] is data.held[0] else [*data.fit, *data.held]
-    observed = observe_activations(state.model, everything, threads=settings.threads)
-    ranges = {name: seen.range(methods[name], symmetric) for name, seen in observed.items()}
-    return settings.after(state, state.model, ranges)
+        if states[best].sqnr_db > states[selected].sqnr_db + MIN_CHOICE_GAIN_DB:
+            selected = best
+        notes.append(f"Range method {selected}: SQNR {states[selected].sqnr_db:.1f} dB.")
+        methods = dict.fromkeys(ranges_by_method[selected], selected)
+        if thorough and sum(map(size_of, data.held_out)) >= MIN_HELD_OUT:
+            methods = _choose_each(states[selected], methods, ranges_by_method, settings, notes)
+    everything = data.fit if data.fit[0] is data.held_out[0] else [*data.fit, *data.held_out]
+    observers = observe_activations(state.model, everything, threads=settings.threads)
+    ranges = {name: observer.range(methods[name], symmetric) for name, observer in observers.items()}
+    return settings.with_program(state, state.model, ranges)
 
 
 def _choose_each(
     state: PtqState,
     methods: dict[str, Method],
-    found: Mapping[Method, Mapping[str, Range]],
+    ranges_by_method: Mapping[Method, Mapping[str, Range]],
     settings: PtqSettings,
     notes: list[str],
 ) -> dict[str, Method]:
@@ -262,27 +269,35 @@ def _choose_each(
 
     Compared in a program with float biases, in which the scale of an activation can be set by itself.
     """
-    symmetric, wanted, held = settings.params.symmetric, settings.data.wanted, settings.data.held
+    symmetric, reference, held_out = settings.params.symmetric, settings.data.reference_outputs, settings.data.held_out
     simulated = write_qdq(state.model, settings.chosen, state.ranges, settings.params, float_biases=True)
-    places = {name: at for name, at in activation_parameters(simulated).items() if name in methods}
-    others = {name: [method for method in found if _differ(found[method][name], state.ranges[name])] for name in places}
-    spread = {
-        name: max((_spread(found[m][name], state.ranges[name]) for m in others[name]), default=0) for name in places
+    parameters = {name: at for name, at in activation_parameters(simulated).items() if name in methods}
+    alternatives = {
+        name: [method for method in ranges_by_method if _differ(ranges_by_method[method][name], state.ranges[name])]
+        for name in parameters
     }
-    tried = sorted((name for name in others if others[name]), key=lambda name: -spread[name])[:TENSORS_TRIED]
-    allowed = settings.evaluations(CHOOSING_MACS, sum(map(size_of, held)))
-    tried = [name for at, name in enumerate(tried) if sum(len(others[n]) for n in tried[: at + 1]) <= allowed]
+    spread = {
+        name: max((_spread(ranges_by_method[m][name], state.ranges[name]) for m in alternatives[name]), default=0)
+        for name in parameters
+    }
+    tried = sorted((name for name in alternatives if alternatives[name]), key=lambda name: -spread[name])[
+        :TENSORS_TRIED
+    ]
+    allowed = settings.affordable_runs(RANGE_SEARCH_MACS, sum(map(size_of, held_out)))
+    tried = [name for at, name in enumerate(tried) if sum(len(alternatives[n]) for n in tried[: at + 1]) <= allowed]
     chosen = dict(methods)
-    best = sqnr_db(wanted, outputs(simulated, held, settings.threads))
+    best = sqnr_db(reference, outputs(simulated, held_out, settings.threads))
     for index, name in enumerate(tried):
         settings.progress("choosing ranges", index / len(tried))
-        for method in others[name]:
-            set_scale(simulated, places[name], found[method][name], symmetric)
-            level = sqnr_db(wanted, outputs(simulated, held, settings.threads))
-            if level > best + MIN_STEP_GAIN_DB:
-                best, chosen[name] = level, method
-        set_scale(simulated, places[name], found[chosen[name]][name], symmetric)
-    refined = settings.after(state, state.model, {name: found[method][name] for name, method in chosen.items()})
+        for method in alternatives[name]:
+            set_scale(simulated, parameters[name], ranges_by_method[method][name], symmetric)
+            sqnr = sqnr_db(reference, outputs(simulated, held_out, settings.threads))
+            if sqnr > best + MIN_STEP_GAIN_DB:
+                best, chosen[name] = sqnr, method
+        set_scale(simulated, parameters[name], ranges_by_method[chosen[name]][name], symmetric)
+    refined = settings.with_program(
+        state, state.model, {name: ranges_by_method[method][name] for name, method in chosen.items()}
+    )
     changed = sum(chosen[name] != methods[name] for name in chosen)
     if not changed or refined.sqnr_db <= state.sqnr_db + MIN_CHOICE_GAIN_DB:
         return methods
@@ -290,9 +305,9 @@ def _choose_each(
     return chosen
 
 
-def _differ(one: Range, other: Range) -> bool:
-    width = max(one[1] - one[0], other[1] - other[0])
-    return max(abs(one[0] - other[0]), abs(one[1] - other[1])) > 0.01 * width
+def _differ(first: Range, second: Range) -> bool:
+    width = max(first[1] - first[0], second[1] - second[0])
+    return max(abs(first[0] - second[0]), abs(first[1] - second[1])) > 0.01 * width
 
 
 def _spread(bounds: Range, current: Range) -> float:

@@ -107,9 +107,9 @@ def is_readable(layer: LayerWeight) -> bool:
 class MomentOptions:
     """Settings of the collection of moments."""
 
-    alone: Collection[str] = ()
-    """Layers whose y is computed from x^ instead, so that only their own rounding is an error: right for those whose
-    inputs are going to change."""
+    own_rounding_only: Collection[str] = ()
+    """Names of layers whose y is computed from x^, so that only their own rounding is an error: those whose inputs will
+    still change."""
     exact: bool = True
     """True if the quantized program holds integers, which the engine must not fuse."""
     values: int | None = None
@@ -136,33 +136,39 @@ def collect_moments(
         batches: inputs of the programs by name.
         options: limits of samples and memory.
     """
-    alone, threads = options.alone, options.threads
-    ours = {layer.name: nodes_by_name(quantized)[layer.name].input[0] for layer in layers}
-    theirs = {layer.name: nodes_by_name(reference)[layer.name].input[0] for layer in layers if layer.name not in alone}
-    got = ActivationReader(quantized, list(dict.fromkeys(ours.values())), exact=options.exact, threads=threads)
-    wanted = (
-        ActivationReader(reference, list(dict.fromkeys(theirs.values())), exact=True, threads=threads)
-        if theirs
+    own_rounding_only, threads = options.own_rounding_only, options.threads
+    quantized_inputs = {layer.name: nodes_by_name(quantized)[layer.name].input[0] for layer in layers}
+    float_inputs = {
+        layer.name: nodes_by_name(reference)[layer.name].input[0]
+        for layer in layers
+        if layer.name not in own_rounding_only
+    }
+    quantized_reader = ActivationReader(
+        quantized, list(dict.fromkeys(quantized_inputs.values())), exact=options.exact, threads=threads
+    )
+    float_reader = (
+        ActivationReader(reference, list(dict.fromkeys(float_inputs.values())), exact=True, threads=threads)
+        if float_inputs
         else None
     )
     samples = max(1, sum(size_of(batch) for batch in batches))
     rng = np.random.default_rng(options.seed)
-    found: dict[str, PatchMoments] = {}
-    for part, read in got.slices(batches):
-        floats = wanted.run(part) if wanted is not None else {}
+    moments: dict[str, PatchMoments] = {}
+    for part, values in quantized_reader.slices(batches):
+        floats = float_reader.run(part) if float_reader is not None else {}
         for layer in layers:
-            x, w_GOIT = read[ours[layer.name]], weights[layer.name]
+            x, w_GOIT = values[quantized_inputs[layer.name]], weights[layer.name]
             total = patch_count(layer, x)
             share = -(-_most_patches(w_GOIT, options.values) * size_of(part) // samples)
             keep = None if total <= share else rng.choice(total, share, replace=False)
             w_GOK = w_GOIT.reshape(*w_GOIT.shape[:2], -1)
             x_PGK = patches(layer, x, keep)
-            floats_PGK = patches(layer, floats[theirs[layer.name]], keep) if layer.name in theirs else x_PGK
+            floats_PGK = patches(layer, floats[float_inputs[layer.name]], keep) if layer.name in float_inputs else x_PGK
             y_PGO = (floats_PGK.swapaxes(0, 1) @ w_GOK.swapaxes(1, 2)).swapaxes(0, 1)
-            if layer.name not in found:
-                found[layer.name] = PatchMoments.empty(*w_GOK.shape)
-            found[layer.name].add(x_PGK, y_PGO)
-    return found
+            if layer.name not in moments:
+                moments[layer.name] = PatchMoments.empty(*w_GOK.shape)
+            moments[layer.name].add(x_PGK, y_PGO)
+    return moments
 
 
 def _most_patches(w_GOIT: NDArray[np.float32], values: int | None) -> int:

@@ -43,6 +43,7 @@ from omgoptim.techniques.quantize._ptq.state import (
     PtqTask,
 )
 from omgoptim.techniques.quantize._ptq.stored_steps import PtqResult, store_result, stored_result
+from omgoptim.text import plural
 
 MAX_FLOAT_LAYERS = 3
 """Maximum number of first layers that may stay in float. Chosen: speed against noise."""
@@ -52,7 +53,8 @@ MAX_WORK_SHARE = 0.04
 four times as fast, 4 % take 12 % more time."""
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
-"""Values of `share` in `equalize_channels` that are tried without and with AdaRound."""
+"""Values of `share` in `equalize_channels` that are tried without and with AdaRound. Chosen: each costs a calibration;
+with AdaRound the preset allows one more."""
 
 ROUNDED = ("small_kernels", "adaround")
 """Rounding methods that minimize the error of the layers' outputs."""
@@ -62,14 +64,14 @@ MIN_FLOAT_GAIN_DB = 1.0
 
 COMPARISON_MACS = 5e10
 """Limit of the MACs of one comparison of equalized programs, for which a large network takes fewer samples. Chosen: 1.5
-s at the rate of `CHOOSING_MACS`."""
+s at the rate of `RANGE_SEARCH_MACS`."""
 
-FEWEST_SAMPLES = 16
+MIN_COMPARISON_SAMPLES = 16
 """Minimum number of samples of such a run, whatever they cost. Chosen: with fewer an SQNR is chance."""
 
 CORRECTION_MACS, ROUNDING_MACS = 1e12, 2e12
 """Limits of the multiply-accumulates of all runs of bias correction and of AdaRound: half a minute and a minute at the
-rate of `CHOOSING_MACS`.
+rate of `RANGE_SEARCH_MACS`.
 """
 
 
@@ -78,17 +80,17 @@ def affordable_prefixes(model: ModelProto, chosen: Sequence[OnnxLayer]) -> Itera
 
     Nothing for a program in which the size of an output is unknown.
     """
-    places = {node.name: at for at, node in enumerate(model.graph.node)}
-    ordered = sorted((layer for layer in chosen if layer.op != "Gather"), key=lambda layer: places[layer.node])
+    order = {node.name: at for at, node in enumerate(model.graph.node)}
+    ordered = sorted((layer for layer in chosen if layer.op != "Gather"), key=lambda layer: order[layer.node])
     work = {layer.node: _layer_macs(model, layer) for layer in ordered}
     if None in work.values():
         return
-    macs, weights = (sum(one) for one in ([work[x.node] or 0 for x in ordered], [_size(x) for x in ordered]))
+    macs, weights = (sum(one) for one in ([work[x.node] or 0 for x in ordered], [_weight_size(x) for x in ordered]))
     for count in range(1, min(MAX_FLOAT_LAYERS, len(ordered) - 1) + 1):
         first = ordered[:count]
         if sum(work[layer.node] or 0 for layer in first) > MAX_WORK_SHARE * macs:
             return
-        if sum(map(_size, first)) > MAX_WORK_SHARE * weights:
+        if sum(map(_weight_size, first)) > MAX_WORK_SHARE * weights:
             return
         yield first
 
@@ -117,7 +119,7 @@ def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Collect
 def _layer_macs(model: ModelProto, layer: OnnxLayer) -> int | None:
     """Count a layer's MACs of one sample; None where its output size is unknown."""
     if layer.op == "Gemm":
-        return _size(layer)
+        return _weight_size(layer)
     node = next(node for node in model.graph.node if node.name == layer.node)
     known = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
     if node.output[0] not in known or layer.op not in ("Conv", "MatMul"):
@@ -126,15 +128,15 @@ def _layer_macs(model: ModelProto, layer: OnnxLayer) -> int | None:
     places = dims[2:] if layer.op == "Conv" else dims[1:-1]
     if not all(dim.HasField("dim_value") for dim in places):
         return None
-    return _size(layer) * int(np.prod([dim.dim_value for dim in places]))
+    return _weight_size(layer) * int(np.prod([dim.dim_value for dim in places]))
 
 
-def _size(layer: OnnxLayer) -> int:
+def _weight_size(layer: OnnxLayer) -> int:
     return int(np.prod(layer.shape))
 
 
 def quantize(
-    model: ModelProto, batches: Sequence[Batch], task: PtqTask, kept: list[OnnxLayer] | None = None
+    model: ModelProto, batches: Sequence[Batch], task: PtqTask, float_layers: list[OnnxLayer] | None = None
 ) -> tuple[ModelProto, list[str]]:
     """Return the QDQ program of a prepared float program, and what was done, a sentence each.
 
@@ -142,15 +144,15 @@ def quantize(
         model: the prepared float program.
         batches: calibration inputs by name.
         task: layers, number format and threads.
-        kept: takes the layers of the task that stay in float.
+        float_layers: takes the layers of the task that stay in float.
     """
     result = stored_result(task)
     if result is None:
-        result = _run_steps(model, batches, task)
+        result = _ptq_result(model, batches, task)
         store_result(result, task)
     chosen = [layer for layer in task.chosen if layer.node in result.quantized]
-    if kept is not None:
-        kept.extend(layer for layer in task.chosen if layer.node in result.left_out)
+    if float_layers is not None:
+        float_layers.extend(layer for layer in task.chosen if layer.node in result.left_out)
     program = result.model
     in_float = set(result.quantized) - {layer.node for layer in chosen}
     if in_float:
@@ -158,15 +160,16 @@ def quantize(
     return write_qdq(program, chosen, result.ranges, task.params), list(result.notes)
 
 
-def _run_steps(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> PtqResult:
+def _ptq_result(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> PtqResult:
     params = task.params
     if not rewrites(params) and params.range_method != "auto":
         histogram = params.range_method not in ("minmax", "moving_average")
-        observed = observe_activations(model, batches, histogram=histogram, threads=task.threads)
-        ranges = compute_ranges(observed, params.range_method, params.symmetric)
+        observers = observe_activations(model, batches, histogram=histogram, threads=task.threads)
+        ranges = compute_ranges(observers, params.range_method, params.symmetric)
         return PtqResult(model, model, ranges, [layer.node for layer in task.chosen], [], [])
-    state, settings, notes = _improve(model, batches, task)
-    quantized, left_out = ([layer.node for layer in part] for part in (settings.chosen, _left_out(task, settings)))
+    state, settings, notes = _run_steps(model, batches, task)
+    in_float = _layers_in_float(task, settings)
+    quantized, left_out = ([layer.node for layer in part] for part in (settings.chosen, in_float))
     return PtqResult(state.model, state.reference, state.ranges, quantized, left_out, notes)
 
 
@@ -177,62 +180,63 @@ def rewrites(params: Static) -> bool:
 
 def rewrite(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[ModelProto, list[OnnxLayer]]:
     """Return the float program after every step, for another quantizer, and the layers that stay in float."""
-    state, settings, _ = _improve(model, batches, task)
-    return state.model, _left_out(task, settings)
+    state, settings, _ = _run_steps(model, batches, task)
+    return state.model, _layers_in_float(task, settings)
 
 
-def _improve(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[PtqState, PtqSettings, list[str]]:
+def _run_steps(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[PtqState, PtqSettings, list[str]]:
     """Run the steps; the settings returned have the layers that are quantized."""
     notes: list[str] = []
     settings = _prepare_settings(model, batches, task, notes)
-    state = _begin(model, settings)
-    state, settings = _keep_first_in_float(state, settings, notes)
+    state = _initial_state(model, settings)
+    state, settings = _keep_first_layers_in_float(state, settings, notes)
     state = _equalize(state, settings, notes)
     state = read_ranges(state, settings, notes)
     if task.params.bias_correction:
-        state = _correct(state, settings, notes)
+        state = _correct_biases(state, settings, notes)
     if task.params.rounding == "adaround":
-        state = _round(state, settings, notes)
+        state = _apply_adaround(state, settings, notes)
     return state, settings, notes
 
 
-def _left_out(task: PtqTask, settings: PtqSettings) -> list[OnnxLayer]:
-    taken = {layer.node for layer in settings.chosen}
-    return [layer for layer in task.chosen if layer.node not in taken]
+def _layers_in_float(task: PtqTask, settings: PtqSettings) -> list[OnnxLayer]:
+    quantized = {layer.node for layer in settings.chosen}
+    return [layer for layer in task.chosen if layer.node not in quantized]
 
 
 def equalize(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[ModelProto, list[str]]:
     """Return the float program after cross-layer equalization alone, for another quantizer, and what was done."""
     notes: list[str] = []
     settings = _prepare_settings(model, batches, task, notes)
-    return _equalize(_begin(model, settings), settings, notes).model, notes
+    return _equalize(_initial_state(model, settings), settings, notes).model, notes
 
 
 def _prepare_settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask, notes: list[str]) -> PtqSettings:
-    fit, held = split(batches, sliceable=has_free_batch(model))
-    if fit[0] is held[0]:
-        count = sum(map(size_of, held))
-        plural = "" if count == 1 else "s"
-        notes.append(f"Steps were fitted and accepted on the same {count} sample{plural}: too few to hold some out.")
+    fit, held_out = split(batches, sliceable=has_free_batch(model))
+    if fit[0] is held_out[0]:
+        samples = plural(sum(map(size_of, held_out)), "sample")
+        notes.append(f"PTQ was fitted and compared on the same {samples}: too few to hold some out.")
     return PtqSettings(
         *(task.chosen, task.params, task.threads, task.seed, task.progress),
-        data=CalibrationSplit(fit, held, outputs(model, held, task.threads)),
+        data=CalibrationSplit(fit, held_out, outputs(model, held_out, task.threads)),
         macs=multiply_accumulates(model, task.chosen),
     )
 
 
-def _begin(model: ModelProto, settings: PtqSettings) -> PtqState:
+def _initial_state(model: ModelProto, settings: PtqSettings) -> PtqState:
     """Create the state of a program with ranges from the fitting samples and small kernels rounded if that helps."""
     method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
     histogram = method not in ("minmax", "moving_average")
-    observed = observe_activations(
-        model, _comparison_samples(settings, model), histogram=histogram, threads=settings.threads
-    )
-    ranges = compute_ranges(observed, method, settings.params.symmetric)
-    return _round_small_kernels(PtqState(model, ranges, settings.level(model, ranges), model), settings)
+    fit = settings.data.fit
+    subset = _subset(fit, settings.affordable_runs(COMPARISON_MACS, sum(map(size_of, fit))), model)
+    observers = observe_activations(model, subset, histogram=histogram, threads=settings.threads)
+    ranges = compute_ranges(observers, method, settings.params.symmetric)
+    return _round_small_kernels(PtqState(model, ranges, settings.measure_sqnr(model, ranges), model), settings)
 
 
-def _keep_first_in_float(state: PtqState, settings: PtqSettings, notes: list[str]) -> tuple[PtqState, PtqSettings]:
+def _keep_first_layers_in_float(
+    state: PtqState, settings: PtqSettings, notes: list[str]
+) -> tuple[PtqState, PtqSettings]:
     """Leave the first layers in float where they are cheap and make most of the noise."""
     if settings.params.rounding not in ROUNDED or settings.params.targets:
         return state, settings
@@ -240,13 +244,13 @@ def _keep_first_in_float(state: PtqState, settings: PtqSettings, notes: list[str
     for first in affordable_prefixes(state.model, settings.chosen):
         nodes = {layer.node for layer in first}
         tried = replace(settings, chosen=[layer for layer in settings.chosen if layer.node not in nodes])
-        found = tried.after(state, restore_float_layers(state.model, state.reference, nodes), state.ranges)
+        found = tried.with_program(state, restore_float_layers(state.model, state.reference, nodes), state.ranges)
         if found.sqnr_db > best.sqnr_db + MIN_FLOAT_GAIN_DB:
             best, kept = found, tried
     count = len(settings.chosen) - len(kept.chosen)
     if count:
         layers = "The first layer" if count == 1 else f"The first {count} layers"
-        notes.append(f"{layers} in float32 {_raised(state.sqnr_db, best.sqnr_db)}.")
+        notes.append(f"{layers} in float32 {_gain(state.sqnr_db, best.sqnr_db)}.")
     return best, kept
 
 
@@ -259,27 +263,27 @@ def _equalize(best: PtqState, settings: PtqSettings, notes: list[str]) -> PtqSta
     if not settings.params.equalize:
         _note_small_kernels(best, notes)
         return best
-    plain, count, places = best.sqnr_db, 0, 0
+    before_db, scaled_groups, group_count = best.sqnr_db, 0, 0
     shares = (
         SHARES_TRIED[settings.params.rounding == "adaround"] if settings.params.granularity == "per_channel" else (1.0,)
     )
-    sets = find_groups(model, find_layer_weights(model, find_layers(model)))
-    peaks = channel_peaks(model, sets, settings.data.fit, settings.threads)
+    groups = find_groups(model, find_layer_weights(model, find_layers(model)))
+    peaks = channel_peaks(model, groups, settings.data.fit, settings.threads)
     for index, share in enumerate(shares):
         settings.progress("scaling channels", index / len(shares))
-        scaled, places = equalize_channels(model, find_layers(model), settings.params, share, peaks)
-        if places == 0:
+        scaled, group_count = equalize_channels(model, find_layers(model), settings.params, share, peaks)
+        if group_count == 0:
             break
-        state = _begin(scaled, settings)
+        state = _initial_state(scaled, settings)
         if state.sqnr_db > best.sqnr_db + MIN_CHOICE_GAIN_DB:
-            best, count = state, places
-    if places == 0:
+            best, scaled_groups = state, group_count
+    if group_count == 0:
         notes.append("Cross-layer equalization found no layer groups.")
-    elif not count:
+    elif not scaled_groups:
         notes.append("Cross-layer equalization did not raise the SQNR and was left out.")
     else:
-        where = "1 layer group" if count == 1 else f"{count} layer groups"
-        notes.append(f"Cross-layer equalization on {where} {_raised(plain, best.sqnr_db)}.")
+        where = plural(scaled_groups, "layer group")
+        notes.append(f"Cross-layer equalization on {where} {_gain(before_db, best.sqnr_db)}.")
     _note_small_kernels(best, notes)
     return best
 
@@ -291,59 +295,52 @@ def _round_small_kernels(state: PtqState, settings: PtqSettings) -> PtqState:
     found = round_small_kernels(state.model, state.ranges, settings.data.fit, settings)
     if not found.changed:
         return state
-    rounded = replace(settings.after(state, found.model, state.ranges), rounded=len(found.changed))
+    rounded = replace(settings.with_program(state, found.model, state.ranges), rounded_kernels=len(found.changed))
     return rounded if rounded.sqnr_db > state.sqnr_db + MIN_STEP_GAIN_DB else state
 
 
 def _note_small_kernels(state: PtqState, notes: list[str]) -> None:
-    if state.rounded:
-        notes.append(f"Small kernels of {_layers(state.rounded)} were rounded to minimize the output error.")
+    if state.rounded_kernels:
+        notes.append(
+            f"Small kernels of {plural(state.rounded_kernels, 'layer')} were rounded to minimize the output error."
+        )
 
 
-def _correct(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
+def _correct_biases(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
     fit = settings.data.fit
-    share = settings.evaluations(CORRECTION_MACS, sum(map(size_of, fit))) / CORRECTIONS
-    some = _some(fit, share, state.model)
-    model, count = correct_biases(state.model, state.reference, state.ranges, some, settings)
-    better = settings.after(state, model, state.ranges)
+    share = settings.affordable_runs(CORRECTION_MACS, sum(map(size_of, fit))) / CORRECTIONS
+    subset = _subset(fit, share, state.model)
+    model, count = correct_biases(state.model, state.reference, state.ranges, subset, settings)
+    better = settings.with_program(state, model, state.ranges)
     if count == 0 or better.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
         notes.append("Bias correction did not raise the SQNR and was left out.")
         return state
-    notes.append(f"Bias correction of {_layers(count)} {_raised(state.sqnr_db, better.sqnr_db)}.")
+    notes.append(f"Bias correction of {plural(count, 'layer')} {_gain(state.sqnr_db, better.sqnr_db)}.")
     return better
 
 
-def _round(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
+def _apply_adaround(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
     data, runs = settings.data, 2 * MAX_PASSES
-    samples = sum(map(size_of, [*data.fit, *data.held]))
-    share = settings.evaluations(ROUNDING_MACS, samples) / runs
-    fit, held = (_some(part, share, state.model) for part in (data.fit, data.held))
-    found = apply_adaround(state.model, state.reference, state.ranges, fit, held, settings)
-    after = settings.after(state, found.model, state.ranges)
+    samples = sum(map(size_of, [*data.fit, *data.held_out]))
+    share = settings.affordable_runs(ROUNDING_MACS, samples) / runs
+    fit, held_out = (_subset(part, share, state.model) for part in (data.fit, data.held_out))
+    result = apply_adaround(state.model, state.reference, state.ranges, fit, held_out, settings)
+    after = settings.with_program(state, result.model, state.ranges)
     if after.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
         notes.append("AdaRound did not raise the SQNR and was left out.")
         return state
-    notes.append(f"AdaRound on {_layers(len(found.changed))} {_raised(state.sqnr_db, after.sqnr_db)}.")
-    if found.left:
-        notes.append(f"AdaRound does not support {_layers(len(found.left))}: too large or transposed.")
+    notes.append(f"AdaRound on {plural(len(result.changed), 'layer')} {_gain(state.sqnr_db, after.sqnr_db)}.")
+    if result.unsupported:
+        notes.append(f"AdaRound does not support {plural(len(result.unsupported), 'layer')}: too large or transposed.")
     return after
 
 
-def _comparison_samples(settings: PtqSettings, model: ModelProto) -> list[Batch]:
-    fit = settings.data.fit
-    return _some(fit, settings.evaluations(COMPARISON_MACS, sum(map(size_of, fit))), model)
-
-
-def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
-    """Take about that share of the samples, at least `FEWEST_SAMPLES` where there are as many."""
+def _subset(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
+    """Take about that share of the samples, at least `MIN_COMPARISON_SAMPLES` where there are as many."""
     samples = sum(map(size_of, batches))
-    wanted = max(FEWEST_SAMPLES, share * samples)
-    return batches if wanted >= samples else subsample(batches, round(wanted), sliceable=has_free_batch(model))
+    count = max(MIN_COMPARISON_SAMPLES, share * samples)
+    return batches if count >= samples else subsample(batches, round(count), sliceable=has_free_batch(model))
 
 
-def _layers(count: int) -> str:
-    return "1 layer" if count == 1 else f"{count} layers"
-
-
-def _raised(before_db: float, after_db: float) -> str:
+def _gain(before_db: float, after_db: float) -> str:
     return f"raised SQNR from {before_db:.1f} to {after_db:.1f} dB"

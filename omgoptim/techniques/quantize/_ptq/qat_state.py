@@ -19,9 +19,8 @@ from onnx import ModelProto
 from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_attention, module_paths, select_layers
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._onnx import preparation
 from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
-from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.preparation import prepare_with_shapes
 from omgoptim.techniques.quantize._onnx.qdq import Range
 from omgoptim.techniques.quantize._ptq.calibration import Batch
 from omgoptim.techniques.quantize._ptq.equalization import channel_peaks, equalize_channels
@@ -51,20 +50,20 @@ class QatState:
     peaks: Peaks = field(default_factory=dict)
 
 
-def write_qat_state(program: Path, learned: QatState) -> None:
+def write_qat_state(program: Path, state: QatState) -> None:
     """Write QAT state to the metadata of a program file."""
     model = onnx.load(str(program), load_external_data=False)
-    peaks = {name: array.tolist() for name, array in learned.peaks.items()}
-    onnx.helper.set_model_props(model, {KEY: json.dumps({"ranges": dict(learned.ranges), "peaks": peaks})})
+    peaks = {name: array.tolist() for name, array in state.peaks.items()}
+    onnx.helper.set_model_props(model, {KEY: json.dumps({"ranges": dict(state.ranges), "peaks": peaks})})
     onnx.save(model, str(program))
 
 
 def read_qat_state(model: ModelProto) -> QatState | None:
     """Read the QAT state of a program; None where it has none."""
-    noted = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
-    if noted is None:
+    text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
+    if text is None:
         return None
-    stored = json.loads(noted)
+    stored = json.loads(text)
     ranges = {path: (float(low), float(high)) for path, (low, high) in stored["ranges"].items()}
     return QatState(ranges, {name: np.asarray(values, np.float32) for name, values in stored["peaks"].items()})
 
@@ -87,34 +86,36 @@ def compute_scaling(
     original = load(source)
     if is_large(original) or has_attention(original):
         return ChannelScaling()
-    model = preparation.infer_shapes(preparation.prepare(at_opset(load(source), 13), scratch))
+    model = prepare_with_shapes(load(source), scratch)
     chosen = select_layers(find_layers(model, module_paths(original)), params.targets, params.ignore)
-    found = _groups(model, chosen)
-    peaks = channel_peaks(model, found, batches, threads)
+    groups = _groups(model, chosen)
+    peaks = channel_peaks(model, groups, batches, threads)
     scaled, _ = equalize_channels(model, chosen, params, 1.0, peaks)
-    after = channel_peaks(scaled, found, batches, threads)
+    peaks_after = channel_peaks(scaled, groups, batches, threads)
     paths = {layer.node: layer.path for layer in chosen}
     factors: dict[str, NDArray[np.float32]] = {}
-    for group in found:
+    for group in groups:
         for reader in group.readers:
-            reached, now = peaks[reader.node.input[0]], after[reader.node.input[0]]
-            alive = (reached > 0) & (now > 0)
-            factors[paths[reader.name]] = np.where(alive, reached / np.where(alive, now, 1), 1).astype(np.float32)
+            peak_before, peak_after = peaks[reader.node.input[0]], peaks_after[reader.node.input[0]]
+            alive = (peak_before > 0) & (peak_after > 0)
+            factors[paths[reader.name]] = np.where(alive, peak_before / np.where(alive, peak_after, 1), 1).astype(
+                np.float32
+            )
     return ChannelScaling(peaks, factors)
 
 
 def apply_trained_scaling(
-    model: ModelProto, chosen: Sequence[OnnxLayer], params: Static, learned: QatState
+    model: ModelProto, chosen: Sequence[OnnxLayer], params: Static, state: QatState
 ) -> ModelProto:
     """Equalize the prepared float program with the factors of the training."""
     needed = {name for group in _groups(model, chosen) for name in group.tensors}
-    if not needed or not needed <= set(learned.peaks):
+    if not needed or not needed <= set(state.peaks):
         return model
-    return equalize_channels(model, chosen, params, 1.0, learned.peaks)[0]
+    return equalize_channels(model, chosen, params, 1.0, state.peaks)[0]
 
 
 def with_trained_ranges(
-    ranges: Mapping[str, Range], model: ModelProto, chosen: Sequence[OnnxLayer], learned: QatState
+    ranges: Mapping[str, Range], model: ModelProto, chosen: Sequence[OnnxLayer], state: QatState
 ) -> dict[str, Range]:
     """Replace the ranges of trained layers' inputs by the trained ones.
 
@@ -123,8 +124,8 @@ def with_trained_ranges(
     inputs = {node.name: node.input[0] for node in model.graph.node if node.input}
     trained: dict[str, Range] = {}
     for layer in chosen:
-        if layer.path in learned.ranges:
-            low, high = learned.ranges[layer.path]
+        if layer.path in state.ranges:
+            low, high = state.ranges[layer.path]
             known = trained.get(inputs[layer.node], (low, high))
             trained[inputs[layer.node]] = min(low, known[0]), max(high, known[1])
     return {name: trained.get(name, bounds) for name, bounds in ranges.items()}

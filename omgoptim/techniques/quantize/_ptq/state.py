@@ -46,15 +46,15 @@ MIN_HELD_OUT = 32
 """Minimum number of held-out samples for choosing ranges one by one. Chosen: fewer would be overfitted."""
 
 
-def sqnr_db(want: Sequence[Outputs], got: Sequence[Outputs], non_finite_db: float = -math.inf) -> float:
+def sqnr_db(reference: Sequence[Outputs], actual: Sequence[Outputs], non_finite_db: float = -math.inf) -> float:
     """Return the SQNR of outputs in dB, batch by batch.
 
     Args:
-        want: reference outputs, batch by batch.
-        got: outputs for the same batches.
-        non_finite_db: result where `got` is not finite and `want` is.
+        reference: reference outputs, batch by batch.
+        actual: outputs for the same batches.
+        non_finite_db: result where `actual` is not finite and `reference` is.
     """
-    ratio = noise_to_signal(*([_arrays(batch) for batch in outputs] for outputs in (want, got)))
+    ratio = noise_to_signal(*([_arrays(batch) for batch in outputs] for outputs in (reference, actual)))
     return non_finite_db if math.isinf(ratio) else to_decibels(ratio)
 
 
@@ -62,24 +62,26 @@ def _arrays(outputs: Outputs) -> list[NDArray[Any]]:
     return list(outputs.values() if isinstance(outputs, Mapping) else outputs)
 
 
-def noise_to_signal(want: Sequence[Sequence[NDArray[Any]]], got: Sequence[Sequence[NDArray[Any]]]) -> float:
+def noise_to_signal(reference: Sequence[Sequence[NDArray[Any]]], actual: Sequence[Sequence[NDArray[Any]]]) -> float:
     """Return E[(y - y')^2] / E[y^2] of outputs, given as one list of arrays per batch: the mean over outputs.
 
-    An output of integers is ignored, and so are positions that are not finite in `want` (a mask). Infinite where `got`
-    is not finite and `want` is.
+    An output of integers is ignored, and so are positions that are not finite in `reference` (a mask). Infinite where
+    `actual` is not finite and `reference` is.
     """
     ratios = []
-    for index, first in enumerate(want[0]):
+    for index, first in enumerate(reference[0]):
         if not np.issubdtype(np.asarray(first).dtype, np.floating):
             continue
         signal = noise = 0.0
-        for before, after in ((np.asarray(a[index]), np.asarray(b[index])) for a, b in zip(want, got, strict=True)):
-            counts = np.isfinite(before)
-            known, given = before[counts].astype(np.float64), after[counts].astype(np.float64)
-            if not np.isfinite(given).all():
+        for before, after in (
+            (np.asarray(a[index]), np.asarray(b[index])) for a, b in zip(reference, actual, strict=True)
+        ):
+            finite = np.isfinite(before)
+            expected, values = before[finite].astype(np.float64), after[finite].astype(np.float64)
+            if not np.isfinite(values).all():
                 return math.inf
-            signal += float(np.square(known).sum())
-            noise += float(np.square(given - known).sum())
+            signal += float(np.square(expected).sum())
+            noise += float(np.square(values - expected).sum())
         ratios.append(noise / signal if signal > 0 else (1.0 if noise > 0 else 0.0))
     return float(np.mean(ratios)) if ratios else 0.0
 
@@ -96,8 +98,8 @@ class CalibrationSplit:
     """Calibration batches, split into a fitting and a held-out part, and the float outputs on the latter."""
 
     fit: list[Batch]
-    held: list[Batch]
-    wanted: list[Values]
+    held_out: list[Batch]
+    reference_outputs: list[Values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class PtqState:
     sqnr_db: float
     reference: ModelProto
     """The program before any rounding, with its channels equalized: the reference of bias correction and rounding."""
-    rounded: int = 0
+    rounded_kernels: int = 0
     """Number of small kernels that were rounded for the least output error."""
 
 
@@ -135,16 +137,16 @@ class PtqSettings(PtqTask):
     macs: int | None
     """Multiply-accumulates of one sample; None where unknown."""
 
-    def level(self, model: ModelProto, ranges: Mapping[str, Range]) -> float:
+    def measure_sqnr(self, model: ModelProto, ranges: Mapping[str, Range]) -> float:
         """Return the SQNR of the QDQ program on the held-out samples, in dB."""
         quantized = write_qdq(model, self.chosen, ranges, self.params)
-        return sqnr_db(self.data.wanted, outputs(quantized, self.data.held, self.threads))
+        return sqnr_db(self.data.reference_outputs, outputs(quantized, self.data.held_out, self.threads))
 
-    def after(self, state: PtqState, model: ModelProto, ranges: Mapping[str, Range]) -> PtqState:
+    def with_program(self, state: PtqState, model: ModelProto, ranges: Mapping[str, Range]) -> PtqState:
         """Return the state with another program or other ranges."""
-        return replace(state, model=model, ranges=ranges, sqnr_db=self.level(model, ranges))
+        return replace(state, model=model, ranges=ranges, sqnr_db=self.measure_sqnr(model, ranges))
 
-    def evaluations(self, macs: float, samples: int) -> float:
+    def affordable_runs(self, macs: float, samples: int) -> float:
         """Return how many runs over `samples` samples are within a budget; infinite where their cost is unknown."""
         return macs / (self.macs * samples) if self.macs else math.inf
 
@@ -154,14 +156,14 @@ def apply_preset(params: Static, effort: Effort) -> Static:
 
     Resolving again with balanced changes nothing, whatever the effort was.
     """
-    plain = effort == "fast"
+    is_fast = effort == "fast"
     filled: dict[str, object] = {}
-    if params.range_method == "auto" and plain:
+    if params.range_method == "auto" and is_fast:
         filled["range_method"] = "minmax"
     if params.equalize is None:
-        filled["equalize"] = not plain
+        filled["equalize"] = not is_fast
     if params.bias_correction is None:
-        filled["bias_correction"] = not plain
+        filled["bias_correction"] = not is_fast
     if params.rounding == "auto":
         filled["rounding"] = {"fast": "nearest", "balanced": "small_kernels", "best": "adaround"}[effort]
     return params.model_copy(update=filled)

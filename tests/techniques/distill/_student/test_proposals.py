@@ -45,7 +45,7 @@ def test_it_is_near_the_largest_within_the_goal_in_few_counts(fixed: int, full: 
 
 def test_everything_is_within_a_large_goal() -> None:
     assert largest_within(channels(), 1e9, 0.01) == (1.0, 300 * 24**2)
-    assert largest_within(channels(), 1e9, 0.01, most=0.5) == (0.5, 300 * 12**2)
+    assert largest_within(channels(), 1e9, 0.01, high_end=0.5) == (0.5, 300 * 12**2)
 
 
 def test_a_goal_below_the_minimum_gives_none_and_the_minimum() -> None:
@@ -59,7 +59,7 @@ def test_a_straight_line_is_met_at_once() -> None:
         counted.append(x)
         return int(1000 + 9000 * x)
 
-    x, found = largest_within(count, 5_500, 0.02, most=0.9, power=1)
+    x, found = largest_within(count, 5_500, 0.02, high_end=0.9, power=1)
     assert x is not None
     assert 0.97 * 5_500 <= found <= 5_500
     assert len(counted) <= 4

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrizations
 from omgoptim.blocks import LowRankLinear
 from omgoptim.errors import TechniqueError
 from omgoptim.requests.factorize import Factorization, Svd
-from omgoptim.techniques.factorize._low_rank.layer_selection import factorizable, with_same_rows
-from omgoptim.techniques.probe import uses_of
+from omgoptim.techniques.factorize._low_rank.layer_selection import factorizable, shared_inputs
+from omgoptim.techniques.probe import layer_calls
 
 RunOf = Callable[..., Any]
 
@@ -151,6 +151,6 @@ def test_layers_that_see_the_same_rows_are_known(run_of: RunOf) -> None:
 
     module = Split().eval()
     layers = {"q": module.q, "k": module.k, "out": module.out}
-    uses = uses_of(module, layers, run_of(module, x=torch.ones(2, 4)))
-    assert with_same_rows(layers, uses) == {"q": "q", "k": "q", "out": "out"}
+    uses = layer_calls(module, layers, run_of(module, x=torch.ones(2, 4)))
+    assert shared_inputs(layers, uses) == {"q": "q", "k": "q", "out": "out"}
     assert uses["k"].shapes == ((2, 4),)

@@ -11,7 +11,7 @@ from omgoptim.techniques.factorize._low_rank.rank_allocation import (
     allocate_ranks,
     pareto,
     with_energy,
-    within,
+    within_params,
 )
 
 
@@ -27,8 +27,8 @@ def layered(params: int, per_rank: int, costs: list[float]) -> RankChoice:
 def test_one_layers_goals_by_hand() -> None:
     """Costs 8, 4, 2, 1, each rank 10 weights: errors 7, 3, 1, 0."""
     some = options(10, [8.0, 4.0, 2.0, 1.0])
-    assert within(some, 25) == some[1]
-    assert within(some, 9) is None
+    assert within_params(some, 25) == some[1]
+    assert within_params(some, 9) is None
     assert with_energy(some, 0.8, 15.0) == some[1]
     assert with_energy(some, 1.0, 15.0) == some[3]
 

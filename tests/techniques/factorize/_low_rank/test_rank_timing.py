@@ -13,13 +13,13 @@ from omgoptim.blocks import LowRankLinear, SpatialConv2d, Tucker2Conv2d
 from omgoptim.measure.size import count_params
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Svd
-from omgoptim.techniques.factorize._low_rank import rank_timing
+from omgoptim.techniques.factorize._low_rank import rank_allocation
 from omgoptim.techniques.factorize._low_rank.problem import RankOption
-from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice
-from omgoptim.techniques.factorize._low_rank.rank_timing import (
+from omgoptim.techniques.factorize._low_rank.rank_allocation import (
+    RankChoice,
     RankTimes,
     measure_times,
-    picked_of,
+    options_to_measure,
     with_times,
 )
 from omgoptim.techniques.prune._latency.layer_benchmark import write_program
@@ -66,10 +66,10 @@ def test_between_measured_ranks_the_time_is_interpolated_and_never_falls() -> No
 
 def test_the_smallest_and_the_largest_options_are_measured() -> None:
     options = layered(100, 1, range(1, 30)).options
-    picked = picked_of(options)
+    picked = options_to_measure(options)
     assert len(picked) == 6
     assert (picked[0], picked[-1]) == (options[0], options[-1])
-    assert picked_of(options[:2]) == list(options[:2])
+    assert options_to_measure(options[:2]) == list(options[:2])
 
 
 @pytest.mark.parametrize("runtime", ["torch_eager", "onnxruntime"])
@@ -95,7 +95,7 @@ def test_a_target_per_time_is_met_in_parameters(
     def by_parameters(layer: Any, picked: Any, *_: Any) -> RankTimes:  # clocks of a busy machine may leave few ranks
         return RankTimes(layer.weight.numel() * 1e-6, tuple(option.params * 1e-6 for option in picked))
 
-    monkeypatch.setattr(rank_timing, "measured", by_parameters)
+    monkeypatch.setattr(rank_allocation, "measure_options", by_parameters)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512)).eval()
     run = run_of(module, input=torch.randn(4, 512))

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from omgoptim.techniques.factorize._low_rank import second_moments as moments_module
 from omgoptim.techniques.factorize._low_rank.second_moments import InputMoments, input_moments, output_influence
-from omgoptim.techniques.reconstruction.inputs import MOST_PATCHES, input_rows, rows_of_shape
+from omgoptim.techniques.reconstruction.inputs import MAX_PATCHES, input_rows, rows_of_shape
 
 RunOf = Callable[..., Any]
 
@@ -77,12 +77,12 @@ def test_of_a_large_image_only_some_patches_are_read_and_always_the_same() -> No
     conv = nn.Conv2d(1, 2, 3)
     x = torch.randn(2, 1, 40, 40)
     rows = input_rows(conv, x, None)
-    assert rows.shape == (1, 2 * MOST_PATCHES, 9)
+    assert rows.shape == (1, 2 * MAX_PATCHES, 9)
     assert torch.equal(rows, input_rows(conv, x, None))
 
 
 def test_a_layer_too_wide_for_its_moment_is_read_by_its_outputs(run_of: RunOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments_module, "WIDEST", 3)
+    monkeypatch.setattr(moments_module, "MAX_MOMENT_INPUTS", 3)
     module = nn.Sequential(nn.Linear(4, 2)).eval()
     x = torch.randn(20, 4)
     found = read(module, run_of(module, input=x))["0"]
@@ -95,7 +95,7 @@ def test_what_does_not_fit_together_is_read_in_turns(run_of: RunOf, monkeypatch:
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).eval()
     run = run_of(module, input=torch.randn(20, 4))
     together = read(module, run)
-    monkeypatch.setattr(moments_module, "AT_ONCE_BYTES", 1)
+    monkeypatch.setattr(moments_module, "MAX_PASS_BYTES", 1)
     apart = read(module, run)
     assert all(torch.equal(together[path].second, apart[path].second) for path in ("0", "2"))  # type: ignore[arg-type]
 

@@ -65,8 +65,8 @@ def test_whole_heads_go_and_the_block_knows_how_many_are_left(
     torch.testing.assert_close(module(IMAGES), expected)
     left = heads - heads * unit // 24
     assert getattr(module.blocks[0].attention, number) == left
-    told = [(c.before, c.after) for c in outcome.changed if c.what == "heads"]
-    assert told == [(str(heads), str(left))]
+    changes = [(c.before, c.after) for c in outcome.changed if c.what == "heads"]
+    assert changes == [(str(heads), str(left))]
 
 
 def test_grouped_queries_keep_their_ratio(run_of: RunOf) -> None:

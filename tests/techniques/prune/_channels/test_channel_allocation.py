@@ -12,13 +12,13 @@ from omgoptim.measure.macs import count_macs
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.prune._channels.channel_allocation import (
-    Operations,
+    MacsPrediction,
     Widths,
-    best,
-    by_operations,
+    most_important,
     original_widths,
     round_widths,
     target_widths,
+    widths_for_macs,
 )
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Group, Groups, Place
@@ -101,10 +101,10 @@ def test_an_isomorphic_ranking_compares_groups_of_one_structure_only() -> None:
 
 def test_the_most_important_units_are_kept_and_the_first_of_equals() -> None:
     scores = {"a": torch.tensor([3.0, 1.0, 2.0, 2.0]), "b": torch.tensor([1.0, 1.0, 1.0])}
-    kept = best(Groups([group("a", 4), group("b", 3)]), scores, {"a": 2, "b": 3})
+    kept = most_important(Groups([group("a", 4), group("b", 3)]), scores, {"a": 2, "b": 3})
     assert {name: keep.tolist() for name, keep in kept.items()} == {"a": [0, 2]}
     wide = Group("c", 6, 2, "channels", (), blocked=False)  # channel k of both halves
-    kept = best(Groups([wide]), {"c": torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0, 3.0])}, {"c": 4})
+    kept = most_important(Groups([wide]), {"c": torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0, 3.0])}, {"c": 4})
     assert kept["c"].tolist() == [1, 2, 4, 5]
 
 
@@ -129,11 +129,11 @@ def test_operations_are_predicted_exactly(build: Callable[[], nn.Module], x: Ten
     module = build().eval()
     run = run_of(module, [x])
     groups = find_groups(module, Structured(), run)
-    operations = Operations(module, groups, Probe.of(run))
+    operations = MacsPrediction(module, groups, Probe.of(run))
     narrow = {each.name: (each.width // each.unit // 2) * each.unit for each in groups.groups}
     scores = {each.name: torch.ones(each.width) for each in groups.groups}
     predicted = operations.at(narrow)
-    remove(module, groups, best(groups, scores, narrow), run)
+    remove(module, groups, most_important(groups, scores, narrow), run)
     assert predicted == pytest.approx(count_macs(module, (x,), {}).macs)
 
 
@@ -141,7 +141,7 @@ def test_the_widest_widths_within_some_operations_are_found(run_of: RunOf) -> No
     module = nets.Residual(24).eval()
     run = run_of(module, [IMAGES])
     groups = find_groups(module, Structured(), run)
-    operations = Operations(module, groups, Probe.of(run))
+    operations = MacsPrediction(module, groups, Probe.of(run))
     scores = {each.name: torch.arange(each.width, dtype=torch.float32) for each in groups.groups}
     full = {each.name: each.width for each in groups.groups}
 
@@ -149,8 +149,8 @@ def test_the_widest_widths_within_some_operations_are_found(run_of: RunOf) -> No
         wanted = target_widths(module, groups, scores, full, Structured(), ratio)
         return round_widths(groups, wanted, full, Structured().max_layer_ratio, round_to)
 
-    most = operations.now / 2
-    found = by_operations(groups, scores, operations, most, at, None)
+    most = operations.current / 2
+    found = widths_for_macs(groups, scores, operations, most, at, None)
     assert 0.98 * most <= operations.at(found) <= most
     with pytest.raises(TechniqueError, match="cannot be reached"):
-        by_operations(groups, scores, operations, operations.now / 500, at, None)
+        widths_for_macs(groups, scores, operations, operations.current / 500, at, None)

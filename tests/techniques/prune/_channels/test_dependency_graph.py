@@ -51,7 +51,7 @@ def test_coverage_counts_for_how_many_samples_each_layer_ran(run_of: Any) -> Non
     model = switched()
     known = coverage(model, run_of(model, [rows(1, 1, -1)]))
     assert (known.samples, known.runs["positive"], known.runs["negative"], known.runs["out"]) == (3, 2, 1, 3)
-    assert len(known.ways) == 2
+    assert len(known.execution_paths) == 2
     assert set(known.partial()) == {"positive", "negative"}
 
 
@@ -66,13 +66,18 @@ def test_a_layer_that_is_called_without_rows_has_not_run(run_of: Any) -> None:
 
     model = Dispatched().eval()
     known = coverage(model, run_of(model, [rows(1, 1, -1)]))
-    assert (known.runs["positive"], known.runs["negative"], known.runs["out"], len(known.ways)) == (2, 1, 3, 2)
+    assert (known.runs["positive"], known.runs["negative"], known.runs["out"], len(known.execution_paths)) == (
+        2,
+        1,
+        3,
+        2,
+    )
 
 
 def test_a_model_without_branches_has_one_way_and_nothing_partial(run_of: Any) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     probe, known = covering(model, run_of(model, [rows(1, -1)]))
-    assert (known.partial(), known.ways, probe.others) == ({}, [], ())
+    assert (known.partial(), known.execution_paths, probe.further_calls) == ({}, [], ())
 
 
 def test_layers_of_a_branch_stay_and_the_rest_is_pruned_for_both_ways(run_of: Any) -> None:

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.techniques.prune._channels.groups import as_rows, channel_groups, cut, is_depthwise, silenced, width_of
+from omgoptim.techniques.prune._channels.groups import (
+    as_rows,
+    channel_groups,
+    cut,
+    is_depthwise,
+    width_of,
+    without_reads,
+)
 
 KEEP = torch.tensor([0, 2])
 
@@ -27,7 +34,7 @@ def test_what_does_not_read_a_channel_gives_what_it_gave_with_zeros_there(layer:
     zeroed.index_fill_(axis, torch.tensor([1, 3]), 0)
     expected = layer(zeroed)
     with torch.no_grad():
-        weight, layer.weight.data = layer.weight.data, silenced(layer, torch.tensor([1, 3]))  # type: ignore[assignment]
+        weight, layer.weight.data = layer.weight.data, without_reads(layer, torch.tensor([1, 3]))  # type: ignore[assignment]
         torch.testing.assert_close(layer(x), expected)
         layer.weight.data = weight  # type: ignore[assignment]
     cut(layer, "in", KEEP)

@@ -61,8 +61,8 @@ def test_both_parts_of_a_concatenation_shrink_and_the_right_columns_go(run_of: R
     keep = {"left": torch.tensor([2, 5, 7]), "right": torch.tensor([0, 4])}
     outcome = remove(module, groups, keep, run)
     assert torch.equal(module.joined.weight, expected_weight)
-    told = next(change for change in outcome.changed if change.path == "joined")
-    assert (told.what, told.before, told.after) == ("input channels", "14", "5")
+    joined = next(change for change in outcome.changed if change.path == "joined")
+    assert (joined.what, joined.before, joined.after) == ("input channels", "14", "5")
 
 
 def test_every_kind_of_group_can_be_cut_in_one_module(run_of: RunOf) -> None:

@@ -59,7 +59,7 @@ def test_with_no_groups_the_empty_choice_fits() -> None:
 
 
 def test_thinned_states_still_keep_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knapsack, "MOST_STATES", 20)
+    monkeypatch.setattr(knapsack, "MAX_STATES", 20)
     times, losses = drawn(3, groups=7)
     choice = multiple_choice(times, losses, 4.0)
     expected = best_of_options(times, losses, 4.0)

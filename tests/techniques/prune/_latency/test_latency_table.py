@@ -14,9 +14,9 @@ from omgoptim.techniques.prune._latency.latency_table import (
     MeasuredCut,
     Side,
     TimeTable,
-    allowed,
-    floor_ms,
+    allowed_widths,
     full_ms,
+    min_ms,
     next_target,
     predicted_ms,
     smooth,
@@ -128,14 +128,14 @@ def test_a_layer_whose_output_decides_its_input_has_one_row() -> None:
 
 
 def test_the_floor_is_every_group_at_its_narrowest_allowed_width() -> None:
-    assert floor_ms(TABLE, max_layer_ratio=0.75) == 2.0
-    assert floor_ms(TABLE, max_layer_ratio=0.5) == 2 + 1 + 0.5
-    assert floor_ms(TABLE, max_layer_ratio=0.1) == full_ms(TABLE)
+    assert min_ms(TABLE, max_layer_ratio=0.75) == 2.0
+    assert min_ms(TABLE, max_layer_ratio=0.5) == 2 + 1 + 0.5
+    assert min_ms(TABLE, max_layer_ratio=0.1) == full_ms(TABLE)
 
 
 @pytest.mark.parametrize(("ratio", "widths"), [(0.75, (4, 8, 16)), (0.5, (8, 16)), (0.74, (8, 16)), (0.01, (16,))])
 def test_a_group_may_lose_at_most_the_ratio(ratio: float, widths: tuple[int, ...]) -> None:
-    assert allowed(TABLE, "a", ratio) == widths
+    assert allowed_widths(TABLE, "a", ratio) == widths
 
 
 def test_the_first_aim_is_the_target_with_a_margin() -> None:

@@ -18,12 +18,12 @@ from omgoptim.techniques.prune._latency.layer_benchmark import (
     SizedLayer,
     TimedLayer,
     as_module,
-    bench_of,
     fits,
     measure_tile_size,
+    open_bench,
     sides,
     signature_of,
-    visits,
+    time_points,
     write_empty_program,
     write_program,
 )
@@ -62,7 +62,7 @@ def test_the_module_has_the_sizes_asked_for(case: str) -> None:
     sized = SizedLayer(*CASES[case])
     module = as_module(sized, "cpu", seed=0)
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear))
-    assert sides(module) == (sized.inside, sized.outside)
+    assert sides(module) == (sized.in_size, sized.out_size)
     assert (module.bias is None) == (sized.layer.bias is None)
     assert all(bool(parameter.isfinite().all()) and not parameter.requires_grad for parameter in module.parameters())
 
@@ -125,29 +125,29 @@ def test_the_rounding_is_a_block_that_kernels_work_in(
 
 def test_the_rounding_follows_the_measured_stairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def of_sixteen(points: list[SizedLayer], *_: object) -> dict[object, float]:
-        return {point.key: 1.0 + -(-point.outside // 16) for point in points}
+        return {point.key: 1.0 + -(-point.out_size // 16) for point in points}
 
-    monkeypatch.setattr(layer_bench, "visits", of_sixteen)
+    monkeypatch.setattr(layer_bench, "time_points", of_sixteen)
     assert measure_tile_size(nn.Linear(4, 4), run_on("torch_eager", tmp_path)) == 16
 
 
 def test_a_program_pays_for_its_call_and_a_module_does_not(tmp_path: Path) -> None:
-    with bench_of(run_on("torch_eager", tmp_path)) as bench:
+    with open_bench(run_on("torch_eager", tmp_path)) as bench:
         assert bench.empty_call_ms() == 0.0
-    with bench_of(run_on("onnxruntime", tmp_path)) as bench:
+    with open_bench(run_on("onnxruntime", tmp_path)) as bench:
         assert bench.empty_call_ms() > 0.0
 
 
 def test_visits_stop_at_the_end_of_the_time(tmp_path: Path) -> None:
     points = [SizedLayer(nn.Linear(4, out), (1, 4), 4, out) for out in (1, 2, 3)]
-    with bench_of(run_on("torch_eager", tmp_path)) as bench:
-        assert visits(points, bench, 1e-4, seed=0, end=0.0) == {}
-        assert set(visits(points, bench, 1e-4, seed=0)) == {point.key for point in points}
+    with open_bench(run_on("torch_eager", tmp_path)) as bench:
+        assert time_points(points, bench, 1e-4, seed=0, end=0.0) == {}
+        assert set(time_points(points, bench, 1e-4, seed=0)) == {point.key for point in points}
 
 
 def test_the_scratch_folder_is_left_empty_and_the_threads_as_they_were(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    with bench_of(run_on("onnxruntime", tmp_path)) as bench:
-        visits([SizedLayer(nn.Linear(4, 2), (1, 4), 4, 2)], bench, 1e-4, seed=0)
+    with open_bench(run_on("onnxruntime", tmp_path)) as bench:
+        time_points([SizedLayer(nn.Linear(4, 2), (1, 4), 4, 2)], bench, 1e-4, seed=0)
     assert list(tmp_path.iterdir()) == []
     assert torch.get_num_threads() == threads

@@ -168,7 +168,7 @@ def test_a_layer_that_is_called_twice_costs_twice(
     def one_ms(points: list[SizedLayer], *_: object) -> dict[object, float]:
         return {point.key: 1.0 for point in points}
 
-    monkeypatch.setattr(layer_times, "visits", one_ms)
+    monkeypatch.setattr(layer_times, "time_points", one_ms)
     table = measure_layer_times(module, [STEM, HIDDEN], run_on("torch_eager", module, tmp_path), 3, budget_s=1.0)
     assert {layer.path: layer.ms[-1][-1] for layer in table.layers} == pytest.approx(
         {"stem": 1, "depthwise": 1, "hidden": 2, "head": 1}
@@ -198,9 +198,9 @@ def test_visits_that_disagree_and_falls_are_in_doubt() -> None:
     layer = nn.Linear(4, 16)
     points = [SizedLayer(layer, (1, 4), 4, out) for out in (4, 8, 12, 16)]
     times = Times({p.key: ms for p, ms in zip(points, ([1.0, 1.01], [3.0, 3.0], [2.0, 2.0], [4.0, 5.0]), strict=True)})
-    assert times.apart(points[3]) == pytest.approx(0.25)
+    assert times.relative_gap(points[3]) == pytest.approx(0.25)
     member = layer_times._Member("l", layer, layer_times.Counter([(1, 4)]), STEM_IN, HIDDEN_OUT, (4,), (4, 8, 12, 16))
-    assert {point.outside for point in layer_times._unreliable_points([member], times)} == {8, 16}
+    assert {point.out_size for point in layer_times._unreliable_points([member], times)} == {8, 16}
 
 
 STEM_IN, HIDDEN_OUT = layer_times.Side(4), layer_times.Side(0, (("hidden", 1),))

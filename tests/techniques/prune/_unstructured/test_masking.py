@@ -10,11 +10,11 @@ from omgoptim.errors import TechniqueError
 from omgoptim.techniques.prune._unstructured.masking import (
     Scope,
     SparsityTarget,
-    alone,
+    globally_lowest,
+    layer_mask,
     n_of_m_mask,
     row_mask,
     smallest,
-    together,
     zero_lowest,
 )
 from omgoptim.techniques.prune._unstructured.parameter_selection import select
@@ -40,22 +40,22 @@ def test_the_choice_is_that_of_a_stable_sort() -> None:
 def test_layers_ranked_together_are_pruned_by_their_scores() -> None:
     weights = [torch.ones(2, 2), torch.ones(3)]
     scores = [torch.tensor([[1.0, 9.0], [2.0, 8.0]]), torch.tensor([3.0, 7.0, 0.5])]
-    masks = together(scores, weights, 3)
+    masks = globally_lowest(scores, weights, 3)
     assert masks[0].tolist() == [[True, False], [True, False]]
     assert masks[1].tolist() == [False, False, True]
 
 
 def test_zeros_that_are_there_come_first_whatever_their_scores() -> None:
     weights = [torch.tensor([0.0, 1.0, -0.0, 1.0])]
-    assert together([torch.tensor([9.0, 1.0, 9.0, 2.0])], weights, 3)[0].tolist() == [True, True, True, False]
-    assert alone(torch.tensor([9.0, 1.0, 9.0, 2.0]), weights[0], 2).tolist() == [True, False, True, False]
+    assert globally_lowest([torch.tensor([9.0, 1.0, 9.0, 2.0])], weights, 3)[0].tolist() == [True, True, True, False]
+    assert layer_mask(torch.tensor([9.0, 1.0, 9.0, 2.0]), weights[0], 2).tolist() == [True, False, True, False]
 
 
 def test_the_last_weight_of_a_layer_goes_to_no_one_and_another_layer_gives_instead() -> None:
     weak, strong = torch.full((3,), 0.1), torch.full((5,), 10.0)
-    masks = together([weak, strong], [weak, strong], 4)
+    masks = globally_lowest([weak, strong], [weak, strong], 4)
     assert [int(mask.sum()) for mask in masks] == [2, 2]
-    masks = together([weak, strong], [weak, strong], 8)
+    masks = globally_lowest([weak, strong], [weak, strong], 8)
     assert [int(mask.sum()) for mask in masks] == [2, 4]  # six at most
 
 

@@ -14,7 +14,7 @@ from omgoptim.errors import RequestError
 from omgoptim.techniques.prune._unstructured.sparsity_allocation import (
     erdos_renyi,
     largest_remainder,
-    levels,
+    round_targets,
     small_layers,
 )
 
@@ -105,30 +105,30 @@ def test_what_is_spared_at_more_sparsity_was_spared_at_less() -> None:
 
 
 def test_a_linear_schedule_takes_the_same_each_round() -> None:
-    assert levels("linear", 0.9, 3) == pytest.approx([0.3, 0.6, 0.9])
+    assert round_targets("linear", 0.9, 3) == pytest.approx([0.3, 0.6, 0.9])
 
 
 def test_a_cubic_schedule_follows_zhu_and_gupta() -> None:
-    assert levels("cubic", 0.8, 4) == pytest.approx([0.8 * (1 - (1 - t / 4) ** 3) for t in (1, 2, 3, 4)])
-    assert levels("cubic", 0.9, 2, start=0.5) == pytest.approx([0.85, 0.9])
+    assert round_targets("cubic", 0.8, 4) == pytest.approx([0.8 * (1 - (1 - t / 4) ** 3) for t in (1, 2, 3, 4)])
+    assert round_targets("cubic", 0.9, 2, start=0.5) == pytest.approx([0.85, 0.9])
 
 
 def test_a_cubic_schedule_takes_less_each_round() -> None:
-    amounts = [0.0, *levels("cubic", 0.9, 6)]
+    amounts = [0.0, *round_targets("cubic", 0.9, 6)]
     steps = [after - before for before, after in itertools.pairwise(amounts)]
     assert steps == sorted(steps, reverse=True)
     assert steps[-1] > 0
 
 
 def test_one_shot_is_one_round_however_many_are_asked_for() -> None:
-    assert levels("one_shot", 0.9, 5) == [0.9]
+    assert round_targets("one_shot", 0.9, 5) == [0.9]
 
 
 @pytest.mark.parametrize("shape", ["one_shot", "linear", "cubic"])
 @pytest.mark.parametrize("goal", [0.1, 0.3, 0.7, 0.9, 1.0])
 @pytest.mark.parametrize("rounds", [1, 3, 7])
 def test_the_last_amount_is_the_goal_to_the_last_bit(shape: str, goal: float, rounds: int) -> None:
-    amounts = levels(shape, goal, rounds)
+    amounts = round_targets(shape, goal, rounds)
     assert amounts[-1] == goal
     assert amounts == sorted(set(amounts))
     assert all(0 < amount <= 1 for amount in amounts)
@@ -148,7 +148,7 @@ def test_the_last_amount_is_the_goal_to_the_last_bit(shape: str, goal: float, ro
 )
 def test_an_impossible_schedule_is_refused(arguments: tuple[str, float, int], said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        levels(*arguments)
+        round_targets(*arguments)
 
 
 def test_it_needs_no_torch() -> None:

@@ -118,8 +118,8 @@ def test_the_layer_that_was_spoilt_comes_first_and_restoring_it_brings_most(
     assert noise.samples == 48
     assert noise.estimated == 0
     assert noise.layers[0].layer.path == "c"
-    assert noise.layers[0].alone_db < noise.layers[1].alone_db - 10
-    gains = {entry.layer.path: (entry.restored_db or 0) - noise.whole_db for entry in noise.layers}
+    assert noise.layers[0].only_layer_db < noise.layers[1].only_layer_db - 10
+    gains = {entry.layer.path: (entry.restored_db or 0) - noise.all_quantized_db for entry in noise.layers}
     assert max(gains, key=lambda path: gains[path]) == "c"
     assert gains["c"] > 10
 
@@ -127,7 +127,7 @@ def test_the_layer_that_was_spoilt_comes_first_and_restoring_it_brings_most(
 def test_noise_of_layers_adds_up_about_linearly(tmp_path: Path, draw: Callable[..., Array]) -> None:
     weights = {name: draw(16, 16) for name in ("a", "b", "c")} | {"d": draw(16, 5)}
     noise = measure_sensitivity(simulated(program(tmp_path / "net.onnx", weights), [{"x": draw(48, 16)}]))
-    whole = 10 ** (-noise.whole_db / 10)
+    whole = 10 ** (-noise.all_quantized_db / 10)
     assert sum(entry.power for entry in noise.layers) == pytest.approx(whole, rel=0.5)
 
 
@@ -139,7 +139,7 @@ def test_past_the_time_layers_are_estimated_from_their_own_rounding(tmp_path: Pa
     assert noise.estimated == 1
     assert len(noise.layers) == 3
     (estimated,) = [entry for entry in noise.layers if not entry.measured]
-    assert 0 < estimated.alone_db < MAX_SQNR_DB
+    assert 0 < estimated.only_layer_db < MAX_SQNR_DB
 
 
 def test_targets_ignore_and_a_fixed_batch_are_respected(tmp_path: Path, draw: Callable[..., Array]) -> None:

@@ -76,7 +76,7 @@ def test_what_helps_only_the_samples_it_was_learned_from_is_not_kept():
 
 
 def test_a_layer_too_costly_to_learn_is_still_flipped(monkeypatch):
-    monkeypatch.setattr(adaround, "BUDGET", 0.0)
+    monkeypatch.setattr(adaround, "MAX_LAYER_MACS", 0.0)
     monkeypatch.setattr(adaround, "optimize_rounding", lambda *_: pytest.fail("it was learned"))
     w_OK, x_PK = np.array([[0.4, 0.4]]), np.array([[1.0, 1.0], [-1.0, -1.0]])
     found = moments_of(x_PK, w_OK)

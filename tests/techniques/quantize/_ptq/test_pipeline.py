@@ -12,7 +12,7 @@ from float_programs import gemm, program, relu, run, two_layers, weight
 from onnx import helper
 
 from omgoptim.errors import DataError
-from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_float_between
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers, is_mixed_precision
 from omgoptim.requests.quantize import Static
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -141,7 +141,7 @@ def test_learned_integers_are_what_the_writer_stores():
     found = apply_adaround(model, model, ranges, data[:1], data[1:], PtqTask(find_layers(model), params))
     before, after = (stored_weights(write_qdq(m, find_layers(m), ranges, params)) for m in (model, found.model))
     assert "make_h" in found.changed
-    assert found.left == []
+    assert found.unsupported == []
     for name in before:
         np.testing.assert_allclose(after[name].scales, before[name].scales, rtol=1e-6)
         moved = np.abs(after[name].integers.astype(int) - before[name].integers).max()
@@ -350,7 +350,7 @@ def test_steps_for_fewer_layers_or_other_params_are_not_taken(tmp_path):
     assert stored == plain
 
 
-def test_a_layer_in_float_between_quantized_ones_stays_in_float_in_onnxruntime(tmp_path):
+def test_a_layer_in_mixed_precision_quantized_ones_stays_in_float_in_onnxruntime(tmp_path):
     rng = np.random.default_rng(0)
     shapes = {"first": (32, 1, 3, 3), "second": (32, 32, 1, 1), "third": (8, 32, 1, 1)}
     weights = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
@@ -361,11 +361,11 @@ def test_a_layer_in_float_between_quantized_ones_stays_in_float_in_onnxruntime(t
     model = program(nodes, weights, ["batch", 1, 6, 6], ["batch", 8, 4, 4])
     less = [layer for layer in find_layers(model) if layer.node != "second"]
     mixed, _ = pipeline.quantize(model, noisy_batches(1), PtqTask(less, PLAIN))
-    assert has_float_between(mixed)
-    assert not has_float_between(pipeline.quantize(model, noisy_batches(1), PtqTask(find_layers(model), PLAIN))[0])
+    assert is_mixed_precision(mixed)
+    assert not is_mixed_precision(pipeline.quantize(model, noisy_batches(1), PtqTask(find_layers(model), PLAIN))[0])
     onnx.save(mixed, tmp_path / "mixed.onnx")
     signature = Signature((InputTensor("x", "float32", ("batch", 1, 6, 6), False),), "tensor")
-    settings = SessionSettings(1, float_between=True)
+    settings = SessionSettings(1, mixed_precision=True)
     session = ENGINES["onnxruntime"].open(tmp_path / "mixed.onnx", signature, settings)
     x = noisy_batches(2)[0]
     as_written = open_program(mixed, 1, "ORT_ENABLE_BASIC").run(None, x)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
+from omgoptim.measure.engine_profile import GraphNode, costliest_nodes, graph_nodes, query_layers
 from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
-from omgoptim.measure.program_layer_times import GraphNode, costliest_nodes, graph_nodes, query_layers
 from omgoptim.models.artifact import save_program
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.output_check import OutputCheck
