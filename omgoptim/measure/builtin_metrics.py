@@ -144,6 +144,15 @@ def batch_lengths(original: Sequence[Arrays], targets: Sequence[Any] = ()) -> li
     return [next((len(array) for array in batch if array.ndim), 1) for batch in original]
 
 
+def batch_first(side: Sequence[Arrays], outputs: ModelOutputs | None, back: bool = False) -> list[Arrays]:
+    """Move the batch axis of each output to the front, or from there back to its place."""
+    axes = {spec.index: spec.batch_axis for spec in outputs.specs if spec.batch_axis} if outputs else {}
+    if not axes:
+        return list(side)
+    ends = [(0, axes.get(index, 0)) if back else (axes.get(index, 0), 0) for index in range(len(side[0]))]
+    return [[np.moveaxis(a, *end) if a.ndim else a for a, end in zip(batch, ends, strict=True)] for batch in side]
+
+
 def agreement_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = None) -> Metric:
     """Return the metric of agreement with the original, on the output with the lowest agreement.
 
@@ -299,14 +308,24 @@ def _r2(index: int) -> Callable[[Sequence[Arrays], list[Any]], float]:
     """Return R^2 of an output against float targets, over all samples."""
 
     def r2(outputs: Sequence[Arrays], targets: list[Any]) -> float:
-        predicted = np.concatenate([batch[index].reshape(len(batch[index]), -1) for batch in outputs])
-        predicted = predicted.astype(np.float64)
+        rows = [batch[index].reshape(len(batch[index]), -1) for batch in outputs]
         try:
-            actual = np.concatenate([np.asarray(t, np.float64).reshape(len(t), -1) for t in targets])
+            labels = [np.asarray(t, np.float64).reshape(len(t), -1) for t in targets]
         except (TypeError, ValueError) as error:
             raise DataError("metric r2 needs numeric targets", str(error)) from error
-        if predicted.shape != actual.shape:
-            raise DataError("the targets do not fit the outputs", f"outputs {predicted.shape}, targets {actual.shape}")
+        unlike = next(((r.shape, t.shape) for r, t in zip(rows, labels, strict=True) if r.shape != t.shape), None)
+        if unlike is not None:
+            raise DataError("the targets do not fit the outputs", f"outputs {unlike[0]}, targets {unlike[1]}")
+        whole_rows = np.concatenate([np.isfinite(label).all(1) for label in labels])
+        if not whole_rows.all():
+            raise DataError(
+                f"the target of sample {int(whole_rows.argmin())} is NaN or infinite",
+                f"{int((~whole_rows).sum())} of {len(whole_rows)} targets are, and r2 is not defined with them",
+                f"remove such samples, or give your own metric: {argument('metric', 'file.py:callable')}",
+            )
+        if len({row.shape[1] for row in rows}) > 1:  # samples of several sizes: one mean for all entries
+            rows, labels = [row.reshape(-1, 1) for row in rows], [label.reshape(-1, 1) for label in labels]
+        predicted, actual = np.concatenate(rows).astype(np.float64), np.concatenate(labels)
         spread = float(((actual - actual.mean(0)) ** 2).sum())
         if spread == 0:
             raise DataError(

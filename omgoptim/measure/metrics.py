@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, OmgoptimError, SetupError, argument, did_you_mean
-from omgoptim.measure.builtin_metrics import BUILTIN, CUSTOM_METRIC_FIX, Metric, builtin_metric, detect_outputs
+from omgoptim.measure.builtin_metrics import (
+    BUILTIN,
+    CUSTOM_METRIC_FIX,
+    Metric,
+    batch_first,
+    builtin_metric,
+    detect_outputs,
+)
 from omgoptim.models.outputs import Arrays, ModelOutputs
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
@@ -87,7 +94,7 @@ def _user_metric(
     """Wrap a callable that gets all outputs; it is assumed to read the labelled output, or the only one."""
 
     def over_all(outputs: Sequence[Arrays], targets: list[Any]) -> float:
-        joined = _joined(outputs, signature)
+        joined = _joined(outputs, signature, described)
         value = call_user(f"the metric {name}", limit_s, function, joined, _joined_targets(targets))
         try:
             return float(value)
@@ -123,7 +130,9 @@ def refuse_lower_is_better(metric: Metric, original: Sequence[Arrays], targets: 
         value = metric.over_all(parts, labels)
         if time.perf_counter() - began > SLOW_METRIC_S:
             return
-        shuffled_values = [metric.over_all(_shuffled(parts, labels, random), labels) for _ in range(SHUFFLES)]
+        first = batch_first(parts, metric.outputs)
+        shuffled = [batch_first(_shuffled(first, labels, random), metric.outputs, back=True) for _ in range(SHUFFLES)]
+        shuffled_values = [metric.over_all(outputs, labels) for outputs in shuffled]
     except OmgoptimError:  # not defined on so few samples
         return
     mean, spread = float(np.mean(shuffled_values)), float(np.std(shuffled_values, ddof=1))
@@ -148,17 +157,24 @@ def _shuffled(parts: Sequence[Arrays], targets: Sequence[NDArray[Any]], random: 
     return shuffled
 
 
-def _joined(outputs: Sequence[Arrays], signature: Signature) -> Any:
-    """Join the outputs of all batches along the batch, in the model's structure."""
+def _joined(outputs: Sequence[Arrays], signature: Signature, described: ModelOutputs) -> Any:
+    """Join the outputs of all batches along the batch axis of each, in the model's structure.
+
+    An output without a batch axis comes once if it is equal in all batches; what cannot be joined is a list by batch.
+    """
     import torch
 
-    def join(arrays: list[Any]) -> Any:
-        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-        same = all(tensor.ndim and tensor.shape[1:] == tensors[0].shape[1:] for tensor in tensors)
-        return torch.cat(tensors) if same else tensors
+    def join(arrays: list[NDArray[Any]], axis: int | None) -> Any:
+        tensors = [torch.from_numpy(np.asarray(array, order="C")) for array in arrays]
+        if axis is None:
+            return tensors[0] if all(torch.equal(tensor, tensors[0]) for tensor in tensors) else tensors
+        shapes = {tensor.shape[:axis] + tensor.shape[axis + 1 :] for tensor in tensors}
+        return torch.cat(tensors, axis) if len(shapes) == 1 and tensors[0].ndim > axis else tensors
 
-    columns = list(zip(*outputs, strict=True))
-    return unflatten(signature.outputs, [join(list(column)) for column in columns])
+    columns = [list(column) for column in zip(*outputs, strict=True)]
+    known = len(described.specs) == len(columns)
+    axes: list[int | None] = [spec.batch_axis for spec in described.specs] if known else [0] * len(columns)
+    return unflatten(signature.outputs, list(map(join, columns, axes)))
 
 
 def _joined_targets(targets: list[Any]) -> Any:

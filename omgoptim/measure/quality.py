@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, OmgoptimError
 from omgoptim.measure.agreement import OutputAgreement, output_agreements
-from omgoptim.measure.builtin_metrics import Metric, batch_lengths, detect_outputs
+from omgoptim.measure.builtin_metrics import Metric, batch_first, batch_lengths, detect_outputs
 from omgoptim.models.labels import IGNORED, plain_labels
 from omgoptim.models.outputs import Arrays
 
@@ -231,9 +231,11 @@ def _resampled(
     both = 2 * min(times[1] - times[0], times[2] - times[1])  # a first call may import and compile
 
     def drop(one: Sequence[Arrays], other: Sequence[Arrays], drawn: list[Any]) -> float:
+        one, other = (batch_first(side, metric.outputs, back=True) for side in (one, other))
         return score(metric, one, drawn, one) - score(metric, other, drawn, one)
 
-    return values, resampled_interval(drop, before, after, targets, seed, affordable_resamples(both))
+    first, second = (batch_first(side, metric.outputs) for side in (before, after))
+    return values, resampled_interval(drop, first, second, targets, seed, affordable_resamples(both))
 
 
 def agreement_of_outputs(
@@ -300,7 +302,7 @@ def resampled_interval(
         The interval; `UNKNOWN` if the batches cannot be split into samples, the metric fails on many resamples, the
         resamples are too few, or they are all equal, as a metric with steps can be.
     """
-    sizes = [len(batch[0]) for batch in before]
+    sizes = batch_lengths(before, targets)
     ends = np.cumsum(sizes)
     if not resamples or not all(map(_divisible, targets, sizes)):
         return UNKNOWN

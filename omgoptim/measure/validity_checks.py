@@ -53,7 +53,7 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
         targets: per batch; -100 is ignored.
 
     >>> chance_level_reason("r2", -0.2, [])
-    'the original model is at chance level: its r2 is -0.2000, and the mean of the targets alone gives 0'
+    'the original model is at chance level: its r2 is -0.2000, and predicting the mean target gives 0'
     """
     if value is None or not math.isfinite(value):
         return None
@@ -142,6 +142,12 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
             singles.append(run({name: array[row : row + 1] for name, array in batch.items()}))
     except Exception:  # noqa: BLE001 - a batch size that the model does not take gives no result
         return None
+    pairs = next((a.shape for a, b in zip(together, singles[0], strict=False) if _is_of_pairs(a, b, size)), None)
+    if pairs is not None:
+        return (
+            f"an output has entries for every pair of samples of its batch (shape {pairs} for {size} samples), so its "
+            "size depends on the other samples"
+        )
     scales = [_scale(output, coarse) for output in together]
     differences = [
         max((_difference(output, single[k], row, scales[k]) for k, output in enumerate(together)), default=0.0)
@@ -181,6 +187,12 @@ def _scale(many: NDArray[Any], coarse: bool) -> float:
     largest = float(np.abs(finite).max())
     deviation = largest if coarse else float(np.abs(finite - finite.mean()).max())
     return max(min(largest, deviation), OFFSET * largest, 1e-12)
+
+
+def _is_of_pairs(batched: NDArray[Any], single: NDArray[Any], size: int) -> bool:
+    """Return whether an output has the size of the batch in two dimensions, as a matrix of similarities has."""
+    same_rank = zip(batched.shape, single.shape, strict=True) if batched.ndim == single.ndim else ()
+    return sum(sizes == (size, 1) for sizes in same_rank) > 1
 
 
 def _difference(batched: NDArray[Any], single: NDArray[Any], row: int, scale: float) -> float:

@@ -153,7 +153,7 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
             tensors: Mapping[str, Any] = load_file(path)
             return tensors
         except SafetensorError as error:
-            raise ModelError(f"checkpoint {path.name} cannot be read", str(error)) from error
+            raise _unreadable(path, str(error)) from error
     if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
         raise ModelError(f"checkpoint {path.name} has an unknown format", "known: .safetensors, .pt, .pth, .bin, .ckpt")
     try:
@@ -171,7 +171,8 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
         lines = str(error).splitlines()
         if lines and "TorchScript" in lines[0]:
             raise _unreadable(path, "it is a TorchScript archive, not a state dict") from error
-        raise _unreadable(path, lines[0] if lines else "it is empty or truncated") from error
+        first = lines[0].partition(". ")[0] if lines else "it is empty or truncated"
+        raise _unreadable(path, first) from error  # torch's advice to load without weights_only is left out
     if not isinstance(loaded, Mapping):
         raise ModelError(f"checkpoint {path.name} contains a {type(loaded).__name__}", "a state dict is needed")
     try:
@@ -334,7 +335,7 @@ def _misfit(
     unexpected = [key for nest, key, _ in entries if nest == nearest.nest and key not in used]
     mismatched = mismatched_entries(nearest, model_state)
     return _does_not_fit(
-        [("missing", missing), ("unexpected", unexpected if missing else []), ("shapes differ", mismatched)]
+        [("missing", missing), ("unexpected", unexpected if missing else []), ("unlike the model's", mismatched)]
     )
 
 

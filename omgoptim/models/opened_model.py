@@ -144,4 +144,4 @@ def _to_array(value: Any, takes: InputTensor) -> NDArray[Any]:
 def _to_tensor(array: NDArray[Any]) -> Any:
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.asarray(array, order="C"))  # ascontiguousarray makes a row of a scalar

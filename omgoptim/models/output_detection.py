@@ -123,10 +123,13 @@ def _plain_spec(
     state = next((tensor for place, tensor in enumerate(inputs) if count > 1 and _returns(spec, tensor, place)), None)
     if state is not None:
         return replace(spec, kind="state", evidence=f"same shape as the input '{state.name}'")
-    sums_to_one = first.ndim == 2 and axis == 0 and all(_is_distribution(array) for array in arrays)
-    if sums_to_one or (axis == 0 and CLASS_NAMES.search(name.lower())):
-        evidence = "its rows are non-negative and sum to one" if sums_to_one else f"its name is '{name}'"
-        place = 1 if first.ndim == 4 else -1
+    if axis == 0 and len(set(lengths)) > 1 and _batch_axis([array[0] for array in arrays], lengths) is not None:
+        return replace(spec, evidence="entries for every pair of samples of a batch")
+    place = 1 if first.ndim == 4 else -1
+    sums_to_one = axis == 0 and all(_is_distribution(array, place) for array in arrays)
+    by_name = axis == 0 and first.shape[place] > 1 and CLASS_NAMES.search(name.lower())  # a class alone always agrees
+    if by_name or (sums_to_one and first.ndim == 2):
+        evidence = f"its name is '{name}'" if not sums_to_one else "its rows are non-negative and sum to one"
         return replace(spec, kind="class_scores", evidence=evidence, class_axis=place, probabilities=sums_to_one)
     return spec
 
@@ -173,7 +176,7 @@ def _with_labels(
     labels, form, arrays = _label_form(specs, reference, [np.asarray(target) for target in targets], labels, metric)
     fitting = _fitting(specs, reference, arrays[0], labels)
     shape = arrays[0].shape
-    top = max((int(array.max(initial=0)) for array in arrays), default=0)
+    top = max((int(array.max(initial=0)) for array in arrays), default=0) if labels == "classes" else 0
     if labels == "classes" and chosen is None:
         exact = _of_two_classes(reference, fitting, shape) if form in ("binary", "signed") else ()
         fitting = _narrowed(specs, exact or fitting, reference, shape, top)
@@ -295,5 +298,6 @@ def _scores_by_metric(specs: tuple[OutputSpec, ...], chosen: int | None) -> tupl
     if specs[index].kind == "class_scores":
         return specs
     place = 1 if len(specs[index].shape) == 4 else -1
-    spec = replace(specs[index], kind="class_scores", class_axis=place, evidence="required by metric top1_agreement")
+    axis = place if specs[index].shape[place] != 1 else None  # of a single score the sign is the class
+    spec = replace(specs[index], kind="class_scores", class_axis=axis, evidence="required by metric top1_agreement")
     return (*specs[:index], spec, *specs[index + 1 :])

@@ -93,7 +93,12 @@ def named_samples(named: Sequence[Sequence[tuple[str, Tensor, bool]]], raw: Sequ
     for batch, item in zip(batches, raw, strict=True):
         lengths = {name: len(array) for name, array in batch.items()}
         if len(set(lengths.values())) != 1:
-            raise DataError("the inputs of a batch have different batch sizes", f"{lengths}; dimension 0 is the batch")
+            raise DataError(
+                "the inputs of a batch have different batch sizes",
+                f"{lengths}; dimension 0 is the batch",
+                "put the samples of every input along dimension 0, with padding where their sizes differ: of graphs, "
+                "x (batch, nodes, features) with edge_index (batch, 2, edges)",
+            )
         targets.append(_target(item.target, batch_length(batch)))
     return Samples(batches, targets)
 

@@ -110,6 +110,7 @@ def _final_model(
     control_kept = control is not None and (control.quality > distilled.quality) is not bool(failed)
     kept = control if control is not None and control_kept else distilled
     other = distilled if control_kept else control
+    trained = "trained without the teacher" if control_kept else "distilled"
     warnings = [*student.notes, *kept.warnings, *([failed] if failed else [])]
     if job.datasets.loss is None:
         warnings.append(NO_TARGETS_NOTE)
@@ -129,7 +130,7 @@ def _final_model(
         return _final_model(job, student, distilled, control, candidates, words)
 
     return FinalModel(
-        name=f"student {student.name}",
+        name=f"student {student.name}{f', {trained}' if failed else ''}",
         module=kept.module,
         loaded=student.loaded,
         changes=student.changes,

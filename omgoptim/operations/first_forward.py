@@ -31,7 +31,14 @@ from omgoptim.models.samples import (
 )
 from omgoptim.models.security.user_code import call_user
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import DOING, InMemoryModel, declared_batch, float32_arrays, refuse_nan_samples
+from omgoptim.operations.loaded_model import (
+    DOING,
+    InMemoryModel,
+    declared_batch,
+    float32_arrays,
+    refuse_nan_samples,
+    refuse_unlike_batches,
+)
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, Session, SessionSettings
 from omgoptim.runtimes.engine import as_float32, engine_message
@@ -83,6 +90,7 @@ def first_run(
     if opened.program and opened.signature:
         refuse_other_inputs(inputs, opened.signature)
     refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
+    refuse_unlike_batches(opened.module, inputs, evaluation, request.time_limit_s)
     example, signature, notes = _example_and_signature(opened, inputs, evaluation, request, declared or 2)
     if is_causal(opened.target, signature, evaluation, request.time_limit_s):
         notes = [*notes, NEXT_TOKEN_NOTE]
@@ -173,6 +181,25 @@ def _share(fraction: float) -> str:
 def float32_copy(module: nn.Module) -> nn.Module:
     """Copy a module with floating weights and buffers as float32."""
     return copy.deepcopy(module).float()
+
+
+def refuse_fixed_casts(opened: InMemoryModel, signature: Signature, example: NamedBatch, precision: str) -> None:
+    """Raise a ModelError where the float32 copy of a module in another precision does not run.
+
+    Args:
+        opened: with the copy.
+        signature: of the copy.
+        example: a batch on which the original runs.
+        precision: of the original.
+    """
+    try:
+        ENGINES["torch_eager"].open(opened.target, signature, SessionSettings(threads=1)).run(example)
+    except Exception as error:  # whatever the user's forward raises in float32
+        raise ModelError(
+            f"the float32 copy of the model, which is in {precision}, does not run",
+            engine_message(error),
+            f"in forward, cast to the dtype of the weights instead of {precision}: x.to(self.layer.weight.dtype)",
+        ) from error
 
 
 def float32_signature(signature: Signature) -> Signature:

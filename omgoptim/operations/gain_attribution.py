@@ -17,6 +17,7 @@ from omgoptim.operations.report_records import ratio_of
 from omgoptim.operations.timing import AS_FAST_ONCE, OVERLOADED
 from omgoptim.operations.verdict import size_phrase
 from omgoptim.reports import EfficiencyReport, Gain, Gains, GainsBy, Measurement, Total
+from omgoptim.reports.measured import AGREEMENT_METRICS
 from omgoptim.requests import ModelRequest, Request
 
 WAITING, WAITING_UNDER_LOAD = 0.5, 0.8
@@ -226,7 +227,7 @@ def _report_of(run_id: str, project: Path) -> EfficiencyReport | None:
 def _total(begun: EfficiencyReport, first: Measurement, report: EfficiencyReport, last: Measurement) -> Total:
     compared = [(begun.request.get(name), report.request.get(name)) for name in MEASURED_WITH]
     same = all(one == other and not is_live(one) for one, other in compared)
-    each_its_own = (last.metric or "").endswith("agreement")  # with the original of its own run
+    each_its_own = last.metric in AGREEMENT_METRICS  # with the original of its own run
     comparable = same and not each_its_own and (first.metric, first.samples) == (last.metric, last.samples)
     drop = None
     if comparable and first.quality is not None and last.quality is not None:

@@ -30,6 +30,9 @@ from omgoptim.runtimes.signature import InputTensor, Signature
 DOING = "running the model once"
 """Progress message of the first forward pass."""
 
+MOST_SHAPES = 4
+"""Further sizes of samples on which a module is run once, first of all. Chosen: each takes a forward pass."""
+
 
 @dataclass(frozen=True, slots=True)
 class InMemoryModel:
@@ -128,6 +131,31 @@ def refuse_nan_samples(
             f"its input '{name}' holds it, and the model's outputs for it are NaN too",
             "remove such samples, or replace their missing values, where the data is loaded",
         )
+
+
+def refuse_unlike_batches(
+    module: nn.Module | None, inputs: Sequence[InputTensor], samples: Samples, limit_s: float = 300.0
+) -> None:
+    """Raise a DataError for an evaluation batch of other sizes than the first, on which the module does not run.
+
+    One batch of each of the first `MOST_SHAPES` further sizes is run.
+    """
+    seen: list[dict[str, tuple[int, ...]]] = []
+    for number, batch in enumerate(samples.batches):
+        shapes = {name: array.shape[1:] for name, array in batch.items()}
+        if module is None or shapes in seen or len(seen) > MOST_SHAPES:
+            continue
+        seen.append(shapes)
+        try:
+            if len(seen) > 1:
+                tensors = as_tensors(batch, Signature(tuple(inputs), None).dtypes)
+                call_user(DOING, limit_s, first_forward, module, tuple(inputs), tensors)
+        except ModelError as error:
+            raise DataError(
+                f"the model does not run on batch {number} of the eval data",
+                f"its samples have shapes {shapes}, those of batch 0 {seen[0]}: {error.why or error.what}",
+                "give only samples of sizes that the model accepts, or pad or crop them where the data is loaded",
+            ) from error
 
 
 def refuse_quantized(request: ModelRequest, loaded: LoadedModel) -> None:

@@ -37,6 +37,7 @@ from omgoptim.operations.first_forward import (
     float32_copy,
     float32_signature,
     precision_of_module,
+    refuse_fixed_casts,
 )
 from omgoptim.operations.loaded_model import InMemoryModel, Live, LoadedModel, at_batch_one, recipe_of_live
 from omgoptim.operations.reference_outputs import outputs_of
@@ -79,6 +80,8 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     signature = first.signature
     if opened.module is not None and precision != "float32":
         opened, signature = replace(opened, module=float32_copy(opened.module)), float32_signature(signature)
+        if isinstance(request, QuantizeRequest):  # which exports the copy
+            refuse_fixed_casts(opened, signature, first.example, precision)
     saved = Manifest.read(baseline)
     loaded = LoadedModel(
         source=source,

@@ -16,7 +16,7 @@ from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.quality import Quality
 from omgoptim.measure.timing import Timing
 from omgoptim.models.artifact import loading_snippet
-from omgoptim.models.manifest import Manifest
+from omgoptim.models.manifest import MANIFEST, Manifest
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.timing import OVERLOADED
@@ -185,7 +185,7 @@ def _gpu_name() -> str | None:
 def artifact_record(folder: Path) -> Artifact:
     """Return the record of a saved artifact."""
     manifest = Manifest.read(folder)
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    files = {name: (folder / name).stat().st_size for name in sorted((*manifest.files, MANIFEST))}  # no card of a step
     return Artifact(path=str(folder), files=files, load=loading_snippet(folder, manifest))
 
 

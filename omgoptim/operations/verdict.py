@@ -113,7 +113,8 @@ def verdict_sentence(outcome: Outcome, name: str, gains: Gains, quality: Quality
     """Return the first sentence of a summary, for the candidate `name`."""
     became = f"{size_phrase(gains)}, {speed_phrase(gains)}"
     if quality.ruined:
-        return f"{ruined_sentence(quality.ruined)} {name} is {became}."
+        failed = "" if holds(quality.drop, guard) else f" The quality drop {quality.drop:.4f} is above {guard:g} too."
+        return f"{ruined_sentence(quality.ruined)}{failed} {name} is {became}."
     if outcome == "guard_failed":
         return f"Quality guard failed: {name} is closest; drop {quality.drop:.4f} is above {guard:g}. It is {became}."
     return f"{name}: {became}." if outcome == "ok" else f"No gain. The best candidate, {name}, is {became}."
@@ -150,9 +151,10 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
     """
     if quality is None:
         return []
+    hidden = f", which the accuracy on all {quality.samples:,} samples hides" if holds(quality.drop, guard) else ""
     warnings = [
-        f"the recall of class {lost.label} fell from {lost.before:.0%} to {lost.after:.0%} ({lost.samples} samples), "
-        f"which the accuracy on all {quality.samples:,} samples hides"
+        f"the recall of class {lost.label} fell from {lost.before:.0%} to {lost.after:.0%} ({lost.samples} samples)"
+        f"{hidden}"
         for lost in quality.lost_classes[:MAX_CLASSES]
     ]
     if not real_data:

@@ -22,7 +22,7 @@ from omgoptim.render.sections.quantization import explanation_section, quantizat
 from omgoptim.render.sections.results import comparison_section, environment_section, outputs_section, warnings_section
 from omgoptim.render.sections.training import rounds_section, training_section
 from omgoptim.reports import EfficiencyReport, Gains, Measurement
-from omgoptim.reports.measured import SMALLER
+from omgoptim.reports.measured import AGREEMENT_METRICS, SMALLER
 from omgoptim.requests.command import in_shell
 from omgoptim.text import clean
 
@@ -195,8 +195,6 @@ CARD = "card.md"
 
 _HUB_METRICS = {"top1_accuracy": "accuracy", "top1": "accuracy", "perplexity": "perplexity", "r2": "r_squared"}
 """Metrics of ours by their ids on hf.co/metrics."""
-_AGREEMENTS = ("top1_agreement", "cosine_agreement", "negative_kl", "agreement")
-"""Metrics that compare with the original model: no result of a task."""
 _LICENCE = "Fill in before publishing: it depends on the licences of the original model and its data."
 
 
@@ -248,7 +246,7 @@ def _front_matter(report: EfficiencyReport, measured: Measurement | None, model:
 
 def _model_index(report: EfficiencyReport, measured: Measurement | None, model: str) -> list[str]:
     """The quality as a result of the hub's `model-index`; empty where it is only an agreement with the original."""
-    if measured is None or measured.quality is None or not measured.metric or measured.metric in _AGREEMENTS:
+    if measured is None or measured.quality is None or not measured.metric or measured.metric in AGREEMENT_METRICS:
         return []
     metric = clean(measured.metric, 80)
     kind = _HUB_METRICS.get(metric) or re.sub(r"[^\w.-]+", "_", metric)

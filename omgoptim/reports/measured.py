@@ -11,6 +11,12 @@ SMALLER = 1.02
 (`AS_FAST`)."""
 
 
+AGREEMENT_METRICS = (
+    "top1_agreement", "r2_agreement", "exact_agreement", "worst_output_agreement", "cosine_agreement", "negative_kl",
+)  # fmt: skip
+"""Metrics that compare with the original of their own run: no result of a task, and not comparable between runs."""
+
+
 class TargetMachine(Record):
     """A remote machine that measured."""
 

@@ -59,6 +59,7 @@ def files(project: Path) -> Path:
             "checkpoint 'absent.pt' does not exist",
         ),
         ("quantize", {"model": "net.py:build", "output": "out"}, "output 'out' exists already"),
+        ("quantize", {"model": "net.py:build", "output": "net.py/x/y"}, "output 'net.py/x/y' cannot be created"),
         ("compare", {"a": "quantize-20260101-0000-aaaa", "b": "nothing"}, "'nothing' is not an artifact"),
     ],
 )

@@ -44,6 +44,44 @@ def test_a_user_metric_gets_all_outputs_and_targets_as_tensors(resolve, tmp_path
     assert value(metric) == pytest.approx(2 / 3)
 
 
+def test_outputs_are_joined_and_resampled_along_the_batch_axis_of_each(resolve):
+    """As of a CTC head (T, N, C), beside anchors of the whole batch."""
+    random, anchors = np.random.default_rng(0), np.arange(6, dtype=np.float32).reshape(2, 3)
+    labels = [random.integers(0, 4, 16), random.integers(0, 4, 8)]
+    made = [[np.repeat(np.eye(4, dtype=np.float32)[given][None], 5, 0), anchors] for given in labels]
+    worse = [[batch[0].copy(), anchors] for batch in made]
+    worse[0][0][:, :8] = 0
+    seen = set()
+
+    def accuracy(outputs, targets):
+        seen.add((outputs[0].shape[0], outputs[0].shape[1] == len(targets), outputs[1].shape))
+        return (outputs[0][-1].argmax(-1) == targets).float().mean()
+
+    metric = resolve(accuracy, made, labels, Signature((), {"tuple": ["tensor", "tensor"]}))
+    found = compare_quality(metric, made, worse, labels, 0)
+    assert seen == {(5, True, (2, 3))}
+    assert found.before == 1
+    assert found.after == pytest.approx(
+        float(np.concatenate([worse[k][0][-1].argmax(-1) == labels[k] for k in (0, 1)]).mean())
+    )
+    assert found.low < found.drop < found.high
+
+
+def test_r2_of_samples_of_several_sizes_has_one_mean(resolve):
+    targets = [np.arange(3, dtype=np.float32)[None], np.arange(5, dtype=np.float32)[None]]
+    made = [[target + 0.5] for target in targets]
+    flat = np.concatenate([target.ravel() for target in targets])
+    expected = 1 - 8 * 0.25 / ((flat - flat.mean()) ** 2).sum()
+    assert value(resolve("r2", made, targets), made, targets) == pytest.approx(expected)
+
+
+def test_r2_names_the_sample_whose_target_is_missing(resolve):
+    targets = [np.zeros((2, 1)), np.array([[1.0], [np.nan]])]
+    made = [[np.zeros((2, 1))], [np.ones((2, 1))]]
+    with pytest.raises(DataError, match="target of sample 3 is NaN"):
+        value(resolve("r2", made, targets), made, targets)
+
+
 def test_a_user_metric_that_is_lower_for_the_better_model_is_refused(resolve):
     random = np.random.default_rng(0)
     values = random.normal(0, 1, (120, 2)).astype(np.float32)

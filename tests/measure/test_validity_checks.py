@@ -100,6 +100,12 @@ def test_a_state_whose_batch_is_the_second_axis_is_compared_too() -> None:
     assert batch_dependence(lambda batch: [batch["x"][None]], samples(8)) is None
 
 
+def test_a_matrix_of_similarities_between_samples_depends_on_the_batch() -> None:
+    note = batch_dependence(lambda batch: [batch["x"], batch["x"] @ batch["x"].T], samples(8))
+    assert note is not None
+    assert "shape (8, 8) for 8 samples" in note
+
+
 def test_an_output_of_as_many_rows_as_pass_a_test_answers_nothing() -> None:
     assert batch_dependence(lambda batch: [batch["x"][batch["x"][:, 0] < 12]], samples(8)) is None
 

@@ -162,6 +162,20 @@ def test_a_module_is_called_in_its_own_precision_with_the_users_float_tensors() 
     assert torch.equal(got, module(x.bfloat16()).float())
 
 
+class Scaled(nn.Linear):
+    def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().forward(input), self.bias.sum()
+
+
+def test_a_scalar_output_stays_a_scalar() -> None:
+    module = Scaled(3, 2)
+    signature = Signature((InputTensor("input", "float32", ("batch", 3), False),), {"tuple": ["tensor", "tensor"]})
+    session = ENGINES["torch_eager"].open(module, signature, SessionSettings(threads=1))
+    _, scale = OpenedModel(Manifest("torch_eager", "float32", signature), session)(torch.ones(4, 3))
+    assert scale.shape == torch.Size([])
+    assert scale.item() == module.bias.sum().item()
+
+
 def test_an_opened_artifact_evaluates_and_refuses_to_train(tagger: tuple[nn.Module, OpenedModel]) -> None:
     opened = tagger[1]
     assert opened.eval() is opened

@@ -78,6 +78,25 @@ def test_an_output_called_logits_holds_class_scores():
     assert kinds(found) == ["values", "class_scores"]
 
 
+def test_scores_of_one_class_are_values_since_a_class_alone_always_agrees():
+    masks, tokens = (lambda n: floats(n, 1, 6, 6)), (lambda n: floats(n, 9, 1))
+    found = described((masks, tokens), names=["mask_logits", "scores"])
+    assert kinds(found) == ["values", "values"]
+    found = described((masks,), metric="top1_agreement")
+    assert (found.specs[0].kind, found.specs[0].class_axis) == ("class_scores", None)
+
+
+def test_similarities_of_all_samples_of_a_batch_are_no_classes():
+    found = described((lambda n: floats(n, n), lambda n: floats(n, 4)), names=["logits_per_image", "logits"])
+    assert kinds(found) == ["values", "class_scores"]
+    assert "pair of samples" in found.specs[0].evidence
+
+
+def test_scores_of_several_positions_are_known_as_probabilities_too():
+    found = described((lambda n: softmax(floats(n, 7, 8)), lambda n: floats(n, 7, 8)), names=["probs", "logits"])
+    assert [spec.probabilities for spec in found.specs] == [True, False]
+
+
 def test_labels_that_fit_no_output_say_all_shapes():
     found = described((lambda n: floats(n, 2, 3),), lambda n: np.zeros((n, 9), int))
     with pytest.raises(DataError, match="do not fit") as raised:
@@ -95,6 +114,11 @@ def test_float_labels_belong_to_the_output_of_their_shape():
 def test_counts_are_no_classes_of_a_single_number():
     found = described((lambda n: floats(n, 1),), lambda n: np.arange(n))
     assert kinds(found) == ["number"]
+
+
+def test_values_that_are_missing_from_the_labels_do_not_matter_to_the_outputs():
+    found = described((lambda n: floats(n, 3),), lambda n: np.where(np.eye(n, 3) > 0, np.nan, 1.5))
+    assert (found.labels, found.target) == ("values", 0)
 
 
 def test_a_state_is_an_output_of_the_shape_of_an_input():

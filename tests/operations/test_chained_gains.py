@@ -14,6 +14,7 @@ from omgoptim.models.security.file_integrity import sign_record
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.gain_attribution import with_total_gain
 from omgoptim.reports import EfficiencyReport, Measurement
+from omgoptim.reports.measured import AGREEMENT_METRICS
 from omgoptim.requests import parse
 from omgoptim.runtimes.signature import Signature
 
@@ -71,6 +72,15 @@ def test_quality_is_compared_only_on_the_same_data_and_metric(context: RunContex
     for told in (third(context, data="other.py:load"), third(context, samples=50), third(context, metric="r2")):
         assert told.total is not None
         assert told.total.quality_drop is None
+
+
+@pytest.mark.parametrize("metric", AGREEMENT_METRICS)
+def test_agreements_with_two_originals_have_no_total(context: RunContext, metric: str) -> None:
+    first = report("first", measured(800, 1.0, metric), measured(400, 0.9, metric), DATA)
+    RunFolder(context.project / ".omgoptim" / "runs" / "first").write_report(first)
+    total = third(context, metric=metric).total
+    assert total is not None
+    assert (total.size_ratio, total.quality_drop) == (8, None)
 
 
 def test_a_model_that_is_no_artifact_has_no_total(context: RunContext) -> None:

@@ -17,9 +17,10 @@ from omgoptim.operations.first_forward import (
     float32_signature,
     is_causal,
     precision_of_module,
+    refuse_fixed_casts,
     with_shifted_labels,
 )
-from omgoptim.operations.loaded_model import refuse_nan_samples
+from omgoptim.operations.loaded_model import InMemoryModel, refuse_nan_samples, refuse_unlike_batches
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
 
@@ -45,6 +46,15 @@ def test_nan_in_the_data_is_told_with_the_samples_number() -> None:
         refuse_nan_samples(nn.Linear(3, 2), INPUTS, samples_with_nan_in(2), split="train")
 
 
+def test_a_later_batch_of_a_size_that_the_model_does_not_take_is_the_datas_error() -> None:
+    sizes = [np.ones((4, size), np.float32) for size in (3, 3, 2)]
+    samples = Samples([{"input": rows} for rows in sizes], [None] * 3)
+    with pytest.raises(DataError, match="does not run on batch 2 of the eval data") as error:
+        refuse_unlike_batches(nn.Linear(3, 2), INPUTS, samples)
+    assert "{'input': (2,)}, those of batch 0 {'input': (3,)}" in error.value.why
+    refuse_unlike_batches(nn.ReLU(), INPUTS, samples)
+
+
 def test_a_model_that_takes_missing_values_may_have_them() -> None:
     refuse_nan_samples(Imputing(3, 2), INPUTS, samples_with_nan_in(5), 60)
 
@@ -60,6 +70,27 @@ def test_a_model_of_another_precision_is_said_to_be_one_and_copied_to_float32(dt
     assert stored_precision(float32_copy(module))[0] == "float32"
     assert module[0].weight.dtype is dtype
     assert float32_signature(Signature(inputs, "tensor")).inputs == INPUTS
+
+
+class Casting(nn.Linear):
+    """A layer with bfloat16 weights that casts its input to the dtype `to`; None: to that of its weights."""
+
+    def __init__(self, to: torch.dtype | None) -> None:
+        super().__init__(3, 2, dtype=torch.bfloat16)
+        self.to_dtype = to
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.to_dtype or self.weight.dtype)).float()
+
+
+def test_a_forward_that_casts_to_a_fixed_dtype_is_refused_with_the_cast_that_follows_the_weights() -> None:
+    batch, signature = {"input": np.ones((2, 3), np.float32)}, Signature(INPUTS, "tensor")
+    refuse_fixed_casts(InMemoryModel(float32_copy(Casting(None)), None, None), signature, batch, "bfloat16")
+    with pytest.raises(ModelError, match="float32 copy of the model, which is in bfloat16, does not run") as error:
+        refuse_fixed_casts(
+            InMemoryModel(float32_copy(Casting(torch.bfloat16)), None, None), signature, batch, "bfloat16"
+        )
+    assert "weight.dtype" in error.value.fix
 
 
 def test_mixed_precision_is_the_one_of_most_bytes_and_said() -> None:

@@ -153,6 +153,9 @@ def test_a_class_that_is_lost_behind_the_accuracy_is_warned_of() -> None:
     lost = replace(quality(0.002, -0.001, 0.004), lost_classes=(LostClass(1, 20, 0.95, 0.1),))
     (warning,) = quality_warnings(lost, 0.01, real_data=True)
     assert warning.startswith("the recall of class 1 fell from 95% to 10% (20 samples), which the accuracy on all 600")
+    shown = replace(quality(0.3, 0.2, 0.4), lost_classes=lost.lost_classes)
+    (warning,) = quality_warnings(shown, 0.01, real_data=True)
+    assert warning.endswith("fell from 95% to 10% (20 samples)")  # the drop of the accuracy says so itself
 
 
 def test_a_quiet_machine_needs_no_warning_and_a_busy_one_gets_the_one_that_fits() -> None:
@@ -172,6 +175,9 @@ def test_a_ruined_output_that_the_metric_never_reads_fails_the_guard_and_is_name
     words = verdict_sentence("guard_failed", "pruning", gained, ruined, 0.01)
     first = "Output 'boxes' (relative error 0.83, above 0.5) was ruined; the metric does not read it."
     assert words.startswith(first)
+    both = verdict_sentence("guard_failed", "pruning", gained, replace(ruined, drop=0.3), 0.01)
+    assert both.startswith(f"{first} The quality drop 0.3000 is above 0.01 too. pruning is ")
+    assert "above 0.01" not in words
     part = replace(boxes, relative_error=0.02, ruined_part=OutputPart(1, 4, 83, 4.18), read=True)
     words = verdict_sentence("guard_failed", "int8", gained, replace(quality(), outputs=(part,)), 0.01)
     lost = "entries 4 to 83 of dimension 1, of a smaller scale: relative error 4.18, above 0.9"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from omgoptim.models.outputs import COMPARED_BY
 from omgoptim.render.shared import badge_text, card_markdown
 from omgoptim.reports import EfficiencyReport
 
@@ -35,6 +36,15 @@ def test_a_card_says_what_it_is_how_it_was_made_and_its_numbers_with_machine_and
         assert needed in card
     assert "/home" not in card
     assert card == card_markdown(quantized)
+
+
+@pytest.mark.parametrize("metric", ["negative_kl", "worst_output_agreement", *COMPARED_BY.values()])
+def test_an_agreement_with_the_original_is_no_result_of_a_task(quantized: EfficiencyReport, metric: str) -> None:
+    after = quantized.after
+    assert after is not None
+    assert "model-index" in head_of(card_markdown(quantized))
+    other = quantized.model_copy(update={"after": after.model_copy(update={"metric": metric})})
+    assert "model-index" not in head_of(card_markdown(other))
 
 
 def test_the_code_that_opens_it_is_that_of_its_own_folder(quantized: EfficiencyReport) -> None:

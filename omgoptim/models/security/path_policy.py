@@ -70,11 +70,16 @@ class PathPolicy:
         """Resolve the folder to create that `text` names, relative to the project.
 
         Raises:
-            RequestError: it lies outside of the project and of the allowed folders, or exists already.
+            RequestError: it lies outside of the project and of the allowed folders, exists already, or lies in a file
+                or in a folder that cannot be written.
         """
         folder = self.inside(text, what)
         if folder.exists():
             raise RequestError(f"{what} '{text}' exists already", "nothing is overwritten", "name a new folder")
+        above = next(parent for parent in folder.parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            why = f"{above} {'cannot be written' if above.is_dir() else 'is a file'}"
+            raise RequestError(f"{what} '{text}' cannot be created", why, "name another folder")
         return folder
 
     def file(self, text: str, what: str) -> Path:

@@ -144,6 +144,16 @@ def coverage_warnings(coverage: Coverage | None, runtime: str) -> list[str]:
     ]
 
 
+def activation_range_warnings(scheme: str, batch: int) -> list[str]:
+    """Return a warning where activations are quantized with the range of a whole batch of evaluation samples."""
+    if scheme != "dynamic" or batch < 2:
+        return []
+    return [
+        "dynamic int8 takes the range of activations over a whole batch: outputs for a sample depend slightly on the "
+        f"others, and the quality is that of batches of {batch}"
+    ]
+
+
 def float_layer_warnings(artifact: Path) -> list[str]:
     """Return a warning where the file needs a session option, for those who open it without omgoptim."""
     manifest = Manifest.read(artifact)

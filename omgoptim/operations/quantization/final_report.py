@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from omgoptim.models.samples import batch_length
 from omgoptim.operations.final_measurement import FinalChoice
 from omgoptim.operations.final_report import final_report, save_finalists
 from omgoptim.operations.gain_attribution import gain_split_sentence, is_slower, slower_sentence
@@ -14,6 +15,7 @@ from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidatePlan
 from omgoptim.operations.quantization.coverage import (
     FloatModel,
+    activation_range_warnings,
     coverage_warnings,
     float_layer_warnings,
     measure_coverage,
@@ -112,7 +114,13 @@ def _report(run: QuantizeRun, finalist: Finalist) -> EfficiencyReport:
         run.builder.program.path, loaded.module, loaded.precision, loaded.macs.by_path if loaded.macs else {}
     )
     coverage = measure_coverage(original, result.artifact, spec.scheme, skipped, result.kernels)
-    notes = [*run.notes, *coverage_warnings(coverage, spec.runtime), *float_layer_warnings(result.artifact)]
+    batch = max(map(batch_length, loaded.evaluation.batches), default=1)
+    notes = [
+        *run.notes,
+        *coverage_warnings(coverage, spec.runtime),
+        *activation_range_warnings(spec.scheme, batch),
+        *float_layer_warnings(result.artifact),
+    ]
     report = final_report(chosen, finalist, finalist_summary(run, finalist, parts), notes, parts)
     has_interval = finalist.gains.speedup_low is not None or load > OVERLOADED
     open_still = "guard_failed" if is_replacement(run, finalist) else report.outcome

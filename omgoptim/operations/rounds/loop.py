@@ -134,6 +134,8 @@ class ChosenRound:
     """Earlier rounds for where this one fails the guard on the evaluation data, in order."""
     failures: Sequence[str] = ()
     """Later rounds that failed it there, as text."""
+    untrained: bool = False
+    """True for the network before fine-tuning, of a single round."""
 
     def next(self, job: RoundsJob, quality: Quality) -> ChosenRound | None:
         """Return the next fallback for a failed quality on the evaluation data; None where none is left."""
@@ -144,7 +146,7 @@ class ChosenRound:
         if not self.fallbacks:
             before = None if len(self.states) > 1 or self.failures else _before_training(job, self.state)
             why = f"the fine-tuned network {words}: the next of the fixed order, the one before fine-tuning, was tried"
-            return None if before is None else ChosenRound(before, [before], False, failures=[why])
+            return None if before is None else ChosenRound(before, [before], False, (), [why], True)
         following, *others = self.fallbacks
         for state in (self.state, following):
             kept = state is following
@@ -277,7 +279,7 @@ def final_model_of(
         else ""
     )
     return FinalModel(
-        name=goal.name,
+        name=f"{goal.name}, before fine-tuning" if kept.untrained else goal.name,
         module=kept.state.module,
         loaded=job.loaded,
         changes=merge_changes(kept.states, kept.state),

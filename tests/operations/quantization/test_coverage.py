@@ -18,7 +18,13 @@ from omgoptim.models.artifact import save_module, save_program
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.recipe import Recipe
-from omgoptim.operations.quantization.coverage import FloatModel, coverage_warnings, measure_coverage, read_kernels
+from omgoptim.operations.quantization.coverage import (
+    FloatModel,
+    activation_range_warnings,
+    coverage_warnings,
+    measure_coverage,
+    read_kernels,
+)
 from omgoptim.reports import Coverage, Skip
 from omgoptim.requests.quantize import Dynamic
 from omgoptim.runtimes import ENGINES, SessionSettings
@@ -119,6 +125,12 @@ def test_a_static_layer_that_the_engine_computes_in_integers_is_real(
     assert coverage.weight_share == 16384 / (16384 + 1024)
     assert coverage.why == (f"1 of 2 layers in int8, 94.1 % of the weight bytes; 1 computed in integers by {runtime}.")
     assert coverage_warnings(coverage, runtime) == []
+
+
+def test_ranges_over_a_batch_are_said_of_dynamic_int8_alone() -> None:
+    (warning,) = activation_range_warnings("dynamic", 32)
+    assert "batches of 32" in warning
+    assert activation_range_warnings("dynamic", 1) == activation_range_warnings("static", 32) == []
 
 
 def test_integers_that_the_engine_unpacks_are_simulated_and_the_warning_says_what_to_try(

@@ -42,6 +42,28 @@ def test_a_program_older_than_bfloat16_is_raised_to_the_opset_that_has_it(progra
     assert onnx.load(str(target)).opset_import[0].version == 13
 
 
+def test_a_layer_too_small_to_gain_is_skipped_with_its_bytes(program, apply, tmp_path):
+    eye = np.eye(32, dtype=np.float32)
+    weights = [numpy_helper.from_array(eye, "a"), numpy_helper.from_array(eye[:, :2], "b")]
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "a"], ["h"], "large"),
+            helper.make_node("MatMul", ["h", "b"], ["output"], "small"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 32])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 2])],
+        weights,
+    )
+    source = type(program("mlp"))(tmp_path / "two.onnx", program("mlp").sample)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(source.path))
+    _, outcome = apply(source, Bf16())
+    assert len(outcome.changed) == len(outcome.skipped) == 1
+    assert outcome.skipped[0].kind == "no_benefit"
+    assert "256 bytes" in outcome.skipped[0].reason
+    assert outcome.skipped[0].path != outcome.changed[0].path
+
+
 def test_a_program_without_large_weights_is_an_error(program, apply, tmp_path):
     source = type(program("mlp"))(tmp_path / "none.onnx", program("mlp").sample)
     graph = helper.make_graph(

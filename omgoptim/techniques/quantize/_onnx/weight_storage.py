@@ -49,21 +49,28 @@ def write_half(source: Path, target: Path, half: Half, opset: int, fix: str = ""
     model = at_opset(load(source), opset)
     result = store_half(model, half)
     if not result.changed:
-        why = result.skipped[0].reason if result.skipped else "the program has no float32 weights over 1 KiB"
+        beyond = [skip.reason for skip in result.skipped if skip.kind == "unsupported"]
+        why = beyond[0] if beyond else "the program has no float32 weights over 1 KiB"
         raise TechniqueError(f"no weight can be stored in {half}", why, fix)
     finish(model, load(source), target)
     return result
 
 
 def store_half(model: ModelProto, half: Half) -> Outcome:
-    """Rewrite the model's float32 weights in place; tensors that exceed the 16-bit range stay and are listed."""
+    """Rewrite the model's float32 weights in place, but small ones and those beyond the 16-bit range."""
     paths = {weight: layer.path for layer in find_layers(model) for weight in layer.weights}
     changed: list[Change] = []
     skipped: list[Skip] = []
     for graph in list(graphs(model.graph)):
         casts: list[NodeProto] = []
         for tensor in list(graph.initializer):
-            if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) * 4 <= MAX_FLOAT_BYTES:
+            if tensor.data_type != TensorProto.FLOAT:
+                continue
+            size = math.prod(tensor.dims) * 4
+            if size <= MAX_FLOAT_BYTES:
+                if tensor.name in paths:
+                    small = f"weight of {size:,} bytes: the conversion nodes would take what it saves"
+                    skipped.append(Skip(path=paths[tensor.name], reason=small, kind="no_benefit"))
                 continue
             path, name = paths.get(tensor.name, tensor.name.removesuffix(".weight")), tensor.name
             converted = to_half(numpy_helper.to_array(tensor), half)
@@ -75,7 +82,8 @@ def store_half(model: ModelProto, half: Half) -> Outcome:
             what = f"weight {name} {'x'.join(str(size) for size in tensor.dims)}"
             changed.append(Change(path=path, what=what, before="float32", after=f"stored in {half}"))
         replace_nodes(graph, [*casts, *graph.node])
-    return Outcome(changed, skipped)
+    touched = {change.path for change in changed}
+    return Outcome(changed, [skip for skip in skipped if skip.kind != "no_benefit" or skip.path not in touched])
 
 
 def to_half(values: NDArray[np.float32], half: Half) -> NDArray[np.uint16] | None:
