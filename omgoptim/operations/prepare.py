@@ -70,19 +70,17 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     precision, precision_notes = _precision(source, opened, first)
     notes = [*first.notes, *missing_classes_notes(outputs, first.evaluation.targets), *precision_notes]
     first = first if opened.module is None else first.in_float32()
-    bench = _bench(request, context, first, device, policy, threads)
     evaluation = first.evaluation.one_by_one() if first.dependent else first.evaluation
     fixed = f"'{request.model}' was exported for a batch of 1" if first.declared_batch else None
     baseline = source.artifact or context.work / "baseline"
     if source.artifact is None:
         manifest = _manifest(opened, first.signature, precision, device, macs, params)
         fixed = _save_baseline(baseline, source, opened, manifest, first.example, threads) or fixed
-    signature = first.signature
+    saved, signature = Manifest.read(baseline), first.signature
     if opened.module is not None and precision != "float32":
         opened, signature = replace(opened, module=float32_copy(opened.module)), float32_signature(signature)
         if isinstance(request, QuantizeRequest):  # which exports the copy
             refuse_fixed_casts(opened, signature, first.example, precision)
-    saved = Manifest.read(baseline)
     loaded = LoadedModel(
         source=source,
         module=opened.module,
@@ -92,7 +90,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         evaluation=evaluation,
         example=first.example,
         baseline=baseline,
-        bench=bench,
+        bench=_bench(request, context, first, device, policy, threads),
         macs=macs,
         params=params,
         precision=saved.precision,
