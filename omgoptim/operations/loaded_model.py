@@ -30,7 +30,7 @@ from omgoptim.runtimes.signature import InputTensor, Signature
 DOING = "running the model once"
 """Progress message of the first forward pass."""
 
-MOST_SHAPES = 4
+MAX_SHAPES = 4
 """Further sizes of samples on which a module is run once, first of all. Chosen: each takes a forward pass."""
 
 
@@ -138,12 +138,12 @@ def refuse_unlike_batches(
 ) -> None:
     """Raise a DataError for an evaluation batch of other sizes than the first, on which the module does not run.
 
-    One batch of each of the first `MOST_SHAPES` further sizes is run.
+    One batch of each of the first `MAX_SHAPES` further sizes is run.
     """
     seen: list[dict[str, tuple[int, ...]]] = []
     for number, batch in enumerate(samples.batches):
         shapes = {name: array.shape[1:] for name, array in batch.items()}
-        if module is None or shapes in seen or len(seen) > MOST_SHAPES:
+        if module is None or shapes in seen or len(seen) > MAX_SHAPES:
             continue
         seen.append(shapes)
         try:
