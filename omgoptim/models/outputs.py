@@ -112,10 +112,11 @@ class ModelOutputs:
         kind = {"classes": "integer", "values": "float"}.get(self.labels, "")
         if len(self.fitting) > 1:
             names = [self.specs[index].name for index in self.fitting]
+            likely = next((name for name in reversed(names) if "aux" not in name), names[-1])  # scores follow boxes
             raise DataError(
                 "the labels fit the shapes of several outputs of the model",
                 f"{kind} labels of shape {self.label_shape} fit {', '.join(names)} ({shown})",
-                f"name the output that they are for: {argument('target_output', names[-1])}"
+                f"name the output that they are for: {argument('target_output', likely)}"
                 + (f", or {fix}" if fix else ""),
             )
         raise DataError(

@@ -63,6 +63,9 @@ def test_labels_that_fit_several_outputs_are_refused_with_the_names():
         found.require_target()
     assert "corners, classes" in raised.value.why
     assert "target_output='classes'" in raised.value.fix
+    with pytest.raises(DataError) as raised:
+        described((lambda n: floats(n, 4),) * 2, labels(2), names=["out", "aux"]).require_target()
+    assert "target_output='out'" in raised.value.fix
     chosen = described(heads, labels(2), names=["corners", "classes"], target_output="classes")
     assert chosen.require_target().name == "classes"
     assert kinds(chosen) == ["values", "class_scores"]
