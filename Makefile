@@ -48,13 +48,13 @@ arguments: $(VENV)/.dev   ## write the typed arguments of each verb out of its r
 	cp $(VENV)/arguments.py omgoptim/requests/arguments.py
 
 test: check           ## lint, types and tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: check      ## the same with the slow ones, whole runs of every kind: about twenty minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 coverage: $(VENV)/.coverage ## tests with branch coverage, the report in htmlcov/
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term:skip-covered --cov-report html
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered --cov-report html
 
 pictures: $(VENV)/.dev ## pictures of every page in a real Chromium, light and dark, at three widths, in pictures/
 	mkdir -p pictures

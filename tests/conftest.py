@@ -15,8 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-
 sys.path.append(str(Path(__file__).parent))
 
 os.environ["OMGOPTIM_STATE_DIR"] = tempfile.mkdtemp(prefix="omgoptim-state-")  # never the real home
@@ -35,9 +33,3 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     if hasattr(os, "sched_setaffinity"):  # Linux
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files with whole runs first: a long one at the end would keep the other process waiting."""
-    root = Path(__file__).parent
-    items.sort(key=lambda item: item.path.parent != root and root / "operations" not in item.path.parents)
