@@ -218,9 +218,12 @@ def retry_mixed_precision(
         return None  # it passes on these samples: a search on them would not change it
     again = replace(search, screening=other, samples_name=f"selection samples, {others.count} of them new,")
     found = search_mixed_precision(again, results, base)
-    if found is None or not found.improved or found.best.built.spec.params == failed.built.spec.params:
+    if found is None or not found.improved:
         return None
     best, guard = found.best, search.request.max_quality_drop
+    best.why = best.why or "the best set of layers of a second search, which was not measured in full"
+    if best.built.spec.params == failed.built.spec.params:
+        return None
     if best.timing is None or not passes_guard_with_margin(best, guard):
         return None
     if dominated_by(best, results, guard, search.preference):
