@@ -4,8 +4,8 @@ Two runs that time each other are both wrong. Loading, exporting, calibrating an
 run measures they pause at their next progress report, because a busy machine would spoil its times.
 
 Whoever holds the file lock measures. A ticket, a small file named by the time of asking, gives the order: only the
-oldest ticket whose process is alive may take the lock. A run that pauses has a ticket too, which lasts on for a share
-of its pause once it works again: later runs measure after that, so that they cannot keep a training waiting for ever.
+oldest ticket whose process is alive may take the lock. A run that pauses has a ticket too. It then works for a time
+slice as long as its pause, and later runs measure after that: they cannot keep a training waiting for ever.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ FOLDER_VARIABLE = "OMGOPTIM_LOCK_DIR"
 POLL_S = 0.25
 """Seconds between two looks at the queue. Chosen: short against the seconds of a measurement."""
 
-MAX_SHARE_S = 60.0
-"""Maximum share in seconds. Chosen: a paused training gets half of a busy machine, in parts that others wait for."""
+MAX_TIME_SLICE_S = 60.0
+"""Longest time slice of a run after a pause, in seconds. Chosen: a training gets half of a busy machine, and a run that
+measures waits a minute at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Ticket:
     since: float
     """Seconds since the epoch: of the begin of its turn, or of its wait."""
     until: float | None = None
-    """Seconds since the epoch: end of the share of a run that works after a pause; None for all others."""
+    """Seconds since the epoch: end of the time slice of a run after a pause; None for all others."""
 
     @property
     def process(self) -> WorkerProcess:
@@ -99,7 +100,7 @@ class DeviceQueue:
         self._turn_file = self._folder / f"{device}.measuring.json"
         self._lock = FileLock(self._folder / f"{device}.lock")
         self._depth = 0
-        self._share: Path | None = None  # the ticket of the last pause
+        self._time_slice: Path | None = None  # the ticket of the last pause
 
     @contextmanager
     def turn(self, on_wait: Callable[[Wait], None]) -> Iterator[None]:
@@ -130,11 +131,11 @@ class DeviceQueue:
     def pause(self, on_wait: Callable[[Wait], None]) -> bool:
         """Wait until no other run measures on the device; return whether one did.
 
-        Then runs that asked after the pause began wait for as long as it lasted, at most `MAX_SHARE_S`.
+        Then runs that asked after the pause began wait for as long as it lasted, at most `MAX_TIME_SLICE_S`.
         """
         if self.measured_by() is None:
             return False
-        self._end_share()
+        self._end_time_slice()
         began, ticket = time.time(), self._new_ticket()
         try:
             while self.measured_by() or self._ahead_of(ticket, working=False):
@@ -144,12 +145,12 @@ class DeviceQueue:
             remove(ticket)
             raise
         now = time.time()
-        _write(ticket, replace(self._ticket(), until=now + min(now - began, MAX_SHARE_S)))
-        self._share = ticket
+        _write(ticket, replace(self._ticket(), until=now + min(now - began, MAX_TIME_SLICE_S)))
+        self._time_slice = ticket
         return True
 
     def _acquire(self, on_wait: Callable[[Wait], None]) -> None:
-        self._end_share()
+        self._end_time_slice()
         ticket = self._new_ticket()
         try:
             while (ahead := self._ahead_of(ticket)) or not self._take():
@@ -168,7 +169,7 @@ class DeviceQueue:
         return True
 
     def _ahead_of(self, own: Path, working: bool = True) -> list[Ticket]:
-        """Return the older tickets that count, and remove those of dead processes and of shares that are over.
+        """Return the older tickets that count, and remove those of dead processes and of time slices that are over.
 
         Args:
             own: file of the ticket that they are older than.
@@ -191,10 +192,10 @@ class DeviceQueue:
         _write(path, self._ticket())
         return path
 
-    def _end_share(self) -> None:
-        if self._share is not None:
-            remove(self._share)
-            self._share = None
+    def _end_time_slice(self) -> None:
+        if self._time_slice is not None:
+            remove(self._time_slice)
+            self._time_slice = None
 
     def _ticket(self) -> Ticket:
         process = this_process()

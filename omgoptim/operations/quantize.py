@@ -60,8 +60,8 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
         trained = train_in_int8(request, context, loaded, program, splits, live)
         loaded, program = trained.loaded, trained.program
         splits.notes.extend(trained.warnings)
-    stored = context.work / "stored-steps"
-    builder = CandidateBuilder(context, loaded, program, splits.calibration, request.seed, stored=stored)
+    cache = context.work / "step-cache"
+    builder = CandidateBuilder(context, loaded, program, splits.calibration, request.seed, cache=cache)
     with programs_by_workers(request, builder, plan.specs) as building:
         results = build_all(request, building, plan)
     screening = screen(request, context, loaded, [a for a in results if not a.reference], splits.selection)

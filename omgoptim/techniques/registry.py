@@ -63,8 +63,8 @@ class ProgramRun:
     threads: int = 1
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
     """`progress(stage, fraction of that stage, or None)`."""
-    stored: Path | None = None
-    """Folder of what a technique keeps for programs with more layers in float; None: nothing."""
+    cache: Path | None = None
+    """Folder for results that a program with more layers in float takes; None: no cache."""
 
 
 ProgramTechnique = Callable[[Path, Path, Any, ProgramRun], Outcome]

@@ -161,7 +161,19 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize("statement", ["import omgoptim.jobs.submit, omgoptim.server", "import omgoptim.render"])
 def test_the_server_and_the_submit_side_load_nothing_heavy(statement: str) -> None:
-    heavy = {"torch", "ray", "numpy", "rich", "typer", "onnx", "onnxruntime", "openvino", "safetensors", "thop"}
+    heavy = {
+        "torch",
+        "jinja2",
+        "ray",
+        "numpy",
+        "rich",
+        "typer",
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "safetensors",
+        "thop",
+    }
     assert loaded_by(statement) & heavy == set()
 
 

@@ -139,7 +139,7 @@ def test_a_run_that_paused_works_for_as_long_before_a_later_run_measures(monkeyp
     assert waits == [f"waiting for cpu: run works, which had to pause, goes on for {left} s" for left in (30, 10)]
 
 
-def test_a_run_that_paused_measures_itself_in_its_own_share() -> None:
+def test_a_run_that_paused_may_measure_in_its_own_time_slice() -> None:
     first, works = DeviceQueue("cpu", "first"), DeviceQueue("cpu", "works")
     turn = first.turn(lambda _wait: None)
     turn.__enter__()

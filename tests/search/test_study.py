@@ -42,10 +42,12 @@ def test_a_told_study_is_the_same_after_it_is_opened_again(tmp_path: Path) -> No
     assert seen.excluded.tolist() == [[2, 2, 2, 2]]
 
 
-def test_the_three_fates_of_a_trial_that_was_not_told(tmp_path: Path) -> None:
+def test_the_three_fates_of_a_trial_that_was_not_reported(tmp_path: Path) -> None:
     search = opened(tmp_path)
-    told, stored, slow, lost = (search.ask(SPACE, SPACE.configuration(row)) for row in SPACE.all_rows[[3, 10, 20, 40]])
-    search.finish(told, Finished((0.1,)))
+    reported, stored, slow, lost = (
+        search.ask(SPACE, SPACE.configuration(row)) for row in SPACE.all_rows[[3, 10, 20, 40]]
+    )
+    search.finish(reported, Finished((0.1,)))
     folders = {stored.number: Finished((0.2,)), slow.number: Rejected({"latency": 1.2})}
     again = opened(tmp_path)
     assert again.resume(folders.get) == [lost.number]

@@ -1,4 +1,4 @@
-"""What is predicted of a configuration before it is trained: its cost, and prior scores of its quality.
+"""Predictions for a configuration before it is trained: its cost, and prior scores of its quality.
 
 Costs are fitted to whole untrained networks that were measured in the final engine. The prior score of an option is the
 quality of the model with one stage replaced and not trained: weights of a replacement are fitted to the stage's outputs

@@ -156,8 +156,8 @@ FUNCTION = f"{__name__}:write_program"
 FLOAT, CALIBRATION = "float", "calibration"
 """Folders of a task's inputs: the float program with its external data, and a file per calibration batch."""
 
-STORED = "stored-steps"
-"""Folder of `ProgramRun.stored` in a task's results."""
+CACHE = "step-cache"
+"""Folder of `ProgramRun.cache` in a task's results."""
 
 OUTCOME = "outcome.json"
 
@@ -188,7 +188,7 @@ def programs_by_workers(
         written: dict[str, Callable[[], BuiltCandidate]] = {}
         for number, (key, spec) in enumerate(programs.items()):
             task = Task(FUNCTION, _payload(spec, builder, limit_s), place / str(number), inputs=inputs)
-            written[key] = _waiting(spec, executor.submit(task), builder.stored)
+            written[key] = _waiting(spec, executor.submit(task), builder.cache)
         yield replace(builder, written=written)
 
 
@@ -210,8 +210,8 @@ def write_program(payload: Mapping[str, Any], work: Work) -> None:
     source = work.inputs[f"{FLOAT}/{payload['program']}"]
     try:
         with tempfile.TemporaryDirectory(dir=work.folder.parent) as scratch:
-            stored = work.folder / STORED
-            run = ProgramRun(batches, Path(scratch), payload["seed"], payload["threads"], report_stage, stored)
+            cache = work.folder / CACHE
+            run = ProgramRun(batches, Path(scratch), payload["seed"], payload["threads"], report_stage, cache)
             outcome = apply_to_program(source, work.folder / PROGRAM, params, run)
     except NoLayerChanged as error:  # it would arrive without its schemes
         record: dict[str, Any] = {"unchanged": error.to_dict(), "schemes": error.schemes}
@@ -251,11 +251,11 @@ def _payload(spec: CandidateSpec, builder: CandidateBuilder, limit_s: float | No
     }
 
 
-def _waiting(spec: CandidateSpec, future: Future[TaskResult], stored: Path | None) -> Callable[[], BuiltCandidate]:
+def _waiting(spec: CandidateSpec, future: Future[TaskResult], cache: Path | None) -> Callable[[], BuiltCandidate]:
     def written() -> BuiltCandidate:
         folder = future.result().folder
-        if stored is not None and (folder / STORED).is_dir():
-            shutil.copytree(folder / STORED, stored, dirs_exist_ok=True)
+        if cache is not None and (folder / CACHE).is_dir():
+            shutil.copytree(folder / CACHE, cache, dirs_exist_ok=True)
         record = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
         if "unchanged" in record:
             error = record["unchanged"]

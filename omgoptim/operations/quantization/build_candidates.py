@@ -74,8 +74,8 @@ class CandidateBuilder:
     seed: int
     written: Mapping[str, Callable[[], BuiltCandidate]] = field(default_factory=dict)
     """Programs that workers write, by `CandidateSpec.key`; a call waits for it and raises its technique's error."""
-    stored: Path | None = None
-    """Folder of `ProgramRun.stored`, for this program with this calibration alone."""
+    cache: Path | None = None
+    """Folder of `ProgramRun.cache`, for this program with this calibration alone."""
 
     def build(
         self,
@@ -103,7 +103,7 @@ class CandidateBuilder:
             self.context.progress(f"{doing}: {stage}", None)
 
         batches, threads = self.calibration.batches, loaded.bench.threads
-        run = ProgramRun(batches, scratch, self.seed, threads, report_stage, self.stored)
+        run = ProgramRun(batches, scratch, self.seed, threads, report_stage, self.cache)
         try:
             if spec.is_lowered:
                 return BuiltCandidate(spec, folder, build_lowered(spec.params, folder, loaded, run, self.program.path))

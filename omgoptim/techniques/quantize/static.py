@@ -100,7 +100,7 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
             quantized, notes = backends.quantize_by_onnxruntime(
                 model,
                 batches,
-                PtqTask(chosen, params, run.threads, run.seed, run.progress, run.stored),
+                PtqTask(chosen, params, run.threads, run.seed, run.progress, run.cache),
                 folder,
                 float_layers,
             )

@@ -55,7 +55,7 @@ def builder_of(project: Path) -> CandidateBuilder:
 def built(builder: CandidateBuilder, request: QuantizeRequest, specs: list[CandidateSpec]) -> list[CandidateResult]:
     """Build in a folder of its own."""
     folder = builder.context.folder.with_name(f"on-{request.on}-{request.workers}")
-    builder = replace(builder, context=replace(builder.context, folder=folder), stored=folder / "stored")
+    builder = replace(builder, context=replace(builder.context, folder=folder), cache=folder / "cache")
     with programs_by_workers(request, builder, specs) as building:
         return build_all(request, building, CandidatePlan(specs, []))
 
@@ -89,7 +89,7 @@ def test_two_workers_write_the_programs_of_one(project: Path) -> None:
     assert_same(alone, shared)
     assert len(list(project.glob(f"on-local-2/work/programs/*/{OUTCOME}"))) == 3
     assert not list(project.glob("on-local-1/work/programs"))
-    steps = [{file.name: file.read_bytes() for file in project.glob(f"on-local-{n}/stored/*")} for n in (1, 2)]
+    steps = [{file.name: file.read_bytes() for file in project.glob(f"on-local-{n}/cache/*")} for n in (1, 2)]
     assert len(steps[0]) == 3  # of the static candidate
     assert steps[1] == steps[0]
     error = shared[2].error

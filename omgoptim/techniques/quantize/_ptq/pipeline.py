@@ -42,7 +42,7 @@ from omgoptim.techniques.quantize._ptq.state import (
     PtqState,
     PtqTask,
 )
-from omgoptim.techniques.quantize._ptq.stored_steps import PtqResult, store_result, stored_result
+from omgoptim.techniques.quantize._ptq.step_cache import PtqResult, cache_result, cached_result
 from omgoptim.text import plural
 
 MAX_FLOAT_LAYERS = 3
@@ -146,10 +146,10 @@ def quantize(
         task: layers, number format and threads.
         float_layers: takes the layers of the task that stay in float.
     """
-    result = stored_result(task)
+    result = cached_result(task)
     if result is None:
         result = _ptq_result(model, batches, task)
-        store_result(result, task)
+        cache_result(result, task)
     chosen = [layer for layer in task.chosen if layer.node in result.quantized]
     if float_layers is not None:
         float_layers.extend(layer for layer in task.chosen if layer.node in result.left_out)

@@ -125,8 +125,8 @@ class PtqTask:
     threads: int = 1
     seed: int = 0
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
-    stored: Path | None = None
-    """Folder of `stored_steps.py`; None: nothing is stored."""
+    cache: Path | None = None
+    """Folder of `step_cache.py`; None: no cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -318,14 +318,14 @@ def noisy_batches(seed: int) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
-def test_a_program_with_more_layers_in_float_takes_the_steps_that_are_stored(effort, tmp_path):
+def test_a_program_with_more_layers_in_float_takes_the_cached_steps(effort, tmp_path):
     model, batches = chain(), noisy_batches(1)
     params = apply_preset(Static(algorithm="onnxruntime", targets=["*"]), effort)
     layers, kept = find_layers(model), []
-    whole, notes = pipeline.quantize(model, batches, PtqTask(layers, params, stored=tmp_path), kept)
+    whole, notes = pipeline.quantize(model, batches, PtqTask(layers, params, cache=tmp_path), kept)
     ignoring = params.model_copy(update={"ignore": ["first"]})
     less = [layer for layer in layers if layer.node != "first"]
-    mixed, again = pipeline.quantize(model, [], PtqTask(less, ignoring, stored=tmp_path), [])  # needs no samples
+    mixed, again = pipeline.quantize(model, [], PtqTask(less, ignoring, cache=tmp_path), [])  # needs no samples
     assert again == notes
     before, after = stored_weights(whole), stored_weights(mixed)
     assert after.keys() == before.keys() - {"first"}
@@ -339,15 +339,15 @@ def test_a_program_with_more_layers_in_float_takes_the_steps_that_are_stored(eff
 def test_steps_for_fewer_layers_or_other_params_are_not_taken(tmp_path):
     model, layers = chain(), find_layers(chain())
     ignoring = PLAIN.model_copy(update={"ignore": ["third"]})
-    pipeline.quantize(model, noisy_batches(1), PtqTask(layers[:2], ignoring, stored=tmp_path))
-    whole, _ = pipeline.quantize(model, noisy_batches(1), PtqTask(layers, PLAIN, stored=tmp_path))
+    pipeline.quantize(model, noisy_batches(1), PtqTask(layers[:2], ignoring, cache=tmp_path))
+    whole, _ = pipeline.quantize(model, noisy_batches(1), PtqTask(layers, PLAIN, cache=tmp_path))
     assert "third" in stored_weights(whole)
     symmetric = PLAIN.model_copy(update={"symmetric": True})
-    plain, stored = (
-        pipeline.quantize(model, noisy_batches(1), PtqTask(layers, symmetric, stored=folder))[0]
+    plain, cached = (
+        pipeline.quantize(model, noisy_batches(1), PtqTask(layers, symmetric, cache=folder))[0]
         for folder in (None, tmp_path)
     )
-    assert stored == plain
+    assert cached == plain
 
 
 def test_a_layer_in_mixed_precision_quantized_ones_stays_in_float_in_onnxruntime(tmp_path):

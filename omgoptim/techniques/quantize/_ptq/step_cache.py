@@ -1,4 +1,4 @@
-"""Result of the PTQ pipeline's steps, stored for a later program with more layers in float.
+"""Cache of the PTQ pipeline's result, for a later program with more layers in float.
 
 Mixed precision writes many programs that differ only in their layers in float. Equalization, ranges, bias correction
 and rounding are taken from the program with all layers quantized: the layers in float get their weights back.
@@ -33,28 +33,28 @@ class PtqResult:
     left_out: Sequence[str]
     """Nodes of the task's layers that the pipeline keeps in float."""
     notes: Sequence[str]
-    """What was done, a sentence each."""
+    """Sentences on the steps taken."""
 
 
-def store_result(result: PtqResult, task: PtqTask) -> None:
-    """Store the result for `stored_result`, if the task has a folder for it, and the disk has the space."""
-    if task.stored is None:
+def cache_result(result: PtqResult, task: PtqTask) -> None:
+    """Write the result to the cache folder of the task, if there is one and the disk has the space."""
+    if task.cache is None:
         return
-    program, reference, rest = _files(task.stored, task)
+    program, reference, rest = _files(task.cache, task)
     ranges = {name: [float(low), float(high)] for name, (low, high) in result.ranges.items()}
     lists = {"quantized": [*result.quantized], "left_out": [*result.left_out], "notes": [*result.notes]}
     with suppress(OSError):
-        task.stored.mkdir(parents=True, exist_ok=True)
+        task.cache.mkdir(parents=True, exist_ok=True)
         save(result.model, program)
         save(result.reference, reference)
         rest.write_text(json.dumps(lists | {"ranges": ranges}), encoding="utf-8")  # last: with it the result is whole
 
 
-def stored_result(task: PtqTask) -> PtqResult | None:
-    """Return the stored result of the same params with these or more layers; None where there is none."""
-    if task.stored is None:
+def cached_result(task: PtqTask) -> PtqResult | None:
+    """Return the cached result of the same params with these or more layers; None where there is none."""
+    if task.cache is None:
         return None
-    program, reference, rest = _files(task.stored, task)
+    program, reference, rest = _files(task.cache, task)
     if not rest.exists():
         return None
     lists = json.loads(rest.read_text(encoding="utf-8"))
