@@ -61,8 +61,9 @@ def policy(project: Path) -> PathPolicy:
 
 
 @pytest.fixture
-def write(project: Path) -> Callable[[str, str], Path]:
+def write(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
     """`write(name, text)`: a file of the project."""
+    monkeypatch.delitem(sys.modules, "net", raising=False)  # of another test's project
 
     def call(name: str, text: str = NET) -> Path:
         path = project / name
